@@ -1,0 +1,101 @@
+"""How a setting is declared: its name, default, help and permitted values, in one place.
+
+Every stage has one frozen dataclass derived from `Settings`; `main.py` makes the command-line
+flags from its fields and `artifacts.py` the fingerprint, so that no flag is declared twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+class InputError(ValueError):
+    """A wrong flag, file or model. Shown as one line, without a traceback; exit status 2."""
+
+
+def setting(
+    default: Any,
+    help: str,  # noqa: A002 - the word argparse uses
+    *,
+    choices: Sequence[str] | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    affects_result: bool = True,
+    type: type | None = None,  # noqa: A002 - the word argparse uses
+) -> Any:
+    """A dataclass field that carries everything the command line and the checks need.
+
+    Args:
+        default: value without the flag.
+        help: one or two lines for `--help`.
+        choices: permitted words.
+        at_least: smallest permitted number.
+        at_most: largest permitted number.
+        above: the number must be larger than this.
+        below: the number must be smaller than this.
+        affects_result: False for what changes speed or presentation only; such a setting does
+            not make a saved result stale.
+        type: the value's type where the default (None, say) does not tell it.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "at_least": at_least,
+        "at_most": at_most,
+        "above": above,
+        "below": below,
+        "affects_result": affects_result,
+        "type": type,
+    }
+    if isinstance(default, list):
+        raise TypeError("a setting's default must be immutable; use a tuple")
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of every stage's configuration; checks its fields when it is made."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            InputError: a value is outside what its `setting` permits.
+        """
+        for f in fields(self):
+            values = getattr(self, f.name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if value is not None:
+                    _check(f.name, value, f.metadata)
+
+    def fingerprint_settings(self) -> dict[str, Any]:
+        """Every setting that can change the stage's result, by name."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.metadata.get("affects_result", True)
+        }
+
+
+def _check(name: str, value: Any, rules: Any) -> None:
+    choices = rules.get("choices")
+    if choices and value not in choices:
+        raise InputError(f"--{name} must be one of {', '.join(choices)}; got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if not math.isfinite(value):
+        raise InputError(f"--{name} must be a finite number; got {value}")
+    for rule, symbol, broken in (
+        ("at_least", ">=", lambda bound: value < bound),
+        ("at_most", "<=", lambda bound: value > bound),
+        ("above", ">", lambda bound: value <= bound),
+        ("below", "<", lambda bound: value >= bound),
+    ):
+        bound = rules.get(rule)
+        if bound is not None and broken(bound):
+            raise InputError(f"--{name} must be {symbol} {bound:g}; got {value:g}")
