@@ -7,6 +7,7 @@ flags from its fields and `artifacts.py` the fingerprint, so that no flag is dec
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -20,7 +21,7 @@ def setting(
     default: Any,
     help: str,  # noqa: A002 - the word argparse uses
     *,
-    choices: Sequence[str] | None = None,
+    choices: Sequence[Any] | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
     above: float | None = None,
@@ -33,7 +34,7 @@ def setting(
     Args:
         default: value without the flag.
         help: one or two lines for `--help`.
-        choices: permitted words.
+        choices: permitted values.
         at_least: smallest permitted number.
         at_most: largest permitted number.
         above: the number must be larger than this.
@@ -85,17 +86,17 @@ class Settings:
 def _check(name: str, value: Any, rules: Any) -> None:
     choices = rules.get("choices")
     if choices and value not in choices:
-        raise InputError(f"--{name} must be one of {', '.join(choices)}; got {value!r}")
+        raise InputError(f"--{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if not math.isfinite(value):
         raise InputError(f"--{name} must be a finite number; got {value}")
-    for rule, symbol, broken in (
-        ("at_least", ">=", lambda bound: value < bound),
-        ("at_most", "<=", lambda bound: value > bound),
-        ("above", ">", lambda bound: value <= bound),
-        ("below", "<", lambda bound: value >= bound),
+    for rule, symbol, holds in (
+        ("at_least", ">=", operator.ge),
+        ("at_most", "<=", operator.le),
+        ("above", ">", operator.gt),
+        ("below", "<", operator.lt),
     ):
         bound = rules.get(rule)
-        if bound is not None and broken(bound):
+        if bound is not None and not holds(value, bound):
             raise InputError(f"--{name} must be {symbol} {bound:g}; got {value:g}")

@@ -1,0 +1,415 @@
+"""Everything on disk: names, manifests, fingerprints, and which stage runs, loads or is left out.
+
+A stage's result dataclass is its schema: an array field is one `.npy` (never pickled), a table
+one `.parquet` or `.csv`, a field with a file name in its metadata one `.json`, the rest goes into
+the stage's manifest. A file is written under a temporary name and renamed when whole; the
+manifest, which holds every file's hash, is written last, so a folder without one is unfinished.
+The fingerprint hashes the schema version, the stage, the seed, the settings that can change the
+result and the fingerprints of the stage's inputs: a change upstream makes what follows stale.
+"""
+
+from __future__ import annotations
+
+import csv
+import enum
+import hashlib
+import importlib.metadata
+import io
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import pandas as pd
+
+from settings import InputError
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1  # raise when a stage's arithmetic changes: saved results become stale
+PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "datasets", "pillow")
+Result = TypeVar("Result")
+
+
+class Mode(enum.Enum):
+    """What is done about a stage."""
+
+    RUN = "run"  # compute
+    REUSE = "reuse"  # load if saved with the current settings, else compute
+    LOAD = "load"  # load; missing or stale is an error
+    OMIT = "omit"  # neither
+
+
+def stage_mode(*, skipped: bool, needed_later: bool, load_saved: bool) -> Mode:
+    """The one place where `--skip_stage` and `--load_saved` are interpreted."""
+    if skipped:
+        return Mode.LOAD if needed_later else Mode.OMIT
+    return Mode.REUSE if load_saved else Mode.RUN
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline with a saved result."""
+
+    name: str
+    folder: str
+    prefix: str = ""  # of its files' names, where stages share a folder
+    manifest: str = "manifest.json"
+    number: int | None = None  # as `--skip_stage` counts
+
+
+EMBEDDING = Stage("embedding", "stage1", manifest="embedding_manifest.json", number=1)
+CLUSTERING = Stage("clustering", "stage1", number=1)
+INFLUENCE = Stage("influence", "stage2", number=2)
+CURATION = Stage("curation", "stage3", number=3)
+EVALUATION = Stage("evaluation", "evaluation")
+
+
+def baseline_stage(method: str) -> Stage:
+    """One baseline's selection; the baselines share a folder and are reused one by one."""
+    return Stage(method, "baselines", prefix=f"{method}_", manifest=f"{method}_manifest.json")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a stage's result depends on."""
+
+    seed: int
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]  # fingerprints by name
+
+    def fingerprint(self, stage: Stage) -> str:
+        """Hex digest that changes whenever the result could."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "stage": stage.name,
+            "seed": self.seed,
+            "settings": dict(self.settings),
+            "inputs": dict(self.inputs),
+        }
+        return hashlib.sha256(_json_bytes(content)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A stage's result with its fingerprint and the seconds it took when it was computed."""
+
+    value: Any
+    fingerprint: str
+    seconds: float
+
+
+class StaleError(Exception):
+    """A saved result that is missing, damaged or made with other settings; the text says which."""
+
+
+@dataclass
+class Store:
+    """The output folder of a run."""
+
+    root: Path
+    written: list[Path] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, output_dir: str) -> Store:
+        """The store in `output_dir`, which is made if need be.
+
+        Raises:
+            InputError: it is a file or cannot be written to.
+        """
+        root = Path(output_dir)
+        if root.exists() and not root.is_dir():
+            raise InputError(f"--output_dir {output_dir} is a file; name a folder")
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            probe = root / f".writable.{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"--output_dir {output_dir} cannot be written to ({error.strerror}); "
+                "choose another folder"
+            ) from error
+        return cls(root)
+
+    def path(self, relative: str) -> Path:
+        """Where a file of this run lies; its folder is made."""
+        path = self.root / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_bytes(self, relative: str, data: bytes) -> Path:
+        """Write a whole file or nothing.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written to.
+        """
+        path = self.path(relative)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise InputError(
+                f"--output_dir: {path} cannot be written ({error.strerror}); "
+                "free some space or choose another folder"
+            ) from error
+        return path
+
+    def write_text(self, relative: str, text: str) -> Path:
+        """Write a whole UTF-8 file or nothing."""
+        return self.write_bytes(relative, text.encode("utf-8"))
+
+    def write_json(self, relative: str, content: Any) -> Path:
+        """Write JSON that a person can read; NaN is refused."""
+        return self.write_bytes(relative, _json_bytes(content, indent=2) + b"\n")
+
+    def write_npy(self, relative: str, array: np.ndarray) -> Path:
+        """Write an array; object arrays are refused."""
+        return self.write_bytes(relative, _npy_bytes(array))
+
+    def stage(
+        self,
+        stage: Stage,
+        mode: Mode,
+        provenance: Provenance,
+        result_type: type[Result],
+        compute: Callable[[], Result],
+    ) -> Saved | None:
+        """The stage's result: computed, reused or loaded as `mode` says; None if omitted.
+
+        Raises:
+            InputError: the stage is skipped but its saved result is missing, stale or damaged.
+        """
+        fingerprint = provenance.fingerprint(stage)
+        if mode is Mode.OMIT:
+            logger.info("%-10s omitted: skipped, and nothing later needs it", stage.name)
+            return None
+        if mode in (Mode.REUSE, Mode.LOAD):
+            try:
+                saved = self.load(stage, provenance, result_type)
+            except StaleError as error:
+                if mode is Mode.LOAD:
+                    raise InputError(
+                        f"--skip_stage {stage.number}: {self.root / stage.folder} {error}; "
+                        f"run again without --skip_stage {stage.number}"
+                    ) from error
+                logger.warning(
+                    "%-10s recomputed: %s %s", stage.name, self.root / stage.folder, error
+                )
+            else:
+                logger.info("%-10s %s from %s", stage.name, mode.value, self.root / stage.folder)
+                return saved
+        started = time.perf_counter()
+        value = compute()
+        seconds = time.perf_counter() - started
+        self.save(stage, provenance, value, seconds)
+        logger.info("%-10s computed in %.1f s, saved in %s", stage.name, seconds, stage.folder)
+        return Saved(value, fingerprint, seconds)
+
+    def save(self, stage: Stage, provenance: Provenance, value: Any, seconds: float) -> None:
+        """Write every field of a result, then the manifest that makes them valid."""
+        manifest_name = f"{stage.folder}/{stage.manifest}"
+        contents: dict[str, bytes] = {}
+        scalars: dict[str, Any] = {}
+        for f in fields(value):
+            name = _file_name(f, getattr(value, f.name))
+            if name is None:
+                scalars[f.name] = getattr(value, f.name)
+            else:
+                contents[stage.prefix + name] = _encode(name, getattr(value, f.name))
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "stage": stage.name,
+            "fingerprint": provenance.fingerprint(stage),
+            "seed": provenance.seed,
+            "settings": dict(provenance.settings),
+            "inputs": dict(provenance.inputs),
+            "values": scalars,
+            "files": {
+                name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+                for name, data in contents.items()
+            },
+            "packages": package_versions(),
+            "seconds": round(seconds, 3),
+        }
+        encoded = _json_bytes(manifest, indent=2) + b"\n"
+        self.path(manifest_name).unlink(missing_ok=True)
+        for name, data in contents.items():
+            self.write_bytes(f"{stage.folder}/{name}", data)
+        self.write_bytes(manifest_name, encoded)
+
+    def manifest(self, stage: Stage) -> dict[str, Any]:
+        """A stage's manifest.
+
+        Raises:
+            StaleError: there is none, or it is damaged.
+        """
+        path = self.root / stage.folder / stage.manifest
+        try:
+            manifest = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise StaleError("has no saved result") from None
+        except (OSError, ValueError) as error:
+            raise StaleError(f"has a damaged {stage.manifest} ({error})") from error
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+            raise StaleError(f"has a damaged {stage.manifest}")
+        return cast(dict[str, Any], manifest)
+
+    def load(self, stage: Stage, provenance: Provenance, result_type: type[Result]) -> Saved:
+        """Exactly what `save` was given.
+
+        Raises:
+            StaleError: missing, made with other settings, or damaged.
+        """
+        manifest = self.manifest(stage)
+        fingerprint = provenance.fingerprint(stage)
+        if manifest.get("fingerprint") != fingerprint:
+            raise StaleError(f"was made with {_changes(manifest, provenance)}")
+        values: dict[str, Any] = {}
+        for f in fields(cast(Any, result_type)):
+            if f.name in manifest["values"]:
+                values[f.name] = manifest["values"][f.name]
+                continue
+            names = [
+                name
+                for name in (stage.prefix + n for n in _possible_names(f))
+                if name in manifest["files"]
+            ]
+            if not names:
+                raise StaleError(f"has no {f.name}")
+            values[f.name] = self._read_checked(stage, names[0], manifest["files"][names[0]])
+        return Saved(result_type(**values), fingerprint, float(manifest["seconds"]))
+
+    def _read_checked(self, stage: Stage, name: str, expected: Mapping[str, Any]) -> Any:
+        path = self.root / stage.folder / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StaleError(f"lacks {name} ({error.strerror})") from error
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise StaleError(f"has a damaged {name} (its hash is not the saved one)")
+        return _decode(name, data)
+
+
+def _changes(manifest: Mapping[str, Any], provenance: Provenance) -> str:
+    """What differs between a manifest and the current settings, in words."""
+    changes = []
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        changes.append(f"schema version {manifest.get('schema_version')} (now {SCHEMA_VERSION})")
+    if manifest.get("seed") != provenance.seed:
+        changes.append(f"--seed {manifest.get('seed')} (now {provenance.seed})")
+    old = manifest.get("settings", {})
+    new = json.loads(_json_bytes(dict(provenance.settings)))
+    changes += [
+        f"--{name} {_shown(old.get(name))} (now {_shown(new.get(name))})"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+    inputs = manifest.get("inputs", {})
+    changed = [n for n, value in provenance.inputs.items() if inputs.get(n) != value]
+    if changed:
+        changes.append(f"another {' and another '.join(changed)} as input")
+    return ", ".join(changes) or "other settings"
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+# --- One file each ----------------------------------------------------------------------------
+
+
+def _possible_names(f: Field[Any]) -> list[str]:
+    if "file" in f.metadata:
+        return [f.metadata["file"]]
+    return [f"{f.name}.npy", f"{f.name}.parquet"]
+
+
+def _file_name(f: Field[Any], value: Any) -> str | None:
+    if "file" in f.metadata:
+        return str(f.metadata["file"])
+    if isinstance(value, np.ndarray):
+        return f"{f.name}.npy"
+    return f"{f.name}.parquet" if isinstance(value, pd.DataFrame) else None
+
+
+def _encode(name: str, value: Any) -> bytes:
+    if name.endswith(".npy"):
+        return _npy_bytes(value)
+    if name.endswith(".parquet"):
+        buffer = io.BytesIO()
+        value.to_parquet(buffer, index=False)
+        return buffer.getvalue()
+    if name.endswith(".csv"):
+        # Every text quoted, so that an empty one comes back as text.
+        csv_text: str = value.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+        return csv_text.encode("utf-8")
+    return _json_bytes(value, indent=2) + b"\n"
+
+
+def _decode(name: str, data: bytes) -> Any:
+    if name.endswith(".npy"):
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    if name.endswith(".parquet"):
+        return pd.read_parquet(io.BytesIO(data))
+    if name.endswith(".csv"):
+        return pd.read_csv(io.BytesIO(data), keep_default_na=False)
+    return json.loads(data)
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _json_bytes(content: Any, indent: int | None = None) -> bytes:
+    text = json.dumps(content, indent=indent, sort_keys=indent is None, allow_nan=False)
+    return text.encode("utf-8")
+
+
+# --- The run ----------------------------------------------------------------------------------
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose arithmetic the results depend on."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, its cores and the operating system."""
+    return {
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu_cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+    }
+
+
+def stage_rng(seed: int, name: str) -> np.random.Generator:
+    """A stage's own generator, from the run's seed and its name: skipping one shifts no other."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+def combined_fingerprint(parts: Sequence[str]) -> str:
+    """One digest of several."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,129 @@
+"""Topics: k-means over the concatenated embeddings, and what each cluster is about.
+
+Lloyd's algorithm from scikit-learn, its mini-batch variant (Sculley 2010) for large sets; the
+terms that set a cluster apart by class-based TF-IDF (Grootendorst 2022, arXiv 2203.05794).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import CountVectorizer
+
+from settings import InputError, Settings, setting
+
+# Above this many pairs mini-batch k-means takes over; see benchmarks/clustering.py.
+MINI_BATCH_ABOVE = 50_000
+N_TERMS = 6
+N_NEAREST = 5
+
+
+@dataclass(frozen=True)
+class ClusteringConfig(Settings):
+    """How pairs are grouped into topics."""
+
+    n_clusters: int = setting(100, "clusters for k-means", at_least=1)
+
+
+@dataclass(frozen=True)
+class ClusterAssignment:
+    """K clusters over n pairs; every cluster holds at least one pair."""
+
+    cluster_assignments: Int64[np.ndarray, " n"]
+    centers: Float[np.ndarray, "K d2"]
+    clusters: list[dict[str, Any]] = field(metadata={"file": "clusters.json"})
+
+
+def cluster_embeddings(
+    embeddings: Float[np.ndarray, "n d2"],
+    clip_scores: Float[np.ndarray, " n"],
+    captions: Sequence[str],
+    config: ClusteringConfig,
+    *,
+    rng: np.random.Generator,
+) -> ClusterAssignment:
+    """Clusters of the concatenated embeddings, each with a description for people.
+
+    Fewer than `n_clusters` clusters come back only where there are fewer distinct points.
+
+    Raises:
+        InputError: fewer pairs than clusters asked for.
+    """
+    n = len(embeddings)
+    if n < config.n_clusters:
+        raise InputError(
+            f"--n_clusters asks for {config.n_clusters} clusters but there are only {n} training "
+            f"pairs; pass --n_clusters {max(1, n // 10)} or more data"
+        )
+    kmeans_class = MiniBatchKMeans if n > MINI_BATCH_ABOVE else KMeans
+    kmeans = kmeans_class(
+        n_clusters=config.n_clusters, n_init=3, random_state=int(rng.integers(2**31))
+    )
+    with warnings.catch_warnings():
+        # Fewer distinct points than clusters: the empty clusters are dropped below.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = kmeans.fit_predict(embeddings)
+    used, assignments = np.unique(labels, return_inverse=True)
+    assignments = assignments.astype(np.int64)
+    centers = kmeans.cluster_centers_[used].astype(np.float32)
+    clusters = describe_clusters(assignments, centers, embeddings, clip_scores, captions)
+    return ClusterAssignment(assignments, centers, clusters)
+
+
+def describe_clusters(
+    assignments: Int64[np.ndarray, " n"],
+    centers: Float[np.ndarray, "K d2"],
+    embeddings: Float[np.ndarray, "n d2"],
+    clip_scores: Float[np.ndarray, " n"],
+    captions: Sequence[str],
+) -> list[dict[str, Any]]:
+    """What each cluster is about: size, mean CLIP score, its terms, captions nearest the centre."""
+    terms = distinctive_terms(assignments, len(centers), captions)
+    clusters = []
+    for k, center in enumerate(centers):
+        members = np.flatnonzero(assignments == k)
+        distances = np.linalg.norm(embeddings[members] - center, axis=1)
+        nearest = members[np.argsort(distances, kind="stable")[:N_NEAREST]]
+        clusters.append(
+            {
+                "cluster": k,
+                "size": len(members),
+                "mean_clip_score": round(float(clip_scores[members].mean()), 4),
+                "terms": terms[k],
+                "nearest_captions": [captions[i] for i in nearest],
+            }
+        )
+    return clusters
+
+
+def distinctive_terms(
+    assignments: Int64[np.ndarray, " n"], n_clusters: int, captions: Sequence[str]
+) -> list[list[str]]:
+    """The words that set each cluster apart, best first, at most `N_TERMS` of them.
+
+        score(t, k) = tf(t, k) * log(1 + A / f(t))      Grootendorst (2022), eq. 4
+
+    with tf the count of word t in cluster k over the words of k, f its count over all clusters
+    and A the mean number of words per cluster. English stop words are left out.
+    """
+    documents = [[] for _ in range(n_clusters)]  # type: list[list[str]]
+    for caption, k in zip(captions, assignments, strict=True):
+        documents[k].append(caption)
+    vectorizer = CountVectorizer(stop_words="english", token_pattern=r"(?u)\b[^\W\d_]{2,}\b")
+    try:
+        counts = vectorizer.fit_transform(" ".join(d) for d in documents).toarray()
+    except ValueError:  # scikit-learn's "empty vocabulary": no caption has a word
+        return [[] for _ in range(n_clusters)]
+    words = vectorizer.get_feature_names_out()
+    totals = counts.sum(axis=1, keepdims=True)
+    idf = np.log1p(totals.mean() / counts.sum(axis=0))
+    scores = counts / np.maximum(totals, 1) * idf
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :N_TERMS]
+    return [[str(words[t]) for t in row if scores[k, t] > 0] for k, row in enumerate(best)]

@@ -1,0 +1,241 @@
+"""Which pairs are kept and with what weight, from the influence of their cells.
+
+Harmful cells are pruned, neutral ones retained, beneficial ones raised, by the exact solution of
+
+    maximise  sum_c n_c w_c m_c - (1 / 2 rho) sum_c n_c (w_c - 1)^2
+    subject to  0 <= w_c <= cap_c  and a budget
+
+over cells of n_c pairs, mean influence m_c and weight w_c. The proximal term keeps weights near
+one, where first-order influence holds; without it the whole budget goes to a few cells at the cap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64, Shaped
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from settings import InputError, Settings, setting
+
+HARMFUL, NEUTRAL, BENEFICIAL = "harmful", "neutral", "beneficial"
+
+
+@dataclass(frozen=True)
+class CurationConfig(Settings):
+    """What is pruned, kept and raised."""
+
+    target_size_ratio: float = setting(
+        0.8, "size of the curated set as a share of the training pairs", above=0, at_most=1
+    )
+    harmful_threshold: float = setting(
+        -0.001, "a cluster below this influence is harmful (-0.001: -0.1 %% of validation loss)"
+    )
+    beneficial_threshold: float = setting(
+        0.01, "a cluster above this influence is beneficial (0.01: +1 %% of validation loss)"
+    )
+    confidence: float = setting(
+        0.9,
+        "how certain the sign must be before a cluster is called harmful or beneficial",
+        at_least=0.5,
+        below=1,
+    )
+    max_weight: float = setting(5.0, "largest weight of a cluster before scaling", at_least=1)
+
+    def __post_init__(self) -> None:
+        """Check the fields and that the thresholds do not contradict each other.
+
+        Raises:
+            InputError: a wrong value, or thresholds that overlap.
+        """
+        super().__post_init__()
+        if self.harmful_threshold >= self.beneficial_threshold:
+            raise InputError(
+                f"--harmful_threshold ({self.harmful_threshold:g}) must be below "
+                f"--beneficial_threshold ({self.beneficial_threshold:g})"
+            )
+
+
+@dataclass(frozen=True)
+class CurationResult:
+    """The curated subset: m of n training pairs, and why."""
+
+    curated_indices: Int64[np.ndarray, " m"]  # sorted positions in the source
+    sample_weights: Float64[np.ndarray, " m"]  # mean one
+    curated_rows: Int64[np.ndarray, " m"]  # the same pairs as rows of the training arrays
+    categorization: list[dict[str, Any]] = field(metadata={"file": "cluster_categorization.json"})
+    cluster_weights: dict[str, float] = field(metadata={"file": "cluster_weights.json"})
+
+
+def curated_size(n: int, target_size_ratio: float) -> int:
+    """How many of n pairs are kept, at least one."""
+    return max(1, round(target_size_ratio * n))
+
+
+def curate(
+    influence_scores: Float[np.ndarray, " K"],
+    influence_stderr: Float[np.ndarray, " K"],
+    cluster_assignments: Int64[np.ndarray, " n"],
+    clip_scores: Float[np.ndarray, " n"],
+    indices: Int64[np.ndarray, " n"],
+    clusters: list[dict[str, Any]],
+    config: CurationConfig,
+) -> CurationResult:
+    """The curated subset of exactly `curated_size` pairs, with weights.
+
+    Within a cluster that is kept in part, the pairs whose image and text agree best stay: the
+    cluster's influence does not tell its pairs apart.
+
+    Args:
+        influence_scores: I_k, relative change of the validation loss without cluster k.
+        influence_stderr: its standard error.
+        cluster_assignments: cluster of each training pair; every cluster has a pair.
+        clip_scores: image-text agreement of each training pair.
+        indices: position of each training pair in the source, ascending.
+        clusters: descriptions of the clusters (`terms`), for the readable result.
+        config: thresholds, size and cap.
+    """
+    sizes = np.bincount(cluster_assignments)
+    target = curated_size(len(indices), config.target_size_ratio)
+    categories = categorize(influence_scores, influence_stderr, config)
+    mean_influence = influence_scores * sizes.sum() / sizes
+    caps = weight_caps(categories, mean_influence, sizes, target, config.max_weight)
+    weights = solve_weights(mean_influence, sizes, caps, target)
+    kept = pairs_kept(weights, sizes, target)
+    rows = select_rows(cluster_assignments, clip_scores, kept)
+    raised = np.maximum(weights, 1.0)  # a share below one is met by dropping pairs
+    mean_weight = raised[cluster_assignments[rows]].mean()
+    return CurationResult(
+        curated_indices=indices[rows],
+        sample_weights=raised[cluster_assignments[rows]] / mean_weight,
+        curated_rows=rows,
+        categorization=_readable_categories(
+            categories, influence_scores, influence_stderr, sizes, kept, clusters
+        ),
+        cluster_weights={
+            str(k): float(raised[k] / mean_weight) if kept[k] else 0.0 for k in range(len(sizes))
+        },
+    )
+
+
+def categorize(
+    scores: Float[np.ndarray, " K"], stderr: Float[np.ndarray, " K"], config: CurationConfig
+) -> Shaped[np.ndarray, " K"]:
+    """`harmful`, `neutral` or `beneficial` for each cluster.
+
+    Beyond the threshold is not enough: the sign must be certain at `confidence`, one-sided.
+    """
+    certain = np.abs(scores) > norm.ppf(config.confidence) * stderr
+    categories = np.full(len(scores), NEUTRAL, dtype=object)
+    categories[certain & (scores < config.harmful_threshold)] = HARMFUL
+    categories[certain & (scores > config.beneficial_threshold)] = BENEFICIAL
+    return categories
+
+
+def weight_caps(
+    categories: Shaped[np.ndarray, " K"],
+    mean_influence: Float[np.ndarray, " K"],
+    sizes: Int64[np.ndarray, " K"],
+    target: int,
+    max_weight: float,
+) -> Float64[np.ndarray, " K"]:
+    """Largest weight of each cluster: 0 harmful, 1 neutral, `max_weight` beneficial.
+
+    Where the harmful clusters hold more pairs than may be dropped, the least harmful of them are
+    retained like neutral ones.
+    """
+    caps = np.where(categories == BENEFICIAL, max_weight, 1.0)
+    to_drop = sizes.sum() - target
+    for k in np.argsort(mean_influence, kind="stable"):
+        if categories[k] == HARMFUL and sizes[k] <= to_drop:
+            caps[k] = 0.0
+            to_drop -= sizes[k]
+    return caps
+
+
+def solve_weights(
+    mean_influence: Float[np.ndarray, " K"],
+    sizes: Int64[np.ndarray, " K"],
+    caps: Float[np.ndarray, " K"],
+    target: int,
+) -> Float64[np.ndarray, " K"]:
+    """The exact solution of the proximal programme that keeps `target` pairs.
+
+        w_c(mu) = clip(1 + rho (m_c - mu), 0, cap_c)
+
+    mu, the price of a pair, is the root of sum_c n_c min(w_c, 1) = target: a cluster below weight
+    one keeps that share of its pairs, one above keeps all of them and is up-weighted. rho is one
+    over the standard deviation of influence over pairs, so one deviation is worth a weight of one.
+
+    Args:
+        mean_influence: (K,) m_c, any unit.
+        sizes: (K,) n_c.
+        caps: (K,) largest weights; the pairs of clusters with a cap >= 1 reach `target`.
+        target: pairs to keep.
+    """
+    mean = np.average(mean_influence, weights=sizes)
+    spread = np.sqrt(np.average((mean_influence - mean) ** 2, weights=sizes))
+    gains = (mean_influence - mean) / spread if spread > 0 else np.zeros(len(sizes))
+
+    def weights_at(price: float) -> Float64[np.ndarray, " K"]:
+        return np.asarray(np.clip(1 + gains - price, 0, caps))
+
+    def surplus(price: float) -> float:
+        return float(sizes @ np.minimum(weights_at(price), 1) - target)
+
+    free = gains[caps > 0]
+    cheapest, dearest = free.min(), 1 + free.max()  # all free pairs kept, none kept
+    if surplus(cheapest) <= 0:  # nothing to drop, so pairs have no price
+        return np.where(caps > 0, np.maximum(weights_at(0.0), 1.0), 0.0)
+    return weights_at(brentq(surplus, cheapest, dearest, xtol=1e-12))
+
+
+def pairs_kept(
+    weights: Float[np.ndarray, " K"], sizes: Int64[np.ndarray, " K"], target: int
+) -> Int64[np.ndarray, " K"]:
+    """Whole numbers of pairs kept of each cluster that sum to `target`: largest remainders."""
+    shares = sizes * np.minimum(weights, 1)
+    kept: np.ndarray = np.floor(shares + 1e-9).astype(np.int64)
+    order = np.argsort(-(shares - kept), kind="stable")
+    for k in order[: target - kept.sum()]:
+        kept[k] += 1
+    return kept
+
+
+def select_rows(
+    cluster_assignments: Int64[np.ndarray, " n"],
+    clip_scores: Float[np.ndarray, " n"],
+    kept: Int64[np.ndarray, " K"],
+) -> Int64[np.ndarray, " m"]:
+    """Sorted rows of the `kept[k]` pairs of highest CLIP score in each cluster k."""
+    order = np.lexsort((-clip_scores, cluster_assignments))
+    sizes = np.bincount(cluster_assignments, minlength=len(kept))
+    rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[cluster_assignments[order]]
+    rows: np.ndarray = np.sort(order[rank < kept[cluster_assignments[order]]])
+    return rows
+
+
+def _readable_categories(
+    categories: np.ndarray,
+    scores: np.ndarray,
+    stderr: np.ndarray,
+    sizes: np.ndarray,
+    kept: np.ndarray,
+    clusters: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "cluster": int(k),
+            "terms": list(clusters[k]["terms"]),
+            "category": str(categories[k]),
+            "influence_percent": round(100 * float(scores[k]), 5),
+            "stderr_percent": round(100 * float(stderr[k]), 5),
+            "size": int(sizes[k]),
+            "pairs_kept": int(kept[k]),
+            "pairs_dropped": int(sizes[k] - kept[k]),
+        }
+        for k in np.argsort(scores, kind="stable")
+    ]

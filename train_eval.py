@@ -1,0 +1,399 @@
+"""Trains the dual encoder on every method's subset and measures what it is worth.
+
+Retrieval recall at 1, 5, 10 in both directions on unseen images, several captions an image
+(Karpathy & Fei-Fei 2015), at the same number of epochs and at the same number of steps; recall
+gaps between groups of captions with a bootstrap interval; cost relative to the full data.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from tqdm import tqdm
+
+from model import (
+    PairTensors,
+    Parameters,
+    TrainingConfig,
+    embed_images,
+    embed_texts,
+    shuffled_batches,
+    steps_per_epoch,
+    train,
+)
+from settings import Settings, setting
+
+FULL, INFLUENCESPACE = "full", "influencespace"
+METHODS = (
+    FULL,
+    INFLUENCESPACE,
+    "random",
+    "clip_score_filtering",
+    "diversity_sampling",
+    "coreset_selection",
+    "individual_influence",
+)
+COMPARISONS = ("same_epochs", "same_steps")
+RECALL_AT = (1, 5, 10)
+QUERIES_AT_ONCE = 2048
+MIN_GROUP_QUERIES = 20
+N_BOOTSTRAP = 1000
+
+GROUP_WORDS = {
+    "gender": {
+        "female": "woman women girl girls lady ladies female females she her hers mother mom "
+        "daughter sister wife grandmother bride actress",
+        "male": "man men boy boys gentleman guy guys male males he him his father dad son "
+        "brother husband grandfather groom actor",
+    },
+    "age": {
+        "child": "child children kid kids boy boys girl girls toddler toddlers baby babies infant "
+        "youngster youngsters",
+        "adult": "man men woman women adult adults lady ladies gentleman guy guys mother father "
+        "mom dad grandmother grandfather elderly",
+    },
+}
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Settings):
+    """Which methods are compared, and how often each is trained."""
+
+    methods: tuple[str, ...] = setting(
+        METHODS, "curation methods that are trained and evaluated", choices=METHODS
+    )
+    n_seeds: int = setting(3, "training repeats per method", at_least=1)
+
+
+class RetrievalSet(NamedTuple):
+    """Unseen images and all their captions."""
+
+    images: Tensor  # (E, d_i) scaled features
+    texts: Tensor  # (Q, d_t) scaled features
+    caption_image: np.ndarray  # (Q,) row of the image that each caption describes
+    image_embeddings: Tensor  # (E, d) of the frozen encoder
+    text_embeddings: Tensor  # (Q, d) of the frozen encoder
+
+
+class Subset(NamedTuple):
+    """What a method trains on."""
+
+    rows: np.ndarray  # (m,) rows of the training arrays
+    weights: np.ndarray | None  # (m,) mean one; None is all ones
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Every training run, and where it ranked every query; all metrics follow from these."""
+
+    image_ranks: Int64[np.ndarray, "runs E"]  # 0: one of the image's captions came first
+    caption_ranks: Int64[np.ndarray, "runs Q"]  # 0: the caption's image came first
+    encoder_image_ranks: Int64[np.ndarray, " E"]  # the frozen encoder, untrained
+    encoder_caption_ranks: Int64[np.ndarray, " Q"]
+    runs: list[dict[str, Any]] = field(metadata={"file": "runs.json"})
+
+
+def evaluate_methods(
+    subsets: Mapping[str, Subset],
+    pairs: PairTensors,
+    validation: PairTensors,
+    test: RetrievalSet,
+    training: TrainingConfig,
+    config: EvaluationConfig,
+    *,
+    rng: np.random.Generator,
+    on_model: Callable[[str, Parameters], None] | None = None,
+) -> EvaluationResult:
+    """Train every method in both comparisons over all seeds, and rank the test queries.
+
+    Seeds are paired: run s of every method starts from the same parameters.
+
+    Args:
+        subsets: what each method trains on, by name.
+        pairs: all training pairs.
+        validation: held-out pairs, for the loss curves.
+        test: unseen images and captions.
+        training: settings of every run.
+        config: number of seeds.
+        rng: the stage's generator.
+        on_model: called with `method_comparison_seed` and the trained parameters.
+    """
+    seeds = [int(s) for s in rng.integers(2**31, size=config.n_seeds)]
+    validation_batches = shuffled_batches(len(validation.images), training.batch_size, rng)
+    full_steps = training.num_epochs * steps_per_epoch(len(pairs.images), training.batch_size)
+    jobs = [
+        (method, comparison, seed_index)
+        for method in subsets
+        for comparison in COMPARISONS
+        for seed_index in range(config.n_seeds)
+        if not (method == FULL and comparison != COMPARISONS[0])  # one and the same for the full
+    ]
+    runs, image_ranks, caption_ranks = [], [], []
+    for method, comparison, seed_index in tqdm(jobs, desc="training", unit="run", disable=None):
+        rows, weights = subsets[method]
+        n_steps = full_steps
+        if comparison == "same_epochs":
+            n_steps = training.num_epochs * steps_per_epoch(len(rows), training.batch_size)
+        started = time.perf_counter()
+        parameters, history = train(
+            pairs.take(torch.from_numpy(rows).to(pairs.images.device)),
+            training,
+            n_steps=n_steps,
+            seed=seeds[seed_index],
+            sample_weights=weights,
+            validation=(validation, validation_batches),
+        )
+        runs.append(
+            {
+                "method": method,
+                "comparison": comparison,
+                "seed_index": seed_index,
+                "n_pairs": len(rows),
+                "n_steps": n_steps,
+                "relative_training_cost": n_steps / full_steps,
+                "training_seconds": time.perf_counter() - started,
+                "history": history._asdict(),
+            }
+        )
+        ranks = retrieval_ranks(
+            embed_images(parameters, test.images),
+            embed_texts(parameters, test.texts),
+            test.caption_image,
+        )
+        image_ranks.append(ranks[0])
+        caption_ranks.append(ranks[1])
+        if on_model is not None:
+            on_model(f"{method}_{comparison}_seed{seed_index}", parameters)
+    encoder_ranks = retrieval_ranks(test.image_embeddings, test.text_embeddings, test.caption_image)
+    return EvaluationResult(np.stack(image_ranks), np.stack(caption_ranks), *encoder_ranks, runs)
+
+
+# --- Retrieval --------------------------------------------------------------------------------
+
+
+def retrieval_ranks(
+    image_embeddings: Tensor, text_embeddings: Tensor, caption_image: Int64[np.ndarray, " Q"]
+) -> tuple[Int64[np.ndarray, " E"], Int64[np.ndarray, " Q"]]:
+    """How many wrong answers come before the first right one, for every query.
+
+    An image is found by any of its captions; its other captions are no wrong answers. A tie
+    counts against the query, so a model that cannot tell answers apart finds nothing.
+
+    Args:
+        image_embeddings: (E, d).
+        text_embeddings: (Q, d).
+        caption_image: (Q,) the image of each caption; every image has one.
+
+    Returns:
+        Ranks from zero of the image queries (E,) and of the caption queries (Q,).
+    """
+    device = image_embeddings.device
+    owner = torch.from_numpy(caption_image).to(device)
+    n_images = len(image_embeddings)
+    own = torch.empty(len(owner), device=device)
+    caption_ranks = torch.empty(len(owner), dtype=torch.int64, device=device)
+    blocks = range(0, len(owner), QUERIES_AT_ONCE)
+    for start in blocks:
+        block = slice(start, start + QUERIES_AT_ONCE)
+        scores = text_embeddings[block] @ image_embeddings.T
+        own[block] = scores.gather(1, owner[block, None]).squeeze(1)
+        caption_ranks[block] = (scores >= own[block, None]).sum(dim=1) - 1
+    best = torch.full((n_images,), -torch.inf, device=device)
+    best = best.scatter_reduce(0, owner, own, "amax")
+    image_ranks = torch.zeros(n_images, dtype=torch.int64, device=device)
+    for start in blocks:
+        block = slice(start, start + QUERIES_AT_ONCE)
+        scores = text_embeddings[block] @ image_embeddings.T
+        wrong = owner[block, None] != torch.arange(n_images, device=device)
+        image_ranks += ((scores >= best) & wrong).sum(dim=0)
+    return image_ranks.cpu().numpy(), caption_ranks.cpu().numpy()
+
+
+def recall_metrics(
+    image_ranks: Int64[np.ndarray, " E"], caption_ranks: Int64[np.ndarray, " Q"]
+) -> dict[str, float]:
+    """Recall in percent: both directions and their mean at 1, 5, 10, and the mean of all six."""
+    metrics: dict[str, float] = {}
+    for k in RECALL_AT:
+        image_to_text = 100 * float((image_ranks < k).mean())
+        text_to_image = 100 * float((caption_ranks < k).mean())
+        metrics[f"image_to_text_recall@{k}"] = image_to_text
+        metrics[f"text_to_image_recall@{k}"] = text_to_image
+        metrics[f"avg_recall@{k}"] = (image_to_text + text_to_image) / 2
+    metrics["mean_recall"] = float(np.mean([metrics[f"avg_recall@{k}"] for k in RECALL_AT]))
+    return metrics
+
+
+def run_rows(result: EvaluationResult, comparison: str, method: str) -> list[int]:
+    """Rows of the runs of a method; the full data's serve both comparisons."""
+    return [
+        i
+        for i, run in enumerate(result.runs)
+        if run["method"] == method and (method == FULL or run["comparison"] == comparison)
+    ]
+
+
+def methods_of(result: EvaluationResult) -> list[str]:
+    """The methods that were trained, in their order."""
+    return list(dict.fromkeys(run["method"] for run in result.runs))
+
+
+def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation; None where one value has no spread."""
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+    }
+
+
+def method_metrics(result: EvaluationResult) -> dict[str, dict[str, dict[str, Any]]]:
+    """Recall by comparison, method and metric, as mean and standard deviation over seeds."""
+    metrics: dict[str, dict[str, dict[str, Any]]] = {}
+    for comparison in COMPARISONS:
+        metrics[comparison] = {}
+        for method in methods_of(result):
+            rows = run_rows(result, comparison, method)
+            per_run = [recall_metrics(result.image_ranks[i], result.caption_ranks[i]) for i in rows]
+            metrics[comparison][method] = {
+                name: mean_and_std([run[name] for run in per_run]) for name in per_run[0]
+            }
+    return metrics
+
+
+def efficiency_metrics(
+    result: EvaluationResult, n_pairs: int, curation_seconds: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
+    """Data, time and training cost of every method, relative to the full data.
+
+    Args:
+        result: the training runs.
+        n_pairs: pairs of the full data.
+        curation_seconds: time to choose each method's subset, embedding not included.
+    """
+    metrics: dict[str, dict[str, Any]] = {}
+    for method in methods_of(result):
+        kept = result.runs[run_rows(result, COMPARISONS[0], method)[0]]["n_pairs"]
+        metrics[method] = {
+            "n_pairs": kept,
+            "data_reduction": 1 - kept / n_pairs,
+            "curation_seconds": curation_seconds[method],
+        }
+        for comparison in COMPARISONS:
+            runs = [result.runs[i] for i in run_rows(result, comparison, method)]
+            metrics[method][comparison] = {
+                "n_steps": runs[0]["n_steps"],
+                "relative_training_cost": runs[0]["relative_training_cost"],
+                "training_seconds": mean_and_std([run["training_seconds"] for run in runs]),
+            }
+    return metrics
+
+
+# --- Demographic gaps -------------------------------------------------------------------------
+
+
+def caption_groups(captions: Sequence[str]) -> dict[str, dict[str, Bool[np.ndarray, " Q"]]]:
+    """Which captions speak of which group alone, by attribute and group.
+
+    A word list on whole words; a caption with words of two groups of an attribute is in neither.
+    """
+    words = [set(re.findall(r"[a-z]+", caption.lower())) for caption in captions]
+    memberships: dict[str, dict[str, np.ndarray]] = {}
+    for attribute, groups in GROUP_WORDS.items():
+        lists = {group: set(text.split()) for group, text in groups.items()}
+        mentions = {
+            group: np.array([bool(w & named) for w in words], dtype=bool)
+            for group, named in lists.items()
+        }
+        n_mentioned = sum(m.astype(int) for m in mentions.values())
+        memberships[attribute] = {g: m & (n_mentioned == 1) for g, m in mentions.items()}
+    return memberships
+
+
+def demographic_gaps(
+    result: EvaluationResult,
+    captions: Sequence[str],
+    caption_image: Int64[np.ndarray, " Q"],
+    *,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Text-to-image recall of every group and the gap between the best and the worst one.
+
+        gap = max_g recall_g - min_g recall_g        percentage points
+
+    with a 95 % interval from a bootstrap over images, recall averaged over seeds. A group of
+    fewer than `MIN_GROUP_QUERIES` captions is reported as too small and not scored; an attribute
+    with fewer than two scored groups has no gap.
+    """
+    groups = caption_groups(captions)
+    n_images = int(caption_image.max()) + 1
+    resamples = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=N_BOOTSTRAP)
+    return {
+        comparison: {
+            method: {
+                attribute: _attribute_gap(
+                    result.caption_ranks[run_rows(result, comparison, method)],
+                    members,
+                    caption_image,
+                    resamples,
+                )
+                for attribute, members in groups.items()
+            }
+            for method in methods_of(result)
+        }
+        for comparison in COMPARISONS
+    }
+
+
+def _attribute_gap(
+    ranks: Int64[np.ndarray, "runs Q"],
+    members: Mapping[str, Bool[np.ndarray, " Q"]],
+    caption_image: Int64[np.ndarray, " Q"],
+    resamples: Int64[np.ndarray, "B E"],
+) -> dict[str, Any]:
+    scored = [g for g, member in members.items() if member.sum() >= MIN_GROUP_QUERIES]
+    report: dict[str, Any] = {
+        "groups": {
+            group: {"n_queries": int(member.sum()), "too_small": group not in scored}
+            for group, member in members.items()
+        },
+        "gap": None,
+    }
+    gaps: dict[str, Any] = {}
+    for k in RECALL_AT:
+        hits = 100 * (ranks < k).mean(axis=0)  # (Q,) mean over seeds, percent
+        recalls = {g: float(hits[members[g]].mean()) for g in scored}
+        for group, recall in recalls.items():
+            report["groups"][group][f"text_to_image_recall@{k}"] = recall
+        if len(scored) > 1:
+            resampled = np.stack(
+                [_resampled_means(hits, members[g], caption_image, resamples) for g in scored]
+            )
+            interval = np.nanquantile(resampled.max(axis=0) - resampled.min(axis=0), [0.025, 0.975])
+            gaps[f"recall@{k}"] = {
+                "gap": max(recalls.values()) - min(recalls.values()),
+                "interval_95": [float(q) for q in interval],
+            }
+    if gaps:
+        report["gap"] = gaps
+    return report
+
+
+def _resampled_means(
+    hits: Float[np.ndarray, " Q"],
+    member: Bool[np.ndarray, " Q"],
+    caption_image: Int64[np.ndarray, " Q"],
+    resamples: Int64[np.ndarray, "B E"],
+) -> Float[np.ndarray, " B"]:
+    """Mean over a group's captions in every resample of the images, (B,)."""
+    n_images = resamples.shape[1]
+    totals = np.bincount(caption_image[member], hits[member], minlength=n_images)
+    counts = np.bincount(caption_image[member], minlength=n_images)
+    return np.asarray((resamples @ totals) / np.maximum(resamples @ counts, 1))
