@@ -1,0 +1,130 @@
+"""Synthetic scenes: faults in known shares, consistent captions, pictures that differ."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import synthetic
+from synthetic import BOILERPLATE, COLOURS, PEOPLE, PLACES, THINGS, Example, make_examples, render
+
+N = 1000
+
+
+@pytest.fixture(scope="module")
+def training() -> list[Example]:
+    return make_examples("train", N, seed=7)
+
+
+def names(caption: str, words: tuple[str, ...]) -> bool:
+    return any(
+        f" {word} " in f" {caption.casefold().rstrip('.').replace(',', '')} " for word in words
+    )
+
+
+def describes(caption: str, scene: synthetic.Scene) -> bool:
+    return (
+        names(caption, PEOPLE[scene.person].words)
+        and names(caption, THINGS[scene.thing].words)
+        and names(caption, PLACES[scene.place].words)
+        and names(caption, (scene.thing_colour, scene.clothes_colour))
+    )
+
+
+def pixels(example: Example) -> np.ndarray:
+    return np.asarray(PIL.Image.open(io.BytesIO(render(example))), dtype=np.float64)
+
+
+def test_faults_come_in_their_shares(training: list[Example]) -> None:
+    assert Counter(example.fault for example in training) == {
+        "": 750,
+        "wrong_caption": round(synthetic.WRONG_CAPTION_SHARE * N),
+        "boilerplate": round(synthetic.BOILERPLATE_SHARE * N),
+        "near_copy": round(synthetic.NEAR_COPY_SHARE * N),
+    }
+
+
+def test_women_and_girls_are_rare_in_training_only(training: list[Example]) -> None:
+    rare = [example.group == "rare" for example in training]
+    female = [PEOPLE[example.scene.person].female for example in training]
+    assert rare == female
+    # Binomial with 1,000 draws: four standard deviations are 0.038 and 0.063.
+    assert np.mean(rare) == pytest.approx(synthetic.RARE_SHARE, abs=0.04)
+    for split in ("validation", "test"):
+        examples = make_examples(split, N, seed=7)
+        assert {(example.fault, example.group) for example in examples} == {("", "")}
+        share = np.mean([PEOPLE[example.scene.person].female for example in examples])
+        assert share == pytest.approx(0.5, abs=0.065)
+
+
+def test_captions_tell_the_scene_unless_faulty(training: list[Example]) -> None:
+    for example in training:
+        first, second = example.captions
+        assert first != second
+        told = [describes(caption, example.scene) for caption in example.captions]
+        assert told == [example.fault in ("", "near_copy")] * 2
+        if example.fault == "boilerplate":
+            assert {first, second} <= set(BOILERPLATE)
+        elif example.fault == "wrong_caption":
+            assert any(e.captions == example.captions and not e.fault for e in training)
+
+
+def test_near_copies_look_like_an_earlier_scene(training: list[Example]) -> None:
+    copies = [(i, example) for i, example in enumerate(training) if example.fault == "near_copy"]
+    for i, copy in copies[:10]:
+        [original] = [e for e in training[:i] if e.scene == copy.scene and not e.fault]
+        assert not set(copy.captions) & set(original.captions)
+        assert copy.group == original.group
+        difference = np.abs(pixels(copy) - pixels(original)).mean()
+        stranger = next(e for e in training if e.scene.place != copy.scene.place)
+        assert 0 < difference < 0.4 * np.abs(pixels(stranger) - pixels(original)).mean()
+
+
+def test_all_pictures_differ_and_are_rgb_224() -> None:
+    examples = make_examples("test", 200, seed=1)
+    pictures = [render(example) for example in examples]
+    assert len({hashlib.sha256(picture).digest() for picture in pictures}) == 200
+    with PIL.Image.open(io.BytesIO(pictures[0])) as picture:
+        assert (picture.size, picture.mode, picture.format) == ((224, 224), "RGB", "PNG")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("thing", THINGS)
+def test_every_thing_shows_at_every_place(place: str, thing: str) -> None:
+    """Another colour of the thing changes the picture: it is neither hidden nor cut off."""
+    red, blue = (
+        synthetic.Scene("boy", "white", thing, colour, place, (3,))
+        for colour in ("black", "orange")
+    )
+    changed = pixels(Example(red, ("", ""))) != pixels(Example(blue, ("", "")))
+    assert changed.any(axis=2).mean() > 0.01
+
+
+def test_same_seed_same_set_another_seed_another_set() -> None:
+    assert make_examples("train", 50, seed=3) == make_examples("train", 50, seed=3)
+    assert render(make_examples("train", 5, seed=3)[4]) == render(
+        make_examples("train", 5, seed=3)[4]
+    )
+    for other in (make_examples("train", 50, seed=4), make_examples("test", 50, seed=3)):
+        assert not {e.scene for e in make_examples("train", 50, seed=3)} & {e.scene for e in other}
+
+
+def test_longer_sets_begin_with_the_same_scenes() -> None:
+    assert make_examples("test", 30, seed=3)[:10] == make_examples("test", 10, seed=3)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_tiny_training_sets(n: int) -> None:
+    assert len(make_examples("train", n, seed=0)) == n
+
+
+def test_enough_of_everything() -> None:
+    assert len(COLOURS) >= 8
+    assert len(THINGS) >= 12
+    assert len(PLACES) >= 8
+    assert len(BOILERPLATE) == 10
