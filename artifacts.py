@@ -21,14 +21,15 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from settings import InputError
 
@@ -102,7 +103,7 @@ class Provenance:
 class Saved:
     """A stage's result with its fingerprint and the seconds it took when it was computed."""
 
-    value: Any
+    value: Any  # None where the stage was left out
     fingerprint: str
     seconds: float
 
@@ -111,12 +112,11 @@ class StaleError(Exception):
     """A saved result that is missing, damaged or made with other settings; the text says which."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Store:
     """The output folder of a run."""
 
     root: Path
-    written: list[Path] = field(default_factory=list)
 
     @classmethod
     def open(cls, output_dir: str) -> Store:
@@ -181,6 +181,16 @@ class Store:
         """Write an array; object arrays are refused."""
         return self.write_bytes(relative, _npy_bytes(array))
 
+    def write_figure(self, relative: str, figure: Figure) -> Path:
+        """Write a figure as PNG; the same figure gives the same bytes."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return self.write_bytes(relative, buffer.getvalue())
+
+    def log_path(self, log_file: str) -> Path:
+        """Where the log goes: a relative path is inside the output folder."""
+        return self.path(log_file)
+
     def stage(
         self,
         stage: Stage,
@@ -188,8 +198,8 @@ class Store:
         provenance: Provenance,
         result_type: type[Result],
         compute: Callable[[], Result],
-    ) -> Saved | None:
-        """The stage's result: computed, reused or loaded as `mode` says; None if omitted.
+    ) -> Saved:
+        """The stage's result: computed, reused or loaded as `mode` says.
 
         Raises:
             InputError: the stage is skipped but its saved result is missing, stale or damaged.
@@ -197,7 +207,7 @@ class Store:
         fingerprint = provenance.fingerprint(stage)
         if mode is Mode.OMIT:
             logger.info("%-10s omitted: skipped, and nothing later needs it", stage.name)
-            return None
+            return Saved(None, fingerprint, 0.0)
         if mode in (Mode.REUSE, Mode.LOAD):
             try:
                 saved = self.load(stage, provenance, result_type)
@@ -330,6 +340,31 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+@dataclass(frozen=True)
+class Checkpoints:
+    """The trained models of one evaluation, as safetensors."""
+
+    store: Store
+    fingerprint: str  # of the evaluation
+    folder: str = f"{EVALUATION.folder}/checkpoints"
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write one model."""
+        self.store.write_bytes(f"{self.folder}/{name}.safetensors", data)
+
+    def finish(self) -> None:
+        """Mark the models as complete."""
+        self.store.write_json(f"{self.folder}/manifest.json", {"fingerprint": self.fingerprint})
+
+    def complete(self) -> bool:
+        """Whether all models of this very evaluation are there."""
+        try:
+            manifest = json.loads((self.store.root / self.folder / "manifest.json").read_bytes())
+        except (OSError, ValueError):
+            return False
+        return bool(manifest == {"fingerprint": self.fingerprint})
+
+
 # --- One file each ----------------------------------------------------------------------------
 
 
@@ -408,8 +443,3 @@ def stage_rng(seed: int, name: str) -> np.random.Generator:
     """A stage's own generator, from the run's seed and its name: skipping one shifts no other."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
-
-
-def combined_fingerprint(parts: Sequence[str]) -> str:
-    """One digest of several."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -11,6 +11,7 @@ one, where first-order influence holds; without it the whole budget goes to a fe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,12 @@ class CurationResult:
     curated_rows: Int64[np.ndarray, " m"]  # the same pairs as rows of the training arrays
     categorization: list[dict[str, Any]] = field(metadata={"file": "cluster_categorization.json"})
     cluster_weights: dict[str, float] = field(metadata={"file": "cluster_weights.json"})
+
+    def training_weights(self, n: int) -> Float64[np.ndarray, " n"]:
+        """The weight of every one of n training pairs, 0 where it was dropped."""
+        weights = np.zeros(n)
+        weights[self.curated_rows] = self.sample_weights
+        return weights
 
 
 def curated_size(n: int, target_size_ratio: float) -> int:
@@ -239,3 +246,50 @@ def _readable_categories(
         }
         for k in np.argsort(scores, kind="stable")
     ]
+
+
+def faults_dropped(
+    faults: Sequence[str], groups: Sequence[str], kept_rows: Int64[np.ndarray, " m"]
+) -> dict[str, dict[str, int]]:
+    """How many pairs of every known fault, and of the faultless, there are and were dropped.
+
+    Args:
+        faults: ground truth of each training pair, "" where it has none.
+        groups: the rare group of each training pair, "" where it is in none.
+        kept_rows: the pairs that a method keeps.
+    """
+    dropped = np.ones(len(faults), dtype=bool)
+    dropped[kept_rows] = False
+    labels = np.array([fault or "good" for fault in faults])
+    kinds = {kind: labels == kind for kind in sorted(set(labels), key=lambda k: (k == "good", k))}
+    if any(groups):
+        kinds["rare group"] = np.array([bool(g) for g in groups]) & (labels == "good")
+    return {
+        kind: {"in_data": int(member.sum()), "dropped": int((member & dropped).sum())}
+        for kind, member in kinds.items()
+    }
+
+
+def drop_examples(
+    result: CurationResult,
+    cluster_assignments: Int64[np.ndarray, " n"],
+    clip_scores: Float[np.ndarray, " n"],
+    n_examples: int,
+) -> list[tuple[int, str]]:
+    """Dropped pairs to look at, (row, why): the lowest CLIP score of each of the worst clusters."""
+    dropped = np.ones(len(cluster_assignments), dtype=bool)
+    dropped[result.curated_rows] = False
+    examples = []
+    for entry in result.categorization:  # most harmful cluster first
+        members = np.flatnonzero(dropped & (cluster_assignments == entry["cluster"]))
+        if len(members) == 0:
+            continue
+        row = int(members[np.argmin(clip_scores[members])])
+        why = (
+            "its cluster is harmful and pruned whole"
+            if entry["pairs_kept"] == 0
+            else f"least agreement of image and text in a {entry['category']} cluster "
+            f"that keeps {entry['pairs_kept']} of {entry['size']}"
+        )
+        examples.append((row, why))
+    return examples[:n_examples]

@@ -127,7 +127,7 @@ class InverseProduct:
     """v = (H + damping)^-1 g and what was learnt of H on the way."""
 
     direction: Tensor  # (p,)
-    damping: float | None
+    damping: float
     eigenvalues: Float[np.ndarray, " r"]
     residuals: Float[np.ndarray, " r"]
 
@@ -151,7 +151,9 @@ def inverse_product(
             )
         return _scaled_to_minimum(direction, gradient, hvp(direction), damping)
     # One eigenpair more than the rank: its value stands for all the remaining ones.
-    spectrum = lanczos(hvp, len(gradient), rank + 1, device=gradient.device, rng=rng)
+    spectrum = lanczos(
+        hvp, len(gradient), rank + 1, device=gradient.device, rng=rng, dtype=gradient.dtype
+    )
     leading = spectrum.eigenvalues[:rank]
     damping_used = float(leading.mean()) if damping is None else damping
 
@@ -251,8 +253,9 @@ def lanczos(
         converged = len(alphas) >= wanted and np.all(
             residuals <= tolerance * np.abs(values[order[0]])
         )
-        # An exhausted Krylov space can hide further copies of an eigenvalue: go on.
-        if j + 1 == steps or (converged and not exhausted):
+        # An exhausted Krylov space can hide further copies of an eigenvalue, whatever the residuals
+        # of the vectors so far: go on to the last step.
+        if j + 1 == steps or (converged and not exhausted and 0.0 not in betas):
             break
         betas.append(0.0 if exhausted else beta)
         basis[j + 1] = fresh_direction(j + 1) if exhausted else rest / beta

@@ -82,10 +82,22 @@ class InfluenceResult:
     reference_text_map: Float32[np.ndarray, "d_t e"]
     reference_log_scale: Float32[np.ndarray, ""]
     hessian: str
-    damping: float | None
+    damping: float
     validation_loss: float
     reference_steps: int
     clusters: list[dict[str, Any]] = field(metadata={"file": "influence_scores.json"})
+
+    def quality(self) -> dict[str, Any]:
+        """How the estimate was made, and what is known of its quality."""
+        return {
+            "hessian": self.hessian,
+            "damping": self.damping,
+            "validation_loss": self.validation_loss,
+            "reference_steps": self.reference_steps,
+            "eigenvalues": self.eigenvalues.tolist(),
+            "eigenvalue_residuals": self.eigenvalue_residuals.tolist(),
+            "n_evaluated": int(self.pair_influence_evaluated.sum()),
+        }
 
     def reference(self, device: torch.device) -> Parameters:
         """The reference model's parameters."""

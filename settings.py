@@ -6,11 +6,12 @@ flags from its fields and `artifacts.py` the fingerprint, so that no flag is dec
 
 from __future__ import annotations
 
+import argparse
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, TypeVar
 
 
 class InputError(ValueError):
@@ -81,6 +82,50 @@ class Settings:
             for f in fields(self)
             if f.metadata.get("affects_result", True)
         }
+
+
+SomeSettings = TypeVar("SomeSettings", bound=Settings)
+
+
+def add_flags(group: argparse._ArgumentGroup, settings_type: type[Settings]) -> None:
+    """Add one flag a field; flags not given are absent from the parsed arguments."""
+    for f in fields(settings_type):
+        _add_flag(group, f)
+
+
+def from_flags(settings_type: type[SomeSettings], given: Mapping[str, Any]) -> SomeSettings:
+    """The settings with the given values, which may name fields of other settings too.
+
+    Raises:
+        InputError: a value is outside what its `setting` permits.
+    """
+    values = {f.name: given[f.name] for f in fields(settings_type) if f.name in given}
+    return settings_type(
+        **{n: tuple(dict.fromkeys(v)) if isinstance(v, list) else v for n, v in values.items()}
+    )
+
+
+def _add_flag(group: argparse._ArgumentGroup, f: Field[Any]) -> None:
+    default, choices = f.default, f.metadata["choices"]
+    if isinstance(default, bool):
+        group.add_argument(f"--{f.name}", action="store_true", help=f.metadata["help"])
+        return
+    many = isinstance(default, tuple)
+    value_type = f.metadata["type"] or (str if many else type(default))
+    text = f.metadata["help"]
+    if choices and value_type is str:
+        text += f"; one of {', '.join(choices)}"
+    if default is not None and default != ():
+        shown = "all" if many and default == choices else default
+        text += f" (default: {shown})"
+    names = {int: "N", float: "X", str: "PATH" if f.name.endswith(("_dir", "_file")) else "NAME"}
+    group.add_argument(
+        f"--{f.name}",
+        type=value_type,
+        metavar=names[value_type],
+        help=text,
+        nargs=("+" if default else "*") if many else None,
+    )
 
 
 def _check(name: str, value: Any, rules: Any) -> None:

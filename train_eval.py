@@ -246,6 +246,14 @@ def methods_of(result: EvaluationResult) -> list[str]:
     return list(dict.fromkeys(run["method"] for run in result.runs))
 
 
+def histories(result: EvaluationResult) -> dict[str, list[dict[str, list[float]]]]:
+    """Losses on the way, one `LossHistory` a seed, of every method at the same epochs."""
+    return {
+        method: [result.runs[i]["history"] for i in run_rows(result, COMPARISONS[0], method)]
+        for method in methods_of(result)
+    }
+
+
 def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and sample standard deviation; None where one value has no spread."""
     return {

@@ -1,0 +1,165 @@
+"""Model, loss and curvature once more, in plain NumPy float64: the tests' other channel.
+
+Nothing here is shared with the code under test: probabilities are summed in loops and
+derivatives are central differences. Small random problems for several test files are here too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from model import PairTensors, Parameters
+
+
+class Problem(NamedTuple):
+    """A tiny dual encoder around one parameter vector."""
+
+    images: np.ndarray  # (n, d_i)
+    texts: np.ndarray  # (n, d_t)
+    theta: np.ndarray  # (p,) image map, text map, log scale
+    embed_dim: int
+
+    def logits(self, theta: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """s_ij = scale * <f(v_i), g(t_j)>, (b, b)."""
+        cut = self.images.shape[1] * self.embed_dim
+        images = self.images[rows] @ theta[:cut].reshape(-1, self.embed_dim)
+        texts = self.texts[rows] @ theta[cut:-1].reshape(-1, self.embed_dim)
+        images = images / np.sqrt((images**2).sum(axis=1, keepdims=True))
+        texts = texts / np.sqrt((texts**2).sum(axis=1, keepdims=True))
+        return np.asarray(math.exp(theta[-1]) * images @ texts.T)
+
+    def losses(
+        self, theta: np.ndarray, rows: np.ndarray, weights: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Every pair's own loss in the batch of these rows, (b,)."""
+        return pair_losses(self.logits(theta, rows), weights)
+
+    def loss(self, theta: np.ndarray, rows: np.ndarray, weights: np.ndarray | None = None) -> float:
+        """Weighted contrastive loss of the batch of these rows."""
+        weights = np.ones(len(rows)) if weights is None else weights
+        return float(weights @ self.losses(theta, rows, weights) / weights.sum())
+
+    def pairs(self, dtype: torch.dtype = torch.float64) -> PairTensors:
+        """The features as the code under test takes them."""
+        return PairTensors(
+            torch.from_numpy(self.images).to(dtype), torch.from_numpy(self.texts).to(dtype)
+        )
+
+    def parameters(self, dtype: torch.dtype = torch.float64) -> Parameters:
+        """The parameters as the code under test takes them."""
+        cut = self.images.shape[1] * self.embed_dim
+        theta = torch.from_numpy(self.theta).to(dtype)
+        return Parameters(
+            theta[:cut].reshape(-1, self.embed_dim),
+            theta[cut:-1].reshape(-1, self.embed_dim),
+            theta[-1],
+        )
+
+
+def random_problem(
+    n: int, *, seed: int, d_image: int = 3, d_text: int = 4, embed_dim: int = 2
+) -> Problem:
+    """Texts that partly follow their images; parameters away from any optimum."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(n, d_image))
+    texts = images @ rng.normal(size=(d_image, d_text)) + 0.5 * rng.normal(size=(n, d_text))
+    theta = rng.normal(size=(d_image + d_text) * embed_dim + 1)
+    theta[-1] = math.log(3.0)
+    return Problem(images, texts, theta, embed_dim)
+
+
+def pair_losses(logits: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """1/2 [log sum_j w_j exp(s_ij) + log sum_j w_j exp(s_ji) - 2 s_ii], (b,)."""
+    b = len(logits)
+    w = np.ones(b) if weights is None else weights
+    losses = []
+    for i in range(b):
+        row = math.log(sum(w[j] * math.exp(logits[i, j]) for j in range(b)))
+        column = math.log(sum(w[j] * math.exp(logits[j, i]) for j in range(b)))
+        losses.append((row + column - 2 * logits[i, i]) / 2)
+    return np.array(losses)
+
+
+def central_difference(
+    function: Callable[[np.ndarray], np.ndarray | float], point: np.ndarray, step: float = 1e-5
+) -> np.ndarray:
+    """d function / d point by central differences, (..., p); good to about 1e-9."""
+    columns = []
+    for i in range(len(point)):
+        shift = np.zeros_like(point)
+        shift[i] = step
+        columns.append(
+            (np.asarray(function(point + shift)) - np.asarray(function(point - shift))) / (2 * step)
+        )
+    return np.stack(columns, axis=-1)
+
+
+def logit_curvature(logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Second derivative of the batch's loss with respect to its logits, (b * b, b * b).
+
+    Pair i brings w_i / (2 W) times diag(p) - p p^T over the logits of its row, with the weighted
+    softmax p of that row, and the same over those of its column.
+    """
+    b = len(logits)
+    curvature = np.zeros((b, b, b, b))
+    for i in range(b):
+        factor = weights[i] / (2 * weights.sum())
+        row = weights * np.exp(logits[i])
+        row /= row.sum()
+        column = weights * np.exp(logits[:, i])
+        column /= column.sum()
+        for j in range(b):
+            for k in range(b):
+                curvature[i, j, i, k] += factor * (row[j] * (j == k) - row[j] * row[k])
+                curvature[j, i, k, i] += factor * (column[j] * (j == k) - column[j] * column[k])
+    return curvature.reshape(b * b, b * b)
+
+
+def gauss_newton(problem: Problem, batches: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Dense J^T H J of the mean loss over batches, (p, p)."""
+    p = len(problem.theta)
+    total = np.zeros((p, p))
+    for rows in batches:
+        jacobian = central_difference(
+            lambda theta, rows=rows: problem.logits(theta, rows).reshape(-1), problem.theta
+        )
+        curvature = logit_curvature(problem.logits(problem.theta, rows), weights[rows])
+        total += jacobian.T @ curvature @ jacobian
+    return total / len(batches)
+
+
+class Planted(NamedTuple):
+    """Clusters of pairs, one of which has the captions of other pairs."""
+
+    pairs: PairTensors
+    validation: PairTensors
+    clusters: np.ndarray  # (n,)
+    wrong: np.ndarray  # (n,) bool, the wrong captions
+
+
+def planted_problem(
+    *, seed: int, n_clusters: int = 4, per_cluster: int = 24, n_validation: int = 64
+) -> Planted:
+    """Pairs of a shared latent vector; the last cluster's captions are shifted by one pair."""
+    rng = np.random.default_rng(seed)
+    n = n_clusters * per_cluster
+    latent = rng.normal(size=(n + n_validation, 5))
+    images = latent @ rng.normal(size=(5, 8)) / math.sqrt(5)
+    texts = latent @ rng.normal(size=(5, 6)) / math.sqrt(5)
+    texts = texts + 0.05 * rng.normal(size=texts.shape)
+    clusters = np.arange(n) % n_clusters
+    wrong = clusters == n_clusters - 1
+    texts[:n][wrong] = np.roll(texts[:n][wrong], 1, axis=0)
+    as_tensors = [
+        PairTensors(
+            torch.from_numpy(images[part]).float(),
+            torch.from_numpy(texts[part]).float(),
+        )
+        for part in (slice(n), slice(n, None))
+    ]
+    return Planted(as_tensors[0], as_tensors[1], clusters, wrong)

@@ -1,0 +1,255 @@
+"""Saved results: round trips, modes, staleness, damage, interrupted saves."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import artifacts
+from artifacts import Mode, Provenance, Stage, Store, stage_mode, stage_rng
+from settings import InputError
+
+
+@dataclass(frozen=True)
+class Result:
+    scores: np.ndarray
+    flags: np.ndarray
+    scalar_array: np.ndarray
+    table: pd.DataFrame
+    count: int
+    loss: float
+    name: str | None
+    readable: list[dict[str, Any]] = field(metadata={"file": "readable.json"})
+    listing: pd.DataFrame = field(metadata={"file": "listing.csv"})
+
+
+STAGE = Stage("thing", "stage9", number=9)
+PROVENANCE = Provenance(42, {"rank": 10, "methods": ("a", "b")}, {"embedding": "abc"})
+
+
+def make_result(seed: int = 0) -> Result:
+    rng = np.random.default_rng(seed)
+    return Result(
+        scores=rng.normal(size=(3, 2)),
+        flags=np.array([True, False]),
+        scalar_array=np.array(1.5, dtype=np.float32),
+        table=pd.DataFrame({"position": [1, 2], "caption": ['a "quoted"\nline', "ünï, 日本"]}),
+        count=7,
+        loss=0.1 + 0.2,  # not exact in decimal: the round trip must keep every bit
+        name=None,
+        readable=[{"cluster": 0, "terms": ["dog"]}],
+        listing=pd.DataFrame({"position": [3, 4], "caption": ["", 'say "hi", you']}),
+    )
+
+
+def assert_same(a: Result, b: Result) -> None:
+    for name in ("scores", "flags", "scalar_array"):
+        x, y = getattr(a, name), getattr(b, name)
+        assert x.dtype == y.dtype
+        assert x.shape == y.shape
+        assert x.tobytes() == y.tobytes()
+    pd.testing.assert_frame_equal(a.table, b.table)
+    pd.testing.assert_frame_equal(a.listing, b.listing)
+    assert (a.count, a.loss, a.name, a.readable) == (b.count, b.loss, b.name, b.readable)
+
+
+def fail() -> Result:
+    raise AssertionError("must not be computed")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "out"))
+
+
+def test_loading_returns_exactly_what_running_returned(store: Store) -> None:
+    ran = store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    loaded = store.stage(STAGE, Mode.LOAD, PROVENANCE, Result, fail)
+    assert_same(ran.value, loaded.value)
+    assert ran.fingerprint == loaded.fingerprint
+
+
+def test_files_carry_the_names_of_the_fields(store: Store) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    names = {p.name for p in (store.root / "stage9").iterdir()}
+    assert names == {
+        "scores.npy",
+        "flags.npy",
+        "scalar_array.npy",
+        "table.parquet",
+        "readable.json",
+        "listing.csv",
+        "manifest.json",
+    }
+    prefixed = replace(STAGE, prefix="random_", manifest="random_manifest.json")
+    store.stage(prefixed, Mode.RUN, PROVENANCE, Result, make_result)
+    assert (store.root / "stage9" / "random_scores.npy").exists()
+    assert_same(store.stage(prefixed, Mode.LOAD, PROVENANCE, Result, fail).value, make_result())
+
+
+@pytest.mark.parametrize(
+    ("skipped", "needed_later", "load_saved", "mode"),
+    [
+        (False, True, False, Mode.RUN),
+        (False, True, True, Mode.REUSE),
+        (True, True, False, Mode.LOAD),
+        (True, True, True, Mode.LOAD),
+        (True, False, False, Mode.OMIT),
+        (True, False, True, Mode.OMIT),
+    ],
+)
+def test_modes(skipped: bool, needed_later: bool, load_saved: bool, mode: Mode) -> None:
+    assert stage_mode(skipped=skipped, needed_later=needed_later, load_saved=load_saved) is mode
+
+
+def test_omitted_stage_does_nothing(store: Store) -> None:
+    assert store.stage(STAGE, Mode.OMIT, PROVENANCE, Result, fail).value is None
+    assert not (store.root / "stage9").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (replace(PROVENANCE, seed=1), r"--seed 42 \(now 1\)"),
+        (replace(PROVENANCE, settings={"rank": 3, "methods": ("a", "b")}), r"--rank 10 \(now 3\)"),
+        (
+            replace(PROVENANCE, settings={"rank": 10, "methods": ("a",)}),
+            r"--methods a b \(now a\)",
+        ),
+        (replace(PROVENANCE, inputs={"embedding": "xyz"}), "another embedding as input"),
+    ],
+)
+def test_each_change_is_noticed_and_named(
+    store: Store, caplog: pytest.LogCaptureFixture, changed: Provenance, words: str
+) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    with pytest.raises(InputError, match=words):
+        store.stage(STAGE, Mode.LOAD, changed, Result, fail)
+    assert store.load(STAGE, PROVENANCE, Result)  # nothing saved is lost by the error
+    again = store.stage(STAGE, Mode.REUSE, changed, Result, lambda: make_result(1))
+    assert_same(again.value, make_result(1))
+    assert any(r.levelname == "WARNING" and "recomputed" in r.message for r in caplog.records)
+
+
+def test_schema_version_is_part_of_the_fingerprint(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    monkeypatch.setattr(artifacts, "SCHEMA_VERSION", artifacts.SCHEMA_VERSION + 1)
+    with pytest.raises(InputError, match="schema version"):
+        store.stage(STAGE, Mode.LOAD, PROVENANCE, Result, fail)
+
+
+def test_unchanged_settings_are_reused(store: Store) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    assert_same(store.stage(STAGE, Mode.REUSE, PROVENANCE, Result, fail).value, make_result())
+
+
+def _flip_a_byte(folder: Path) -> None:
+    path = folder / "scores.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGE: list[tuple[Callable[[Path], object], str]] = [
+    (_flip_a_byte, "damaged scores.npy"),
+    (lambda f: (f / "flags.npy").unlink(), "lacks flags.npy"),
+    (lambda f: (f / "listing.csv").write_text(""), "damaged listing.csv"),
+    (lambda f: (f / "manifest.json").write_text("{"), "damaged manifest.json"),
+    (lambda f: (f / "manifest.json").write_text("[]"), "damaged manifest.json"),
+    (lambda f: (f / "manifest.json").unlink(), "no saved result"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGE)
+def test_damage_is_noticed(store: Store, damage: Callable[[Path], object], words: str) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    damage(store.root / "stage9")
+    with pytest.raises(InputError, match=words):
+        store.stage(STAGE, Mode.LOAD, PROVENANCE, Result, fail)
+    again = store.stage(STAGE, Mode.REUSE, PROVENANCE, Result, make_result)
+    assert_same(again.value, make_result())
+
+
+def test_interrupted_save_is_unfinished_and_leaves_no_temporary_file(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    real, calls = os.replace, []
+
+    def full_disk(source: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    changed = replace(PROVENANCE, seed=1)
+    with pytest.raises(InputError, match="No space left on device"):
+        store.stage(STAGE, Mode.RUN, changed, Result, lambda: make_result(1))
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="no saved result"):
+        store.stage(STAGE, Mode.LOAD, changed, Result, fail)
+    assert not [p for p in (store.root / "stage9").iterdir() if p.name.endswith(".tmp")]
+
+
+def test_failed_computation_keeps_what_was_saved(store: Store) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+
+    def broken() -> Result:
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        store.stage(STAGE, Mode.RUN, replace(PROVENANCE, seed=2), Result, broken)
+    assert_same(store.stage(STAGE, Mode.LOAD, PROVENANCE, Result, fail).value, make_result())
+
+
+def test_nothing_is_pickled(store: Store) -> None:
+    with pytest.raises(ValueError, match="Object arrays"):
+        store.write_npy("x.npy", np.array([{}], dtype=object))
+
+
+def test_manifest_says_what_a_reader_needs(store: Store) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    manifest = json.loads((store.root / "stage9" / "manifest.json").read_text())
+    assert manifest["settings"] == {"rank": 10, "methods": ["a", "b"]}
+    assert manifest["seed"] == 42
+    assert manifest["inputs"] == {"embedding": "abc"}
+    assert manifest["values"] == {"count": 7, "loss": 0.1 + 0.2, "name": None}
+    assert manifest["packages"]["numpy"] == np.__version__
+    assert manifest["seconds"] >= 0
+
+
+def test_output_dir_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        Store.open(str(tmp_path / "file"))
+    with pytest.raises(InputError, match="cannot be written"):
+        Store.open(str(tmp_path / "file" / "below"))
+
+
+def test_each_stage_has_its_own_generator() -> None:
+    a, b = stage_rng(1, "influence"), stage_rng(1, "curation")
+    first = a.integers(2**62, size=4)
+    assert not np.array_equal(first, b.integers(2**62, size=4))
+    assert np.array_equal(first, stage_rng(1, "influence").integers(2**62, size=4))
+    assert not np.array_equal(first, stage_rng(2, "influence").integers(2**62, size=4))
+
+
+def test_checkpoints_are_complete_only_for_their_evaluation(store: Store) -> None:
+    checkpoints = artifacts.Checkpoints(store, "abc")
+    assert not checkpoints.complete()
+    checkpoints.write("full_seed0", b"weights")
+    assert not checkpoints.complete()
+    checkpoints.finish()
+    assert checkpoints.complete()
+    assert not artifacts.Checkpoints(store, "xyz").complete()

@@ -1,0 +1,196 @@
+"""Clusters of points placed by hand, and what their descriptions say."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import clustering
+from clustering import (
+    N_NEAREST,
+    N_TERMS,
+    ClusterAssignment,
+    ClusteringConfig,
+    cluster_embeddings,
+    describe_clusters,
+    distinctive_terms,
+)
+from settings import InputError
+
+
+def run(
+    points: np.ndarray, n_clusters: int, *, seed: int = 0, captions: list[str] | None = None
+) -> ClusterAssignment:
+    n = len(points)
+    return cluster_embeddings(
+        points.astype(np.float32),
+        np.linspace(0, 1, n).astype(np.float32),
+        captions or [f"caption {i}" for i in range(n)],
+        ClusteringConfig(n_clusters=n_clusters),
+        rng=np.random.default_rng(seed),
+    )
+
+
+def same_grouping(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two labellings are equal up to the names of the labels."""
+    return len(set(zip(first, second, strict=True))) == len(set(first)) == len(set(second))
+
+
+def blobs(per_blob: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Four blobs of deviation 0.1 at distances of 10 and more, and which point is of which."""
+    rng = np.random.default_rng(seed)
+    truth = rng.permutation(np.repeat(np.arange(4), per_blob))
+    centers = np.array([[0, 0], [10, 0], [0, 10], [10, 10]])
+    return centers[truth] + 0.1 * rng.normal(size=(len(truth), 2)), truth
+
+
+def test_points_by_hand() -> None:
+    points = np.array([[0, 0], [0, 2], [9, 0], [9, 4], [0, 1]])
+    result = run(points, 2)
+    assert same_grouping(result.cluster_assignments, np.array([0, 0, 1, 1, 0]))
+    assert result.cluster_assignments.dtype == np.int64
+    assert result.centers.dtype == np.float32
+    np.testing.assert_array_equal(result.centers[result.cluster_assignments[0]], [0, 1])
+    np.testing.assert_array_equal(result.centers[result.cluster_assignments[2]], [9, 2])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_separated_blobs_are_found(seed: int) -> None:
+    points, truth = blobs(20, seed=seed)
+    assert same_grouping(run(points, 4, seed=seed).cluster_assignments, truth)
+
+
+def test_large_sets_are_clustered_in_mini_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    class Watched(clustering.MiniBatchKMeans):  # type: ignore[misc]
+        def fit_predict(self, points: np.ndarray) -> np.ndarray:
+            used.append(len(points))
+            return np.asarray(super().fit_predict(points))
+
+    monkeypatch.setattr(clustering, "MiniBatchKMeans", Watched)
+    points, truth = blobs(30)
+    monkeypatch.setattr(clustering, "MINI_BATCH_ABOVE", 120)
+    run(points, 4)
+    assert used == []  # as many as the limit are not above it
+    monkeypatch.setattr(clustering, "MINI_BATCH_ABOVE", 119)
+    assert same_grouping(run(points, 4).cluster_assignments, truth)
+    assert used == [120]
+
+
+def test_the_seed_decides() -> None:
+    points = np.random.default_rng(0).normal(size=(80, 3))  # no structure to agree on
+    first, again, other = (run(points, 8, seed=s) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first.cluster_assignments, again.cluster_assignments)
+    np.testing.assert_array_equal(first.centers, again.centers)
+    assert first.clusters == again.clusters
+    assert not np.array_equal(first.cluster_assignments, other.cluster_assignments)
+
+
+def test_one_cluster_holds_everything() -> None:
+    points = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+    result = run(points, 1)
+    assert result.cluster_assignments.tolist() == [0] * 9
+    np.testing.assert_allclose(result.centers[0], points.mean(axis=0), atol=1e-6)  # float32
+
+
+def test_as_many_clusters_as_points() -> None:
+    points = np.array([[0, 0], [1, 5], [7, 2], [3, 3]])
+    result = run(points, 4)
+    assert sorted(result.cluster_assignments) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(result.centers[result.cluster_assignments], points)
+
+
+def test_duplicates_share_a_cluster_and_no_cluster_is_empty() -> None:
+    points = np.repeat([[0.0, 0.0], [5.0, 5.0], [9.0, 0.0]], [4, 3, 2], axis=0)
+    result = run(points, 5)
+    assert same_grouping(result.cluster_assignments, np.repeat([0, 1, 2], [4, 3, 2]))
+    assert sorted(set(result.cluster_assignments)) == [0, 1, 2]
+    assert len(result.centers) == len(result.clusters) == 3
+    np.testing.assert_array_equal(result.centers[result.cluster_assignments], points)
+    assert Counter(c["size"] for c in result.clusters) == Counter([4, 3, 2])
+
+
+def test_more_clusters_than_pairs_is_an_input_error() -> None:
+    points = np.random.default_rng(0).normal(size=(12, 2))
+    with pytest.raises(
+        InputError,
+        match=r"--n_clusters asks for 13 clusters but there are only 12 training pairs; "
+        "pass --n_clusters 1 or more data",
+    ):
+        run(points, 13)
+
+
+def test_fewer_than_one_cluster_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="--n_clusters must be >= 1; got 0"):
+        ClusteringConfig(n_clusters=0)
+
+
+def test_descriptions_by_hand() -> None:
+    assignments = np.array([1, 0, 1, 1, 0, 1, 1, 1])
+    # Distances to their centres: 0 and 0.5 in cluster 0; 5, 3, 1, 4, 2, 0 in cluster 1.
+    embeddings = np.array([15, 0, 13, 11, 0.5, 14, 12, 10], dtype=np.float32)[:, None]
+    scores = np.array([0.1, 0.3, 0.2, 0.3, 0.5, 0.4, 0.5, 0.6], dtype=np.float32)
+    captions = ["dog five", "cat", "dog", "dog one", "cat", "dog four", "dog two", "dog nil"]
+    centers = np.array([[0], [10]], dtype=np.float32)
+    first, second = describe_clusters(assignments, centers, embeddings, scores, captions)
+    assert first == {
+        "cluster": 0,
+        "size": 2,
+        "mean_clip_score": 0.4,
+        "terms": ["cat"],
+        "nearest_captions": ["cat", "cat"],
+    }
+    assert second["cluster"] == 1
+    assert second["size"] == 6
+    assert second["mean_clip_score"] == 0.35
+    assert second["terms"][0] == "dog"
+    assert second["nearest_captions"] == ["dog nil", "dog one", "dog two", "dog", "dog four"]
+    assert len(second["nearest_captions"]) == N_NEAREST
+
+
+def test_distinctive_terms_by_hand() -> None:
+    captions = ["a dog runs", "the dog barks", "a cat runs", "cat sleeps", "cat cat"]
+    assignments = np.array([0, 0, 1, 1, 1])
+    # Words: cluster 0 has dog 2, runs 1, barks 1; cluster 1 has cat 4, runs 1, sleeps 1: A = 5.
+    scores = {
+        "dog": 2 / 4 * math.log(1 + 5 / 2),
+        "barks": 1 / 4 * math.log(1 + 5 / 1),
+        "runs": 1 / 4 * math.log(1 + 5 / 2),
+    }
+    assert sorted(scores, key=lambda t: -scores[t]) == ["dog", "barks", "runs"]
+    assert distinctive_terms(assignments, 2, captions) == [
+        ["dog", "barks", "runs"],
+        ["cat", "sleeps", "runs"],
+    ]
+
+
+def test_a_word_of_every_cluster_gives_way_to_one_of_its_own() -> None:
+    captions = ["common rare"] + [f"common word{'abcdefgh'[i]}" for i in range(8)]
+    terms = distinctive_terms(np.arange(9), 9, captions)
+    assert [t[0] for t in terms] == ["rare"] + [f"word{'abcdefgh'[i]}" for i in range(8)]
+
+
+def test_there_are_at_most_so_many_terms_and_no_numbers_or_stop_words() -> None:
+    caption = "the and 12 x9 alpha beta gamma delta epsilon zeta eta theta x"
+    (terms,) = distinctive_terms(np.array([0]), 1, [caption])
+    assert len(terms) == N_TERMS
+    assert set(terms) <= set("alpha beta gamma delta epsilon zeta eta theta".split())
+
+
+def test_terms_of_other_scripts() -> None:
+    terms = distinctive_terms(np.array([0, 1]), 2, ["Ein Hund läuft", "собака бежит"])
+    assert "läuft" in terms[0]
+    assert set(terms[1]) == {"собака", "бежит"}
+
+
+@pytest.mark.parametrize("caption", ["", "the of 12 !", "x y z"])
+def test_captions_without_words_have_no_terms(caption: str) -> None:
+    assert distinctive_terms(np.array([0, 1, 1]), 2, [caption] * 3) == [[], []]
+
+
+def test_a_cluster_without_words_among_others_has_no_terms() -> None:
+    assert distinctive_terms(np.array([0, 1]), 2, ["a red boat", "12"]) == [["boat", "red"], []]

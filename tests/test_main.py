@@ -1,0 +1,445 @@
+"""The command line as its users run it, on synthetic pairs, asserting on what is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import main
+from artifacts import Store
+from settings import InputError
+
+TINY = (
+    "--dataset synthetic --encoder_model embedded --max_train_samples 60 --max_val_samples 24 "
+    "--max_test_samples 24 --n_clusters 5 --samples_per_cluster 3 --influence_budget 0.5 "
+    "--num_epochs 2 --n_seeds 2 --batch_size 8 --embed_dim 16 --device cpu --num_workers 0"
+).split()
+PROMISED = """
+stage1/image_embeddings.npy stage1/text_embeddings.npy stage1/concatenated_embeddings.npy
+stage1/indices.npy stage1/cluster_assignments.npy stage1/clip_scores.npy stage1/clusters.json
+stage1/cluster_sizes.png stage1/image_features.npy stage1/text_features.npy stage1/skipped.csv
+stage1/manifest.json stage2/eigenvalues.npy stage2/influence_scores.npy
+stage2/influence_scores.json stage2/influence_scores.png stage2/influence_stderr.npy
+stage2/pair_influence.npy stage2/pair_influence_evaluated.npy stage2/manifest.json
+stage3/cluster_categorization.json stage3/cluster_weights.json stage3/curated_indices.npy
+stage3/sample_weights.npy stage3/cluster_categorization.png stage3/weight_distribution.png
+stage3/manifest.json baselines/random_indices.npy baselines/clip_score_filtering_indices.npy
+baselines/diversity_sampling_indices.npy baselines/coreset_selection_indices.npy
+baselines/individual_influence_indices.npy baselines/manifest.json
+evaluation/method_metrics.json evaluation/efficiency_metrics.json
+evaluation/method_comparison.csv evaluation/demographic_gaps.json
+evaluation/comparison_avg_recall@1.png evaluation/comparison_avg_recall@5.png
+evaluation/comparison_avg_recall@10.png evaluation/fairness_comparison.png
+evaluation/manifest.json results/results.md results/log.txt results/results_summary.csv
+results/results_summary.md results/performance_comparison.png results/efficiency_comparison.png
+results/training_progress.png results/demographic_gaps.png
+results/performance_efficiency_tradeoff.png log.txt run.json
+""".split()
+# Files in which the time of day or a duration stands.
+WITH_TIMES = (
+    "log.txt",
+    "run.json",
+    "manifest.json",
+    "runs.json",
+    "results.md",
+    "results_summary.csv",
+    "results_summary.md",
+    "method_comparison.csv",
+    "efficiency_metrics.json",
+    "efficiency_comparison.png",
+    "performance_efficiency_tradeoff.png",
+)
+
+
+def run(folder: Path, *flags: str) -> int:
+    return main.main([*TINY, "--output_dir", str(folder), *flags])
+
+
+def timeless(folder: Path) -> dict[str, bytes]:
+    """Content by name of every file without times."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not p.name.endswith(WITH_TIMES)
+    }
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "out"
+    assert run(folder, "--visualize", "--save_checkpoints") == 0
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    target = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished), str(target)], check=True)
+    return target
+
+
+def test_every_promised_file_is_there(finished: Path) -> None:
+    missing = [name for name in PROMISED if not (finished / name).is_file()]
+    assert not missing
+    for figure in finished.rglob("*.png"):
+        with Image.open(figure) as image:
+            assert min(image.size) > 200
+
+
+def test_arrays_agree_with_each_other(finished: Path) -> None:
+    def load(name: str) -> np.ndarray:
+        return np.asarray(np.load(finished / name))
+
+    images, texts = load("stage1/image_embeddings.npy"), load("stage1/text_embeddings.npy")
+    n = len(images)
+    assert np.allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)  # float32 unit rows
+    assert np.allclose((images * texts).sum(1), load("stage1/clip_scores.npy"), atol=1e-5)
+    both = load("stage1/concatenated_embeddings.npy")
+    assert np.array_equal(both, np.concatenate([images, texts], axis=1))
+    indices = load("stage1/indices.npy")
+    assert indices.dtype == np.int64
+    assert np.all(np.diff(indices) > 0)
+    assignments = load("stage1/cluster_assignments.npy")
+    scores, stderr = load("stage2/influence_scores.npy"), load("stage2/influence_stderr.npy")
+    assert set(assignments) == set(range(len(scores)))
+    assert scores.dtype == stderr.dtype == np.float64
+    assert np.all(stderr >= 0)
+    evaluated = load("stage2/pair_influence_evaluated.npy")
+    assert evaluated.sum() == np.minimum(np.bincount(assignments), 3).sum()
+    assert load("stage2/pair_influence.npy").shape == (n,)
+    curated, weights = load("stage3/curated_indices.npy"), load("stage3/sample_weights.npy")
+    assert len(curated) == round(0.8 * n)
+    assert np.all(np.diff(curated) > 0)
+    assert np.isin(curated, indices).all()
+    assert weights.mean() == pytest.approx(1)
+    assert weights.min() > 0
+    for name in main.BASELINES:
+        selected = load(f"baselines/{name}_indices.npy")
+        assert len(selected) == len(curated)
+        assert np.isin(selected, indices).all()
+        assert np.all(np.diff(selected) > 0)
+
+
+def test_metrics_follow_from_the_ranks(finished: Path) -> None:
+    runs = read_json(finished / "evaluation/runs.json")
+    ranks = np.load(finished / "evaluation/caption_ranks.npy")
+    rows = [
+        i for i, r in enumerate(runs) if r["method"] == "random" and r["comparison"] == "same_steps"
+    ]
+    assert len(rows) == 2
+    recalls = [100 * (ranks[i] < 5).mean() for i in rows]
+    metrics = read_json(finished / "evaluation/method_metrics.json")
+    reported = metrics["same_steps"]["random"]["text_to_image_recall@5"]
+    assert reported["mean"] == pytest.approx(np.mean(recalls))
+    assert reported["std"] == pytest.approx(np.std(recalls, ddof=1))
+    assert {r["n_steps"] for r in runs if r["comparison"] == "same_steps"} == {2 * (60 // 8)}
+    table = pd.read_csv(finished / "evaluation/method_comparison.csv")
+    assert set(main.METHODS) <= set(table["method"])
+
+
+def test_faults_are_known_and_counted(finished: Path) -> None:
+    pairs = pd.read_parquet(finished / "stage1/pairs.parquet")
+    train = pairs[pairs["split"] == "train"].reset_index(drop=True)
+    assert {"wrong_caption", "boilerplate", "near_copy"} <= set(train["fault"])
+    assert set(pairs.loc[pairs["split"] != "train", "fault"]) == {""}
+    rows = np.load(finished / "stage3/curated_rows.npy")
+    wrong = np.flatnonzero(train["fault"] == "wrong_caption")
+    dropped = len(np.setdiff1d(wrong, rows))
+    counted = main.faults_dropped(train["fault"].tolist(), train["group"].tolist(), rows)
+    assert counted["wrong_caption"] == {"in_data": len(wrong), "dropped": dropped}
+
+
+def test_results_page_names_the_command_and_the_data(finished: Path) -> None:
+    page = (finished / "results/results.md").read_text()
+    assert "python main.py --dataset synthetic" in page
+    assert "nan" not in page.lower().split()
+    for line in page.splitlines():
+        if line.startswith("!["):
+            link = line.split("](")[1].rstrip(")")
+            assert (finished / "results" / link).resolve().is_file()
+
+
+def test_contact_sheets_and_checkpoints(finished: Path) -> None:
+    from safetensors.numpy import load_file
+
+    for name in ("stage1/contact_sheet.png", "stage3/dropped.png", "stage3/kept.png"):
+        assert (finished / name).is_file()
+    model = load_file(finished / "evaluation/checkpoints/full_same_epochs_seed0.safetensors")
+    assert model["image_map"].shape == (1280, 16)
+    assert model["text_map"].shape == (256, 16)
+
+
+def test_same_seed_same_bytes_and_another_seed_differs(finished: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "again", "--visualize", "--save_checkpoints") == 0
+    assert timeless(tmp_path / "again") == timeless(finished)
+    assert run(tmp_path / "other", "--seed", "7", "--methods", "influencespace") == 0
+    for name in ("stage1/clip_scores.npy", "stage2/influence_scores.npy"):
+        assert (tmp_path / "other" / name).read_bytes() != (finished / name).read_bytes()
+
+
+def test_load_saved_changes_nothing(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = timeless(copied)
+    for name in ("embed_pairs", "cluster_embeddings", "estimate_influence", "evaluate_methods"):
+        monkeypatch.setattr(main, name, _must_not_run)
+    assert run(copied, "--load_saved", "--visualize", "--save_checkpoints") == 0
+    assert timeless(copied) == before
+
+
+def _must_not_run(*_: Any, **__: Any) -> None:
+    raise AssertionError("a saved stage was recomputed")
+
+
+def test_changed_setting_recomputes_what_follows(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main, "embed_pairs", _must_not_run)
+    monkeypatch.setattr(main, "cluster_embeddings", _must_not_run)
+    before = timeless(copied)
+    assert run(copied, "--load_saved", "--target_size_ratio", "0.5") == 0
+    after = timeless(copied)
+    assert "--target_size_ratio 0.8 (now 0.5)" in (copied / "log.txt").read_text()
+    assert after["stage2/influence_scores.npy"] == before["stage2/influence_scores.npy"]
+    assert len(np.load(copied / "stage3/curated_indices.npy")) == 30
+    assert len(np.load(copied / "baselines/random_indices.npy")) == 30
+
+
+def test_skipped_stages_are_loaded(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open_source", "embed_pairs", "cluster_embeddings", "estimate_influence"):
+        monkeypatch.setattr(main, name, _must_not_run)
+    before = timeless(copied)
+    assert run(copied, "--skip_stage", "1", "2", "--max_weight", "2") == 0
+    after = timeless(copied)
+    assert after["stage1/clip_scores.npy"] == before["stage1/clip_scores.npy"]
+    assert read_json(copied / "stage3/manifest.json")["settings"]["max_weight"] == 2
+
+
+def test_skipped_stage_with_other_settings_is_an_error(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = timeless(copied)
+    assert run(copied, "--skip_stage", "2", "--rank", "3") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: --skip_stage 2:")
+    assert "--rank 10 (now 3)" in error
+    assert timeless(copied) == before
+
+
+def test_unneeded_skipped_stages_are_left_out(tmp_path: Path) -> None:
+    assert run(tmp_path / "o", "--skip_stage", "2", "3", "--methods", "full", "random") == 0
+    assert not (tmp_path / "o/stage2").exists()
+    assert not (tmp_path / "o/stage3").exists()
+    assert (tmp_path / "o/results/results.md").is_file()
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: no handler of the program may see it."""
+
+
+@pytest.mark.parametrize("at_write", [3, 24, 33, 45, 60])
+def test_killed_run_continues_to_the_same_files(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_write: int
+) -> None:
+    folder, writes = tmp_path / "out", 0
+    real = Store.write_bytes
+
+    def killed(self: Store, relative: str, data: bytes) -> Path:
+        nonlocal writes
+        writes += 1
+        if writes == at_write:
+            raise Killed
+        return real(self, relative, data)
+
+    monkeypatch.setattr(Store, "write_bytes", killed)
+    with pytest.raises(Killed):
+        run(folder, "--visualize", "--save_checkpoints")
+    monkeypatch.undo()
+    assert run(folder, "--load_saved", "--visualize", "--save_checkpoints") == 0
+    assert timeless(folder) == timeless(finished)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Photographs in the Flickr8k layout, some of them hostile."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photographs"
+    (folder / "Images").mkdir(parents=True)
+    rows = ["image,caption"]
+    for i in range(60):
+        colour = rng.integers(0, 255, size=3)
+        pixels = np.broadcast_to(colour, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"Images/{i}.png")
+        rows += [
+            f"{i}.png,A square of colour {colour.tolist()}".replace(",", " ").replace(" ", ",", 1)
+        ]
+    (folder / "Images/broken.png").write_bytes(b"<html>not found</html>")
+    (folder / "Images/empty.png").write_bytes(b"")
+    rows += ["broken.png,a broken one", "empty.png,an empty one", "missing.png,a missing one"]
+    rows += ["1.png,   "]
+    (folder / "captions.txt").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_hostile_folder_ends_well(photographs: Path, tmp_path: Path) -> None:
+    flags = [f for f in TINY if f not in ("--dataset", "synthetic")]
+    out = tmp_path / "out"
+    status = main.main(
+        [*flags, "--output_dir", str(out), "--dataset", "folder", "--data_dir", str(photographs)]
+    )
+    assert status == 0
+    skipped = pd.read_csv(out / "stage1/skipped.csv", keep_default_na=False)
+    by_key = dict(zip(skipped["key"].str.split("/").str[-1], skipped["reason"], strict=True))
+    assert by_key["broken.png"] == "broken image"
+    assert by_key["empty.png"] == "empty file"
+    assert by_key["missing.png"] == "missing file"
+    assert by_key["1.png"] == "empty caption"
+    assert "broken image" in (out / "results/results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--rank", "ten"], "--rank: invalid int value: 'ten'"),
+        (["--rank", "0"], "--rank must be >= 1; got 0"),
+        (["--skip_stage", "4"], "--skip_stage must be one of 1, 2, 3; got 4"),
+        (["--dataset", "imagenet"], "--dataset must be one of"),
+        (["--methods", "best"], "--methods must be one of"),
+        (["--target_size_ratio", "1.5"], "--target_size_ratio must be <= 1"),
+        (["--learning_rate", "nan"], "--learning_rate must be a finite number"),
+        (
+            ["--harmful_threshold", "0.02"],
+            r"--harmful_threshold \(0.02\) must be below --beneficial_threshold \(0.01\)",
+        ),
+        (["--n_clusters", "70"], "--n_clusters 70 is more than --max_train_samples 60"),
+        (["--influence_budget", "0.01"], "--influence_budget 0.01 of 60 training pairs"),
+        (["--dataset", "folder"], "--data_dir"),
+        (["--dataset", "folder", "--data_dir", "/no/such/folder"], "--data_dir /no/such/folder"),
+        (["--dataset", "coco"], "COCO|hf_dataset|Hub"),
+        (["--encoder_model", "no/such-model"], "--encoder_model no/such-model"),
+        (["--skip_stage", "1"], "--skip_stage 1: .*has no saved result"),
+        (["--device", "cuda"], "--device cuda is not available"),
+    ],
+)
+def test_bad_input_gets_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    words: str,
+) -> None:
+    import re
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run(tmp_path / "out", *flags) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert lines[-1] == errors[0]
+    assert re.search(words, errors[0])
+    assert "Traceback" not in "\n".join(lines)
+
+
+def test_output_dir_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("keep me")
+    assert run(tmp_path / "file") == 2
+    assert "is a file" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "keep me"
+
+
+def test_defaults_are_those_promised() -> None:
+    flat = main.parse_arguments([]).flat()
+    promised = {
+        "output_dir": "./output",
+        "seed": 42,
+        "log_file": "log.txt",
+        "debug": False,
+        "max_train_samples": 5000,
+        "max_val_samples": 1000,
+        "max_test_samples": 1000,
+        "batch_size": 32,
+        "num_workers": 4,
+        "n_clusters": 100,
+        "rank": 10,
+        "samples_per_cluster": 5,
+        "embed_dim": 256,
+        "target_size_ratio": 0.8,
+        "harmful_threshold": -0.001,
+        "beneficial_threshold": 0.01,
+        "max_weight": 5.0,
+        "num_epochs": 10,
+        "learning_rate": 0.001,
+        "weight_decay": 1e-5,
+        "skip_stage": (),
+        "load_saved": False,
+        "save_checkpoints": False,
+        "visualize": False,
+        "dataset": "auto",
+        "data_dir": None,
+        "hf_dataset": "jxie/coco_captions",
+        "image_column": "image",
+        "caption_column": "caption",
+        "id_column": "cocoid",
+        "encoder_model": "auto",
+        "device": "auto",
+        "precision": "auto",
+        "methods": main.METHODS,
+        "n_seeds": 3,
+        "hessian": "lanczos",
+        "influence_budget": 0.1,
+        "rounds": 1,
+    }
+    assert {name: flat[name] for name in promised} == promised
+
+
+def test_debug_yields_to_explicit_flags() -> None:
+    config = main.parse_arguments(["--debug", "--n_seeds", "5"])
+    assert config.evaluation.n_seeds == 5
+    assert config.data.max_train_samples == main.DEBUG_SETTINGS["max_train_samples"]
+
+
+def test_help_lists_every_flag_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main.parse_arguments(["--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    for name in main.parse_arguments([]).flat():
+        assert f"--{name}" in text
+    for group in main.GROUPS:
+        assert f"\n{group}:" in text
+
+
+def test_rounds_curate_again(tmp_path: Path) -> None:
+    assert run(tmp_path / "o", "--rounds", "2", "--methods", "influencespace", "random") == 0
+    log = (tmp_path / "o/log.txt").read_text()
+    assert "round 1:" in log
+    assert "round 2:" in log
+
+
+def test_parse_errors_are_input_errors() -> None:
+    with pytest.raises(InputError, match="unrecognized"):
+        main.parse_arguments(["--nope"])
+
+
+def test_main_is_a_program(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "main.py", "--rank", "-1", "--output_dir", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(main.__file__).parent,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: --rank must be >= 1; got -1\n"

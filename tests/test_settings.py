@@ -1,0 +1,87 @@
+"""Settings: every rule with its message, tuples, and what a fingerprint leaves out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from settings import InputError, Settings, setting
+
+
+@dataclass(frozen=True)
+class Example(Settings):
+    kind: str = setting("a", "one of two", choices=("a", "b"))
+    kinds: tuple[str, ...] = setting(("a",), "some of two", choices=("a", "b"))
+    closed: int = setting(3, "from 1 to 5", at_least=1, at_most=5)
+    opened: float = setting(0.5, "between 0 and 1, ends excluded", above=0, below=1)
+    shares: tuple[float, ...] = setting((0.5, 0.5), "each from 0 to 1", at_least=0, at_most=1)
+    optional: float | None = setting(None, "above 0 if given", above=0, type=float)
+    flag: bool = setting(False, "a switch")
+    n_workers: int = setting(2, "speed only", at_least=1, affects_result=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "c"}, "--kind must be one of a, b; got 'c'"),
+        ({"kinds": ("a", "c")}, "--kinds must be one of a, b; got 'c'"),
+        ({"closed": 0}, "--closed must be >= 1; got 0"),
+        ({"closed": 6}, "--closed must be <= 5; got 6"),
+        ({"opened": 0.0}, "--opened must be > 0; got 0"),
+        ({"opened": 1.0}, "--opened must be < 1; got 1"),
+        ({"shares": (0.5, 1.5)}, "--shares must be <= 1; got 1.5"),
+        ({"shares": (-0.25, 1.0)}, "--shares must be >= 0; got -0.25"),
+        ({"optional": -1.0}, "--optional must be > 0; got -1"),
+        ({"opened": math.nan}, "--opened must be a finite number; got nan"),
+        ({"closed": math.inf}, "--closed must be a finite number; got inf"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_rule(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        Example(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "b", "kinds": ("a", "b"), "closed": 1, "opened": 1e-9},
+        {"closed": 5, "opened": 1 - 1e-9, "shares": (0, 1)},
+        {"optional": None, "flag": True, "kinds": (), "shares": ()},
+        {"optional": 0.1},
+    ],
+)
+def test_values_at_the_bounds_are_taken(values: dict[str, Any]) -> None:
+    example = Example(**values)
+    assert {name: getattr(example, name) for name in values} == values
+
+
+def test_replacing_a_field_checks_it_too() -> None:
+    with pytest.raises(InputError, match="--closed must be >= 1; got 0"):
+        dataclasses.replace(Example(), closed=0)
+
+
+def test_an_input_error_is_a_value_error() -> None:
+    assert issubclass(InputError, ValueError)
+
+
+def test_a_mutable_default_is_refused() -> None:
+    with pytest.raises(TypeError, match="must be immutable; use a tuple"):
+        setting([1, 2], "a list")
+
+
+def test_the_fingerprint_leaves_out_speed_settings_only() -> None:
+    settings = Example(closed=4, n_workers=9).fingerprint_settings()
+    assert settings == {
+        "kind": "a",
+        "kinds": ("a",),
+        "closed": 4,
+        "opened": 0.5,
+        "shares": (0.5, 0.5),
+        "optional": None,
+        "flag": False,
+    }

@@ -1,0 +1,766 @@
+"""Figures of a run, from plain arrays and dicts, as matplotlib figures that the caller saves.
+
+Object-oriented matplotlib alone, without pyplot or other global state: the same data give the same
+bytes. Colours are those of Okabe & Ito (2008), which colour-blind readers tell apart;
+InfluenceSpace is always the same blue, the full data dark grey, rivals muted.
+"""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import FT2Font
+from matplotlib.patches import Patch
+from scipy.optimize import isotonic_regression
+
+FULL, INFLUENCESPACE, ENCODER = "full", "influencespace", "frozen encoder"
+METHOD_LABELS = {
+    INFLUENCESPACE: "InfluenceSpace",
+    FULL: "Full data",
+    "random": "Random",
+    "clip_score_filtering": "CLIP score",
+    "diversity_sampling": "Diversity",
+    "coreset_selection": "Coreset (k-centre)",
+    "individual_influence": "Per-pair influence (DataInf)",
+    ENCODER: "Frozen encoder, untrained",
+}
+COMPARISON_LABELS = {
+    "same_epochs": "Same number of epochs",
+    "same_steps": "Same number of steps",
+}
+CATEGORIES = ("harmful", "neutral", "beneficial")
+
+INK, GREY, MUTED, PALE = "#222222", "#666666", "#B9C3CC", "#E6E9EC"
+LINE_COLORS = {
+    INFLUENCESPACE: "#0072B2",
+    FULL: "#4D4D4D",
+    "random": "#999999",
+    "clip_score_filtering": "#E69F00",
+    "diversity_sampling": "#009E73",
+    "coreset_selection": "#CC79A7",
+    "individual_influence": "#56B4E9",
+}
+CATEGORY_COLORS = {"harmful": "#D55E00", "neutral": "#999999", "beneficial": "#009E73"}
+
+ERROR_STYLE: dict[str, Any] = {
+    "fmt": "none",
+    "ecolor": INK,
+    "elinewidth": 1.0,
+    "capsize": 2.5,
+}
+BESIDE: dict[str, Any] = {  # a value to the right of what it belongs to
+    "xytext": (6, 0),
+    "textcoords": "offset points",
+    "va": "center",
+    "fontsize": 8.5,
+    "color": INK,
+}
+
+DPI = 150
+MAX_LABELLED = 30  # more clusters than this are drawn without labels, their extremes beside
+N_EXTREMES = 10
+LABEL_WIDTH = 44  # characters
+INFLUENCE_UNIT = "change of the validation loss without the cluster (%)"
+
+
+# --- Text -------------------------------------------------------------------------------------
+
+
+def method_label(method: str) -> str:
+    """The method's name for people."""
+    return METHOD_LABELS.get(method, method.replace("_", " ").capitalize())
+
+
+def shorten(text: str, width: int) -> str:
+    """The text on one line of at most `width` characters, with an ellipsis where it was cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def plain(text: str, width: int = 1000) -> str:
+    """One line of at most `width` characters that matplotlib draws as it stands.
+
+    Dollar signs open no mathematics, and a character that the font lacks is drawn as a box.
+    """
+    font = _font()
+    line = "".join(c if font.get_char_index(ord(c)) else "□" for c in shorten(text, width))
+    return line.replace("$", r"\$")
+
+
+@functools.cache
+def _font() -> FT2Font:
+    return get_font(findfont(FontProperties()))
+
+
+def cluster_label(cluster: int, terms: Sequence[str]) -> str:
+    """A cluster's number and what it is about."""
+    return plain(f"{cluster}: {', '.join(terms)}" if terms else f"cluster {cluster}", LABEL_WIDTH)
+
+
+def mean_and_spread(cell: Mapping[str, float | None], digits: int = 1) -> str:
+    """A mean with its standard deviation, or alone where one value has no spread."""
+    mean = f"{cell['mean']:,.{digits}f}"
+    return mean if cell["std"] is None else f"{mean} ± {cell['std']:,.{digits}f}"
+
+
+# --- Shared style -----------------------------------------------------------------------------
+
+
+def _new_figure(width: float, height: float, title: str, note: str = "") -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    wrapped = textwrap.fill(title, int(width * 10))
+    figure.suptitle(wrapped, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    if note:
+        wrapped = textwrap.fill(note, int(width * 15))
+        figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=8, color=GREY)
+    return figure
+
+
+def _style(axes: Axes, title: str = "", *, x: str = "", y: str = "", grid: str = "x") -> None:
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(x, fontsize=9, color=INK)
+    axes.set_ylabel(y, fontsize=9, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(labelsize=8.5, color=MUTED, labelcolor=INK)
+    axes.grid(axis=grid, color=PALE, linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+def _say(axes: Axes, text: str) -> None:
+    """An empty panel that says why."""
+    axes.set_axis_off()
+    axes.text(0, 0.9, text, transform=axes.transAxes, va="top", fontsize=9, color=GREY, wrap=True)
+
+
+def _bar_color(method: str) -> str:
+    own = {INFLUENCESPACE, FULL}
+    return LINE_COLORS[method] if method in own else "white" if method == ENCODER else MUTED
+
+
+def _line_color(method: str) -> str:
+    return LINE_COLORS.get(method, GREY)
+
+
+def method_rows(methods: Sequence[str]) -> dict[str, float]:
+    """Heights of the methods' rows from the top; full data and frozen encoder stand apart."""
+    same_size = [m for m in methods if m not in (FULL, ENCODER)]
+    references = [m for m in (FULL, ENCODER) if m in methods]
+    gap = 0.4 if same_size else 0.0
+    rows = {m: float(i) for i, m in enumerate(same_size)}
+    return rows | {m: len(same_size) + gap + i for i, m in enumerate(references)}
+
+
+def _name_rows(axes: Axes, rows: Mapping[str, float]) -> None:
+    axes.set_yticks(list(rows.values()), [plain(method_label(m), LABEL_WIDTH) for m in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(max(rows.values()) + 0.6, min(rows.values()) - 0.6)
+    for label, method in zip(axes.get_yticklabels(), rows, strict=False):  # no labels if shared
+        label.set_fontweight("bold" if method == INFLUENCESPACE else "normal")
+
+
+def _method_bars(
+    axes: Axes,
+    rows: Mapping[str, float],
+    cells: Mapping[str, Mapping[str, float | None]],
+    texts: Mapping[str, str],
+) -> None:
+    """A horizontal bar from zero for each method, its spread where there is one, its value."""
+    means = {m: float(cells[m]["mean"] or 0.0) for m in rows}
+    spreads = {m: float(cells[m]["std"] or 0.0) for m in rows}
+    reach = max(means[m] + spreads[m] for m in rows) or 1.0
+    for method, row in rows.items():
+        edge = GREY if method == ENCODER else _bar_color(method)
+        axes.barh(row, means[method], 0.72, color=_bar_color(method), edgecolor=edge, linewidth=0.8)
+        if spreads[method]:
+            axes.errorbar(means[method], row, xerr=spreads[method], **ERROR_STYLE)
+        weight = "bold" if method == INFLUENCESPACE else "normal"
+        end = means[method] + spreads[method]
+        axes.annotate(texts[method], (end, row), **BESIDE, fontweight=weight)
+    axes.set_xlim(0, 1.32 * reach)
+
+
+def spread_out(
+    positions: Float[np.ndarray, " n"], gap: float, low: float, high: float
+) -> Float[np.ndarray, " n"]:
+    """Positions at least `gap` apart within bounds, in the same order, as near as can be.
+
+    The least-squares solution: isotonic regression of the sorted positions less i * gap, clipped.
+    """
+    order = np.argsort(positions, kind="stable")
+    offsets = gap * np.arange(len(positions))
+    apart = np.empty(len(positions))
+    nearest = isotonic_regression(positions[order] - offsets).x
+    apart[order] = np.clip(nearest, low, high - offsets[-1]) + offsets
+    return apart
+
+
+def _label_right(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Names the methods at the right edge, with a thin line from each one's point."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * min(0.065, 1 / len(points))
+    heights = spread_out(np.array([y for _, y in points.values()]), gap, low, high)
+    for (method, point), height in zip(points.items(), heights, strict=True):
+        axes.annotate(
+            plain(method_label(method), LABEL_WIDTH),
+            point,
+            xytext=(1.04, float(height)),
+            textcoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8.5,
+            color=INK,
+            fontweight="bold" if method == INFLUENCESPACE else "normal",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": _line_color(method),
+                "linewidth": 0.7,
+                "relpos": (0, 0.5),
+            },
+            annotation_clip=False,
+        )
+
+
+# --- Clusters ---------------------------------------------------------------------------------
+
+
+def extremes(n: int, n_each: int = N_EXTREMES, max_all: int = MAX_LABELLED) -> list[int]:
+    """Ranks worth a label: all of a few, else the first and the last `n_each`."""
+    if n <= max_all:
+        return list(range(n))
+    return [*range(n_each), *range(n - n_each, n)]
+
+
+def _cluster_axes(figure: Figure, n_clusters: int) -> tuple[Axes | None, Axes]:
+    """A panel for all clusters, where they are too many to label, and one with labels."""
+    if n_clusters <= MAX_LABELLED:
+        return None, figure.subplots()
+    overview, labelled = figure.subplots(1, 2, width_ratios=[1.25, 1])
+    return overview, labelled
+
+
+def _label_clusters(axes: Axes, ranks: Sequence[int], labels: Sequence[str]) -> list[float]:
+    """Names the rows of the ranked clusters; a gap where clusters between them are left out."""
+    rows = [i + (0.8 if r != i else 0.0) for i, r in enumerate(ranks)]
+    axes.set_yticks(rows, labels)
+    axes.tick_params(axis="y", length=0, labelsize=8)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(rows[-1] + 0.7, -0.7)
+    return rows
+
+
+def _cluster_height(n_clusters: int) -> float:
+    return 1.6 + 0.21 * len(extremes(n_clusters)) + 0.4
+
+
+def cluster_sizes(sizes: Int[np.ndarray, " K"], terms: Sequence[Sequence[str]]) -> Figure:
+    """How many pairs each cluster holds, largest first; the extremes with their terms."""
+    n = len(sizes)
+    order = np.argsort(-sizes, kind="stable")
+    title = f"{sizes.sum():,} training pairs in {n:,} cluster{'s' if n > 1 else ''}"
+    note = f"Dashed: the median, {np.median(sizes):g} pairs."
+    figure = _new_figure(11 if n > MAX_LABELLED else 8, _cluster_height(n), title, note)
+    overview, labelled = _cluster_axes(figure, n)
+    if overview is not None:
+        overview.bar(np.arange(1, n + 1), sizes[order], width=1.0, color=MUTED)
+        overview.axhline(float(np.median(sizes)), color=INK, linewidth=1, linestyle="--")
+        overview.set_xlim(0.5, n + 0.5)
+        _style(overview, "All clusters", x="clusters, largest first", y="pairs", grid="y")
+    ranks = extremes(n)
+    title = f"The {N_EXTREMES} largest and the {N_EXTREMES} smallest" if n > len(ranks) else ""
+    _style(labelled, title, x="pairs")
+    labels = [cluster_label(int(order[r]), terms[order[r]]) for r in ranks]
+    rows = _label_clusters(labelled, ranks, labels)
+    shown = sizes[order[ranks]]
+    labelled.barh(rows, shown, 0.72, color=MUTED)
+    for row, size in zip(rows, shown, strict=True):
+        labelled.annotate(f"{size:,}", (size, row), **BESIDE)
+    labelled.set_xlim(0, 1.14 * sizes.max())
+    if overview is None:
+        labelled.axvline(float(np.median(sizes)), color=INK, linewidth=1, linestyle="--")
+    return figure
+
+
+def influence_scores(
+    scores: Float[np.ndarray, " K"],
+    stderr: Float[np.ndarray, " K"] | None,
+    terms: Sequence[Sequence[str]],
+    categories: Shaped[np.ndarray, " K"],
+    *,
+    harmful_threshold: float,
+    beneficial_threshold: float,
+) -> Figure:
+    """Influence of every cluster with its standard error, most beneficial first, by category.
+
+    Args:
+        scores: relative change of the validation loss without the cluster.
+        stderr: standard errors of the scores.
+        terms: words of each cluster.
+        categories: `harmful`, `neutral` or `beneficial` for each cluster.
+        harmful_threshold: scores below are called harmful where their sign is certain.
+        beneficial_threshold: scores above are called beneficial where their sign is certain.
+    """
+    n = len(scores)
+    order = np.argsort(-scores, kind="stable")
+    percent, errors = 100 * scores, None if stderr is None else 100 * stderr
+    title = f"Influence of {n:,} cluster{'s' if n > 1 else ''} on the validation loss"
+    note = (
+        "Positive: the loss would rise without the cluster, so the cluster helps. "
+        + ("Error bars: standard error from the sampled pairs. " if errors is not None else "")
+        + f"Dotted: thresholds, {100 * harmful_threshold:+g} % and {100 * beneficial_threshold:+g} %"
+        " (drawn where the scores reach them); beyond them a cluster is coloured where its sign is"
+        " certain."
+    )
+    figure = _new_figure(11 if n > MAX_LABELLED else 8, _cluster_height(n) + 0.3, title, note)
+    overview, labelled = _cluster_axes(figure, n)
+    thresholds = (100 * harmful_threshold, 100 * beneficial_threshold)
+    colors = np.array([CATEGORY_COLORS[c] for c in categories])
+    if overview is not None:
+        ranks = np.arange(1, n + 1)
+        if errors is not None:
+            low, high = (percent + sign * errors for sign in (-1, 1))
+            width = max(0.5, min(1.0, 100 / n))
+            overview.vlines(ranks, low[order], high[order], color=MUTED, linewidth=width)
+        overview.scatter(ranks, percent[order], s=max(4, 900 / n), c=colors[order], zorder=2)
+        overview.set_xlim(0, n + 1)
+        x = "clusters, most beneficial first"
+        _style(overview, "All clusters", x=x, y=INFLUENCE_UNIT, grid="y")
+        _zero_and_thresholds(overview, thresholds, "y")
+    ranks_shown = extremes(n)
+    shown = order[ranks_shown]
+    title = f"The {N_EXTREMES} highest and the {N_EXTREMES} lowest" if n > len(shown) else ""
+    _style(labelled, title, x=INFLUENCE_UNIT)
+    labels = [cluster_label(int(k), terms[k]) for k in shown]
+    rows = _label_clusters(labelled, ranks_shown, labels)
+    labelled.barh(rows, percent[shown], 0.72, color=colors[shown])
+    if errors is not None:
+        labelled.errorbar(percent[shown], rows, xerr=errors[shown], **ERROR_STYLE)
+    _zero_and_thresholds(labelled, thresholds, "x")
+    _category_legend(overview or labelled, categories)
+    return figure
+
+
+def _zero_and_thresholds(axes: Axes, thresholds: tuple[float, float], axis: str) -> None:
+    """The zero line, and the thresholds that the axis reaches without being stretched."""
+    low, high = axes.get_xlim() if axis == "x" else axes.get_ylim()
+    draw = axes.axvline if axis == "x" else axes.axhline
+    draw(0, color=INK, linewidth=1)
+    for name, threshold in zip(("harmful", "beneficial"), thresholds, strict=True):
+        if low <= threshold <= high:
+            draw(threshold, color=CATEGORY_COLORS[name], linewidth=1, linestyle=":")
+
+
+def _category_legend(axes: Axes, categories: Shaped[np.ndarray, " K"]) -> None:
+    """The categories with their numbers of clusters, above the panel at the right."""
+    handles = [
+        Patch(color=CATEGORY_COLORS[c], label=f"{c} ({int((categories == c).sum())})")
+        for c in reversed(CATEGORIES)
+    ]
+    axes.legend(
+        handles=handles,
+        loc="lower right",
+        bbox_to_anchor=(1.02, 0.985),
+        ncols=3,
+        fontsize=8.5,
+        frameon=False,
+        labelcolor=INK,
+        handlelength=1,
+        columnspacing=1,
+        handletextpad=0.4,
+    )
+
+
+def cluster_categorization(categorization: Sequence[Mapping[str, Any]]) -> Figure:
+    """Pairs kept and dropped in each category, and the share kept of every cluster."""
+    counts = {
+        category: [
+            sum(c[key] for c in categorization if c["category"] == category)
+            for key in ("pairs_kept", "pairs_dropped")
+        ]
+        for category in reversed(CATEGORIES)
+    }
+    sizes = np.array([c["size"] for c in categorization])
+    kept = np.array([c["pairs_kept"] for c in categorization])
+    title = f"{kept.sum():,} of {sizes.sum():,} training pairs kept, by their cluster's influence"
+    note = "Solid: kept, hatched: dropped. Right: one dot a cluster, its area the cluster's pairs."
+    figure = _new_figure(11, 3.9, title, note)
+    bars, dots = figure.subplots(1, 2, width_ratios=[1.1, 1])
+    _style(bars, "Pairs by category", x="pairs")
+    for row, (category, (n_kept, n_dropped)) in enumerate(counts.items()):
+        color = CATEGORY_COLORS[category]
+        bars.barh(row, n_kept, 0.6, color=color)
+        bars.barh(row, n_dropped, 0.6, left=n_kept, color="white", edgecolor=color, hatch="////")
+        n_clusters = sum(c["category"] == category for c in categorization)
+        text = f"{n_clusters:,} clusters:\n{n_kept:,} kept, {n_dropped:,} dropped"
+        bars.annotate(text, (n_kept + n_dropped, row), **BESIDE)
+    bars.set_yticks(range(3), list(counts))
+    bars.set_ylim(2.6, -0.6)
+    bars.set_xlim(0, 1.55 * max(map(sum, counts.values())))
+    bars.xaxis.set_major_formatter("{x:,g}")
+    _style(dots, "Share kept of each cluster", x=INFLUENCE_UNIT, y="pairs kept (%)")
+    _category_dots(dots, categorization, 100 * kept / sizes, 10 + 90 * sizes / sizes.max())
+    dots.set_ylim(-6, 106)
+    return figure
+
+
+def _category_dots(
+    axes: Axes,
+    categorization: Sequence[Mapping[str, Any]],
+    heights: Float[np.ndarray, " K"],
+    areas: Float[np.ndarray, " K"] | float,
+) -> None:
+    """One dot a cluster over its influence, coloured by category."""
+    influence = [c["influence_percent"] for c in categorization]
+    colors = [CATEGORY_COLORS[c["category"]] for c in categorization]
+    axes.scatter(influence, heights, areas, c=colors, alpha=0.65, linewidth=0)
+    axes.axvline(0, color=INK, linewidth=1)
+    _category_legend(axes, np.array([c["category"] for c in categorization]))
+
+
+def effective_size(sample_weights: Float[np.ndarray, " m"]) -> float:
+    """How many equally weighted pairs have the same variance: (sum w)^2 / sum w^2, Kish (1965)."""
+    return float(sample_weights.sum() ** 2 / (sample_weights**2).sum())
+
+
+def weight_distribution(
+    sample_weights: Float[np.ndarray, " m"],
+    cluster_weights: Mapping[str, float],
+    categorization: Sequence[Mapping[str, Any]],
+) -> Figure:
+    """How the weights of the kept pairs are distributed, and which influence earned which."""
+    m = len(sample_weights)
+    title = f"Weights of the {m:,} kept pairs"
+    note = (
+        f"Mean one. They count like {effective_size(sample_weights):,.0f} pairs of equal weight. "
+        "Right: one dot a cluster; weight 0 is a cluster of which nothing was kept."
+    )
+    figure = _new_figure(11, 3.9, title, note)
+    histogram, dots = figure.subplots(1, 2)
+    low, high = min(0.0, float(sample_weights.min())), max(2.0, float(sample_weights.max()))
+    histogram.hist(sample_weights, bins=np.linspace(low, 1.02 * high, 41), color="#0072B2")
+    histogram.axvline(1, color=INK, linewidth=1, linestyle="--")
+    _style(histogram, "Pairs (dashed: weight one)", x="weight of a pair", y="pairs", grid="y")
+    _style(dots, "Clusters", x=INFLUENCE_UNIT, y="weight of its pairs")
+    heights = np.array([cluster_weights[str(c["cluster"])] for c in categorization])
+    _category_dots(dots, categorization, heights, 28.0)
+    dots.axhline(1, color=INK, linewidth=1, linestyle="--")
+    top = max(1.0, float(heights.max()))
+    dots.set_ylim(-0.06 * top, 1.1 * top)
+    return figure
+
+
+# --- Methods ----------------------------------------------------------------------------------
+
+SPREAD_NOTE = "Error bars and ±: standard deviation over training seeds."
+Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def rank_methods(metrics: Metrics, metric: str) -> list[str]:
+    """Methods by falling mean of the metric over the comparisons, the full data last."""
+    methods = next(iter(metrics.values()))
+    means = {m: np.mean([cells[m][metric]["mean"] for cells in metrics.values()]) for m in methods}
+    return sorted(methods, key=lambda m: (m == FULL, -means[m]))
+
+
+def recall_comparison(
+    metrics: Metrics, metric: str, *, title: str, encoder_recall: float | None = None
+) -> Figure:
+    """One metric of every method, both comparisons side by side.
+
+    Args:
+        metrics: comparison -> method -> metric -> `mean` and `std`.
+        metric: which one.
+        title: of the figure.
+        encoder_recall: the same metric of the frozen encoder.
+    """
+    figure = _new_figure(11, 1.7 + 0.32 * len(next(iter(metrics.values()))), title, SPREAD_NOTE)
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    _recall_panels(panels, metrics, metric, encoder_recall)
+    return figure
+
+
+def _recall_panels(
+    panels: np.ndarray, metrics: Metrics, metric: str, encoder_recall: float | None
+) -> None:
+    encoder = {} if encoder_recall is None else {ENCODER: {"mean": encoder_recall, "std": None}}
+    rows = method_rows([*rank_methods(metrics, metric), *encoder])
+    for axes, (comparison, methods) in zip(panels, metrics.items(), strict=True):
+        _style(axes, COMPARISON_LABELS[comparison], x="recall (% of queries)")
+        cells = {m: methods[m][metric] for m in methods} | encoder
+        _method_bars(axes, rows, cells, {m: mean_and_spread(cells[m]) for m in rows})
+        _name_rows(axes, rows)
+    reach = max(axes.get_xlim()[1] for axes in panels)
+    for axes in panels:
+        axes.set_xlim(0, reach)
+
+
+def performance_comparison(
+    metrics: Metrics,
+    encoder_recall: float | None,
+    differences: Mapping[str, Mapping[str, tuple[float, float | None]]],
+) -> Figure:
+    """Mean recall of every method and, below, how far each is from random selection.
+
+    Args:
+        metrics: comparison -> method -> metric -> `mean` and `std`.
+        encoder_recall: mean recall of the frozen encoder.
+        differences: comparison -> method -> difference to random in points, and its standard
+            error (None with one seed); empty without random selection.
+    """
+    n_methods = len(next(iter(metrics.values())))
+    n_rows = 2 if any(differences.values()) else 1
+    title = "Mean recall on unseen images: both directions, at 1, 5 and 10"
+    note = SPREAD_NOTE
+    if n_rows == 2:
+        note += " Differences carry the standard error of the two means combined."
+    figure = _new_figure(11, 0.9 + n_rows * (1.0 + 0.34 * n_methods), title, note)
+    grid = figure.subplots(n_rows, len(metrics), sharey="row", squeeze=False)
+    _recall_panels(grid[0], metrics, "mean_recall", encoder_recall)
+    if n_rows == 2:
+        order = [m for m in rank_methods(metrics, "mean_recall") if m != "random"]
+        _difference_panels(grid[1], method_rows(order), differences)
+    return figure
+
+
+def _difference_panels(
+    panels: np.ndarray,
+    rows: Mapping[str, float],
+    differences: Mapping[str, Mapping[str, tuple[float, float | None]]],
+) -> None:
+    ends = [abs(d) + (e or 0) for cells in differences.values() for d, e in cells.values()]
+    reach = 1.15 * max(ends) or 1.0
+    for axes, (comparison, cells) in zip(panels, differences.items(), strict=True):
+        title = f"Against random: {COMPARISON_LABELS[comparison].lower()}"
+        _style(axes, title, x="difference of mean recall (points)")
+        axes.axvline(0, color=INK, linewidth=1)
+        for method, row in rows.items():
+            difference, error = cells[method]
+            if error is not None:
+                axes.errorbar(difference, row, xerr=error, **ERROR_STYLE)
+            axes.scatter(difference, row, s=40, color=_bar_color(method), edgecolor=INK, zorder=3)
+            text = f"{difference:+.1f}".replace("-", "−")
+            axes.annotate(text, (max(difference + (error or 0), 0), row), **BESIDE)
+        _name_rows(axes, rows)
+        axes.set_xlim(-reach, 1.3 * reach)
+
+
+def efficiency_comparison(efficiency: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Pairs trained on, seconds to choose them and seconds to train, by method."""
+    rows = method_rows(sorted(efficiency, key=lambda m: efficiency[m]["curation_seconds"]))
+    note = f"{SPREAD_NOTE} Embedding all pairs, which every method needs, is not included."
+    figure = _new_figure(12, 1.7 + 0.32 * len(rows), "What each method costs", note)
+    costs = {
+        ("Pairs trained on", "pairs"): {m: e["n_pairs"] for m, e in efficiency.items()},
+        ("Choosing them", "seconds"): {m: e["curation_seconds"] for m, e in efficiency.items()},
+    }
+    columns = {
+        key: {m: {"mean": float(value), "std": None} for m, value in values.items()}
+        for key, values in costs.items()
+    } | {
+        (f"Training, {label.lower().replace('number of ', '')}", "seconds a run"): {
+            m: e[comparison]["training_seconds"] for m, e in efficiency.items()
+        }
+        for comparison, label in COMPARISON_LABELS.items()
+    }
+    panels = figure.subplots(1, len(columns), sharey=True)
+    for axes, ((title, unit), cells) in zip(panels, columns.items(), strict=True):
+        _style(axes, title, x=unit)
+        digits = 0 if unit == "pairs" else 1
+        _method_bars(axes, rows, cells, {m: mean_and_spread(cells[m], digits) for m in rows})
+        _name_rows(axes, rows)
+        axes.set_xlim(right=1.25 * axes.get_xlim()[1])
+        axes.locator_params(axis="x", nbins=4)
+        axes.xaxis.set_major_formatter("{x:,g}")
+    return figure
+
+
+def training_progress(histories: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]) -> Figure:
+    """Training and validation loss of every method as training goes on, mean over seeds.
+
+    Args:
+        histories: method -> one run a seed, each with `step`, `train_loss`, `validation_loss`.
+    """
+    title = "Loss during training for the same number of epochs"
+    note = (
+        "Lines: mean over training seeds; bands: their standard deviation. Training losses are "
+        "each over the method's own pairs and weights, so only validation losses compare."
+    )
+    figure = _new_figure(12, 4.6, title, note)
+    panels = figure.subplots(1, 2)
+    names = {"train_loss": "Training loss", "validation_loss": "Validation loss"}
+    for axes, (key, title) in zip(panels, names.items(), strict=True):
+        _style(axes, title, x="training steps", y="loss (nats)", grid="y")
+        ends = {}
+        for method, runs in histories.items():
+            steps = np.asarray(runs[0]["step"])
+            losses = np.array([run[key] for run in runs], dtype=float)
+            _loss_line(axes, method, steps, losses)
+            ends[method] = (float(steps[-1]), float(losses[:, -1].mean()))
+        _label_right(axes, ends)
+    return figure
+
+
+def _loss_line(
+    axes: Axes,
+    method: str,
+    steps: Int[np.ndarray, " t"],
+    losses: Float[np.ndarray, "s t"],
+) -> None:
+    mean, color = losses.mean(axis=0), _line_color(method)
+    strong = method in (INFLUENCESPACE, FULL)
+    width, order = (2.2, 3) if strong else (1.3, 2)
+    marker = "o" if len(steps) == 1 else ""
+    axes.plot(steps, mean, color=color, linewidth=width, marker=marker, zorder=order)
+    if len(losses) > 1:
+        std = losses.std(axis=0, ddof=1)
+        axes.fill_between(steps, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
+
+
+def performance_efficiency_tradeoff(
+    metrics: Metrics, efficiency: Mapping[str, Mapping[str, Any]]
+) -> Figure:
+    """Mean recall against the seconds that choosing and training take together."""
+    title = "Recall against time: up and to the left is better"
+    note = f"{SPREAD_NOTE} Time: choosing the pairs plus one training run, without embedding."
+    figure = _new_figure(12, 4.4, title, note)
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    points: dict[str, dict[str, tuple[float, float]]] = {}
+    for axes, (comparison, methods) in zip(panels, metrics.items(), strict=True):
+        _style(axes, COMPARISON_LABELS[comparison], x="seconds to choose and to train", grid="both")
+        points[comparison] = {}
+        for method, cells in methods.items():
+            cost, recall = efficiency[method][comparison]["training_seconds"], cells["mean_recall"]
+            point = (efficiency[method]["curation_seconds"] + cost["mean"], recall["mean"])
+            style = ERROR_STYLE | {"ecolor": _line_color(method), "capsize": 0}
+            axes.errorbar(*point, xerr=cost["std"] or 0, yerr=recall["std"] or 0, **style)
+            axes.scatter(*point, s=60, color=_line_color(method), zorder=3)
+            points[comparison][method] = point
+        axes.set_xlim(0, 1.08 * max(x for x, _ in points[comparison].values()) or 1.0)
+    panels[0].set_ylabel("mean recall (% of queries)", fontsize=9, color=INK)
+    for axes, named in zip(panels, points.values(), strict=True):  # the shared limits are settled
+        _label_right(axes, named)
+    return figure
+
+
+# --- Demographic gaps -------------------------------------------------------------------------
+
+MARKERS = (("o", "●"), ("D", "◇"), ("s", "■"), ("^", "▲"), ("v", "▼"))  # of groups
+Gaps = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def _gap_panels(gaps: Gaps, title: str, note: str) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+    """A figure with a row of panels an attribute and a column a comparison."""
+    methods = next(iter(gaps.values()))
+    attributes = list(next(iter(methods.values())))
+    height = 0.9 + len(attributes) * (1.1 + 0.28 * len(methods))
+    figure = _new_figure(11, height, title, note)
+    grid = figure.subplots(len(attributes), len(gaps), sharex=True, sharey="row", squeeze=False)
+    return figure, {
+        (attribute, comparison): grid[i, j]
+        for i, attribute in enumerate(attributes)
+        for j, comparison in enumerate(gaps)
+    }
+
+
+def _group_title(attribute: str, comparison: str, groups: Mapping[str, Any], marks: str) -> str:
+    """The attribute, its groups with their sizes and markers, and the comparison."""
+    named = [
+        f"{mark} {group} ({state['n_queries']:,}{', too few' if state['too_small'] else ''})"
+        for (group, state), mark in zip(groups.items(), marks.ljust(len(groups)), strict=False)
+    ]
+    return f"{attribute}: {', '.join(n.strip() for n in named)}\n{COMPARISON_LABELS[comparison]}"
+
+
+def fairness_comparison(gaps: Gaps, recall_at: int) -> Figure:
+    """Gap between the best and the worst group for every method, with its 95 % interval."""
+    title = f"Gap in text-to-image recall@{recall_at} between groups of captions"
+    note = (
+        "In brackets: test captions of the group. Lines: 95 % interval of a bootstrap over test "
+        "images. A gap is never negative, so an interval near zero is compatible with no gap."
+    )
+    figure, panels = _gap_panels(gaps, title, note)
+    for (attribute, comparison), axes in panels.items():
+        cells = {m: attributes[attribute] for m, attributes in gaps[comparison].items()}
+        groups = next(iter(cells.values()))["groups"]
+        heading = _group_title(attribute, comparison, groups, "")
+        if any(cell["gap"] is None for cell in cells.values()):
+            _say(axes, f"{heading}\nNot enough captions to compare two groups.")
+            continue
+        _style(axes, heading, x="percentage points")
+        rows = method_rows(list(cells))
+        for method, row in rows.items():
+            gap = cells[method]["gap"][f"recall@{recall_at}"]
+            low, high = gap["interval_95"]
+            axes.plot([low, high], [row, row], color=_bar_color(method), linewidth=3, zorder=2)
+            axes.scatter(gap["gap"], row, s=36, color=_bar_color(method), edgecolor=INK, zorder=3)
+            axes.annotate(f"{gap['gap']:.1f}", (max(high, gap["gap"]), row), **BESIDE)
+        _name_rows(axes, rows)
+        axes.tick_params(labelbottom=True)
+    for axes in panels.values():  # shared: room for the values
+        axes.set_xlim(0, 1.04 * axes.get_xlim()[1])
+    return figure
+
+
+def demographic_gaps(gaps: Gaps, recall_at: int) -> Figure:
+    """Recall of every group for every method; the line between two groups is the gap."""
+    title = f"Text-to-image recall@{recall_at} by whom the caption speaks of"
+    note = "In brackets: test captions of the group. The line between two groups is the gap."
+    figure, panels = _gap_panels(gaps, title, note)
+    key = f"text_to_image_recall@{recall_at}"
+    for (attribute, comparison), axes in panels.items():
+        cells = {m: attributes[attribute] for m, attributes in gaps[comparison].items()}
+        groups = next(iter(cells.values()))["groups"]
+        heading = _group_title(attribute, comparison, groups, "".join(m for _, m in MARKERS))
+        if all(state["too_small"] for state in groups.values()):
+            _say(axes, f"{heading}\nNot enough captions to score any group.")
+            continue
+        _style(axes, heading, x="recall (% of captions)")
+        rows = method_rows(list(cells))
+        for method, row in rows.items():
+            recalls = [state.get(key) for state in cells[method]["groups"].values()]
+            scored = [r for r in recalls if r is not None]
+            color = _line_color(method)
+            axes.plot([min(scored), max(scored)], [row, row], color=color, linewidth=2, zorder=2)
+            for recall, (marker, sign) in zip(recalls, MARKERS, strict=False):
+                if recall is not None:
+                    fill = "white" if sign == "◇" else color
+                    axes.scatter(recall, row, 42, fill, marker, edgecolor=color, zorder=3)
+        _name_rows(axes, rows)
+        axes.tick_params(labelbottom=True)
+    return figure
+
+
+# --- Photographs ------------------------------------------------------------------------------
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray], titles: Sequence[str], *, heading: str, n_columns: int
+) -> Figure:
+    """Photographs in rows of `n_columns`, each with its caption wrapped below.
+
+    Args:
+        images: (h, w, 3) or (h, w), uint8; any sizes.
+        titles: one caption an image.
+        heading: above them all.
+        n_columns: photographs in a row, at least one.
+    """
+    n_rows = max(1, -(-len(images) // n_columns))
+    width = 2.4 * n_columns
+    figure = _new_figure(width, 0.5 + 3.0 * n_rows, plain(heading, 400))
+    grid = figure.subplots(n_rows, n_columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+        axes.set_anchor("S")
+    for axes, image, title in zip(grid.flat, images, titles, strict=False):
+        axes.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255)
+        lines = textwrap.wrap(plain(title, 150), 34)
+        axes.set_title("\n".join(lines), y=0, va="top", pad=-4, fontsize=8, color=INK)
+    return figure
