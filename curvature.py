@@ -8,6 +8,7 @@ preconditioned by it, DataInf (Kwon et al. 2024, arXiv 2310.00902), a multiple o
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -181,7 +182,10 @@ def _scaled_to_minimum(
     curvature = float(direction @ product) / squared
     damping = curvature if damping is None else damping
     multiple = float(direction @ gradient) / (squared * (curvature + damping))
-    return InverseProduct(multiple * direction, damping, np.array([curvature]), np.empty(0))
+    residual = float((product - curvature * direction).norm()) / math.sqrt(squared)
+    return InverseProduct(
+        multiple * direction, damping, np.array([curvature]), np.array([residual])
+    )
 
 
 @dataclass(frozen=True)

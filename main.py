@@ -12,6 +12,7 @@ import logging
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -591,15 +592,15 @@ def write_results(
         n_validation=len(embedded.validation_text_features),
         n_test_images=len(embedded.test_image_features),
         n_test_captions=len(embedded.test_text_features),
-        skipped=embedded.skipped["reason"].value_counts().to_dict(),
-        influence=influence and influence.clusters,
-        influence_info=influence and influence.quality(),
-        influence_scores=influence and influence.influence_scores,
-        influence_stderr=influence and influence.influence_stderr,
+        skipped=Counter(embedded.skipped["reason"]),
+        influence=influence.clusters if influence else None,
+        influence_info=influence.quality() if influence else None,
+        influence_scores=influence.influence_scores if influence else None,
+        influence_stderr=influence.influence_stderr if influence else None,
         clusters=clustered.clusters,
-        categorization=curated and curated.categorization,
-        cluster_weights=curated and curated.cluster_weights,
-        sample_weights=curated and curated.sample_weights,
+        categorization=curated.categorization if curated else None,
+        cluster_weights=curated.cluster_weights if curated else None,
+        sample_weights=curated.sample_weights if curated else None,
         n_curated=curated_size(len(embedded.indices), run.config.curation.target_size_ratio),
         thresholds=dataclasses.asdict(run.config.curation),
         metrics=metrics,

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from visualize import (
     COMPARISON_LABELS,
     FULL,
     INFLUENCESPACE,
+    count,
     mean_and_spread,
     method_label,
     shorten,
@@ -40,6 +42,15 @@ CLEAR = 2.0  # standard errors from which a difference is more than narrow
 MAX_CONSOLE_WARNINGS = 4
 MAX_CONSOLE_METHODS = 10
 MAX_USEFUL_SEEDS = 1000
+
+COMPARISON_SHORT = {"same_epochs": "same epochs", "same_steps": "same steps"}
+FAULT_LABELS = {
+    "wrong_caption": "wrong captions",
+    "boilerplate": "boilerplate captions",
+    "near_copy": "near copies",
+    "rare group": "the rare group",
+    "good": "good pairs",
+}
 
 Cell = Mapping[str, Any]  # {"mean": ..., "std": ... or None}
 
@@ -136,12 +147,13 @@ def against(v: Verdict, other: str) -> str:
     if v.standard_error is None:
         why = "in the only seed, so the spread is unknown"
     else:
-        why = f"{ratio:.1f} standard errors" if ratio is not None else "no spread over seeds"
+        why = f"{ratio:.1f} standard errors" if ratio is not None else "without spread over seeds"
     if v.outcome == "undecided":
-        return f"shows no difference beyond the spread from {other} ({v.difference:+.2f} points, {why})"
+        difference = f"{v.difference:+.2f} points, {why}"
+        return f"shows no difference beyond the spread from {other} ({difference})"
     verb = "beats" if v.outcome == "wins" else "loses to"
     narrowly = "narrowly " if ratio is not None and ratio < CLEAR else ""
-    return f"{narrowly}{verb} {other} by {abs(v.difference):.2f} points ({why})"
+    return f"{narrowly}{verb} {other} by {abs(v.difference):.2f} points, {why}"
 
 
 def seeds_to_decide(v: Verdict, n: int) -> int | None:
@@ -167,7 +179,8 @@ def n_undecided_signs(entries: Sequence[Mapping[str, Any]]) -> int:
 
 def escape(text: Any, width: int = 160) -> str:
     """Text from outside as one line of Markdown that shows it as it is, in a table too."""
-    return re.sub(r"([\\`*_\[\]<>|~$#])", r"\\\1", shorten(str(text), width))
+    special = r"[\\`*\[\]<>|~$]|(?<![^\W_])_|_(?![^\W_])"  # an underscore inside a word is none
+    return re.sub(special, r"\\\g<0>", shorten(str(text), width))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], n_left: int = 1) -> str:
@@ -271,22 +284,22 @@ def _answer(summary: Summary) -> str:
 
 def _answer_for(summary: Summary, comparison: str) -> list[str]:
     methods = summary.metrics[comparison]
-    where = f"with the {COMPARISON_LABELS[comparison].lower()}"
+    where = f"With the {COMPARISON_LABELS[comparison].lower()}"
     if INFLUENCESPACE not in methods:
-        return [f"{where.capitalize()} InfluenceSpace was not among the methods trained."]
-    opening = f"{where.capitalize()} InfluenceSpace reaches a mean recall of"
-    sentence = f"{opening} {_recall(summary, comparison, INFLUENCESPACE)}"
-    rival = summary.best_rival(comparison)
-    rivals = [r for r in dict.fromkeys((RANDOM, rival)) if r in methods]
-    clauses = []
-    for r in rivals:
-        best = ", the best rival of the same size," if r == rival else ""
-        other = f"{escape(method_label(r)) if r != RANDOM else 'random selection'}{best}"
-        other += f" at {_recall(summary, comparison, r)}"
-        clauses.append(against(summary.compare(comparison, INFLUENCESPACE, r), other))
+        return [f"{where} InfluenceSpace was not among the methods trained."]
+    own = _recall(summary, comparison, INFLUENCESPACE)
+    clauses = [f"{where} InfluenceSpace reaches a mean recall of **{own}**"]
+    best = summary.best_rival(comparison)
+    for rival in dict.fromkeys((RANDOM, best)):
+        if rival is None or rival not in methods:
+            continue
+        other = "random selection" if rival == RANDOM else escape(method_label(rival))
+        other += ", the best rival of its size," if rival == best else ""
+        other += f" ({_recall(summary, comparison, rival)})"
+        clauses.append(f"it {against(summary.compare(comparison, INFLUENCESPACE, rival), other)}")
     if FULL in methods:
         clauses.append(f"the full data reaches {_recall(summary, comparison, FULL)}")
-    return [f"{sentence}: {'; '.join(clauses)}." if clauses else f"{sentence}."]
+    return ["; ".join(clauses) + "."]
 
 
 def _recall(summary: Summary, comparison: str, method: str) -> str:
@@ -295,24 +308,23 @@ def _recall(summary: Summary, comparison: str, method: str) -> str:
 
 def _data(summary: Summary) -> str:
     run = summary.run
-    n_skipped = sum(summary.skipped.values())
     reasons = [f"{n:,} × {escape(reason)}" for reason, n in summary.skipped.items() if n]
     skipped = (
-        f"{n_skipped:,} pairs were skipped: {', '.join(reasons)} (listed in `stage1/skipped.csv`)."
-        if n_skipped
+        f"Skipped and listed in `stage1/skipped.csv`: {', '.join(reasons)}."
+        if reasons
         else "No pair was skipped."
     )
+    description = escape(run["dataset_description"], 1000).rstrip(".")
     return "\n\n".join(
-        filter(None, (
-            f"**{escape(run['dataset'])}**: {escape(run['dataset_description'], 1000)}"
-            f" Encoder: **{escape(run['encoder'])}**.",
+        (
+            f"**{escape(run['dataset'])}**: {description}. Encoder: **{escape(run['encoder'])}**.",
             f"{summary.n_train:,} training and {summary.n_validation:,} validation pairs;"
             f" {summary.n_test_images:,} test images with {summary.n_test_captions:,} captions."
             f" No image is in two of the three. {skipped}",
-            f"The training pairs form {len(summary.clusters):,} clusters by topic.",
+            f"The training pairs form {count(len(summary.clusters), 'cluster')} by topic.",
             embed(summary, "stage1/cluster_sizes.png"),
-        ))
-    )  # fmt: skip
+        )
+    ).strip()
 
 
 # --- Kept and thrown away ---------------------------------------------------------------------
@@ -335,7 +347,7 @@ def _category_table(summary: Summary) -> str:
     rules = {
         "harmful": f"influence below {100 * summary.thresholds['harmful_threshold']:g} %",
         "neutral": "between, or sign not certain",
-        "beneficial": f"influence above {100 * summary.thresholds['beneficial_threshold']:g} %",
+        "beneficial": f"influence above {100 * summary.thresholds['beneficial_threshold']:+g} %",
     }
     rows = []
     for category in CATEGORIES:
@@ -364,7 +376,10 @@ def _cluster_tables(summary: Summary) -> str:
     entries = summary.categorization or summary.influence
     if not entries:
         return ""
-    unit = "Influence is the change of the validation loss if the cluster were left out, ± its standard error: positive helps, negative hurts."
+    unit = (
+        "Influence is the change of the validation loss if the cluster were left out, ± its standard"
+        " error: positive helps, negative hurts."
+    )
     if len(entries) <= 2 * N_LISTED:
         return (
             f"### Clusters, lowest influence first\n\n{unit}\n\n{_cluster_table(summary, entries)}"
@@ -415,7 +430,7 @@ def _fault_table(summary: Summary) -> str:
 
 
 def _fault_label(fault: str) -> str:
-    return escape({"good": "good pairs"}.get(fault, fault.replace("_", " ")))
+    return FAULT_LABELS.get(fault, escape(fault.replace("_", " ")))
 
 
 def _example_table(summary: Summary) -> str:
@@ -502,8 +517,8 @@ def _efficiency(summary: Summary) -> str:
         return ""
     header = ["method", "pairs", "data saved", "choosing (s)"]
     header += [
-        f"{what}, {label.lower().removeprefix('same number of ')}"
-        for label in COMPARISON_LABELS.values()
+        f"{short}: {what}"
+        for short in COMPARISON_SHORT.values()
         for what in ("steps", "training (s)")
     ]
     rows = []
@@ -567,9 +582,9 @@ def _gap_table(summary: Summary, attribute: str, groups: Mapping[str, Mapping[st
         return ""
     header = ["method"]
     for comparison in summary.gaps:
-        setting = COMPARISON_LABELS[comparison].lower().removeprefix("same number of ")
-        header += [f"{escape(g)} ({groups[g]['n_queries']:,}), {setting}" for g in scored]
-        header.append(f"gap, {setting}")
+        short = COMPARISON_SHORT[comparison]
+        header += [f"{short}: {escape(g)} ({groups[g]['n_queries']:,})" for g in scored]
+        header.append(f"{short}: gap")
     rows = []
     for method in next(iter(summary.gaps.values())):
         row = [_name(method)]
@@ -622,17 +637,18 @@ def _estimate(summary: Summary) -> str:
 def _undecided_signs(entries: Sequence[Mapping[str, Any]]) -> str:
     n = n_undecided_signs(entries)
     return (
-        f"For {n:,} of {len(entries):,} clusters ({share(n, len(entries))}) the standard error is at"
-        " least as large as the score, so their sign is not known."
+        f"For {n:,} of {count(len(entries), 'cluster')} ({share(n, len(entries))}) the standard"
+        " error is at least as large as the score, so their sign is not known."
     )
 
 
 def _spectrum(eigenvalues: Sequence[float], residuals: Sequence[float]) -> list[str]:
     if not len(eigenvalues):
         return []
+    first, last = eigenvalues[0], eigenvalues[-1]
     items = [
-        f"{len(eigenvalues)} leading eigenvalues from {eigenvalues[0]:.3g} to {eigenvalues[-1]:.3g};"
-        f" largest residual {max(residuals) / abs(eigenvalues[0]):.1e} of the first."
+        f"Leading eigenvalues ({len(eigenvalues)}): from {first:.3g} to {last:.3g}; largest residual"
+        f" {max(residuals) / abs(first):.1e} of the first."
     ]
     flatness = spectrum_flatness(eigenvalues)
     if flatness is not None and flatness > FLAT_SPECTRUM:
@@ -697,15 +713,16 @@ def _against_full(summary: Summary) -> list[str]:
     """What the curated set saves and costs beside the full data."""
     findings = []
     for comparison, methods in summary.metrics.items():
-        if not {FULL, INFLUENCESPACE} <= set(methods):
-            continue
-        cost = summary.efficiency[INFLUENCESPACE][comparison]["relative_training_cost"]
-        v = summary.compare(comparison, INFLUENCESPACE, FULL)
-        findings.append(
-            f"With {share(1 - summary.n_curated / summary.n_train, 1)} fewer pairs and"
-            f" {share(cost, 1)} of the full data's training steps, InfluenceSpace"
-            f" {against(v, 'the full data')}."
-        )
+        if {FULL, INFLUENCESPACE} <= set(methods):
+            cost = summary.efficiency[INFLUENCESPACE][comparison]["relative_training_cost"]
+            steps = "as many" if cost == 1 else f"{share(cost, 1)} of its"
+            verdict_text = against(
+                summary.compare(comparison, INFLUENCESPACE, FULL), "the full data"
+            )
+            findings.append(
+                f"With {share(summary.n_train - summary.n_curated, summary.n_train)} fewer pairs and"
+                f" {steps} training steps, InfluenceSpace {verdict_text}."
+            )
     return findings
 
 
@@ -750,40 +767,36 @@ def _fault_findings(summary: Summary) -> list[str]:
         for fault, count in summary.faults[INFLUENCESPACE].items()
         if count["in_data"]
     }
-    shares = [f"{share(*dropped[f])} of {_fault_plural(f)}" for f in dropped]
+    shares = [f"{share(*dropped[f])} of {_fault_label(f)}" for f in dropped]
     chance = share(summary.n_train - summary.n_curated, summary.n_train)
     return [
         f"InfluenceSpace dropped {enumerate_words(shares)}; a blind choice drops {chance} of each."
     ]
 
 
-def _fault_plural(fault: str) -> str:
-    label = _fault_label(fault)
-    irregular = {"near copy": "near copies", "rare group": "the rare group"}
-    return irregular.get(label, label if label.endswith("s") else f"{label}s")
-
-
 def _gap_findings(summary: Summary) -> list[str]:
-    findings = []
+    """Gaps that differ from the full data's beyond their intervals; the others in one sentence."""
+    findings, overlapping = [], []
+    key = f"recall@{GAP_RECALL_AT}"
     for comparison, methods in summary.gaps.items():
         if not {FULL, INFLUENCESPACE} <= set(methods):
             continue
         for attribute in methods[FULL]:
-            full, own = (methods[m][attribute]["gap"] for m in (FULL, INFLUENCESPACE))
-            if full is None or own is None:
+            full, own = (methods[m][attribute] for m in (FULL, INFLUENCESPACE))
+            if full["gap"] is None or own["gap"] is None:
                 continue
-            key = f"recall@{GAP_RECALL_AT}"
-            change = gap_change(full[key], own[key])
-            judged = (
-                f"the gap is {change} than the full data's"
-                if change
-                else "the intervals overlap, so no change can be claimed"
-            )
-            findings.append(
-                f"{escape(attribute).capitalize()} gap, {COMPARISON_LABELS[comparison].lower()}:"
-                f" {_gap_text(methods[INFLUENCESPACE][attribute])} points against the full data's"
-                f" {_gap_text(methods[FULL][attribute])}; {judged}."
-            )
+            where = f"{escape(attribute)}, {COMPARISON_SHORT[comparison]}"
+            numbers = f"{_gap_text(own)} points against {_gap_text(full)}"
+            change = gap_change(full["gap"][key], own["gap"][key])
+            if change:
+                findings.append(f"The gap is {change} than the full data's for {where}: {numbers}.")
+            else:
+                overlapping.append(f"{where}: {numbers}")
+    if overlapping:
+        findings.append(
+            "No change of these gaps against the full data's can be claimed, the intervals overlap:"
+            f" {'; '.join(overlapping)}."
+        )
     return findings
 
 
@@ -844,8 +857,8 @@ def _test_limits(summary: Summary) -> list[str]:
     p = max(cells) / 100
     error = 100 * math.sqrt(p * (1 - p) / summary.n_test_images)
     return [
-        f"With {summary.n_test_images:,} test images an image-to-text recall@1 of {100 * p:.1f} has a"
-        f" sampling error of {error:.1f} points, which the spread over seeds does not show (the"
+        f"With {summary.n_test_images:,} test images an image-to-text recall@1 of {100 * p:.1f} has"
+        f" a sampling error of {error:.1f} points, which the spread over seeds does not show (the"
         " methods share the test images, so their differences suffer less)."
     ]
 
@@ -856,15 +869,15 @@ def _fault_limits(summary: Summary) -> list[str]:
         return []
     chance = 1 - summary.n_curated / summary.n_train
     missed = [
-        _fault_plural(f)
+        _fault_label(f)
         for f, count in summary.faults[INFLUENCESPACE].items()
         if f not in ("good", "rare group") and count["dropped"] <= chance * count["in_data"]
     ]
     if not missed:
         return []
     return [
-        f"The curation dropped {enumerate_words(missed)} no more often than a blind choice would:"
-        " such faults are spread over the clusters, whose means cannot see them."
+        f"The curation dropped {enumerate_words(missed)} no more often than a blind choice would."
+        " A choice by cluster means misses faults that are spread over all clusters."
     ]
 
 
@@ -962,7 +975,7 @@ def figures(summary: Summary) -> dict[str, Callable[[], Figure]]:
             visualize.recall_comparison,
             summary.metrics,
             f"avg_recall@{k}",
-            title=f"Average recall@{k} of both directions on {summary.n_test_images:,} unseen images",
+            title=f"Average recall@{k}, both directions, {summary.n_test_images:,} unseen images",
             encoder_recall=summary.encoder_metrics.get(f"avg_recall@{k}"),
         )
         for k in RECALL_AT
@@ -1006,13 +1019,13 @@ def _differences_to_random(summary: Summary) -> dict[str, dict[str, tuple[float,
 
 def _curation_figures(summary: Summary) -> dict[str, Callable[[], Figure]]:
     made: dict[str, Callable[[], Figure]] = {}
-    if summary.influence_scores is not None:
+    if summary.influence_scores is not None and summary.influence_stderr is not None:
         made["stage2/influence_scores.png"] = partial(
             visualize.influence_scores,
             summary.influence_scores,
             summary.influence_stderr,
             [c["terms"] for c in summary.clusters],
-            _categories(summary, summary.influence_scores),
+            _categories(summary, summary.influence_scores, summary.influence_stderr),
             harmful_threshold=summary.thresholds["harmful_threshold"],
             beneficial_threshold=summary.thresholds["beneficial_threshold"],
         )
@@ -1030,14 +1043,15 @@ def _curation_figures(summary: Summary) -> dict[str, Callable[[], Figure]]:
     return made
 
 
-def _categories(summary: Summary, scores: np.ndarray) -> np.ndarray:
-    """The category of every cluster; by the thresholds alone where stage 3 was not loaded."""
+def _categories(summary: Summary, scores: np.ndarray, stderr: np.ndarray) -> np.ndarray:
+    """The category of every cluster; by the same rule where stage 3 was not loaded."""
     if summary.categorization is not None:
         categories = {c["cluster"]: c["category"] for c in summary.categorization}
         return np.array([categories[k] for k in range(len(scores))])
-    below = scores < summary.thresholds["harmful_threshold"]
-    above = scores > summary.thresholds["beneficial_threshold"]
-    return np.select([below, above], ["harmful", "beneficial"], "neutral")
+    certain = np.abs(scores) > NormalDist().inv_cdf(summary.thresholds["confidence"]) * stderr
+    harmful = certain & (scores < summary.thresholds["harmful_threshold"])
+    beneficial = certain & (scores > summary.thresholds["beneficial_threshold"])
+    return np.select([harmful, beneficial], ["harmful", "beneficial"], "neutral")
 
 
 # --- The end of the run -----------------------------------------------------------------------

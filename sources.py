@@ -531,17 +531,24 @@ def open_hf(name: str, config: DataConfig, rng: np.random.Generator) -> PairSour
     """
     repo = config.hf_dataset
     if Path(repo).is_dir():
-        return _table_source(name, f"folder {repo}", _local_tables(Path(repo)), config, rng)
+        folder = Path(repo)
+        tables, version = _local_tables(folder), sorted(list_files(folder).items())
+        return _table_source(name, f"folder {repo}", tables, version, config, rng)
     if hub_answers(repo, "dataset"):
         return _hub_stream(name, config)
-    tables = _cached_tables(repo)
-    if tables is None:
+    cached = _cached_tables(repo)
+    if cached is None:
         local = "--dataset coco --data_dir DIR or --dataset folder --data_dir DIR"
         raise InputError(
             f"--hf_dataset {repo} is no folder, not in the local cache, and the Hub does not offer "
             f"it or does not answer; check the name and the network, or use local data: {local}"
         )
-    return _table_source(name, f"{repo}, from the local cache", tables, config, rng)
+    cache_files = [
+        (part, Path(file["filename"]).name, Path(file["filename"]).stat().st_size)
+        for part, table in cached.items()
+        for file in table.cache_files
+    ]
+    return _table_source(name, f"{repo}, from the local cache", cached, cache_files, config, rng)
 
 
 def _local_tables(folder: Path) -> Mapping[str, Any]:
@@ -580,9 +587,17 @@ def _cached_tables(repo: str) -> Mapping[str, Any] | None:
 
 
 def _table_source(
-    name: str, origin: str, tables: Mapping[str, Any], config: DataConfig, rng: np.random.Generator
+    name: str,
+    origin: str,
+    tables: Mapping[str, Any],
+    version: object,
+    config: DataConfig,
+    rng: np.random.Generator,
 ) -> IndexedSource:
-    """Pairs of `datasets.Dataset` tables, rows of the same id taken together."""
+    """Pairs of `datasets.Dataset` tables, rows of the same id taken together.
+
+    `version` stands for the images in the fingerprint: it changes when the files do.
+    """
     datasets = _import_datasets()
     official: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
     n_pairs, seen = 0, []
@@ -603,13 +618,10 @@ def _table_source(
             ImageRecord(f"{part}/{key}", partial(_row_bytes, images, row, image_column), tuple(c))
             for (key, row), c in zip(first_rows.items(), captions.values(), strict=True)
         ]
-        paths = [Path(file["filename"]) for file in table.cache_files]
-        seen.append(
-            [part, columns, [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths]]
-        )
+        seen.append([part, columns])
     n_images = sum(map(len, official.values()))
     description = f"{origin}: {n_images:,} images, {n_pairs:,} captions"
-    fingerprint = _digest(name, config.image_column, seen)
+    fingerprint = _digest(name, config.image_column, seen, version)
     return IndexedSource(name, description, fingerprint, official, config.limits(), rng)
 
 
@@ -684,8 +696,8 @@ def _check_columns(columns: Sequence[str], config: DataConfig) -> list[str]:
 
 
 def _as_text(value: object, column: str) -> list[str]:
-    """The captions of one table cell."""
-    values: list[Any] = value if isinstance(value, list) else [value]
+    """The captions of one table cell; a cell without any is one empty caption."""
+    values: list[Any] = (value or [None]) if isinstance(value, list) else [value]
     if any(not isinstance(text, str | None) for text in values):
         raise InputError(f"--caption_column {column} holds {type(values[0]).__name__}, not text")
     return [text or "" for text in values]

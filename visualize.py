@@ -100,6 +100,11 @@ def _font() -> FT2Font:
     return get_font(findfont(FontProperties()))
 
 
+def count(n: int, noun: str) -> str:
+    """A number of things."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def cluster_label(cluster: int, terms: Sequence[str]) -> str:
     """A cluster's number and what it is about."""
     return plain(f"{cluster}: {', '.join(terms)}" if terms else f"cluster {cluster}", LABEL_WIDTH)
@@ -247,9 +252,9 @@ def _cluster_axes(figure: Figure, n_clusters: int) -> tuple[Axes | None, Axes]:
     return overview, labelled
 
 
-def _label_clusters(axes: Axes, ranks: Sequence[int], labels: Sequence[str]) -> list[float]:
-    """Names the rows of the ranked clusters; a gap where clusters between them are left out."""
-    rows = [i + (0.8 if r != i else 0.0) for i, r in enumerate(ranks)]
+def _label_clusters(axes: Axes, n: int, labels: Sequence[str]) -> list[float]:
+    """Names the rows of the `extremes` of n clusters; a gap where others are left out."""
+    rows = [i + (0.8 if rank != i else 0.0) for i, rank in enumerate(extremes(n))]
     axes.set_yticks(rows, labels)
     axes.tick_params(axis="y", length=0, labelsize=8)
     axes.grid(visible=False, axis="y")
@@ -263,35 +268,36 @@ def _cluster_height(n_clusters: int) -> float:
 
 def cluster_sizes(sizes: Int[np.ndarray, " K"], terms: Sequence[Sequence[str]]) -> Figure:
     """How many pairs each cluster holds, largest first; the extremes with their terms."""
-    n = len(sizes)
+    n, median = len(sizes), float(np.median(sizes))
     order = np.argsort(-sizes, kind="stable")
-    title = f"{sizes.sum():,} training pairs in {n:,} cluster{'s' if n > 1 else ''}"
-    note = f"Dashed: the median, {np.median(sizes):g} pairs."
-    figure = _new_figure(11 if n > MAX_LABELLED else 8, _cluster_height(n), title, note)
+    title = f"{sizes.sum():,} training pairs in {count(n, 'cluster')}"
+    width = 11 if n > MAX_LABELLED else 8
+    note = f"Dashed: the median, {median:g} pairs."
+    figure = _new_figure(width, _cluster_height(n), title, note)
     overview, labelled = _cluster_axes(figure, n)
-    if overview is not None:
-        overview.bar(np.arange(1, n + 1), sizes[order], width=1.0, color=MUTED)
-        overview.axhline(float(np.median(sizes)), color=INK, linewidth=1, linestyle="--")
-        overview.set_xlim(0.5, n + 0.5)
-        _style(overview, "All clusters", x="clusters, largest first", y="pairs", grid="y")
-    ranks = extremes(n)
-    title = f"The {N_EXTREMES} largest and the {N_EXTREMES} smallest" if n > len(ranks) else ""
+    shown = order[extremes(n)]
+    title = f"The {N_EXTREMES} largest and the {N_EXTREMES} smallest" if n > len(shown) else ""
     _style(labelled, title, x="pairs")
-    labels = [cluster_label(int(order[r]), terms[order[r]]) for r in ranks]
-    rows = _label_clusters(labelled, ranks, labels)
-    shown = sizes[order[ranks]]
-    labelled.barh(rows, shown, 0.72, color=MUTED)
-    for row, size in zip(rows, shown, strict=True):
+    rows = _label_clusters(labelled, n, [cluster_label(int(k), terms[k]) for k in shown])
+    labelled.barh(rows, sizes[shown], 0.72, color=MUTED)
+    for row, size in zip(rows, sizes[shown], strict=True):
         labelled.annotate(f"{size:,}", (size, row), **BESIDE)
     labelled.set_xlim(0, 1.14 * sizes.max())
+    labelled.xaxis.set_major_formatter("{x:,g}")
+    median_line: dict[str, Any] = {"color": INK, "linewidth": 1, "linestyle": "--"}
     if overview is None:
-        labelled.axvline(float(np.median(sizes)), color=INK, linewidth=1, linestyle="--")
+        labelled.axvline(median, **median_line)
+    else:
+        _style(overview, "All clusters", x="clusters, largest first", y="pairs", grid="y")
+        overview.bar(np.arange(1, n + 1), sizes[order], width=1.0, color=MUTED)
+        overview.axhline(median, **median_line)
+        overview.set_xlim(0.5, n + 0.5)
     return figure
 
 
 def influence_scores(
     scores: Float[np.ndarray, " K"],
-    stderr: Float[np.ndarray, " K"] | None,
+    stderr: Float[np.ndarray, " K"],
     terms: Sequence[Sequence[str]],
     categories: Shaped[np.ndarray, " K"],
     *,
@@ -310,41 +316,33 @@ def influence_scores(
     """
     n = len(scores)
     order = np.argsort(-scores, kind="stable")
-    percent, errors = 100 * scores, None if stderr is None else 100 * stderr
-    title = f"Influence of {n:,} cluster{'s' if n > 1 else ''} on the validation loss"
-    note = (
-        "Positive: the loss would rise without the cluster, so the cluster helps. "
-        + ("Error bars: standard error from the sampled pairs. " if errors is not None else "")
-        + f"Dotted: thresholds, {100 * harmful_threshold:+g} % and {100 * beneficial_threshold:+g} %"
-        " (drawn where the scores reach them); beyond them a cluster is coloured where its sign is"
-        " certain."
-    )
-    figure = _new_figure(11 if n > MAX_LABELLED else 8, _cluster_height(n) + 0.3, title, note)
-    overview, labelled = _cluster_axes(figure, n)
+    percent, errors = 100 * scores, 100 * stderr
     thresholds = (100 * harmful_threshold, 100 * beneficial_threshold)
     colors = np.array([CATEGORY_COLORS[c] for c in categories])
+    title = f"Influence of {count(n, 'cluster')} on the validation loss"
+    note = (
+        "Positive: the loss would rise without the cluster, so the cluster helps. Error bars: "
+        "standard error from the sampled pairs. Dotted: thresholds, {:+g} % and {:+g} % (drawn "
+        "where the scores reach them); beyond them a cluster is coloured where its sign is certain."
+    )
+    width = 11 if n > MAX_LABELLED else 8
+    figure = _new_figure(width, _cluster_height(n) + 0.3, title, note.format(*thresholds))
+    overview, labelled = _cluster_axes(figure, n)
     if overview is not None:
-        ranks = np.arange(1, n + 1)
-        if errors is not None:
-            low, high = (percent + sign * errors for sign in (-1, 1))
-            width = max(0.5, min(1.0, 100 / n))
-            overview.vlines(ranks, low[order], high[order], color=MUTED, linewidth=width)
-        overview.scatter(ranks, percent[order], s=max(4, 900 / n), c=colors[order], zorder=2)
-        overview.set_xlim(0, n + 1)
-        x = "clusters, most beneficial first"
+        ranks, x = np.arange(1, n + 1), "clusters, most beneficial first"
         _style(overview, "All clusters", x=x, y=INFLUENCE_UNIT, grid="y")
+        lows, highs = percent - errors, percent + errors
+        overview.vlines(ranks, lows[order], highs[order], color=MUTED, linewidth=0.8)
+        overview.scatter(ranks, percent[order], s=max(4, 900 / n), c=colors[order], zorder=2)
         _zero_and_thresholds(overview, thresholds, "y")
-    ranks_shown = extremes(n)
-    shown = order[ranks_shown]
+    shown = order[extremes(n)]
     title = f"The {N_EXTREMES} highest and the {N_EXTREMES} lowest" if n > len(shown) else ""
     _style(labelled, title, x=INFLUENCE_UNIT)
-    labels = [cluster_label(int(k), terms[k]) for k in shown]
-    rows = _label_clusters(labelled, ranks_shown, labels)
+    rows = _label_clusters(labelled, n, [cluster_label(int(k), terms[k]) for k in shown])
     labelled.barh(rows, percent[shown], 0.72, color=colors[shown])
-    if errors is not None:
-        labelled.errorbar(percent[shown], rows, xerr=errors[shown], **ERROR_STYLE)
+    labelled.errorbar(percent[shown], rows, xerr=errors[shown], **ERROR_STYLE)
     _zero_and_thresholds(labelled, thresholds, "x")
-    _category_legend(overview or labelled, categories)
+    _category_legend(labelled if overview is None else overview, categories)
     return figure
 
 
@@ -399,13 +397,13 @@ def cluster_categorization(categorization: Sequence[Mapping[str, Any]]) -> Figur
         bars.barh(row, n_kept, 0.6, color=color)
         bars.barh(row, n_dropped, 0.6, left=n_kept, color="white", edgecolor=color, hatch="////")
         n_clusters = sum(c["category"] == category for c in categorization)
-        text = f"{n_clusters:,} clusters:\n{n_kept:,} kept, {n_dropped:,} dropped"
+        text = f"{count(n_clusters, 'cluster')}:\n{n_kept:,} kept, {n_dropped:,} dropped"
         bars.annotate(text, (n_kept + n_dropped, row), **BESIDE)
     bars.set_yticks(range(3), list(counts))
     bars.set_ylim(2.6, -0.6)
     bars.set_xlim(0, 1.55 * max(map(sum, counts.values())))
     bars.xaxis.set_major_formatter("{x:,g}")
-    _style(dots, "Share kept of each cluster", x=INFLUENCE_UNIT, y="pairs kept (%)")
+    _style(dots, "Clusters", x=INFLUENCE_UNIT, y="pairs kept (%)")
     _category_dots(dots, categorization, 100 * kept / sizes, 10 + 90 * sizes / sizes.max())
     dots.set_ylim(-6, 106)
     return figure
@@ -732,7 +730,7 @@ def demographic_gaps(gaps: Gaps, recall_at: int) -> Figure:
             for recall, (marker, sign) in zip(recalls, MARKERS, strict=False):
                 if recall is not None:
                     fill = "white" if sign == "◇" else color
-                    axes.scatter(recall, row, 42, fill, marker, edgecolor=color, zorder=3)
+                    axes.scatter(recall, row, 42, fill, marker=marker, edgecolor=color, zorder=3)
         _name_rows(axes, rows)
         axes.tick_params(labelbottom=True)
     return figure

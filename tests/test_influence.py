@@ -46,6 +46,7 @@ CPU = torch.device("cpu")
 # --- Exact retraining -------------------------------------------------------------------------
 
 RIDGE = 0.3
+WRONG = (2, 9, 17)  # training pairs with each other's captions
 
 
 class Retrained:
@@ -57,14 +58,20 @@ class Retrained:
     """
 
     def __init__(self, n: int = 24, n_validation: int = 12) -> None:
-        start = random_problem(n + n_validation, seed=11)
+        rng = np.random.default_rng(0)
         self.n = n
         self.train_rows = np.arange(n)
         self.validation_rows = np.arange(n, n + n_validation)
-        self.start = start.theta
-        texts = start.texts.copy()
-        texts[[2, 9, 17]] = texts[[17, 2, 9]]  # three wrong captions
-        self.problem = start._replace(texts=texts)
+        images = rng.normal(size=(n + n_validation, 3))
+        to_text = rng.normal(size=(3, 4))
+        texts = images @ to_text + 0.5 * rng.normal(size=(n + n_validation, 4))
+        texts[list(WRONG)] = texts[np.roll(WRONG, 1)]
+        # A start that is roughly right: from a wrong one the way leads through maps of length
+        # zero, where unit embeddings have no derivative.
+        image_map = rng.normal(size=(3, 2))
+        text_map = np.linalg.pinv(to_text) @ image_map + 0.1 * rng.normal(size=(4, 2))
+        self.start = np.concatenate([image_map.ravel(), text_map.ravel(), [np.log(3.0)]])
+        self.problem = Problem(images, texts, self.start, 2)
         self.problem = self.problem._replace(theta=self.minimiser(np.ones(n)))
         self.loss = self.validation_loss(self.problem.theta)
 
@@ -90,7 +97,10 @@ class Retrained:
             return float(total.detach()), gradient.numpy()
 
         options = {"gtol": 1e-10, "ftol": 0, "maxiter": 500}
-        result = minimize(objective, self.start, jac=True, method="L-BFGS-B", options=options)
+        # A copy: SciPy moves the array it is given, and the ridge is around the start.
+        result = minimize(
+            objective, self.start.copy(), jac=True, method="L-BFGS-B", options=options
+        )
         assert np.abs(result.jac).max() < 1e-7
         return np.asarray(result.x)
 
@@ -157,7 +167,7 @@ def test_the_sign_positive_means_leaving_it_out_raises_the_validation_loss(
     assert actual[most_helpful] > 0
     assert predicted[most_harmful] < 0
     assert actual[most_harmful] < 0
-    assert most_harmful in (2, 9, 17)  # a wrong caption
+    assert most_harmful in WRONG
 
 
 def test_leave_one_out_retraining_agrees_in_sign_unit_and_rank(
@@ -201,7 +211,7 @@ def test_the_gauss_newton_matrix_ranks_leave_one_out_retraining_too(
 
 def test_cluster_scores_agree_with_leave_cluster_out_retraining(retrained: Retrained) -> None:
     clusters = np.arange(retrained.n) % 8
-    clusters[[2, 9, 17]] = 1  # the wrong captions are together
+    clusters[list(WRONG)] = 1  # the wrong captions are together
     influence = retrained.predicted(exact_direction(retrained))
     scores, stderr, _ = cluster_scores(influence / retrained.loss, clusters, np.bincount(clusters))
     actual = np.array(
@@ -221,7 +231,7 @@ def test_cluster_scores_agree_with_leave_cluster_out_retraining(retrained: Retra
 def test_ridge_regression_left_out_in_closed_form(solver: str) -> None:
     # L(beta) = 1/n sum_i (x_i . beta - y_i)^2 / 2 + ridge |beta|^2 / 2 with pair i's term deleted.
     rng = np.random.default_rng(4)
-    n, d, ridge = 40, 6, 0.1
+    n, d, ridge = 120, 6, 0.1
     x = rng.normal(size=(n, d))
     y = x @ rng.normal(size=d) + rng.normal(size=n)
     x_val = rng.normal(size=(30, d))
@@ -256,8 +266,8 @@ def test_ridge_regression_left_out_in_closed_form(solver: str) -> None:
     losses = ((np.array(retrained) @ x_val.T - y_val) ** 2).mean(axis=1) / 2
     rise = losses - ((x_val @ beta - y_val) ** 2).mean() / 2
     assert spearmanr(influence, rise).statistic > 0.95
-    # Leverages of 10 to 20 % are what first order leaves out of the slope.
-    assert linregress(influence / n, rise).slope == pytest.approx(1.15, abs=0.15)
+    # First order leaves out a leverage of 5 % on average and the curvature of the loss.
+    assert linregress(influence / n, rise).slope == pytest.approx(1, abs=0.15)
 
 
 # --- The one-pass sweep -----------------------------------------------------------------------
@@ -399,7 +409,7 @@ def test_sampled_pairs_are_so_many_of_every_cluster() -> None:
 
 @pytest.mark.parametrize(
     ("budget", "counts"),
-    [(1.0, [9, 3, 9]), (0.4, [7, 3, 7]), (0.24, [4, 3, 4]), (0.1, [1, 1, 1]), (3 / 45, [1, 1, 1])],
+    [(1.0, [9, 3, 9]), (0.4, [7, 3, 7]), (0.25, [4, 3, 4]), (0.1, [1, 1, 1]), (3 / 45, [1, 1, 1])],
 )
 def test_the_budget_caps_the_pairs_evenly(budget: float, counts: list[int]) -> None:
     clusters = np.repeat([0, 1, 2], [30, 3, 12])

@@ -288,6 +288,19 @@ def test_save_to_disk(tmp_path: Path, cache: Any, shape: str) -> None:
         }
 
 
+def test_lists_of_captions_stay_with_their_image(tmp_path: Path, cache: Any) -> None:
+    numbers = [1, 2, 1, *range(3, 20)]
+    cells: list[list[str]] = [[], ["of 2"], ["of 1"], *([f"of {i}"] for i in range(3, 20))]
+    content = {"image": [picture(i) for i in numbers], "caption": cells, "cocoid": numbers}
+    cache.Dataset.from_dict(content).save_to_disk(tmp_path / "saved")
+    reader, _ = read_all(open_hf(tmp_path / "saved"))
+    pairs = reader.pairs()
+    assert (pairs["caption"] == "of " + pairs["key"].str.split("/").str[1]).all()
+    skipped = reader.skipped()
+    assert set(skipped["key"]) <= {"train/1"}
+    assert set(skipped["reason"]) <= {"empty caption"}
+
+
 def test_parquet_folder(tmp_path: Path, cache: Any) -> None:
     path = write(tmp_path, {"on_disk.png": picture(77)}) / "on_disk.png"
     cells: list[dict[str, Any]] = [{"bytes": picture(i), "path": None} for i in range(20)]
