@@ -39,7 +39,7 @@ class CurationConfig(Settings):
         0.01, "a cluster above this influence is beneficial (0.01: +1 %% of validation loss)"
     )
     confidence: float = setting(
-        0.9,
+        0.95,
         "how certain the sign must be before a cluster is called harmful or beneficial",
         at_least=0.5,
         below=1,
@@ -110,7 +110,10 @@ def curate(
     categories = categorize(influence_scores, influence_stderr, config)
     mean_influence = influence_scores * sizes.sum() / sizes
     caps = weight_caps(categories, mean_influence, sizes, target, config.max_weight)
-    weights = solve_weights(mean_influence, sizes, caps, target)
+    gains = shrunken_gains(
+        mean_influence, influence_stderr * sizes.sum() / sizes, sizes.astype(np.float64)
+    )
+    weights = solve_weights(gains, sizes, caps, target)
     kept = pairs_kept(weights, sizes, target)
     rows = select_rows(cluster_assignments, clip_scores, kept)
     raised = np.maximum(weights, 1.0)  # a share below one is met by dropping pairs
@@ -163,29 +166,48 @@ def weight_caps(
     return caps
 
 
-def solve_weights(
+def shrunken_gains(
     mean_influence: Float[np.ndarray, " K"],
+    stderr: Float[np.ndarray, " K"],
+    sizes: Float[np.ndarray, " K"],
+) -> Float64[np.ndarray, " K"]:
+    """Influence of each cluster above the average, as certain as it is, in standard deviations.
+
+        gain_k = (m_k - m) / s * t^2 / (t^2 + se_k^2),    t^2 = max(0, s^2 - mean se^2)
+
+    with m and s the mean and standard deviation of m_k over pairs: empirical Bayes (Efron &
+    Morris 1973), so that a cluster is not dropped or raised for the noise of its few samples.
+    """
+    mean = np.average(mean_influence, weights=sizes)
+    variance = np.average((mean_influence - mean) ** 2, weights=sizes)
+    if variance == 0:
+        return np.zeros(len(sizes))
+    between = max(0.0, variance - np.average(stderr**2, weights=sizes))
+    trust = between / np.maximum(between + stderr**2, np.finfo(float).tiny)
+    return np.asarray((mean_influence - mean) / np.sqrt(variance) * trust)
+
+
+def solve_weights(
+    gains: Float[np.ndarray, " K"],
     sizes: Int64[np.ndarray, " K"],
     caps: Float[np.ndarray, " K"],
     target: int,
 ) -> Float64[np.ndarray, " K"]:
     """The exact solution of the proximal programme that keeps `target` pairs.
 
-        w_c(mu) = clip(1 + rho (m_c - mu), 0, cap_c)
+        w_c(mu) = clip(1 + gain_c - mu, 0, cap_c)
 
     mu, the price of a pair, is the root of sum_c n_c min(w_c, 1) = target: a cluster below weight
-    one keeps that share of its pairs, one above keeps all of them and is up-weighted. rho is one
-    over the standard deviation of influence over pairs, so one deviation is worth a weight of one.
+    one keeps that share of its pairs, one above keeps all of them and is up-weighted. Gains are in
+    standard deviations of influence over pairs, which is rho = 1 in these units: one deviation is
+    worth a weight of one.
 
     Args:
-        mean_influence: (K,) m_c, any unit.
+        gains: (K,) rho m_c, up to a constant.
         sizes: (K,) n_c.
         caps: (K,) largest weights; the pairs of clusters with a cap >= 1 reach `target`.
         target: pairs to keep.
     """
-    mean = np.average(mean_influence, weights=sizes)
-    spread = np.sqrt(np.average((mean_influence - mean) ** 2, weights=sizes))
-    gains = (mean_influence - mean) / spread if spread > 0 else np.zeros(len(sizes))
 
     def weights_at(price: float) -> Float64[np.ndarray, " K"]:
         return np.asarray(np.clip(1 + gains - price, 0, caps))
@@ -286,7 +308,7 @@ def drop_examples(
             continue
         row = int(members[np.argmin(clip_scores[members])])
         why = (
-            "its cluster is harmful and pruned whole"
+            f"its cluster is {entry['category']} and pruned whole"
             if entry["pairs_kept"] == 0
             else f"least agreement of image and text in a {entry['category']} cluster "
             f"that keeps {entry['pairs_kept']} of {entry['size']}"

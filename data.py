@@ -374,14 +374,16 @@ class PairReader:
     def _read(self, record: ImageRecord) -> _Read | UnusableImage:
         try:
             data = record.read()
-            image = decode_image(data, self._config.max_image_pixels)
+            pixels = self._preprocess(decode_image(data, self._config.max_image_pixels))
         except UnusableImage as unusable:
             return unusable
         except (FileNotFoundError, NotADirectoryError):
             return UnusableImage(MISSING_FILE, record.key)
+        except MemoryError:
+            return UnusableImage(IMAGE_TOO_LARGE, "it does not fit into memory")
         except Exception as error:  # a source may read through any library
             return UnusableImage(UNREADABLE_FILE, f"{type(error).__name__}: {error}")
-        return _Read(hashlib.sha256(data).hexdigest(), self._preprocess(image))
+        return _Read(hashlib.sha256(data).hexdigest(), pixels)
 
     def _keep(self, split: str, record: ImageRecord, sha256: str, row: int) -> None:
         """Keep the usable captions of an image as far as the split needs them."""

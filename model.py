@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -227,6 +228,33 @@ def train(
     """
     if keep_best and validation is None:
         raise ValueError("keep_best needs validation pairs")
+    with _one_cpu_thread():
+        return _train(
+            pairs, config, n_steps, seed, sample_weights, validation, n_reports, keep_best
+        )
+
+
+@contextmanager
+def _one_cpu_thread() -> Iterator[None]:
+    """A step on a batch is too small to share: threads cost more than they bring."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _train(
+    pairs: PairTensors,
+    config: TrainingConfig,
+    n_steps: int,
+    seed: int,
+    sample_weights: np.ndarray | None,
+    validation: tuple[PairTensors, np.ndarray] | None,
+    n_reports: int,
+    keep_best: bool,
+) -> tuple[Parameters, LossHistory]:
     device = pairs.images.device
     rng = np.random.default_rng(seed)
     parameters = Parameters(

@@ -149,8 +149,9 @@ def against(v: Verdict, other: str) -> str:
     else:
         why = f"{ratio:.1f} standard errors" if ratio is not None else "without spread over seeds"
     if v.outcome == "undecided":
-        difference = f"{v.difference:+.2f} points, {why}"
-        return f"shows no difference beyond the spread from {other} ({difference})"
+        return (
+            f"shows no difference beyond the spread from {other}: {v.difference:+.2f} points, {why}"
+        )
     verb = "beats" if v.outcome == "wins" else "loses to"
     narrowly = "narrowly " if ratio is not None and ratio < CLEAR else ""
     return f"{narrowly}{verb} {other} by {abs(v.difference):.2f} points, {why}"
@@ -216,8 +217,6 @@ def names(methods: Sequence[str]) -> str:
 
 def embed(summary: Summary, *paths: str) -> str:
     """The figures as images, with links that hold from `results/`."""
-    if not summary.run["settings"].get("visualize", True):
-        return ""
     made = figures(summary)
     return "\n\n".join(
         f"![{posixpath.basename(p)[:-4].replace('_', ' ')}]({posixpath.relpath(p, 'results')})"
@@ -294,8 +293,8 @@ def _answer_for(summary: Summary, comparison: str) -> list[str]:
         if rival is None or rival not in methods:
             continue
         other = "random selection" if rival == RANDOM else escape(method_label(rival))
-        other += ", the best rival of its size," if rival == best else ""
         other += f" ({_recall(summary, comparison, rival)})"
+        other += ", the best rival of its size," if rival == best else ""
         clauses.append(f"it {against(summary.compare(comparison, INFLUENCESPACE, rival), other)}")
     if FULL in methods:
         clauses.append(f"the full data reaches {_recall(summary, comparison, FULL)}")
@@ -365,6 +364,8 @@ def _weights_sentence(summary: Summary) -> str:
     weights = summary.sample_weights
     if weights is None:
         return ""
+    if np.ptp(weights) == 0:
+        return "All kept pairs have the same weight."
     return (
         f"Weights of the kept pairs run from {weights.min():.2f} to {weights.max():.2f} around a"
         f" mean of one; they count like {visualize.effective_size(weights):,.0f} pairs of equal"
@@ -377,8 +378,8 @@ def _cluster_tables(summary: Summary) -> str:
     if not entries:
         return ""
     unit = (
-        "Influence is the change of the validation loss if the cluster were left out, ± its standard"
-        " error: positive helps, negative hurts."
+        "Influence is the change of the validation loss if the cluster were left out, ± its"
+        " standard error: positive helps, negative hurts."
     )
     if len(entries) <= 2 * N_LISTED:
         return (
@@ -412,15 +413,15 @@ def _cluster_table(summary: Summary, entries: Sequence[Mapping[str, Any]]) -> st
 
 
 def _fault_table(summary: Summary) -> str:
-    if not summary.faults:
+    faults = {m: counts for m, counts in (summary.faults or {}).items() if m != FULL}
+    if not faults:
         return ""
-    kinds = next(iter(summary.faults.values()))
+    kinds = next(iter(faults.values()))
     ordered = sorted(kinds, key=lambda f: f == "good")
     header = ["dropped by", *(f"{_fault_label(f)} ({kinds[f]['in_data']:,})" for f in ordered)]
     rows = [
         [_name(method), *(share(counts[f]["dropped"], counts[f]["in_data"]) for f in ordered)]
-        for method, counts in summary.faults.items()
-        if method != FULL
+        for method, counts in faults.items()
     ]
     return (
         "### Faults caught\n\nThe faults of this data set are known: the share of each kind that"
@@ -647,8 +648,8 @@ def _spectrum(eigenvalues: Sequence[float], residuals: Sequence[float]) -> list[
         return []
     first, last = eigenvalues[0], eigenvalues[-1]
     items = [
-        f"Leading eigenvalues ({len(eigenvalues)}): from {first:.3g} to {last:.3g}; largest residual"
-        f" {max(residuals) / abs(first):.1e} of the first."
+        f"Leading eigenvalues ({len(eigenvalues)}): from {first:.3g} to {last:.3g}; largest"
+        f" residual {max(residuals) / abs(first):.1e} of the first."
     ]
     flatness = spectrum_flatness(eigenvalues)
     if flatness is not None and flatness > FLAT_SPECTRUM:
@@ -675,38 +676,30 @@ def _findings(summary: Summary) -> list[str]:
 
 def _standing(summary: Summary, comparison: str) -> list[str]:
     """Who is ahead at the same size, and who does not beat random."""
-    where = COMPARISON_LABELS[comparison]
     ranking = summary.ranking(comparison)
+    if not ranking:
+        return []
     rivals = [m for m in ranking if m != INFLUENCESPACE]
-    findings = []
-    if ranking:
-        best = ranking[0]
-        findings.append(
-            f"{where}: {_name(best)} has the highest mean recall at the curated size,"
-            f" {_recall(summary, comparison, best)}."
-        )
+    text = (
+        f"{COMPARISON_LABELS[comparison]}{' (one seed)' if summary.n_seeds == 1 else ''}:"
+        f" {_name(ranking[0])} has the highest mean recall at the curated size,"
+        f" {_recall(summary, comparison, ranking[0])}."
+    )
     if INFLUENCESPACE in ranking and rivals:
         outcomes = {m: summary.compare(comparison, INFLUENCESPACE, m).outcome for m in rivals}
+        verbs = {"wins": "beats", "loses": "**loses to**", "undecided": "cannot be told from"}
         clauses = [
             f"{verb} {names([m for m in rivals if outcomes[m] == outcome])}"
-            for outcome, verb in (
-                ("wins", "beats"),
-                ("loses", "**loses to**"),
-                ("undecided", "cannot be told from"),
-            )
+            for outcome, verb in verbs.items()
             if outcome in outcomes.values()
         ]
-        findings[-1] += f" InfluenceSpace {enumerate_words(clauses)}."
-    losers = [
-        m
-        for m in rivals
-        if RANDOM in rivals and m != RANDOM
-        and summary.compare(comparison, m, RANDOM).outcome == "loses"
-    ]  # fmt: skip
-    if losers:
-        verb = "loses" if len(losers) == 1 else "lose"
-        findings[-1] += f" {names(losers)} {verb} to random selection."
-    return findings
+        text += f" InfluenceSpace {enumerate_words(clauses)}."
+    if RANDOM in rivals:
+        others = [m for m in rivals if m != RANDOM]
+        losers = [m for m in others if summary.compare(comparison, m, RANDOM).outcome == "loses"]
+        if losers:
+            text += f" {names(losers)} {'lose' if losers[1:] else 'loses'} to random selection."
+    return [text]
 
 
 def _against_full(summary: Summary) -> list[str]:
@@ -715,13 +708,12 @@ def _against_full(summary: Summary) -> list[str]:
     for comparison, methods in summary.metrics.items():
         if {FULL, INFLUENCESPACE} <= set(methods):
             cost = summary.efficiency[INFLUENCESPACE][comparison]["relative_training_cost"]
-            steps = "as many" if cost == 1 else f"{share(cost, 1)} of its"
-            verdict_text = against(
-                summary.compare(comparison, INFLUENCESPACE, FULL), "the full data"
-            )
+            steps = "as many" if cost == 1 else f"{share(cost, 1)} of the"
+            v = summary.compare(comparison, INFLUENCESPACE, FULL)
+            fewer = share(summary.n_train - summary.n_curated, summary.n_train)
             findings.append(
-                f"With {share(summary.n_train - summary.n_curated, summary.n_train)} fewer pairs and"
-                f" {steps} training steps, InfluenceSpace {verdict_text}."
+                f"With {fewer} fewer pairs and {steps} training steps, InfluenceSpace"
+                f" {against(v, 'the full data')}."
             )
     return findings
 
@@ -755,8 +747,8 @@ def _encoder_finding(summary: Summary) -> list[str]:
     better = [m for m, recall in trained.items() if recall > frozen]
     if len(better) == len(trained):
         return [f"Every trained model is above the frozen encoder's mean recall of {frozen:.2f}."]
-    rest = [m for m in trained if m not in better]
-    return [f"The frozen encoder's mean recall, {frozen:.2f}, is not reached by {names(rest)}."]
+    rest = names([m for m in trained if m not in better]) if better else "any trained model"
+    return [f"The frozen encoder's mean recall, {frozen:.2f}, is not reached by {rest}."]
 
 
 def _fault_findings(summary: Summary) -> list[str]:
@@ -794,8 +786,8 @@ def _gap_findings(summary: Summary) -> list[str]:
                 overlapping.append(f"{where}: {numbers}")
     if overlapping:
         findings.append(
-            "No change of these gaps against the full data's can be claimed, the intervals overlap:"
-            f" {'; '.join(overlapping)}."
+            "Demographic gaps: no change against the full data can be claimed where the intervals"
+            f" overlap ({'; '.join(overlapping)})."
         )
     return findings
 
@@ -891,6 +883,8 @@ def _reproduction(summary: Summary) -> str:
         (
             f"```sh\n{run['command']}\n```",
             table(["stage", "seconds"], [[escape(k), f"{v:,.1f}"] for k, v in seconds.items()]),
+            "A stage that was reused shows the time it took when it was computed; the total is this"
+            " run's.",
             f"Seed {run['seed']}. Hardware: {_pairs(run['hardware'])}. Versions:"
             f" {_pairs(run['packages'])}.",
             "Settings:",
@@ -908,9 +902,8 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _setting(value: Any) -> str:
-    if value is None or value == "":
-        return "not set"
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if value is not None and text else "not set"
 
 
 # --- Tables and figures -----------------------------------------------------------------------

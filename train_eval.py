@@ -44,6 +44,7 @@ METHODS = (
 COMPARISONS = ("same_epochs", "same_steps")
 RECALL_AT = (1, 5, 10)
 QUERIES_AT_ONCE = 2048
+TIE = 1e-6  # cosines closer than this differ by the rounding of float32 products
 MIN_GROUP_QUERIES = 20
 N_BOOTSTRAP = 1000
 
@@ -188,8 +189,8 @@ def retrieval_ranks(
     counts against the query, so a model that cannot tell answers apart finds nothing.
 
     Args:
-        image_embeddings: (E, d).
-        text_embeddings: (Q, d).
+        image_embeddings: (E, d) unit rows, float32.
+        text_embeddings: (Q, d) unit rows, float32.
         caption_image: (Q,) the image of each caption; every image has one.
 
     Returns:
@@ -205,7 +206,8 @@ def retrieval_ranks(
         block = slice(start, start + QUERIES_AT_ONCE)
         scores = text_embeddings[block] @ image_embeddings.T
         own[block] = scores.gather(1, owner[block, None]).squeeze(1)
-        caption_ranks[block] = (scores >= own[block, None]).sum(dim=1) - 1
+        # "Not below" and not ">=": against a model that diverged to NaN every answer counts.
+        caption_ranks[block] = (~(scores < own[block, None] - TIE)).sum(dim=1) - 1
     best = torch.full((n_images,), -torch.inf, device=device)
     best = best.scatter_reduce(0, owner, own, "amax")
     image_ranks = torch.zeros(n_images, dtype=torch.int64, device=device)
@@ -213,7 +215,7 @@ def retrieval_ranks(
         block = slice(start, start + QUERIES_AT_ONCE)
         scores = text_embeddings[block] @ image_embeddings.T
         wrong = owner[block, None] != torch.arange(n_images, device=device)
-        image_ranks += ((scores >= best) & wrong).sum(dim=0)
+        image_ranks += (~(scores < best - TIE) & wrong).sum(dim=0)
     return image_ranks.cpu().numpy(), caption_ranks.cpu().numpy()
 
 
@@ -246,7 +248,7 @@ def methods_of(result: EvaluationResult) -> list[str]:
     return list(dict.fromkeys(run["method"] for run in result.runs))
 
 
-def histories(result: EvaluationResult) -> dict[str, list[dict[str, list[float]]]]:
+def histories(result: EvaluationResult) -> dict[str, list[dict[str, Any]]]:
     """Losses on the way, one `LossHistory` a seed, of every method at the same epochs."""
     return {
         method: [result.runs[i]["history"] for i in run_rows(result, COMPARISONS[0], method)]
@@ -400,8 +402,9 @@ def _resampled_means(
     caption_image: Int64[np.ndarray, " Q"],
     resamples: Int64[np.ndarray, "B E"],
 ) -> Float[np.ndarray, " B"]:
-    """Mean over a group's captions in every resample of the images, (B,)."""
+    """Mean over a group's captions in every resample of the images, (B,); NaN where it has none."""
     n_images = resamples.shape[1]
     totals = np.bincount(caption_image[member], hits[member], minlength=n_images)
     counts = np.bincount(caption_image[member], minlength=n_images)
-    return np.asarray((resamples @ totals) / np.maximum(resamples @ counts, 1))
+    n_drawn = resamples @ counts
+    return np.where(n_drawn > 0, (resamples @ totals) / np.maximum(n_drawn, 1), np.nan)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ def cluster_label(cluster: int, terms: Sequence[str]) -> str:
     return plain(f"{cluster}: {', '.join(terms)}" if terms else f"cluster {cluster}", LABEL_WIDTH)
 
 
-def mean_and_spread(cell: Mapping[str, float | None], digits: int = 1) -> str:
+def mean_and_spread(cell: Mapping[str, Any], digits: int = 1) -> str:
     """A mean with its standard deviation, or alone where one value has no spread."""
     mean = f"{cell['mean']:,.{digits}f}"
     return mean if cell["std"] is None else f"{mean} ± {cell['std']:,.{digits}f}"
@@ -176,7 +176,7 @@ def _name_rows(axes: Axes, rows: Mapping[str, float]) -> None:
 def _method_bars(
     axes: Axes,
     rows: Mapping[str, float],
-    cells: Mapping[str, Mapping[str, float | None]],
+    cells: Mapping[str, Mapping[str, Any]],
     texts: Mapping[str, str],
 ) -> None:
     """A horizontal bar from zero for each method, its spread where there is one, its value."""
@@ -271,7 +271,7 @@ def cluster_sizes(sizes: Int[np.ndarray, " K"], terms: Sequence[Sequence[str]]) 
     n, median = len(sizes), float(np.median(sizes))
     order = np.argsort(-sizes, kind="stable")
     title = f"{sizes.sum():,} training pairs in {count(n, 'cluster')}"
-    width = 11 if n > MAX_LABELLED else 8
+    width = 11.0 if n > MAX_LABELLED else 8.0
     note = f"Dashed: the median, {median:g} pairs."
     figure = _new_figure(width, _cluster_height(n), title, note)
     overview, labelled = _cluster_axes(figure, n)
@@ -325,7 +325,7 @@ def influence_scores(
         "standard error from the sampled pairs. Dotted: thresholds, {:+g} % and {:+g} % (drawn "
         "where the scores reach them); beyond them a cluster is coloured where its sign is certain."
     )
-    width = 11 if n > MAX_LABELLED else 8
+    width = 11.0 if n > MAX_LABELLED else 8.0
     figure = _new_figure(width, _cluster_height(n) + 0.3, title, note.format(*thresholds))
     overview, labelled = _cluster_axes(figure, n)
     if overview is not None:
@@ -389,7 +389,7 @@ def cluster_categorization(categorization: Sequence[Mapping[str, Any]]) -> Figur
     kept = np.array([c["pairs_kept"] for c in categorization])
     title = f"{kept.sum():,} of {sizes.sum():,} training pairs kept, by their cluster's influence"
     note = "Solid: kept, hatched: dropped. Right: one dot a cluster, its area the cluster's pairs."
-    figure = _new_figure(11, 3.9, title, note)
+    figure = _new_figure(11.0, 3.9, title, note)
     bars, dots = figure.subplots(1, 2, width_ratios=[1.1, 1])
     _style(bars, "Pairs by category", x="pairs")
     for row, (category, (n_kept, n_dropped)) in enumerate(counts.items()):
@@ -440,7 +440,7 @@ def weight_distribution(
         f"Mean one. They count like {effective_size(sample_weights):,.0f} pairs of equal weight. "
         "Right: one dot a cluster; weight 0 is a cluster of which nothing was kept."
     )
-    figure = _new_figure(11, 3.9, title, note)
+    figure = _new_figure(11.0, 3.9, title, note)
     histogram, dots = figure.subplots(1, 2)
     low, high = min(0.0, float(sample_weights.min())), max(2.0, float(sample_weights.max()))
     histogram.hist(sample_weights, bins=np.linspace(low, 1.02 * high, 41), color="#0072B2")
@@ -457,8 +457,18 @@ def weight_distribution(
 
 # --- Methods ----------------------------------------------------------------------------------
 
-SPREAD_NOTE = "Error bars and ±: standard deviation over training seeds."
 Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+def _spread_note(cells: Iterable[Mapping[str, Any]]) -> str:
+    """What error bars mean, if there are any."""
+    if all(cell["std"] is None for cell in cells):
+        return "One training seed, so the spread is not known."
+    return "Error bars and ±: standard deviation over training seeds."
+
+
+def _metric_note(metrics: Metrics, metric: str) -> str:
+    return _spread_note(m[metric] for methods in metrics.values() for m in methods.values())
 
 
 def rank_methods(metrics: Metrics, metric: str) -> list[str]:
@@ -479,7 +489,8 @@ def recall_comparison(
         title: of the figure.
         encoder_recall: the same metric of the frozen encoder.
     """
-    figure = _new_figure(11, 1.7 + 0.32 * len(next(iter(metrics.values()))), title, SPREAD_NOTE)
+    height = 1.7 + 0.32 * len(next(iter(metrics.values())))
+    figure = _new_figure(11.0, height, title, _metric_note(metrics, metric))
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     _recall_panels(panels, metrics, metric, encoder_recall)
     return figure
@@ -498,6 +509,7 @@ def _recall_panels(
     reach = max(axes.get_xlim()[1] for axes in panels)
     for axes in panels:
         axes.set_xlim(0, reach)
+        axes.set_xticks([t for t in axes.get_xticks() if t <= min(reach, 100)])
 
 
 def performance_comparison(
@@ -516,10 +528,10 @@ def performance_comparison(
     n_methods = len(next(iter(metrics.values())))
     n_rows = 2 if any(differences.values()) else 1
     title = "Mean recall on unseen images: both directions, at 1, 5 and 10"
-    note = SPREAD_NOTE
-    if n_rows == 2:
-        note += " Differences carry the standard error of the two means combined."
-    figure = _new_figure(11, 0.9 + n_rows * (1.0 + 0.34 * n_methods), title, note)
+    note = _metric_note(metrics, "mean_recall")
+    if any(error is not None for cells in differences.values() for _, error in cells.values()):
+        note += " Bars of differences: the standard error of the two means combined."
+    figure = _new_figure(11.0, 0.9 + n_rows * (1.0 + 0.34 * n_methods), title, note)
     grid = figure.subplots(n_rows, len(metrics), sharey="row", squeeze=False)
     _recall_panels(grid[0], metrics, "mean_recall", encoder_recall)
     if n_rows == 2:
@@ -553,8 +565,11 @@ def _difference_panels(
 def efficiency_comparison(efficiency: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Pairs trained on, seconds to choose them and seconds to train, by method."""
     rows = method_rows(sorted(efficiency, key=lambda m: efficiency[m]["curation_seconds"]))
-    note = f"{SPREAD_NOTE} Embedding all pairs, which every method needs, is not included."
-    figure = _new_figure(12, 1.7 + 0.32 * len(rows), "What each method costs", note)
+    note = _spread_note(
+        e[c]["training_seconds"] for e in efficiency.values() for c in COMPARISON_LABELS
+    )
+    note += " Embedding all pairs, which every method needs, is not included."
+    figure = _new_figure(12.0, 1.7 + 0.32 * len(rows), "What each method costs", note)
     costs = {
         ("Pairs trained on", "pairs"): {m: e["n_pairs"] for m, e in efficiency.items()},
         ("Choosing them", "seconds"): {m: e["curation_seconds"] for m, e in efficiency.items()},
@@ -580,7 +595,7 @@ def efficiency_comparison(efficiency: Mapping[str, Mapping[str, Any]]) -> Figure
     return figure
 
 
-def training_progress(histories: Mapping[str, Sequence[Mapping[str, Sequence[float]]]]) -> Figure:
+def training_progress(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Training and validation loss of every method as training goes on, mean over seeds.
 
     Args:
@@ -591,7 +606,7 @@ def training_progress(histories: Mapping[str, Sequence[Mapping[str, Sequence[flo
         "Lines: mean over training seeds; bands: their standard deviation. Training losses are "
         "each over the method's own pairs and weights, so only validation losses compare."
     )
-    figure = _new_figure(12, 4.6, title, note)
+    figure = _new_figure(12.0, 4.6, title, note)
     panels = figure.subplots(1, 2)
     names = {"train_loss": "Training loss", "validation_loss": "Validation loss"}
     for axes, (key, title) in zip(panels, names.items(), strict=True):
@@ -627,8 +642,9 @@ def performance_efficiency_tradeoff(
 ) -> Figure:
     """Mean recall against the seconds that choosing and training take together."""
     title = "Recall against time: up and to the left is better"
-    note = f"{SPREAD_NOTE} Time: choosing the pairs plus one training run, without embedding."
-    figure = _new_figure(12, 4.4, title, note)
+    note = _metric_note(metrics, "mean_recall")
+    note += " Time: choosing the pairs plus one training run, without embedding."
+    figure = _new_figure(12.0, 4.4, title, note)
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     points: dict[str, dict[str, tuple[float, float]]] = {}
     for axes, (comparison, methods) in zip(panels, metrics.items(), strict=True):
@@ -641,7 +657,7 @@ def performance_efficiency_tradeoff(
             axes.errorbar(*point, xerr=cost["std"] or 0, yerr=recall["std"] or 0, **style)
             axes.scatter(*point, s=60, color=_line_color(method), zorder=3)
             points[comparison][method] = point
-        axes.set_xlim(0, 1.08 * max(x for x, _ in points[comparison].values()) or 1.0)
+        axes.set_xlim(0, 1.04 * axes.dataLim.xmax or 1.0)
     panels[0].set_ylabel("mean recall (% of queries)", fontsize=9, color=INK)
     for axes, named in zip(panels, points.values(), strict=True):  # the shared limits are settled
         _label_right(axes, named)
@@ -659,7 +675,7 @@ def _gap_panels(gaps: Gaps, title: str, note: str) -> tuple[Figure, dict[tuple[s
     methods = next(iter(gaps.values()))
     attributes = list(next(iter(methods.values())))
     height = 0.9 + len(attributes) * (1.1 + 0.28 * len(methods))
-    figure = _new_figure(11, height, title, note)
+    figure = _new_figure(11.0, height, title, note)
     grid = figure.subplots(len(attributes), len(gaps), sharex=True, sharey="row", squeeze=False)
     return figure, {
         (attribute, comparison): grid[i, j]
@@ -681,8 +697,9 @@ def fairness_comparison(gaps: Gaps, recall_at: int) -> Figure:
     """Gap between the best and the worst group for every method, with its 95 % interval."""
     title = f"Gap in text-to-image recall@{recall_at} between groups of captions"
     note = (
-        "In brackets: test captions of the group. Lines: 95 % interval of a bootstrap over test "
-        "images. A gap is never negative, so an interval near zero is compatible with no gap."
+        "In brackets: test captions of the group. Dots and numbers: the gap; lines: its 95 % "
+        "interval from a bootstrap over test images. A gap is never negative, so an interval near "
+        "zero is compatible with no gap."
     )
     figure, panels = _gap_panels(gaps, title, note)
     for (attribute, comparison), axes in panels.items():
@@ -746,7 +763,7 @@ def contact_sheet(
 
     Args:
         images: (h, w, 3) or (h, w), uint8; any sizes.
-        titles: one caption an image.
+        titles: one caption an image; each of its lines is wrapped.
         heading: above them all.
         n_columns: photographs in a row, at least one.
     """
@@ -759,6 +776,6 @@ def contact_sheet(
         axes.set_anchor("S")
     for axes, image, title in zip(grid.flat, images, titles, strict=False):
         axes.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255)
-        lines = textwrap.wrap(plain(title, 150), 34)
+        lines = [w for line in title.splitlines() for w in textwrap.wrap(plain(line, 150), 34)]
         axes.set_title("\n".join(lines), y=0, va="top", pad=-4, fontsize=8, color=INK)
     return figure

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,10 @@ class Problem(NamedTuple):
     ) -> np.ndarray:
         """Every pair's own loss in the batch of these rows, (b,)."""
         return pair_losses(self.logits(theta, rows), weights)
+
+    def loss_gradients(self, rows: np.ndarray) -> np.ndarray:
+        """Gradient of every pair's own loss in the batch of these rows, (b, p)."""
+        return central_difference(partial(self.losses, rows=rows), self.theta)
 
     def loss(self, theta: np.ndarray, rows: np.ndarray, weights: np.ndarray | None = None) -> float:
         """Weighted contrastive loss of the batch of these rows."""
@@ -86,7 +91,7 @@ def pair_losses(logits: np.ndarray, weights: np.ndarray | None = None) -> np.nda
 
 
 def central_difference(
-    function: Callable[[np.ndarray], np.ndarray | float], point: np.ndarray, step: float = 1e-5
+    function: Callable[[np.ndarray], np.ndarray | float], point: np.ndarray, *, step: float = 1e-5
 ) -> np.ndarray:
     """d function / d point by central differences, (..., p); good to about 1e-9."""
     columns = []
@@ -125,9 +130,8 @@ def gauss_newton(problem: Problem, batches: np.ndarray, weights: np.ndarray) -> 
     p = len(problem.theta)
     total = np.zeros((p, p))
     for rows in batches:
-        jacobian = central_difference(
-            lambda theta, rows=rows: problem.logits(theta, rows).reshape(-1), problem.theta
-        )
+        jacobian = central_difference(partial(problem.logits, rows=rows), problem.theta)
+        jacobian = jacobian.reshape(-1, p)  # (b * b, p)
         curvature = logit_curvature(problem.logits(problem.theta, rows), weights[rows])
         total += jacobian.T @ curvature @ jacobian
     return total / len(batches)

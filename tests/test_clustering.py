@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from sklearn.cluster import MiniBatchKMeans
 
 import clustering
 from clustering import (
@@ -66,7 +67,7 @@ def test_separated_blobs_are_found(seed: int) -> None:
 def test_large_sets_are_clustered_in_mini_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
 
-    class Watched(clustering.MiniBatchKMeans):  # type: ignore[misc]
+    class Watched(MiniBatchKMeans):  # type: ignore[misc]
         def fit_predict(self, points: np.ndarray) -> np.ndarray:
             used.append(len(points))
             return np.asarray(super().fit_predict(points))

@@ -15,7 +15,10 @@ from PIL import Image
 
 import main
 from artifacts import Store
+from baselines import BASELINES
+from curation import faults_dropped
 from settings import InputError
+from train_eval import METHODS
 
 TINY = (
     "--dataset synthetic --encoder_model embedded --max_train_samples 60 --max_val_samples 24 "
@@ -125,7 +128,7 @@ def test_arrays_agree_with_each_other(finished: Path) -> None:
     assert np.isin(curated, indices).all()
     assert weights.mean() == pytest.approx(1)
     assert weights.min() > 0
-    for name in main.BASELINES:
+    for name in BASELINES:
         selected = load(f"baselines/{name}_indices.npy")
         assert len(selected) == len(curated)
         assert np.isin(selected, indices).all()
@@ -146,7 +149,7 @@ def test_metrics_follow_from_the_ranks(finished: Path) -> None:
     assert reported["std"] == pytest.approx(np.std(recalls, ddof=1))
     assert {r["n_steps"] for r in runs if r["comparison"] == "same_steps"} == {2 * (60 // 8)}
     table = pd.read_csv(finished / "evaluation/method_comparison.csv")
-    assert set(main.METHODS) <= set(table["method"])
+    assert set(METHODS) <= set(table["method"])
 
 
 def test_faults_are_known_and_counted(finished: Path) -> None:
@@ -157,7 +160,7 @@ def test_faults_are_known_and_counted(finished: Path) -> None:
     rows = np.load(finished / "stage3/curated_rows.npy")
     wrong = np.flatnonzero(train["fault"] == "wrong_caption")
     dropped = len(np.setdiff1d(wrong, rows))
-    counted = main.faults_dropped(train["fault"].tolist(), train["group"].tolist(), rows)
+    counted = faults_dropped(train["fault"].tolist(), train["group"].tolist(), rows)
     assert counted["wrong_caption"] == {"in_data": len(wrong), "dropped": dropped}
 
 
@@ -395,7 +398,7 @@ def test_defaults_are_those_promised() -> None:
         "encoder_model": "auto",
         "device": "auto",
         "precision": "auto",
-        "methods": main.METHODS,
+        "methods": METHODS,
         "n_seeds": 3,
         "hessian": "lanczos",
         "influence_budget": 0.1,

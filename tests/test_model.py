@@ -136,7 +136,7 @@ def test_weights_of_one_are_no_weights() -> None:
     weights=st.lists(st.one_of(st.just(0.0), st.floats(0.01, 10)), min_size=2, max_size=6),
     seed=st.integers(0, 1000),
 )
-@hypothesis_settings(deadline=None, max_examples=40)
+@hypothesis_settings(deadline=None, derandomize=True, max_examples=40)
 def test_scaling_all_weights_moves_every_pair_alike(
     scale: float, weights: list[float], seed: int
 ) -> None:
@@ -188,7 +188,7 @@ def test_embeddings_are_unit_rows() -> None:
 
 
 @given(n=st.integers(1, 60), batch_size=st.integers(1, 70), seed=st.integers(0, 9))
-@hypothesis_settings(deadline=None)
+@hypothesis_settings(deadline=None, derandomize=True)
 def test_an_epoch_holds_every_pair_at_most_once(n: int, batch_size: int, seed: int) -> None:
     batches = shuffled_batches(n, batch_size, np.random.default_rng(seed))
     b = min(n, batch_size)
@@ -272,10 +272,10 @@ def test_the_same_seed_trains_the_same_model_and_another_another() -> None:
 
 
 def test_training_leaves_global_random_state_alone() -> None:
-    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+    before, numpy_before = torch.get_rng_state(), repr(np.random.get_state())  # noqa: NPY002
     train(random_pairs(20), SMALL, n_steps=2, seed=0)
     assert torch.equal(before, torch.get_rng_state())
-    assert np.array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002
+    assert repr(np.random.get_state()) == numpy_before  # noqa: NPY002
 
 
 def test_training_learns_pairs_it_has_not_seen() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import re
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from settings import InputError, Settings, setting
+from settings import InputError, Settings, add_flags, from_flags, setting
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class Example(Settings):
     kinds: tuple[str, ...] = setting(("a",), "some of two", choices=("a", "b"))
     closed: int = setting(3, "from 1 to 5", at_least=1, at_most=5)
     opened: float = setting(0.5, "between 0 and 1, ends excluded", above=0, below=1)
-    shares: tuple[float, ...] = setting((0.5, 0.5), "each from 0 to 1", at_least=0, at_most=1)
+    shares: tuple[float, ...] = setting(
+        (0.5, 0.5), "each from 0 to 1", at_least=0, at_most=1, type=float
+    )
     optional: float | None = setting(None, "above 0 if given", above=0, type=float)
     flag: bool = setting(False, "a switch")
     n_workers: int = setting(2, "speed only", at_least=1, affects_result=False)
@@ -85,3 +88,69 @@ def test_the_fingerprint_leaves_out_speed_settings_only() -> None:
         "optional": None,
         "flag": False,
     }
+
+
+# --- Flags ------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="example", argument_default=argparse.SUPPRESS, exit_on_error=False
+    )
+    add_flags(made.add_argument_group("example"), Example)
+    return made
+
+
+def parsed(*arguments: str) -> Example:
+    return from_flags(Example, vars(parser().parse_args(arguments)))
+
+
+def test_without_flags_everything_has_its_default() -> None:
+    assert vars(parser().parse_args([])) == {}
+    assert parsed() == Example()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--kind b", {"kind": "b"}),
+        ("--kinds b a b", {"kinds": ("b", "a")}),  # said twice is said once
+        ("--closed 2 --opened 0.25", {"closed": 2, "opened": 0.25}),
+        ("--shares 0.5 1", {"shares": (0.5, 1.0)}),
+        ("--optional 2", {"optional": 2.0}),
+        ("--flag --n_workers 7", {"flag": True, "n_workers": 7}),
+    ],
+)
+def test_flags_are_made_from_the_fields(arguments: str, expected: dict[str, Any]) -> None:
+    example = parsed(*arguments.split())
+    assert example == Example(**expected)
+    for name, value in expected.items():
+        assert type(getattr(example, name)) is type(value)
+
+
+@pytest.mark.parametrize("arguments", ["--closed 2.5", "--opened x", "--kinds"])
+def test_flags_of_the_wrong_type_are_refused_by_the_parser(arguments: str) -> None:
+    with pytest.raises(argparse.ArgumentError, match=arguments.split()[0]):
+        parser().parse_args(arguments.split())
+
+
+def test_flags_are_checked_by_the_settings() -> None:
+    with pytest.raises(InputError, match="--kinds must be one of a, b; got 'c'"):
+        parsed("--kinds", "c")
+
+
+def test_values_of_other_settings_are_left_alone() -> None:
+    assert from_flags(Example, {"closed": 4, "elsewhere": 1}) == Example(closed=4)
+
+
+def test_help_names_choices_and_defaults() -> None:
+    text = " ".join(parser().format_help().split())
+    for part in (
+        "--kind NAME one of two; one of a, b (default: a)",
+        "--closed N from 1 to 5 (default: 3)",
+        "--opened X between 0 and 1, ends excluded (default: 0.5)",
+        "--optional X above 0 if given",
+        "--flag a switch",
+    ):
+        assert part in text
+    assert "(default: None)" not in text

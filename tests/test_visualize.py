@@ -6,13 +6,18 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 import visualize
 from visualize import FULL, INFLUENCESPACE
@@ -171,3 +176,466 @@ def make_histories(
             for _ in range(n_seeds)
         ]
     return histories
+
+
+# --- Reading figures back -----------------------------------------------------------------------
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=50)
+    return buffer.getvalue()
+
+
+def bar_widths(axes: Axes) -> list[float]:
+    return [float(p.get_width()) for p in axes.patches if isinstance(p, Rectangle)]
+
+
+def texts(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def row_names(axes: Axes) -> list[str]:
+    return [label.get_text() for label in axes.get_yticklabels()]
+
+
+def n_segments(axes: Axes) -> int:
+    """Line segments of error bars and intervals."""
+    lines = [c for c in axes.collections if isinstance(c, LineCollection)]
+    return sum(len(c.get_segments()) for c in lines)
+
+
+def assert_no_overlap(figure: Figure, artists: Sequence[Text]) -> None:
+    """No two of the texts touch, and none leaves the figure."""
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(a) for a in artists if a.get_text()]  # without leader lines
+    width, height = figure.get_size_inches() * figure.dpi
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.x1 <= width
+        assert box.y0 >= 0
+        assert box.y1 <= height
+        for other in boxes[:i]:
+            assert not box.overlaps(other), (box, other)
+
+
+def columns_of(
+    categorization: Sequence[dict[str, Any]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, standard errors, categories and sizes in the order of the clusters."""
+    ordered = sorted(categorization, key=lambda c: c["cluster"])
+    return (
+        np.array([c["influence_percent"] / 100 for c in ordered]),
+        np.array([c["stderr_percent"] / 100 for c in ordered]),
+        np.array([c["category"] for c in ordered]),
+        np.array([c["size"] for c in ordered]),
+    )
+
+
+def influence_figure(n_clusters: int, *, nasty: bool = False, scale: float = 1.0) -> Figure:
+    scores, stderr, categories, _ = columns_of(make_categorization(n_clusters))
+    return visualize.influence_scores(
+        scale * scores,
+        scale * stderr,
+        make_terms(n_clusters, nasty=nasty),
+        categories,
+        harmful_threshold=-0.001,
+        beneficial_threshold=0.01,
+    )
+
+
+# --- Text ---------------------------------------------------------------------------------------
+
+
+def test_outside_text_is_drawn_as_it_stands() -> None:
+    assert visualize.plain("costs $5 or $6_x") == r"costs \$5 or \$6_x"
+    assert visualize.plain("two\nlines\tand  spaces") == "two lines and spaces"
+    assert visualize.plain("a 犬 runs") == "a □ runs"
+    assert visualize.plain("x" * 50, 10) == "x" * 9 + "…"
+
+
+def test_a_dollar_takes_its_room() -> None:
+    """As mathematics, `$bc$` would lose its dollars."""
+    figure = Figure(figsize=(4, 1))
+    dollars, plain = (figure.text(0, 0, visualize.plain(text)) for text in ("a$bc$", "abc"))
+    figure.draw_without_rendering()
+    widths = [text.get_window_extent().width for text in (dollars, plain)]
+    assert widths[0] > 1.4 * widths[1]
+
+
+def test_names_for_people() -> None:
+    assert visualize.method_label("coreset_selection") == "Coreset (k-centre)"
+    assert visualize.method_label("my_new_method") == "My new method"
+    assert visualize.cluster_label(7, ["dog", "beach"]) == "7: dog, beach"
+    assert visualize.cluster_label(7, []) == "cluster 7"
+    assert visualize.count(1, "cluster") == "1 cluster"
+    assert visualize.count(1200, "cluster") == "1,200 clusters"
+    assert visualize.mean_and_spread({"mean": 31.24, "std": 0.349}) == "31.2 ± 0.3"
+    assert visualize.mean_and_spread({"mean": 31.24, "std": None}, 2) == "31.24"
+
+
+# --- Layout arithmetic --------------------------------------------------------------------------
+
+
+def test_labels_are_spread_by_hand() -> None:
+    apart = visualize.spread_out(np.array([5.0, 1.0, 5.0]), 1.0, 0.0, 10.0)
+    np.testing.assert_allclose(apart, [4.5, 1.0, 5.5])
+    squeezed = visualize.spread_out(np.array([9.8, 10.0]), 1.0, 0.0, 10.0)
+    np.testing.assert_allclose(squeezed, [9.0, 10.0])
+
+
+@given(
+    arrays(np.float64, st.integers(1, 12), elements=st.floats(0, 10)),
+    st.floats(0.01, 0.8),
+)
+def test_spread_labels_keep_order_distance_and_bounds(positions: np.ndarray, gap: float) -> None:
+    apart = visualize.spread_out(positions, gap, 0.0, 10.0)
+    order = np.argsort(positions, kind="stable")
+    assert (np.diff(apart[order]) >= gap - 1e-9).all()
+    assert apart.min() >= -1e-9
+    assert apart.max() <= 10 + 1e-9
+
+
+def test_extremes_of_few_and_many() -> None:
+    assert visualize.extremes(3) == [0, 1, 2]
+    assert visualize.extremes(100, n_each=2) == [0, 1, 98, 99]
+
+
+def test_full_data_and_encoder_stand_apart_below() -> None:
+    rows = visualize.method_rows([FULL, "random", visualize.ENCODER, INFLUENCESPACE])
+    assert rows == {"random": 0, INFLUENCESPACE: 1, FULL: 2.4, visualize.ENCODER: 3.4}
+    assert visualize.method_rows([FULL]) == {FULL: 0}
+
+
+def test_methods_are_ranked_over_both_comparisons_with_the_full_data_last() -> None:
+    def cells(**means: float) -> dict[str, Any]:
+        return {m: {"mean_recall": {"mean": v, "std": None}} for m, v in means.items()}
+
+    metrics = {
+        "same_epochs": cells(full=90, a=10, b=12, c=1),
+        "same_steps": cells(full=90, a=16, b=12, c=1),
+    }
+    assert visualize.rank_methods(metrics, "mean_recall") == ["a", "b", "c", "full"]
+
+
+def test_effective_size_by_hand() -> None:
+    assert visualize.effective_size(np.ones(7)) == pytest.approx(7)
+    assert visualize.effective_size(np.array([1.5, 0.5])) == pytest.approx(4 / 2.5)
+
+
+# --- Clusters -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_clusters", [1, 3, 20, 400])
+def test_cluster_sizes(n_clusters: int) -> None:
+    sizes = columns_of(make_categorization(n_clusters))[3]
+    figure = visualize.cluster_sizes(sizes, make_terms(n_clusters, nasty=True))
+    png(figure)
+    labelled = figure.axes[-1]
+    falling = np.sort(sizes)[::-1]
+    shown = falling if n_clusters <= 30 else np.r_[falling[:10], falling[-10:]]
+    assert bar_widths(labelled) == list(shown)
+    assert texts(labelled) == [f"{size:,}" for size in shown]
+    assert_no_overlap(figure, labelled.get_yticklabels())
+    assert_no_overlap(figure, labelled.texts)
+    if n_clusters > 30:
+        heights = [p.get_height() for p in figure.axes[0].patches if isinstance(p, Rectangle)]
+        assert heights == list(falling)
+    title = figure.get_suptitle()
+    assert f"{sizes.sum():,} training pairs in {visualize.count(n_clusters, 'cluster')}" == title
+
+
+@pytest.mark.parametrize("n_clusters", [1, 3, 20, 400])
+def test_influence_scores(n_clusters: int) -> None:
+    figure = influence_figure(n_clusters, nasty=True)
+    png(figure)
+    scores, _, categories, _ = columns_of(make_categorization(n_clusters))
+    order = np.argsort(-scores)
+    shown = order if n_clusters <= 30 else np.r_[order[:10], order[-10:]]
+    labelled = figure.axes[-1]
+    np.testing.assert_allclose(bar_widths(labelled), 100 * scores[shown])
+    bars = [p for p in labelled.patches if isinstance(p, Rectangle)]
+    assert [to_hex(p.get_facecolor()).upper() for p in bars] == [
+        visualize.CATEGORY_COLORS[categories[k]].upper() for k in shown
+    ]
+    assert n_segments(labelled) == len(shown)
+    assert_no_overlap(figure, labelled.get_yticklabels())
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [t.get_text() for t in legend.get_texts()] == [
+        f"{c} ({int((categories == c).sum())})" for c in ("beneficial", "neutral", "harmful")
+    ]
+    if n_clusters > 30:
+        assert n_segments(figure.axes[0]) == n_clusters
+        assert_no_overlap(figure, [*legend.get_texts(), figure.axes[0].title])
+
+
+def vertical_lines(axes: Axes) -> set[float]:
+    """Where lines from the bottom to the top of the panel stand."""
+    spans = [np.asarray(line.get_xdata()) for line in axes.lines]
+    tall = [np.asarray(line.get_ydata()).tolist() == [0, 1] for line in axes.lines]
+    return {round(float(x[0]), 6) for x, is_tall in zip(spans, tall, strict=True) if is_tall}
+
+
+def test_thresholds_are_drawn_only_where_the_scores_reach_them() -> None:
+    assert vertical_lines(influence_figure(20).axes[0]) == {0.0, -0.1, 1.0}
+    assert vertical_lines(influence_figure(20, scale=0.3).axes[0]) == {0.0, -0.1}
+    assert vertical_lines(influence_figure(20, scale=0.01).axes[0]) == {0.0}
+
+
+@pytest.mark.parametrize("n_clusters", [1, 3, 20, 400])
+def test_categorization(n_clusters: int) -> None:
+    categorization = make_categorization(n_clusters)
+    figure = visualize.cluster_categorization(categorization)
+    png(figure)
+    bars, dots = figure.axes
+    expected = []
+    for category in ("beneficial", "neutral", "harmful"):
+        members = [c for c in categorization if c["category"] == category]
+        expected += [sum(c[key] for c in members) for key in ("pairs_kept", "pairs_dropped")]
+    assert bar_widths(bars) == expected
+    assert f"{expected[2]:,} kept, {expected[3]:,} dropped" in texts(bars)[1]
+    offsets = np.asarray(dots.collections[0].get_offsets())
+    np.testing.assert_allclose(
+        offsets[:, 1], [100 * c["pairs_kept"] / c["size"] for c in categorization]
+    )
+    assert_no_overlap(figure, [*bars.texts, bars.title, dots.title])
+
+
+@pytest.mark.parametrize("n_clusters", [1, 3, 20, 400])
+def test_weights(n_clusters: int) -> None:
+    categorization = make_categorization(n_clusters)
+    weights = {str(k): 0.5 + k % 3 for k in range(n_clusters)}
+    samples = np.linspace(0.5, 1.5, 200)
+    figure = visualize.weight_distribution(samples, weights, categorization)
+    png(figure)
+    histogram, dots = figure.axes
+    bars = [p.get_height() for p in histogram.patches if isinstance(p, Rectangle)]
+    assert sum(bars) == 200
+    offsets = np.asarray(dots.collections[0].get_offsets())
+    np.testing.assert_allclose(offsets[:, 1], [weights[str(c["cluster"])] for c in categorization])
+    low, high = dots.get_ylim()
+    assert low < 0
+    assert high > max(weights.values())
+    assert 1.0 in vertical_lines(histogram)
+
+
+# --- Methods ------------------------------------------------------------------------------------
+
+SUBSETS = (METHODS, ("random", FULL), (INFLUENCESPACE,), (FULL,), ("a_method_$x_named_" * 9, FULL))
+
+
+@pytest.mark.parametrize("methods", SUBSETS)
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_recall_comparison(methods: Sequence[str], n_seeds: int) -> None:
+    metrics = make_metrics(methods, n_seeds)
+    figure = visualize.recall_comparison(
+        metrics, "avg_recall@5", title="Recall", encoder_recall=12.0
+    )
+    png(figure)
+    for axes, comparison in zip(figure.axes, COMPARISONS, strict=True):
+        ranked = visualize.rank_methods(metrics, "avg_recall@5")
+        cells = [metrics[comparison][m]["avg_recall@5"] for m in ranked]
+        np.testing.assert_allclose(bar_widths(axes), [*(c["mean"] for c in cells), 12.0])
+        assert texts(axes) == [*(visualize.mean_and_spread(c) for c in cells), "12.0"]
+        assert n_segments(axes) == (len(methods) if n_seeds > 1 else 0)
+        assert axes.get_xlim() == figure.axes[0].get_xlim()
+        assert axes.get_xlim()[0] == 0
+        assert_no_overlap(figure, axes.texts)
+    assert_no_overlap(figure, figure.axes[0].get_yticklabels())
+    assert row_names(figure.axes[0])[-1] == "Frozen encoder, untrained"
+    note = figure.get_supxlabel()
+    assert ("standard deviation over training seeds" in note) == (n_seeds > 1)
+
+
+def test_every_figure_gives_influencespace_its_colour() -> None:
+    figure = visualize.recall_comparison(make_metrics(), "mean_recall", title="")
+    names = visualize.rank_methods(make_metrics(), "mean_recall")
+    bars = [p for p in figure.axes[0].patches if isinstance(p, Rectangle)]
+    colors = {m: to_hex(b.get_facecolor()).upper() for m, b in zip(names, bars, strict=True)}
+    assert colors[INFLUENCESPACE] == "#0072B2"
+    assert {colors[m] for m in METHODS if m not in (INFLUENCESPACE, FULL)} == {visualize.MUTED}
+
+
+@pytest.mark.parametrize("error", [None, 0.4])
+def test_performance_comparison(error: float | None) -> None:
+    differences = {
+        c: {m: (2.0 - i, error) for i, m in enumerate(METHODS) if m != "random"}
+        for c in COMPARISONS
+    }
+    figure = visualize.performance_comparison(make_metrics(), 12.0, differences)
+    png(figure)
+    assert len(figure.axes) == 4
+    below = figure.axes[2]
+    ranked = [m for m in visualize.rank_methods(make_metrics(), "mean_recall") if m != "random"]
+    drawn = [float(np.asarray(c.get_offsets())[0, 0]) for c in below.collections
+             if isinstance(c, PathCollection)]  # fmt: skip
+    assert drawn == [differences["same_epochs"][m][0] for m in ranked]
+    assert n_segments(below) == (0 if error is None else 6)
+    assert 0.0 in vertical_lines(below)
+    assert "−4.0" in texts(below)
+    assert_no_overlap(figure, below.texts)
+
+
+def test_without_random_there_are_no_differences() -> None:
+    metrics = make_metrics((INFLUENCESPACE,), 1)
+    figure = visualize.performance_comparison(metrics, None, {c: {} for c in COMPARISONS})
+    png(figure)
+    assert len(figure.axes) == 2
+
+
+@pytest.mark.parametrize("methods", SUBSETS)
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_efficiency_comparison(methods: Sequence[str], n_seeds: int) -> None:
+    efficiency = make_efficiency(methods, n_seeds)
+    figure = visualize.efficiency_comparison(efficiency)
+    png(figure)
+    order = list(visualize.method_rows(
+        sorted(efficiency, key=lambda m: efficiency[m]["curation_seconds"])
+    ))  # fmt: skip
+    pairs, choosing, epochs, steps = figure.axes
+    assert bar_widths(pairs) == [efficiency[m]["n_pairs"] for m in order]
+    assert bar_widths(choosing) == [efficiency[m]["curation_seconds"] for m in order]
+    for axes, comparison in ((epochs, "same_epochs"), (steps, "same_steps")):
+        seconds = [efficiency[m][comparison]["training_seconds"]["mean"] for m in order]
+        np.testing.assert_allclose(bar_widths(axes), seconds)
+    assert_no_overlap(figure, [t for axes in figure.axes for t in axes.texts])
+
+
+@pytest.mark.parametrize("methods", SUBSETS)
+@pytest.mark.parametrize(("n_seeds", "n_reports"), [(1, 1), (1, 20), (3, 20)])
+def test_training_progress(methods: Sequence[str], n_seeds: int, n_reports: int) -> None:
+    histories = make_histories(methods, n_seeds, n_reports)
+    figure = visualize.training_progress(histories)
+    png(figure)
+    validation = figure.axes[1]
+    for line, runs in zip(validation.lines, histories.values(), strict=True):
+        mean = np.mean([run["validation_loss"] for run in runs], axis=0)
+        np.testing.assert_allclose(np.asarray(line.get_ydata()), mean)
+        np.testing.assert_allclose(np.asarray(line.get_xdata()), runs[0]["step"])
+    bands = [c for c in validation.collections if isinstance(c, PolyCollection)]
+    assert len(bands) == (len(methods) if n_seeds > 1 else 0)
+    assert_no_overlap(figure, validation.texts)
+
+
+@pytest.mark.parametrize("methods", SUBSETS)
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_tradeoff(methods: Sequence[str], n_seeds: int) -> None:
+    metrics, efficiency = make_metrics(methods, n_seeds), make_efficiency(methods, n_seeds)
+    figure = visualize.performance_efficiency_tradeoff(metrics, efficiency)
+    png(figure)
+    for axes, comparison in zip(figure.axes, COMPARISONS, strict=True):
+        points = [np.asarray(c.get_offsets())[0] for c in axes.collections
+                  if isinstance(c, PathCollection)]  # fmt: skip
+        for (x, y), method in zip(points, methods, strict=True):
+            e = efficiency[method]
+            seconds = e["curation_seconds"] + e[comparison]["training_seconds"]["mean"]
+            assert (x, y) == (
+                pytest.approx(seconds),
+                pytest.approx(metrics[comparison][method]["mean_recall"]["mean"]),
+            )
+        assert_no_overlap(figure, axes.texts)
+
+
+# --- Demographic gaps ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("methods", SUBSETS)
+def test_fairness_comparison(methods: Sequence[str]) -> None:
+    gaps = make_gaps(methods)
+    figure = visualize.fairness_comparison(gaps, 5)
+    png(figure)
+    assert len(figure.axes) == 4
+    first = figure.axes[0]
+    rows = visualize.method_rows(list(methods))
+    for line, method in zip(first.lines, rows, strict=True):
+        gap = gaps["same_epochs"][method]["gender"]["gap"]["recall@5"]
+        assert list(np.asarray(line.get_xdata())) == gap["interval_95"]
+    assert first.get_xlim()[0] == 0
+    assert "gender: female (412), male (688)" in first.get_title(loc="left")
+    assert_no_overlap(figure, first.texts)
+
+
+def test_an_interval_that_misses_its_gap_is_drawn() -> None:
+    gaps = make_gaps(("random", FULL))
+    gaps["same_epochs"]["random"]["gender"]["gap"]["recall@5"] = {
+        "gap": 0.0,
+        "interval_95": [0.4, 3.0],
+    }
+    png(visualize.fairness_comparison(gaps, 5))
+
+
+@pytest.mark.parametrize(("child", "adult"), [(7, 744), (7, 3)])
+def test_groups_too_small_are_named_and_not_drawn(child: int, adult: int) -> None:
+    gaps = make_gaps(child=child, adult=adult)
+    fairness, recalls = visualize.fairness_comparison(gaps, 5), visualize.demographic_gaps(gaps, 5)
+    png(fairness)
+    png(recalls)
+    age = fairness.axes[2]
+    assert "child (7, too few)" in texts(age)[0]
+    assert "Not enough captions to compare two groups" in texts(age)[0]
+    age = recalls.axes[2]
+    dots = [c for c in age.collections if isinstance(c, PathCollection)]
+    if adult > 20:
+        assert len(dots) == len(METHODS)
+        assert "● child (7, too few), ◇ adult (744)" in age.get_title(loc="left")
+    else:
+        assert not dots
+        assert "Not enough captions to score any group" in texts(age)[0]
+
+
+def test_demographic_gaps() -> None:
+    gaps = make_gaps()
+    figure = visualize.demographic_gaps(gaps, 10)
+    png(figure)
+    lines = figure.axes[0].lines
+    rows = visualize.method_rows(METHODS)
+    for line, method in zip(lines, rows, strict=True):
+        groups = gaps["same_epochs"][method]["gender"]["groups"].values()
+        recalls = [g["text_to_image_recall@10"] for g in groups]
+        assert list(np.asarray(line.get_xdata())) == [min(recalls), max(recalls)]
+    titles = [axes.title for axes in figure.axes]
+    assert_no_overlap(figure, titles)
+    assert "● female (412), ◇ male (688)" in figure.axes[0].get_title(loc="left")
+
+
+# --- Photographs --------------------------------------------------------------------------------
+
+
+def test_contact_sheet() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (30 + 9 * i, 40, 3), dtype=np.uint8) for i in range(4)]
+    images.append(images[0][..., 0])
+    figure = visualize.contact_sheet(images, [NASTY] * 5, heading="Dropped: $5 | _x_", n_columns=3)
+    png(figure)
+    assert len(figure.axes) == 6
+    for axes, image in zip(figure.axes, images, strict=False):
+        np.testing.assert_array_equal(axes.get_images()[0].get_array(), image)
+        caption = axes.title.get_text()
+        assert caption.splitlines()[-1].endswith("…")
+        assert len(caption.splitlines()) > 2
+        assert r"\$x_1\$" in caption
+    assert not figure.axes[5].get_images()
+    assert_no_overlap(figure, [axes.title for axes in figure.axes])
+
+
+def test_an_empty_contact_sheet_is_a_heading() -> None:
+    figure = visualize.contact_sheet([], [], heading="Nothing was dropped", n_columns=4)
+    png(figure)
+    assert figure.get_suptitle() == "Nothing was dropped"
+
+
+# --- Bytes --------------------------------------------------------------------------------------
+
+
+def test_same_data_same_bytes() -> None:
+    assert png(influence_figure(40)) == png(influence_figure(40))
+    histories = make_histories()
+    first, second = (png(visualize.training_progress(histories)) for _ in range(2))
+    assert first == second
+
+
+def test_no_global_state_is_left_behind() -> None:
+    before = dict(matplotlib.rcParams)
+    png(influence_figure(3))
+    assert dict(matplotlib.rcParams) == before
