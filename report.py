@@ -24,6 +24,7 @@ import visualize
 from visualize import (
     CATEGORIES,
     COMPARISON_LABELS,
+    ENCODER,
     FULL,
     INFLUENCESPACE,
     count,
@@ -82,6 +83,7 @@ class Summary:
     histories: dict[str, list[dict[str, Any]]]  # method -> one loss history a seed
     faults: dict[str, dict[str, Any]] | None  # method -> fault -> in_data, dropped
     dropped_examples: list[dict[str, Any]]
+    contact_sheets: tuple[str, ...] = ()  # their paths in the tree, where they were drawn
 
     @property
     def n_seeds(self) -> int:
@@ -218,11 +220,12 @@ def names(methods: Sequence[str]) -> str:
 def embed(summary: Summary, *paths: str) -> str:
     """The figures as images, with links that hold from `results/`."""
     made = figures(summary)
-    return "\n\n".join(
-        f"![{posixpath.basename(p)[:-4].replace('_', ' ')}]({posixpath.relpath(p, 'results')})"
-        for p in paths
-        if p in made
-    )
+    return "\n\n".join(_image(path) for path in paths if path in made)
+
+
+def _image(path: str) -> str:
+    name = posixpath.basename(path)[: -len(".png")].replace("_", " ")
+    return f"![{name}]({posixpath.relpath(path, 'results')})"
 
 
 # --- The page ---------------------------------------------------------------------------------
@@ -435,8 +438,9 @@ def _fault_label(fault: str) -> str:
 
 
 def _example_table(summary: Summary) -> str:
+    sheets = "\n\n".join(_image(path) for path in summary.contact_sheets)
     if not summary.dropped_examples:
-        return ""
+        return sheets
     header = ["caption", "image", "cluster", "why", "CLIP score", "influence (%)"]
     rows = [
         [
@@ -449,7 +453,7 @@ def _example_table(summary: Summary) -> str:
         ]
         for e in summary.dropped_examples
     ]
-    return f"### Some of the dropped pairs\n\n{table(header, rows, 4)}"
+    return f"### Some of the dropped pairs\n\n{table(header, rows, 4)}\n\n{sheets}".rstrip()
 
 
 # --- Performance ------------------------------------------------------------------------------
@@ -501,7 +505,7 @@ def _recall_table(summary: Summary, comparison: str) -> str:
     encoder = [
         quantity(summary.encoder_metrics.get(c), 2 if c == "mean_recall" else 1) for c in columns
     ]
-    rows.append(["Frozen encoder, untrained", "–", *encoder, "–"])
+    rows.append([method_label(ENCODER), "–", *encoder, "–"])
     return table(header, rows)
 
 
@@ -736,19 +740,25 @@ def _time_finding(summary: Summary) -> list[str]:
 
 
 def _encoder_finding(summary: Summary) -> list[str]:
-    frozen = summary.encoder_metrics.get("mean_recall")
+    own = summary.encoder_metrics.get("mean_recall")
     trained = {
         m: cells["mean_recall"]["mean"]
         for ms in summary.metrics.values()
         for m, cells in ms.items()
     }
-    if frozen is None or not trained:
+    if own is None or not trained:
         return []
-    better = [m for m, recall in trained.items() if recall > frozen]
+    better = [m for m, recall in trained.items() if recall > own]
     if len(better) == len(trained):
-        return [f"Every trained model is above the frozen encoder's mean recall of {frozen:.2f}."]
+        return [f"Every trained model is above the encoder's own mean recall of {own:.2f}."]
     rest = names([m for m in trained if m not in better]) if better else "any trained model"
-    return [f"The frozen encoder's mean recall, {frozen:.2f}, is not reached by {rest}."]
+    reason = (
+        ": its joint space is a closed-form solution on all training pairs, the trained models' "
+        "is learnt in a few epochs"
+        if summary.run["encoder"] == "embedded"
+        else ""
+    )
+    return [f"The encoder's own mean recall, {own:.2f}, is not reached by {rest}{reason}."]
 
 
 def _fault_findings(summary: Summary) -> list[str]:

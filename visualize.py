@@ -21,7 +21,7 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Patch
 from scipy.optimize import isotonic_regression
 
-FULL, INFLUENCESPACE, ENCODER = "full", "influencespace", "frozen encoder"
+FULL, INFLUENCESPACE, ENCODER = "full", "influencespace", "encoder"
 METHOD_LABELS = {
     INFLUENCESPACE: "InfluenceSpace",
     FULL: "Full data",
@@ -30,7 +30,7 @@ METHOD_LABELS = {
     "diversity_sampling": "Diversity",
     "coreset_selection": "Coreset (k-centre)",
     "individual_influence": "Per-pair influence (DataInf)",
-    ENCODER: "Frozen encoder, untrained",
+    ENCODER: "Encoder's own joint space",
 }
 COMPARISON_LABELS = {
     "same_epochs": "Same number of epochs",
@@ -156,7 +156,7 @@ def _line_color(method: str) -> str:
 
 
 def method_rows(methods: Sequence[str]) -> dict[str, float]:
-    """Heights of the methods' rows from the top; full data and frozen encoder stand apart."""
+    """Heights of the methods' rows from the top; full data and the encoder stand apart."""
     same_size = [m for m in methods if m not in (FULL, ENCODER)]
     references = [m for m in (FULL, ENCODER) if m in methods]
     gap = 0.4 if same_size else 0.0
@@ -487,7 +487,7 @@ def recall_comparison(
         metrics: comparison -> method -> metric -> `mean` and `std`.
         metric: which one.
         title: of the figure.
-        encoder_recall: the same metric of the frozen encoder.
+        encoder_recall: the same metric of the encoder as it is.
     """
     height = 1.7 + 0.32 * len(next(iter(metrics.values())))
     figure = _new_figure(11.0, height, title, _metric_note(metrics, metric))
@@ -521,7 +521,7 @@ def performance_comparison(
 
     Args:
         metrics: comparison -> method -> metric -> `mean` and `std`.
-        encoder_recall: mean recall of the frozen encoder.
+        encoder_recall: mean recall of the encoder as it is.
         differences: comparison -> method -> difference to random in points, and its standard
             error (None with one seed); empty without random selection.
     """

@@ -26,7 +26,14 @@ ARROWS: dict[str, set[str]] = {
     "baselines": {"curation", "curvature", "influence", "model", "settings"},
     "train_eval": {"model", "settings"},
     "report": {"visualize"},
+    "config": {
+        *("clustering", "curation", "data", "embedding", "influence", "model"),
+        *("settings", "train_eval"),
+    },
 }
+# The wiring: may import whatever stands below it.
+ARROWS["stages"] = {*ARROWS} - {"report", "visualize", "settings", "synthetic"}
+ARROWS["results"] = {*ARROWS}
 PROJECT = {*ARROWS, "main"}
 PRESENT = sorted(path.stem for path in ROOT.glob("*.py"))
 

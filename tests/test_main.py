@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import config
 import main
+import stages
 from artifacts import Store
 from baselines import BASELINES
 from curation import faults_dropped
@@ -195,7 +197,7 @@ def test_same_seed_same_bytes_and_another_seed_differs(finished: Path, tmp_path:
 def test_load_saved_changes_nothing(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = timeless(copied)
     for name in ("embed_pairs", "cluster_embeddings", "estimate_influence", "evaluate_methods"):
-        monkeypatch.setattr(main, name, _must_not_run)
+        monkeypatch.setattr(stages, name, _must_not_run)
     assert run(copied, "--load_saved", "--visualize", "--save_checkpoints") == 0
     assert timeless(copied) == before
 
@@ -207,8 +209,8 @@ def _must_not_run(*_: Any, **__: Any) -> None:
 def test_changed_setting_recomputes_what_follows(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(main, "embed_pairs", _must_not_run)
-    monkeypatch.setattr(main, "cluster_embeddings", _must_not_run)
+    monkeypatch.setattr(stages, "embed_pairs", _must_not_run)
+    monkeypatch.setattr(stages, "cluster_embeddings", _must_not_run)
     before = timeless(copied)
     assert run(copied, "--load_saved", "--target_size_ratio", "0.5") == 0
     after = timeless(copied)
@@ -220,7 +222,7 @@ def test_changed_setting_recomputes_what_follows(
 
 def test_skipped_stages_are_loaded(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("open_source", "embed_pairs", "cluster_embeddings", "estimate_influence"):
-        monkeypatch.setattr(main, name, _must_not_run)
+        monkeypatch.setattr(stages, name, _must_not_run)
     before = timeless(copied)
     assert run(copied, "--skip_stage", "1", "2", "--max_weight", "2") == 0
     after = timeless(copied)
@@ -363,7 +365,7 @@ def test_output_dir_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_defaults_are_those_promised() -> None:
-    flat = main.parse_arguments([]).flat()
+    flat = config.parse_arguments([]).flat()
     promised = {
         "output_dir": "./output",
         "seed": 42,
@@ -408,19 +410,19 @@ def test_defaults_are_those_promised() -> None:
 
 
 def test_debug_yields_to_explicit_flags() -> None:
-    config = main.parse_arguments(["--debug", "--n_seeds", "5"])
-    assert config.evaluation.n_seeds == 5
-    assert config.data.max_train_samples == main.DEBUG_SETTINGS["max_train_samples"]
+    parsed = config.parse_arguments(["--debug", "--n_seeds", "5"])
+    assert parsed.evaluation.n_seeds == 5
+    assert parsed.data.max_train_samples == config.DEBUG_SETTINGS["max_train_samples"]
 
 
 def test_help_lists_every_flag_by_group(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
-        main.parse_arguments(["--help"])
+        config.parse_arguments(["--help"])
     assert exit_info.value.code == 0
     text = capsys.readouterr().out
-    for name in main.parse_arguments([]).flat():
+    for name in config.parse_arguments([]).flat():
         assert f"--{name}" in text
-    for group in main.GROUPS:
+    for group in config.GROUPS:
         assert f"\n{group}:" in text
 
 
@@ -433,7 +435,7 @@ def test_rounds_curate_again(tmp_path: Path) -> None:
 
 def test_parse_errors_are_input_errors() -> None:
     with pytest.raises(InputError, match="unrecognized"):
-        main.parse_arguments(["--nope"])
+        config.parse_arguments(["--nope"])
 
 
 def test_main_is_a_program(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -393,7 +394,22 @@ def test_pairs_of_weight_zero_are_not_trained_on() -> None:
     assert float((zeroed.image_map - plain.image_map).abs().max()) > 1e-2
 
 
-def test_the_logit_scale_stays_below_its_cap() -> None:
-    config = TrainingConfig(embed_dim=6, batch_size=16, learning_rate=1.0)
-    parameters, _ = train(random_pairs(32), config, n_steps=30, seed=0)
-    assert float(parameters.log_scale.exp()) <= 100 * (1 + 1e-6)
+def test_the_logit_scale_stays_below_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert math.exp(model.MAX_LOG_SCALE) == pytest.approx(100)
+    monkeypatch.setattr(model, "MAX_LOG_SCALE", math.log(9.0))  # below where training begins
+    parameters, _ = train(random_pairs(32), SMALL, n_steps=1, seed=0)
+    assert float(parameters.log_scale.exp()) == pytest.approx(9, rel=1e-6)  # float32
+
+
+def test_the_learning_rate_falls_along_a_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = []
+
+    class Recording(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            rates.append([group["lr"] for group in self.param_groups])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recording)
+    train(random_pairs(32), SMALL, n_steps=4, seed=0)
+    halves = [1, (1 + math.sqrt(0.5)) / 2, 1 / 2, (1 - math.sqrt(0.5)) / 2]
+    np.testing.assert_allclose(rates, [[SMALL.learning_rate * h] * 2 for h in halves], rtol=1e-12)

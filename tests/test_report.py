@@ -419,7 +419,7 @@ def test_performance_table() -> None:
         "Diversity",
         "Coreset (k-centre)",
         "Full data",
-        "Frozen encoder, untrained",
+        "Encoder's own joint space",
     ]
     own = rows[1]
     assert own["pairs"] == "4,000"
@@ -539,10 +539,10 @@ def test_the_time_finding_by_hand() -> None:
 def test_the_frozen_encoder_is_compared() -> None:
     metrics = dict.fromkeys(SUMMARIES["everything"].encoder_metrics, 27.0)
     page = report.results_markdown(make_summary(encoder_metrics=metrics))
-    assert "mean recall, 27.00, is not reached by Coreset (k-centre)." in page
+    assert "mean recall, 27.00, is not reached by Coreset (k-centre)" in page
     metrics = dict.fromkeys(metrics, 96.0)
     page = report.results_markdown(make_summary(encoder_metrics=metrics))
-    assert "mean recall, 96.00, is not reached by any trained model." in page
+    assert "mean recall, 96.00, is not reached by any trained model" in page
 
 
 def test_categories_follow_the_rule_where_stage_3_was_not_loaded() -> None:

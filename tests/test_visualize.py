@@ -443,7 +443,7 @@ def test_recall_comparison(methods: Sequence[str], n_seeds: int) -> None:
         assert axes.get_xlim()[0] == 0
         assert_no_overlap(figure, axes.texts)
     assert_no_overlap(figure, figure.axes[0].get_yticklabels())
-    assert row_names(figure.axes[0])[-1] == "Frozen encoder, untrained"
+    assert row_names(figure.axes[0])[-1] == "Encoder's own joint space"
     note = figure.get_supxlabel()
     assert ("standard deviation over training seeds" in note) == (n_seeds > 1)
 

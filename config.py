@@ -1,0 +1,135 @@
+"""The command line: every flag is a field of one stage's `Settings`, grouped by stage."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+from clustering import ClusteringConfig
+from curation import CurationConfig
+from data import DataConfig
+from embedding import EmbeddingConfig
+from influence import InfluenceConfig
+from model import TrainingConfig
+from settings import InputError, Settings, add_flags, from_flags, setting
+from train_eval import EvaluationConfig
+
+
+@dataclass(frozen=True)
+class RunConfig(Settings):
+    """Where the run writes and what it runs on."""
+
+    output_dir: str = setting("./output", "folder for everything the run writes")
+    seed: int = setting(42, "every random choice of the run follows from it", at_least=0)
+    log_file: str = setting("log.txt", "log file; a relative path is inside --output_dir")
+    debug: bool = setting(False, "a run of under a minute: small data, few seeds")
+    device: str = setting("auto", "where models run", choices=("auto", "cpu", "cuda", "mps"))
+
+
+@dataclass(frozen=True)
+class ExecutionConfig(Settings):
+    """Which stages run, and what is written beside their results."""
+
+    skip_stage: tuple[int, ...] = setting(
+        (),
+        "stages (1, 2, 3) not to run; what later stages need of them is loaded",
+        choices=(1, 2, 3),
+        type=int,
+    )
+    load_saved: bool = setting(
+        False, "reuse every saved result made with the current settings, recompute the others"
+    )
+    save_checkpoints: bool = setting(
+        False, "save every trained model as safetensors in evaluation/checkpoints"
+    )
+    visualize: bool = setting(
+        False,
+        "also draw contact sheets: the photographs of every cluster, of what is kept and dropped",
+    )
+
+
+class Config(NamedTuple):
+    """The settings of a run, one dataclass a stage."""
+
+    run: RunConfig
+    data: DataConfig
+    embedding: EmbeddingConfig
+    clustering: ClusteringConfig
+    influence: InfluenceConfig
+    curation: CurationConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    execution: ExecutionConfig
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by flag name."""
+        return {name: v for part in self for name, v in dataclasses.asdict(part).items()}
+
+
+GROUPS: Mapping[str, type[Settings]] = {
+    "run": RunConfig,
+    "data set": DataConfig,
+    "stage 1, embedding": EmbeddingConfig,
+    "stage 1, clustering": ClusteringConfig,
+    "stage 2, influence estimation": InfluenceConfig,
+    "stage 3, curation": CurationConfig,
+    "training": TrainingConfig,
+    "evaluation": EvaluationConfig,
+    "execution control": ExecutionConfig,
+}
+
+# What --debug sets, unless a flag says otherwise.
+DEBUG_SETTINGS: Mapping[str, Any] = {
+    "max_train_samples": 400,
+    "max_val_samples": 100,
+    "max_test_samples": 100,
+    "n_clusters": 20,
+    "samples_per_cluster": 2,
+    "num_epochs": 5,
+    "n_seeds": 2,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see python main.py --help")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line, one group a stage, made from the fields of the settings."""
+    parser = _Parser(
+        prog="python main.py",
+        usage="python main.py [flags]",
+        description="Curate an image-text training set by influence, and prove it by training.",
+        epilog="Without flags: COCO where it can be had, else synthetic scenes, into ./output.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=98),
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    for title, settings_type in GROUPS.items():
+        add_flags(parser.add_argument_group(title), settings_type)
+    return parser
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
+    """The settings of a run.
+
+    Raises:
+        InputError: an unknown flag or a wrong value, before any work starts.
+    """
+    given = vars(make_parser().parse_args(arguments))
+    if given.get("debug"):
+        given = {**DEBUG_SETTINGS, **given}
+    config = Config(*(from_flags(t, given) for t in GROUPS.values()))  # type: ignore[arg-type]
+    n, k = config.data.max_train_samples, config.clustering.n_clusters
+    if k > n:
+        raise InputError(f"--n_clusters {k} is more than --max_train_samples {n}; change one")
+    if int(config.influence.influence_budget * n) < k:
+        raise InputError(
+            f"--influence_budget {config.influence.influence_budget:g} of {n} training pairs is "
+            f"less than one for each of --n_clusters {k}; raise it or lower --n_clusters"
+        )
+    return config

@@ -1,0 +1,218 @@
+"""What a run writes beside its stages: tables, figures, the results page, contact sheets."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import artifacts
+import report
+from clustering import ClusterAssignment
+from curation import CurationResult, curated_size, drop_examples, faults_dropped
+from data import UnusableImage, decode_image
+from embedding import EmbeddingResult
+from influence import InfluenceResult
+from stages import Run
+from train_eval import (
+    INFLUENCESPACE,
+    EvaluationResult,
+    Subset,
+    demographic_gaps,
+    efficiency_metrics,
+    histories,
+    method_metrics,
+    recall_metrics,
+)
+from visualize import contact_sheet
+
+logger = logging.getLogger(__name__)
+
+N_DROP_EXAMPLES = 12
+N_RANDOM_PHOTOGRAPHS = 24
+MAX_PHOTOGRAPHS = 60  # on one contact sheet
+SHARED_COSTS = {  # stages whose time counts as choosing a method's subset
+    INFLUENCESPACE: ("clustering", "influence", "curation"),
+    "diversity_sampling": ("clustering", "diversity_sampling"),
+}
+
+
+def write_results(
+    run: Run,
+    embedded: EmbeddingResult,
+    clustered: ClusterAssignment,
+    influence: InfluenceResult | None,
+    curated: CurationResult | None,
+    subsets: Mapping[str, Subset],
+    evaluated: EvaluationResult,
+    *,
+    command: str,
+    started: float,
+) -> None:
+    """Tables, figures, the results page and run.json, all from the stages' results."""
+    store, seconds = run.store, run.seconds
+    metrics = method_metrics(evaluated)
+    efficiency = efficiency_metrics(
+        evaluated,
+        len(embedded.indices),
+        {m: sum(seconds.get(s, 0.0) for s in SHARED_COSTS.get(m, (m,))) for m in subsets},
+    )
+    gaps = demographic_gaps(
+        evaluated,
+        embedded.split_pairs("test")["caption"].tolist(),
+        embedded.test_caption_image,
+        rng=run.rng("demographic gaps"),
+    )
+    sheets: tuple[str, ...] = ()
+    if run.config.execution.visualize:
+        sheets = draw_contact_sheets(run, embedded, clustered, curated)
+    train_pairs = embedded.split_pairs("train")
+    has_faults = bool(train_pairs["fault"].any())
+    summary = report.Summary(
+        run={
+            "dataset": store.manifest(artifacts.EMBEDDING)["settings"]["dataset"],
+            "dataset_description": embedded.source,
+            "encoder": embedded.encoder,
+            "command": command,
+            "seed": run.config.run.seed,
+            "device": str(run.device),
+            "hardware": artifacts.hardware(),
+            "packages": artifacts.package_versions(),
+            "warnings": run.warnings,
+            "settings": run.config.flat(),
+            "seconds": {name: round(value, 2) for name, value in seconds.items()},
+            "total_seconds": round(time.perf_counter() - started, 1),
+        },
+        n_train=len(embedded.indices),
+        n_validation=len(embedded.validation_text_features),
+        n_test_images=len(embedded.test_image_features),
+        n_test_captions=len(embedded.test_text_features),
+        skipped=Counter(embedded.skipped["reason"]),
+        influence=influence.clusters if influence else None,
+        influence_info=influence.quality() if influence else None,
+        influence_scores=influence.influence_scores if influence else None,
+        influence_stderr=influence.influence_stderr if influence else None,
+        clusters=clustered.clusters,
+        categorization=curated.categorization if curated else None,
+        cluster_weights=curated.cluster_weights if curated else None,
+        sample_weights=curated.sample_weights if curated else None,
+        n_curated=curated_size(len(embedded.indices), run.config.curation.target_size_ratio),
+        thresholds=dataclasses.asdict(run.config.curation),
+        metrics=metrics,
+        encoder_metrics=recall_metrics(
+            evaluated.encoder_image_ranks, evaluated.encoder_caption_ranks
+        ),
+        efficiency=efficiency,
+        gaps=gaps,
+        histories=histories(evaluated),
+        faults={
+            method: faults_dropped(
+                train_pairs["fault"].tolist(), train_pairs["group"].tolist(), subset.rows
+            )
+            for method, subset in subsets.items()
+        }
+        if has_faults
+        else None,
+        dropped_examples=dropped_examples(embedded, clustered, curated),
+        contact_sheets=sheets,
+    )
+    store.write_json("evaluation/method_metrics.json", metrics)
+    store.write_json("evaluation/efficiency_metrics.json", efficiency)
+    store.write_json("evaluation/demographic_gaps.json", gaps)
+    table = report.summary_table(summary).to_csv(index=False, lineterminator="\n")
+    store.write_text("evaluation/method_comparison.csv", table)
+    store.write_text("results/results_summary.csv", table)
+    store.write_text("results/results_summary.md", report.summary_markdown(summary))
+    store.write_text("results/results.md", report.results_markdown(summary))
+    for path, make in tqdm(
+        report.figures(summary).items(), desc="figures", unit="figure", disable=None, leave=False
+    ):
+        store.write_figure(path, make())
+    total_seconds = round(time.perf_counter() - started, 1)
+    store.write_json("run.json", {**summary.run, "total_seconds": total_seconds})
+    logger.info("done in %.1f s", total_seconds)
+    store.write_bytes("results/log.txt", store.log_path(run.config.run.log_file).read_bytes())
+    print(report.console_summary(summary))
+
+
+def dropped_examples(
+    embedded: EmbeddingResult,
+    clustered: ClusterAssignment,
+    curated: CurationResult | None,
+) -> list[dict[str, Any]]:
+    """Dropped pairs to look at, each with the reason."""
+    if curated is None:
+        return []
+    pairs, assignments = embedded.split_pairs("train"), clustered.cluster_assignments
+    influence_percent = {c["cluster"]: c["influence_percent"] for c in curated.categorization}
+    return [
+        {
+            "caption": pairs["caption"].iloc[row],
+            "key": pairs["key"].iloc[row],
+            "clip_score": float(embedded.clip_scores[row]),
+            "cluster": int(assignments[row]),
+            "influence_percent": influence_percent[int(assignments[row])],
+            "terms": clustered.clusters[assignments[row]]["terms"],
+            "why": why,
+        }
+        for row, why in drop_examples(curated, assignments, embedded.clip_scores, N_DROP_EXAMPLES)
+    ]
+
+
+def draw_contact_sheets(
+    run: Run,
+    embedded: EmbeddingResult,
+    clustered: ClusterAssignment,
+    curated: CurationResult | None,
+) -> tuple[str, ...]:
+    """Photographs of the clusters, and of what is dropped and kept; the paths of the sheets."""
+    source = run.open_source(run.store.manifest(artifacts.EMBEDDING)["settings"]["dataset"])
+    pairs, scores = embedded.split_pairs("train"), embedded.clip_scores
+    central = central_rows(
+        embedded.concatenated_embeddings, clustered.centers, clustered.cluster_assignments
+    )
+    topics = [f"{k}: {', '.join(c['terms'][:3])}" for k, c in enumerate(clustered.clusters)]
+    choices = {"stage1/contact_sheet.png": ("The pair nearest each cluster's centre", central)}
+    if curated is not None:
+        rng = run.rng("contact sheets")
+        dropped = np.setdiff1d(np.arange(len(scores)), curated.curated_rows)
+        for name, rows in (("dropped", dropped), ("kept", curated.curated_rows)):
+            chosen = np.sort(rng.permutation(rows)[:N_RANDOM_PHOTOGRAPHS])
+            choices[f"stage3/{name}.png"] = (f"Pairs {name}, drawn at random", chosen)
+    drawn = []
+    for path, (heading, rows) in choices.items():
+        images, titles = [], []
+        for row in rows[:MAX_PHOTOGRAPHS]:
+            try:
+                data = source.read_image(pairs["key"].iloc[row])
+                image = decode_image(data, run.config.data.max_image_pixels)
+            except (OSError, KeyError, UnusableImage) as error:
+                logger.debug("%s: %s", pairs["key"].iloc[row], error)
+                continue
+            image.thumbnail((224, 224))
+            images.append(np.asarray(image))
+            topic = topics[clustered.cluster_assignments[row]]
+            note = topic if rows is central else f"CLIP score {scores[row]:.2f}"
+            titles.append(f"{pairs['caption'].iloc[row]}\n{note}")
+        if not images:
+            logger.warning("%s is not drawn: the photographs cannot be read again", path)
+            continue
+        run.store.write_figure(path, contact_sheet(images, titles, heading=heading, n_columns=6))
+        drawn.append(path)
+    return tuple(drawn)
+
+
+def central_rows(
+    embeddings: np.ndarray, centers: np.ndarray, assignments: np.ndarray
+) -> np.ndarray:
+    """The row nearest the centre of every cluster, (K,)."""
+    distances = np.linalg.norm(embeddings - centers[assignments], axis=1)
+    order = np.lexsort((distances, assignments))
+    rows: np.ndarray = order[np.unique(assignments[order], return_index=True)[1]]
+    return rows

@@ -1,0 +1,345 @@
+"""The steps of a run: what each reads and depends on, and which function computes it.
+
+Every step is had by one call of `Run.have`, which computes, reuses or loads its result. No
+arithmetic happens here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save as to_safetensors
+
+import artifacts
+from artifacts import Mode, Provenance, Saved, StaleError, Store, baseline_stage, stage_mode
+from baselines import BASELINES, BaselineInputs, Selection, select_baseline
+from clustering import ClusterAssignment, cluster_embeddings
+from config import Config
+from curation import CurationConfig, CurationResult, curate
+from data import PairReader, PairSource
+from embedding import (
+    EMBEDDED_WARNING,
+    EmbeddingResult,
+    embed_pairs,
+    load_encoder,
+    resolve_dtype,
+)
+from influence import InfluenceResult, estimate_influence
+from model import PairTensors, Parameters, fit_feature_scaling
+from sources import SYNTHETIC_WARNING, open_source
+from train_eval import (
+    FULL,
+    INFLUENCESPACE,
+    EvaluationResult,
+    RetrievalSet,
+    Subset,
+    evaluate_methods,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class ModelInputs(NamedTuple):
+    """Scaled features on the device."""
+
+    pairs: PairTensors
+    validation: PairTensors
+    test: RetrievalSet
+
+
+@dataclass
+class Run:
+    """What every step shares."""
+
+    config: Config
+    store: Store
+    device: torch.device
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def rng(self, name: str) -> np.random.Generator:
+        """A step's own generator."""
+        return artifacts.stage_rng(self.config.run.seed, name)
+
+    def mode(self, stage: artifacts.Stage, needed_later: bool = True) -> Mode:
+        """How a stage is to be had."""
+        return stage_mode(
+            skipped=stage.number in self.config.execution.skip_stage,
+            needed_later=needed_later,
+            load_saved=self.config.execution.load_saved,
+        )
+
+    def have(
+        self,
+        stage: artifacts.Stage,
+        result_type: type[Any],
+        compute: Callable[[], Any],
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        mode: Mode | None = None,
+    ) -> Saved:
+        """A stage's result, computed, reused or loaded."""
+        provenance = Provenance(self.config.run.seed, settings, inputs)
+        mode = self.mode(stage) if mode is None else mode
+        saved = self.store.stage(stage, mode, provenance, result_type, compute)
+        self.seconds[stage.name] = saved.seconds
+        return saved
+
+    def open_source(self, dataset: str) -> PairSource:
+        """The data set named, with the choices that the seed makes."""
+        return open_source(replace(self.config.data, dataset=dataset), rng=self.rng("data"))
+
+
+def embed(run: Run) -> Saved:
+    """Stage 1a: read the data set and embed its pairs."""
+    config, stage, mode = run.config, artifacts.EMBEDDING, run.mode(artifacts.EMBEDDING)
+    dataset, encoder_model = config.data.dataset, config.embedding.encoder_model
+    earlier: dict[str, Any] = {}
+    if mode is not Mode.RUN:
+        try:
+            earlier = run.store.manifest(stage)
+        except StaleError:
+            logger.debug("no earlier embedding")
+    if earlier:  # what `auto` meant when it was saved, it still means
+        dataset = earlier["settings"]["dataset"] if dataset == "auto" else dataset
+        if encoder_model == "auto":
+            encoder_model = earlier["settings"]["encoder_model"]
+    source = None
+    if mode is Mode.LOAD and earlier:
+        data_fingerprint = earlier["inputs"]["data set"]
+    else:
+        source = run.open_source(dataset)
+        dataset, data_fingerprint = source.name, source.fingerprint
+    encoder = None
+    if encoder_model == "auto":
+        encoder = load_encoder(config.embedding, device=run.device)
+        encoder_model = encoder.name
+
+    def compute() -> EmbeddingResult:
+        chosen = replace(config.embedding, encoder_model=encoder_model)
+        used = encoder or load_encoder(chosen, device=run.device)
+        data = replace(config.data, dataset=dataset)
+        reader = PairReader(source or run.open_source(dataset), data, preprocess=used.preprocess)
+        return embed_pairs(reader, used, chosen, rng=run.rng(stage.name))
+
+    for auto, resolved, fallback, warning in (
+        (config.data.dataset, dataset, "synthetic", SYNTHETIC_WARNING),
+        (config.embedding.encoder_model, encoder_model, "embedded", EMBEDDED_WARNING),
+    ):
+        if auto == "auto" and resolved == fallback:
+            run.warnings.append(warning)
+            if earlier:
+                logger.warning(warning)
+    settings = {
+        **config.data.fingerprint_settings(),
+        "dataset": dataset,
+        "encoder_model": encoder_model,
+        "precision": str(resolve_dtype(config.embedding.precision, run.device)),
+    }
+    return run.have(stage, EmbeddingResult, compute, settings, {"data set": data_fingerprint}, mode)
+
+
+def model_inputs(embedding: EmbeddingResult, device: torch.device) -> ModelInputs:
+    """What the trained models take in: features scaled once for all methods."""
+    e = embedding
+    scaling = fit_feature_scaling(e.image_features, e.text_features)
+    return ModelInputs(
+        scaling.pairs(e.image_features, e.text_features, device),
+        scaling.pairs(e.validation_image_features, e.validation_text_features, device),
+        RetrievalSet(
+            scaling.images(e.test_image_features, device),
+            scaling.texts(e.test_text_features, device),
+            e.test_caption_image,
+            torch.from_numpy(e.test_image_embeddings).to(device),
+            torch.from_numpy(e.test_text_embeddings).to(device),
+        ),
+    )
+
+
+def cluster(run: Run, embedded: Saved) -> Saved:
+    """Stage 1b: group the pairs into topics."""
+    stage, config, e = artifacts.CLUSTERING, run.config.clustering, embedded.value
+    return run.have(
+        stage,
+        ClusterAssignment,
+        lambda: cluster_embeddings(
+            e.concatenated_embeddings,
+            e.clip_scores,
+            e.split_pairs("train")["caption"].tolist(),
+            config,
+            rng=run.rng(stage.name),
+        ),
+        config.fingerprint_settings(),
+        {"embedding": embedded.fingerprint},
+    )
+
+
+def score(run: Run, embedded: Saved, clustered: Saved, inputs: ModelInputs) -> Saved:
+    """Stage 2: how much every cluster helps or hurts, after `--rounds` rounds of curation."""
+    stage, config = artifacts.INFLUENCE, run.config
+    methods = config.evaluation.methods
+    curation_runs = INFLUENCESPACE in methods and artifacts.CURATION.number not in (
+        config.execution.skip_stage
+    )
+    terms = [c["terms"] for c in clustered.value.clusters]
+
+    def compute() -> InfluenceResult:
+        rng = run.rng(stage.name)
+        weights: np.ndarray | None = None
+        for round_number in range(1, config.influence.rounds + 1):
+            result = estimate_influence(
+                inputs.pairs,
+                inputs.validation,
+                clustered.value.cluster_assignments,
+                terms,
+                config.influence,
+                config.training,
+                rng=rng,
+                sample_weights=weights,
+            )
+            logger.info("round %d: validation loss %.4f", round_number, result.validation_loss)
+            if round_number < config.influence.rounds:
+                curated = curate_clusters(config.curation, embedded, clustered, result)
+                weights = curated.training_weights(len(embedded.value.indices))
+        return result
+
+    settings = {
+        **config.influence.fingerprint_settings(),
+        **config.training.fingerprint_settings(),
+    }
+    if config.influence.rounds > 1:
+        settings |= config.curation.fingerprint_settings()
+    return run.have(
+        stage,
+        InfluenceResult,
+        compute,
+        settings,
+        {"embedding": embedded.fingerprint, "clustering": clustered.fingerprint},
+        run.mode(stage, needed_later=curation_runs or "individual_influence" in methods),
+    )
+
+
+def curate_clusters(
+    config: CurationConfig, embedded: Saved, clustered: Saved, influence: InfluenceResult
+) -> CurationResult:
+    """The curated subset that these influence scores ask for."""
+    return curate(
+        influence.influence_scores,
+        influence.influence_stderr,
+        clustered.value.cluster_assignments,
+        embedded.value.clip_scores,
+        embedded.value.indices,
+        clustered.value.clusters,
+        config,
+    )
+
+
+def select(run: Run, embedded: Saved, clustered: Saved, influence: Saved) -> Saved:
+    """Stage 3: prune, retain, raise."""
+    stage, config = artifacts.CURATION, run.config.curation
+    return run.have(
+        stage,
+        CurationResult,
+        lambda: curate_clusters(config, embedded, clustered, influence.value),
+        config.fingerprint_settings(),
+        {"clustering": clustered.fingerprint, "influence": influence.fingerprint},
+        run.mode(stage, needed_later=INFLUENCESPACE in run.config.evaluation.methods),
+    )
+
+
+def select_baselines(
+    run: Run, embedded: Saved, clustered: Saved, influence: Saved, inputs: ModelInputs
+) -> dict[str, Saved]:
+    """The subset of every rival, of the same size."""
+    e, config = embedded.value, run.config
+    reference = influence.value.reference(run.device) if influence.value else None
+    baseline_inputs = BaselineInputs(
+        indices=e.indices,
+        embeddings=e.concatenated_embeddings,
+        clip_scores=e.clip_scores,
+        cluster_assignments=clustered.value.cluster_assignments,
+        pairs=inputs.pairs,
+        validation=inputs.validation,
+        reference=reference,
+        batch_size=config.training.batch_size,
+    )
+    uses = {
+        "diversity_sampling": {"clustering": clustered.fingerprint},
+        "individual_influence": {"influence": influence.fingerprint},
+    }
+    ratio = config.curation.target_size_ratio
+    selections = {
+        method: run.have(
+            baseline_stage(method),
+            Selection,
+            partial(select_baseline, method, baseline_inputs, ratio, rng=run.rng(method)),
+            {"target_size_ratio": ratio},
+            {"embedding": embedded.fingerprint, **uses.get(method, {})},
+        )
+        for method in BASELINES
+        if method in config.evaluation.methods
+    }
+    run.store.write_json(
+        "baselines/manifest.json", {name: s.fingerprint for name, s in selections.items()}
+    )
+    return selections
+
+
+def evaluate(
+    run: Run, embedded: Saved, curated: Saved, rivals: Mapping[str, Saved], inputs: ModelInputs
+) -> tuple[Saved, dict[str, Subset]]:
+    """Train on every method's subset and rank the test queries."""
+    stage, config = artifacts.EVALUATION, run.config
+    subsets: dict[str, Subset] = {}
+    fingerprints = {"embedding": embedded.fingerprint}
+    for method in config.evaluation.methods:
+        if method == FULL:
+            subsets[method] = Subset(np.arange(len(embedded.value.indices)), None)
+        elif method == INFLUENCESPACE:
+            subsets[method] = Subset(curated.value.curated_rows, curated.value.sample_weights)
+            fingerprints[method] = curated.fingerprint
+        else:
+            subsets[method] = Subset(rivals[method].value.rows, None)
+            fingerprints[method] = rivals[method].fingerprint
+    settings = {
+        **config.training.fingerprint_settings(),
+        **config.evaluation.fingerprint_settings(),
+    }
+    checkpoints = artifacts.Checkpoints(
+        run.store, Provenance(config.run.seed, settings, fingerprints).fingerprint(stage)
+    )
+    mode = run.mode(stage)
+    if config.execution.save_checkpoints and not checkpoints.complete():
+        mode = Mode.RUN
+
+    def save_model(name: str, parameters: Parameters) -> None:
+        tensors = {k: v.cpu().contiguous() for k, v in parameters._asdict().items()}
+        checkpoints.write(name, to_safetensors(tensors))
+
+    evaluated = run.have(
+        stage,
+        EvaluationResult,
+        lambda: evaluate_methods(
+            subsets,
+            inputs.pairs,
+            inputs.validation,
+            inputs.test,
+            config.training,
+            config.evaluation,
+            rng=run.rng(stage.name),
+            on_model=save_model if config.execution.save_checkpoints else None,
+        ),
+        settings,
+        fingerprints,
+        mode,
+    )
+    if config.execution.save_checkpoints:
+        checkpoints.finish()
+    return evaluated, subsets
