@@ -94,7 +94,8 @@ def curate(
     """The curated subset of exactly `curated_size` pairs, with weights.
 
     Within a cluster that is kept in part, the pairs whose image and text agree best stay: the
-    cluster's influence does not tell its pairs apart.
+    cluster's influence does not tell its pairs apart. Where the harmful clusters hold more pairs
+    than may be dropped, the least harmful of them are retained at weight one.
 
     Args:
         influence_scores: I_k, relative change of the validation loss without cluster k.
@@ -108,14 +109,13 @@ def curate(
     sizes = np.bincount(cluster_assignments)
     target = curated_size(len(indices), config.target_size_ratio)
     categories = categorize(influence_scores, influence_stderr, config)
-    mean_influence = influence_scores * sizes.sum() / sizes
-    caps = weight_caps(categories, mean_influence, sizes, target, config.max_weight)
-    gains = shrunken_gains(
-        mean_influence, influence_stderr * sizes.sum() / sizes, sizes.astype(np.float64)
-    )
+    per_pair = sizes.sum() / sizes
+    gains = shrunken_gains(influence_scores * per_pair, influence_stderr * per_pair, sizes)
+    caps = np.select([categories == HARMFUL, categories == BENEFICIAL], [0, config.max_weight], 1.0)
     weights = solve_weights(gains, sizes, caps, target)
-    kept = pairs_kept(weights, sizes, target)
-    rows = select_rows(cluster_assignments, clip_scores, kept)
+    values = cluster_values(gains, categories, influence_scores * per_pair)
+    rows = select_rows(values, cluster_assignments, clip_scores, target)
+    kept = np.bincount(cluster_assignments[rows], minlength=len(sizes))
     raised = np.maximum(weights, 1.0)  # a share below one is met by dropping pairs
     mean_weight = raised[cluster_assignments[rows]].mean()
     return CurationResult(
@@ -145,31 +145,10 @@ def categorize(
     return categories
 
 
-def weight_caps(
-    categories: Shaped[np.ndarray, " K"],
-    mean_influence: Float[np.ndarray, " K"],
-    sizes: Int64[np.ndarray, " K"],
-    target: int,
-    max_weight: float,
-) -> Float64[np.ndarray, " K"]:
-    """Largest weight of each cluster: 0 harmful, 1 neutral, `max_weight` beneficial.
-
-    Where the harmful clusters hold more pairs than may be dropped, the least harmful of them are
-    retained like neutral ones.
-    """
-    caps = np.where(categories == BENEFICIAL, max_weight, 1.0)
-    to_drop = sizes.sum() - target
-    for k in np.argsort(mean_influence, kind="stable"):
-        if categories[k] == HARMFUL and sizes[k] <= to_drop:
-            caps[k] = 0.0
-            to_drop -= sizes[k]
-    return caps
-
-
 def shrunken_gains(
     mean_influence: Float[np.ndarray, " K"],
     stderr: Float[np.ndarray, " K"],
-    sizes: Float[np.ndarray, " K"],
+    sizes: Int64[np.ndarray, " K"],
 ) -> Float64[np.ndarray, " K"]:
     """Influence of each cluster above the average, as certain as it is, in standard deviations.
 
@@ -180,7 +159,7 @@ def shrunken_gains(
     """
     mean = np.average(mean_influence, weights=sizes)
     variance = np.average((mean_influence - mean) ** 2, weights=sizes)
-    if variance == 0:
+    if variance <= (1e-12 * mean) ** 2:  # equal but for rounding
         return np.zeros(len(sizes))
     between = max(0.0, variance - np.average(stderr**2, weights=sizes))
     trust = between / np.maximum(between + stderr**2, np.finfo(float).tiny)
@@ -193,57 +172,75 @@ def solve_weights(
     caps: Float[np.ndarray, " K"],
     target: int,
 ) -> Float64[np.ndarray, " K"]:
-    """The exact solution of the proximal programme that keeps `target` pairs.
+    """The exact solution of the proximal programme whose budget keeps `target` pairs.
 
         w_c(mu) = clip(1 + gain_c - mu, 0, cap_c)
 
     mu, the price of a pair, is the root of sum_c n_c min(w_c, 1) = target: a cluster below weight
     one keeps that share of its pairs, one above keeps all of them and is up-weighted. Gains are in
     standard deviations of influence over pairs, which is rho = 1 in these units: one deviation is
-    worth a weight of one.
+    worth a weight of one. A negative price keeps pairs that the programme would drop, but raises
+    no weight above one.
 
     Args:
         gains: (K,) rho m_c, up to a constant.
         sizes: (K,) n_c.
-        caps: (K,) largest weights; the pairs of clusters with a cap >= 1 reach `target`.
-        target: pairs to keep.
+        caps: (K,) largest weights.
+        target: pairs to keep; where the clusters of positive cap hold fewer, all of theirs are.
     """
 
-    def weights_at(price: float) -> Float64[np.ndarray, " K"]:
-        return np.asarray(np.clip(1 + gains - price, 0, caps))
+    def shares_at(price: float) -> Float64[np.ndarray, " K"]:
+        return np.asarray(np.clip(1 + gains - price, 0, np.minimum(caps, 1)))
 
     def surplus(price: float) -> float:
-        return float(sizes @ np.minimum(weights_at(price), 1) - target)
+        return float(sizes @ shares_at(price) - target)
 
     free = gains[caps > 0]
-    cheapest, dearest = free.min(), 1 + free.max()  # all free pairs kept, none kept
-    if surplus(cheapest) <= 0:  # nothing to drop, so pairs have no price
-        return np.where(caps > 0, np.maximum(weights_at(0.0), 1.0), 0.0)
-    return weights_at(brentq(surplus, cheapest, dearest, xtol=1e-12))
+    if len(free) == 0:
+        return np.zeros(len(sizes))
+    price, dearest = float(free.min()), float(1 + free.max())  # all free pairs kept, none kept
+    if surplus(price) > 0:
+        price = brentq(surplus, price, dearest, xtol=1e-12)
+    raised = np.clip(gains - max(price, 0.0), 0, np.maximum(caps - 1, 0))
+    return np.asarray(shares_at(price) + raised)
 
 
-def pairs_kept(
-    weights: Float[np.ndarray, " K"], sizes: Int64[np.ndarray, " K"], target: int
-) -> Int64[np.ndarray, " K"]:
-    """Whole numbers of pairs kept of each cluster that sum to `target`: largest remainders."""
-    shares = sizes * np.minimum(weights, 1)
-    kept: np.ndarray = np.floor(shares + 1e-9).astype(np.int64)
-    order = np.argsort(-(shares - kept), kind="stable")
-    for k in order[: target - kept.sum()]:
-        kept[k] += 1
-    return kept
+def cluster_values(
+    gains: Float[np.ndarray, " K"],
+    categories: Shaped[np.ndarray, " K"],
+    mean_influence: Float[np.ndarray, " K"],
+) -> Float64[np.ndarray, " K"]:
+    """What orders the clusters when pairs are dropped: the gain, harmful clusters below all others.
+
+    Two apart, the most harmful lowest, so that a harmful cluster goes whole before the next one.
+    """
+    values = gains.astype(np.float64)
+    harmful = np.flatnonzero(categories == HARMFUL)
+    least_harmful_first = harmful[np.argsort(-mean_influence[harmful], kind="stable")]
+    floor = np.delete(gains, harmful).min() if len(harmful) < len(gains) else 0.0
+    values[least_harmful_first] = floor - 2.0 * np.arange(1, len(harmful) + 1)
+    return values
 
 
 def select_rows(
+    values: Float[np.ndarray, " K"],
     cluster_assignments: Int64[np.ndarray, " n"],
     clip_scores: Float[np.ndarray, " n"],
-    kept: Int64[np.ndarray, " K"],
+    target: int,
 ) -> Int64[np.ndarray, " m"]:
-    """Sorted rows of the `kept[k]` pairs of highest CLIP score in each cluster k."""
+    """Sorted rows of the `target` pairs of highest priority.
+
+        priority = value_k - (j - 1/2) / n_k        for the j-th of cluster k by CLIP score
+
+    Every cluster so keeps its share min(w_k, 1) of the programme, to the nearest pair, and a
+    smaller target keeps a subset of what a larger one keeps.
+    """
+    sizes = np.bincount(cluster_assignments, minlength=len(values))
     order = np.lexsort((-clip_scores, cluster_assignments))
-    sizes = np.bincount(cluster_assignments, minlength=len(kept))
-    rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[cluster_assignments[order]]
-    rows: np.ndarray = np.sort(order[rank < kept[cluster_assignments[order]]])
+    clusters = cluster_assignments[order]
+    rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[clusters]
+    priority = values[clusters] - (rank + 0.5) / sizes[clusters]
+    rows: np.ndarray = np.sort(order[np.argsort(-priority, kind="stable")[:target]])
     return rows
 
 

@@ -306,6 +306,8 @@ def conjugate_gradients(
     step_direction = conditioned.clone()
     energy = residual @ conditioned
     goal = tolerance * float(right_side.norm())
+    if goal == 0:
+        return solution
     for _ in tqdm(range(max_steps), desc="CG", unit="product", disable=None, leave=False):
         product = operator(step_direction)
         step = energy / (step_direction @ product)

@@ -296,8 +296,8 @@ def _answer_for(summary: Summary, comparison: str) -> list[str]:
         if rival is None or rival not in methods:
             continue
         other = "random selection" if rival == RANDOM else escape(method_label(rival))
+        other = f"the best rival of its size, {other}" if rival == best else other
         other += f" ({_recall(summary, comparison, rival)})"
-        other += ", the best rival of its size," if rival == best else ""
         clauses.append(f"it {against(summary.compare(comparison, INFLUENCESPACE, rival), other)}")
     if FULL in methods:
         clauses.append(f"the full data reaches {_recall(summary, comparison, FULL)}")

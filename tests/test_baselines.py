@@ -22,7 +22,6 @@ from tests import reference
 from tests.reference import planted_problem, random_problem
 
 # PyTorch compiles its forward-mode rules with a function that it has itself deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 
 def inputs_for(n: int, **changes: Any) -> BaselineInputs:

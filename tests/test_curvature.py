@@ -29,7 +29,6 @@ from tests import reference
 from tests.reference import Problem, random_problem
 
 # PyTorch compiles its forward-mode rules with a function that it has itself deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 CPU = torch.device("cpu")
 # Central differences of the reference in float64 are good to 1e-9; ten times that.

@@ -40,7 +40,6 @@ from tests import reference
 from tests.reference import Planted, Problem, planted_problem, random_problem
 
 # PyTorch compiles its forward-mode rules with a function that it has itself deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 CPU = torch.device("cpu")
 
