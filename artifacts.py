@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1  # raise when a stage's arithmetic changes: saved results become stale
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "datasets", "pillow")
+MANIFEST_KEYS = {"fingerprint", "settings", "inputs", "values", "files", "seconds"}
 Result = TypeVar("Result")
 
 
@@ -275,7 +276,7 @@ class Store:
             raise StaleError("has no saved result") from None
         except (OSError, ValueError) as error:
             raise StaleError(f"has a damaged {stage.manifest} ({error})") from error
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        if not isinstance(manifest, dict) or not MANIFEST_KEYS <= manifest.keys():
             raise StaleError(f"has a damaged {stage.manifest}")
         return cast(dict[str, Any], manifest)
 

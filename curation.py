@@ -232,8 +232,9 @@ def select_rows(
 
         priority = value_k - (j - 1/2) / n_k        for the j-th of cluster k by CLIP score
 
-    Every cluster so keeps its share min(w_k, 1) of the programme, to the nearest pair, and a
-    smaller target keeps a subset of what a larger one keeps.
+    Every cluster so keeps its share min(w_k, 1) of the programme but for rounding, half a pair for
+    itself or for each other cluster kept in part, and a smaller target keeps a subset of what a
+    larger one keeps.
     """
     sizes = np.bincount(cluster_assignments, minlength=len(values))
     order = np.lexsort((-clip_scores, cluster_assignments))

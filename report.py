@@ -537,7 +537,8 @@ def _efficiency(summary: Summary) -> str:
         rows.append(row)
     explanation = (
         "Steps in brackets: of the full data's. Choosing does not include embedding the pairs,"
-        " which every method needs; training is one run on this machine."
+        " which every method needs; per-pair influence is given the reference model, whose training"
+        " counts as InfluenceSpace's. Training is one run on this machine."
     )
     images = embed(
         summary,

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 FULL, INFLUENCESPACE, ENCODER = "full", "influencespace", "encoder"
@@ -342,6 +343,7 @@ def influence_scores(
     labelled.barh(rows, percent[shown], 0.72, color=colors[shown])
     labelled.errorbar(percent[shown], rows, xerr=errors[shown], **ERROR_STYLE)
     _zero_and_thresholds(labelled, thresholds, "x")
+    labelled.xaxis.set_major_locator(MaxNLocator(nbins=5))
     _category_legend(labelled if overview is None else overview, categories)
     return figure
 

@@ -368,7 +368,7 @@ def test_the_answer_when_influencespace_wins() -> None:
     # sqrt((0.30^2 + 0.40^2) / 3) = 0.289
     assert "reaches a mean recall of **33.00 ± 0.30**" in answer
     assert (
-        "it beats CLIP score (31.60 ± 0.40), the best rival of its size, by 1.40 points, 4.8"
+        "it beats the best rival of its size, CLIP score (31.60 ± 0.40) by 1.40 points, 4.8"
         " standard errors" in answer
     )
     assert "random selection (28.20 ± 0.35) by 4.80 points" in answer
@@ -389,7 +389,10 @@ def test_the_answer_when_influencespace_loses_to_random() -> None:
 
 def test_the_answer_when_nothing_can_be_told() -> None:
     page = report.results_markdown(make_summary(mean_recall={"influencespace": 31.5}))
-    assert "it shows no difference beyond the spread from CLIP score (31.60 ± 0.40)" in page
+    assert (
+        "it shows no difference beyond the spread from the best rival of its size,"
+        " CLIP score (31.60 ± 0.40)" in page
+    )
     assert "cannot be told from CLIP score" in page
     # 0.1 points at 0.289: 0.35 standard errors, two are asked for: 3 (2 / 0.346)^2 = 100
     assert "takes about 100 seeds" in section(page, "Limitations and future work")
