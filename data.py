@@ -374,15 +374,17 @@ class PairReader:
     def _read(self, record: ImageRecord) -> _Read | UnusableImage:
         try:
             data = record.read()
-            pixels = self._preprocess(decode_image(data, self._config.max_image_pixels))
+            image = decode_image(data, self._config.max_image_pixels)
         except UnusableImage as unusable:
             return unusable
         except (FileNotFoundError, NotADirectoryError):
             return UnusableImage(MISSING_FILE, record.key)
-        except MemoryError:
-            return UnusableImage(IMAGE_TOO_LARGE, "it does not fit into memory")
         except Exception as error:  # a source may read through any library
             return UnusableImage(UNREADABLE_FILE, f"{type(error).__name__}: {error}")
+        try:
+            pixels = self._preprocess(image)
+        except MemoryError:  # any other error of it is the program's, not the image's
+            return UnusableImage(IMAGE_TOO_LARGE, "it does not fit into memory")
         return _Read(hashlib.sha256(data).hexdigest(), pixels)
 
     def _keep(self, split: str, record: ImageRecord, sha256: str, row: int) -> None:

@@ -21,8 +21,6 @@ from model import PairTensors, Parameters, TrainingConfig, train
 from tests import reference
 from tests.reference import planted_problem, random_problem
 
-# PyTorch compiles its forward-mode rules with a function that it has itself deprecated.
-
 
 def inputs_for(n: int, **changes: Any) -> BaselineInputs:
     """Any n pairs, sources at 3, 13, 23 and so on."""

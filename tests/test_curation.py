@@ -548,7 +548,7 @@ def test_harmful_clusters_are_dropped_whole_the_most_harmful_first(
 def test_harmful_clusters_that_hold_more_than_may_be_dropped() -> None:
     # Fifteen may go: of the second cluster all, of the first half; both neutral ones stay whole.
     scores, sizes = np.array([-0.02, -0.03, 0.0, 0.06]), np.array([10, 10, 10, 10])
-    result, clusters = run(scores, sizes, 25 / 40)
+    result, _ = run(scores, sizes, 25 / 40)
     entries = {e["cluster"]: e for e in result.categorization}
     assert [entries[k]["category"] for k in range(4)] == [HARMFUL, HARMFUL, NEUTRAL, BENEFICIAL]
     assert [entries[k]["pairs_kept"] for k in range(4)] == [5, 0, 10, 10]
@@ -558,7 +558,7 @@ def test_harmful_clusters_that_hold_more_than_may_be_dropped() -> None:
     assert weights["0"] == weights["2"] < 1 < weights["3"]
 
 
-@pytest.mark.parametrize(("ratio", "kept"), [(0.2, [6, 0, 0]), (0.5, [10, 0, 5]), (1, [10] * 3)])
+@pytest.mark.parametrize(("ratio", "kept"), [(0.2, [6, 0, 0]), (0.5, [10, 0, 5]), (1.0, [10] * 3)])
 def test_where_every_cluster_is_harmful(ratio: float, kept: list[int]) -> None:
     result, clusters = run(np.array([-0.01, -0.05, -0.02]), np.array([10, 10, 10]), ratio)
     assert {e["category"] for e in result.categorization} == {HARMFUL}
