@@ -276,7 +276,7 @@ class Store:
             raise StaleError("has no saved result") from None
         except (OSError, ValueError) as error:
             raise StaleError(f"has a damaged {stage.manifest} ({error})") from error
-        if not isinstance(manifest, dict) or not MANIFEST_KEYS <= manifest.keys():
+        if not isinstance(manifest, dict) or not manifest.keys() >= MANIFEST_KEYS:
             raise StaleError(f"has a damaged {stage.manifest}")
         return cast(dict[str, Any], manifest)
 

@@ -18,7 +18,7 @@ import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from tqdm import tqdm
 
-SIZES = (5_000, 20_000, 50_000, 100_000)
+SIZES = (2_000, 5_000, 20_000, 50_000)
 N_CLUSTERS = 100
 N_SEEDS = 3
 RESULTS = Path(__file__).parent / "results" / "clustering.json"

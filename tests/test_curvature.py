@@ -28,7 +28,6 @@ from curvature import (
 from tests import reference
 from tests.reference import Problem, random_problem
 
-
 CPU = torch.device("cpu")
 # Central differences of the reference in float64 are good to 1e-9; ten times that.
 DIFFERENCED = 1e-8

@@ -39,7 +39,6 @@ from settings import InputError
 from tests import reference
 from tests.reference import Planted, Problem, planted_problem, random_problem
 
-
 CPU = torch.device("cpu")
 
 
