@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 from clustering import ClusteringConfig
 from curation import CurationConfig
 from data import DataConfig
-from embedding import EmbeddingConfig
+from encoders import EmbeddingConfig
 from influence import InfluenceConfig
 from model import TrainingConfig
 from settings import InputError, Settings, add_flags, from_flags, setting

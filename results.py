@@ -20,6 +20,7 @@ from data import UnusableImage, decode_image
 from embedding import EmbeddingResult
 from influence import InfluenceResult
 from stages import Run
+from summary import Summary
 from train_eval import (
     INFLUENCESPACE,
     EvaluationResult,
@@ -74,7 +75,7 @@ def write_results(
         sheets = draw_contact_sheets(run, embedded, clustered, curated)
     train_pairs = embedded.split_pairs("train")
     has_faults = bool(train_pairs["fault"].any())
-    summary = report.Summary(
+    summary = Summary(
         run={
             "dataset": store.manifest(artifacts.EMBEDDING)["settings"]["dataset"],
             "dataset_description": embedded.source,

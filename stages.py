@@ -24,13 +24,8 @@ from clustering import ClusterAssignment, cluster_embeddings
 from config import Config
 from curation import CurationConfig, CurationResult, curate
 from data import PairReader, PairSource
-from embedding import (
-    EMBEDDED_WARNING,
-    EmbeddingResult,
-    embed_pairs,
-    load_encoder,
-    resolve_dtype,
-)
+from embedding import EmbeddingResult, embed_pairs
+from encoders import EMBEDDED_WARNING, load_encoder, resolve_dtype
 from influence import InfluenceResult, estimate_influence
 from model import PairTensors, Parameters, fit_feature_scaling
 from sources import SYNTHETIC_WARNING, open_source

@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data import DataConfig, PairReader  # noqa: E402
-from embedding import READ_ORDER, EmbeddedEncoder, embed_across_folds  # noqa: E402
+from embedding import READ_ORDER  # noqa: E402
+from encoders import EmbeddedEncoder  # noqa: E402
+from joint import embed_across_folds  # noqa: E402
 from sources import open_source  # noqa: E402
 from train_eval import recall_metrics, retrieval_ranks  # noqa: E402
 

@@ -2,12 +2,5 @@
 
 import os
 
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch is imported
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"  # read when the libraries are imported, so before them

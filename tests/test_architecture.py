@@ -20,19 +20,26 @@ ARROWS: dict[str, set[str]] = {
     "model": {"settings"},
     "data": {"settings"},
     "sources": {"data", "settings", "synthetic"},
-    "embedding": {"data", "settings"},
+    "encoders": {"data", "settings"},
+    "joint": {"settings"},
+    "embedding": {"data", "encoders", "joint", "settings"},
     "curvature": {"model"},
     "influence": {"curvature", "model", "settings"},
     "baselines": {"curation", "curvature", "influence", "model", "settings"},
     "train_eval": {"model", "settings"},
-    "report": {"visualize"},
+    "summary": {"visualize"},
+    "findings": {"summary", "visualize"},
+    "report": {"findings", "summary", "visualize"},
     "config": {
-        *("clustering", "curation", "data", "embedding", "influence", "model"),
+        *("clustering", "curation", "data", "encoders", "influence", "model"),
         *("settings", "train_eval"),
     },
 }
 # The wiring: may import whatever stands below it.
-ARROWS["stages"] = {*ARROWS} - {"report", "visualize", "settings", "synthetic"}
+ARROWS["stages"] = {*ARROWS} - {
+    *("findings", "report", "summary", "visualize"),
+    *("settings", "synthetic"),
+}
 ARROWS["results"] = {*ARROWS}
 PROJECT = {*ARROWS, "main"}
 PRESENT = sorted(path.stem for path in ROOT.glob("*.py"))

@@ -154,6 +154,16 @@ def test_metrics_follow_from_the_ranks(finished: Path) -> None:
     assert set(METHODS) <= set(table["method"])
 
 
+def test_scenes_can_be_learnt(tmp_path: Path) -> None:
+    sizes = "--max_train_samples 200 --max_test_samples 40 --num_epochs 6 --batch_size 16".split()
+    sizes += ["--embed_dim", "32", "--methods", "full"]
+    assert run(tmp_path / "out", *sizes) == 0
+    metrics = read_json(tmp_path / "out/evaluation/method_metrics.json")
+    reached = metrics["same_epochs"]["full"]["mean_recall"]["mean"]
+    chance = 100 * np.mean([k / 40 for k in (1, 5, 10)])
+    assert reached > 3 * chance  # 72 against 13 when this was written
+
+
 def test_faults_are_known_and_counted(finished: Path) -> None:
     pairs = pd.read_parquet(finished / "stage1/pairs.parquet")
     train = pairs[pairs["split"] == "train"].reset_index(drop=True)

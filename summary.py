@@ -1,0 +1,164 @@
+"""What the results page is made from, and how it writes numbers, names and Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from visualize import FULL, INFLUENCESPACE, mean_and_spread, method_label, shorten
+
+RANDOM = "random"
+GAP_RECALL_AT = 5  # the recall whose gaps are shown; evaluation/demographic_gaps.json has all
+COMPARISON_SHORT = {"same_epochs": "same epochs", "same_steps": "same steps"}
+FAULT_LABELS = {
+    "wrong_caption": "wrong captions",
+    "boilerplate": "boilerplate captions",
+    "near_copy": "near copies",
+    "rare group": "the rare group",
+    "good": "good pairs",
+}
+
+Cell = Mapping[str, Any]  # {"mean": ..., "std": ... or None}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything the results page tells. A part is None where its stage was not loaded."""
+
+    run: dict[str, Any]  # run.json
+    n_train: int
+    n_validation: int
+    n_test_images: int
+    n_test_captions: int
+    skipped: dict[str, int]  # reason -> pairs
+    influence: list[dict[str, Any]] | None  # one entry a cluster, most harmful first
+    influence_info: dict[str, Any] | None
+    influence_scores: np.ndarray | None  # (K,) relative change of the validation loss
+    influence_stderr: np.ndarray | None  # (K,)
+    clusters: list[dict[str, Any]]
+    categorization: list[dict[str, Any]] | None
+    cluster_weights: dict[str, float] | None
+    sample_weights: np.ndarray | None  # (m,)
+    n_curated: int
+    thresholds: dict[str, float]
+    metrics: dict[str, dict[str, dict[str, Any]]]  # comparison -> method -> metric -> mean, std
+    encoder_metrics: dict[str, float]
+    efficiency: dict[str, dict[str, Any]]
+    gaps: dict[str, Any]  # comparison -> method -> attribute
+    histories: dict[str, list[dict[str, Any]]]  # method -> one loss history a seed
+    faults: dict[str, dict[str, Any]] | None  # method -> fault -> in_data, dropped
+    dropped_examples: list[dict[str, Any]]
+    contact_sheets: tuple[str, ...] = ()  # their paths in the tree, where they were drawn
+
+    @property
+    def n_seeds(self) -> int:
+        """Training repeats of every method."""
+        return max((len(runs) for runs in self.histories.values()), default=1)
+
+    @property
+    def n_dropped(self) -> int:
+        """Training pairs outside the curated set."""
+        return self.n_train - self.n_curated
+
+    @property
+    def attributes(self) -> dict[str, dict[str, Any]]:
+        """The groups of every attribute with their sizes, which no method changes."""
+        for methods in self.gaps.values():
+            for attributes in methods.values():
+                return {attribute: state["groups"] for attribute, state in attributes.items()}
+        return {}
+
+    def mean_recall(self, comparison: str, method: str) -> Cell:
+        """A method's mean recall: both directions, at 1, 5 and 10."""
+        cell: Cell = self.metrics[comparison][method]["mean_recall"]
+        return cell
+
+    def ranking(self, comparison: str) -> list[str]:
+        """The methods of the curated size by falling mean recall."""
+        methods = [m for m in self.metrics[comparison] if m != FULL]
+        return sorted(methods, key=lambda m: -self.mean_recall(comparison, m)["mean"])
+
+    def table_order(self, comparison: str) -> list[str]:
+        """The methods by falling mean recall, the full data last."""
+        return [*self.ranking(comparison), *({FULL} & set(self.metrics[comparison]))]
+
+    def best_rival(self, comparison: str) -> str | None:
+        """The best method of the curated size other than InfluenceSpace."""
+        return next((m for m in self.ranking(comparison) if m != INFLUENCESPACE), None)
+
+
+# --- Markdown ---------------------------------------------------------------------------------
+
+
+def escape(text: Any, width: int = 160) -> str:
+    """Text from outside as one line of Markdown that shows it as it is, in a table too."""
+    special = r"[\\`*\[\]<>|~$]|(?<![^\W_])_|_(?![^\W_])"  # an underscore inside a word is none
+    return re.sub(special, r"\\\g<0>", shorten(str(text), width))
+
+
+def paragraphs(parts: Iterable[str]) -> str:
+    """The parts that are not empty, apart by blank lines."""
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], n_left: int = 1) -> str:
+    """A Markdown table; the first `n_left` columns to the left, the others to the right."""
+    rule = [":--" if i < n_left else "--:" for i in range(len(header))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+
+def bullets(items: Sequence[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {item}" for item in items)
+
+
+# --- Numbers and names ------------------------------------------------------------------------
+
+
+def share(part: float, whole: float) -> str:
+    """A share in percent."""
+    return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
+def quantity(value: float | None, digits: int = 2) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def enumerate_words(words: Sequence[str]) -> str:
+    """Words joined as in a sentence."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def method_name(method: str) -> str:
+    """The method in a table, InfluenceSpace in bold."""
+    label = escape(method_label(method))
+    return f"**{label}**" if method == INFLUENCESPACE else label
+
+
+def names(methods: Sequence[str]) -> str:
+    """Methods joined as in a sentence."""
+    return enumerate_words([escape(method_label(m)) for m in methods])
+
+
+def fault_label(fault: str) -> str:
+    """A kind of fault for people."""
+    return FAULT_LABELS.get(fault, escape(fault.replace("_", " ")))
+
+
+def recall(summary: Summary, comparison: str, method: str) -> str:
+    """A method's mean recall with its spread."""
+    return mean_and_spread(summary.mean_recall(comparison, method), 2)
+
+
+def gap_text(state: Mapping[str, Any]) -> str:
+    """An attribute's gap with its interval."""
+    if state["gap"] is None:
+        return "–"
+    gap = state["gap"][f"recall@{GAP_RECALL_AT}"]
+    low, high = gap["interval_95"]
+    return f"{gap['gap']:.1f} ({low:.1f} to {high:.1f})"
