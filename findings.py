@@ -269,17 +269,18 @@ def _time_finding(summary: Summary) -> list[str]:
 
 def _encoder_finding(summary: Summary) -> list[str]:
     own = summary.encoder_metrics.get("mean_recall")
-    trained = {
-        m: cells["mean_recall"]["mean"]
-        for ms in summary.metrics.values()
-        for m, cells in ms.items()
-    }
+    trained: dict[str, list[float]] = {}
+    for methods in summary.metrics.values():
+        for method, cells in methods.items():
+            trained.setdefault(method, []).append(cells["mean_recall"]["mean"])
     if own is None or not trained:
         return []
-    better = [m for m, mean in trained.items() if mean > own]
-    if len(better) == len(trained):
+    if min(map(min, trained.values())) > own:
         return [f"Every trained model is above the encoder's own mean recall of {own:.2f}."]
-    rest = names([m for m in trained if m not in better]) if better else "any trained model"
+    below = [m for m, means in trained.items() if max(means) <= own]
+    if not below:
+        return []
+    rest = names(below) if len(below) < len(trained) else "any trained model"
     reason = (
         ": its joint space is a closed-form solution on all training pairs, the trained models' "
         "is learnt in a few epochs"
