@@ -327,7 +327,7 @@ def _changes(manifest: Mapping[str, Any], provenance: Provenance) -> str:
     new = json.loads(_json_bytes(dict(provenance.settings)))
     changes += [
         f"--{name} {_shown(old.get(name))} (now {_shown(new.get(name))})"
-        for name in sorted({*old, *new})
+        for name in sorted(old.keys() & new.keys())  # others belong to what changed
         if old.get(name) != new.get(name)
     ]
     inputs = manifest.get("inputs", {})

@@ -127,6 +127,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
     n, k = config.data.max_train_samples, config.clustering.n_clusters
     if k > n:
         raise InputError(f"--n_clusters {k} is more than --max_train_samples {n}; change one")
+    if config.data.data_dir is not None and config.data.dataset in ("synthetic", "hf"):
+        raise InputError(
+            f"--data_dir is not used by --dataset {config.data.dataset}; "
+            "pass --dataset folder or coco, or leave it out"
+        )
     if int(config.influence.influence_budget * n) < k:
         raise InputError(
             f"--influence_budget {config.influence.influence_budget:g} of {n} training pairs is "

@@ -80,6 +80,12 @@ def in_standard_errors(v: Verdict) -> float | None:
     return abs(v.difference) / v.standard_error if v.standard_error else None
 
 
+def clear_outcome(v: Verdict) -> str:
+    """The outcome, undecided where the difference is narrow."""
+    ratio = in_standard_errors(v)
+    return "undecided" if ratio is not None and ratio < CLEAR else v.outcome
+
+
 def against(v: Verdict, other: str) -> str:
     """The verdict as the end of a sentence."""
     ratio = in_standard_errors(v)
@@ -218,7 +224,9 @@ def _standing(summary: Summary, comparison: str) -> list[str]:
         f" {recall(summary, comparison, ranking[0])}."
     )
     if INFLUENCESPACE in ranking and rivals:
-        outcomes = {m: compare(summary, comparison, INFLUENCESPACE, m).outcome for m in rivals}
+        outcomes = {
+            m: clear_outcome(compare(summary, comparison, INFLUENCESPACE, m)) for m in rivals
+        }
         verbs = {"wins": "beats", "loses": "**loses to**", "undecided": "cannot be told from"}
         clauses = [
             f"{verb} {names([m for m in rivals if outcomes[m] == outcome])}"
@@ -228,7 +236,9 @@ def _standing(summary: Summary, comparison: str) -> list[str]:
         text += f" InfluenceSpace {enumerate_words(clauses)}."
     if RANDOM in rivals:
         others = [m for m in rivals if m != RANDOM]
-        losers = [m for m in others if compare(summary, comparison, m, RANDOM).outcome == "loses"]
+        losers = [
+            m for m in others if clear_outcome(compare(summary, comparison, m, RANDOM)) == "loses"
+        ]
         if losers:
             text += f" {names(losers)} {'lose' if losers[1:] else 'loses'} to random selection."
     return [text]

@@ -8,6 +8,7 @@ gives every image one caption before any image gives a second.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -302,7 +303,9 @@ def open_coco_files(data_dir: str, config: DataConfig, rng: np.random.Generator)
             content = json.loads(path.read_bytes())
             files = {image["id"]: f"{folder}/{image['file_name']}" for image in content["images"]}
             rows = content["annotations"]
-            pairs += [(files[row["image_id"]], str(row["caption"])) for row in rows]
+            for row in rows:  # an annotation without its image is a missing file
+                unknown = f"{folder}/image {row['image_id']}"
+                pairs.append((files.setdefault(row["image_id"], unknown), str(row["caption"])))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged or no COCO captions file: {error!r}") from error
         splits |= dict.fromkeys(files.values(), SPLIT_OF[folder.removesuffix(year)])
@@ -422,7 +425,22 @@ def _read_metadata(root: Path, name: str) -> list[tuple[str, str]]:
 
 
 def _read_text(path: Path) -> str:
-    return path.read_bytes().decode("utf-8-sig", errors="replace").replace("\0", "")
+    """UTF-8, or UTF-16 with its mark; lines that are neither as Windows-1252, with a notice."""
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", errors="replace").replace("\0", "")
+    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    n_other = 0
+    texts = []
+    for line in lines:
+        try:
+            texts.append(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            texts.append(line.decode("cp1252", errors="replace"))
+            n_other += 1
+    if n_other:
+        logger.warning("%s: %d lines are not UTF-8; read as Windows-1252", path, n_other)
+    return "\n".join(texts).replace("\0", "")
 
 
 def read_table(path: Path, value_columns: Sequence[str]) -> list[tuple[str, str]] | None:

@@ -311,7 +311,8 @@ def evaluate(
         run.store, Provenance(config.run.seed, settings, fingerprints).fingerprint(stage)
     )
     mode = run.mode(stage)
-    if config.execution.save_checkpoints and not checkpoints.complete():
+    if mode is Mode.REUSE and config.execution.save_checkpoints and not checkpoints.complete():
+        logger.warning("evaluation recomputed: the checkpoints of it are missing")
         mode = Mode.RUN
 
     def save_model(name: str, parameters: Parameters) -> None:

@@ -344,6 +344,7 @@ def test_hostile_folder_ends_well(photographs: Path, tmp_path: Path) -> None:
         (["--dataset", "coco"], "COCO|hf_dataset|Hub"),
         (["--encoder_model", "no/such-model"], "--encoder_model no/such-model"),
         (["--skip_stage", "1"], "--skip_stage 1: .*has no saved result"),
+        (["--data_dir", "."], "--data_dir is not used by --dataset synthetic"),
         (["--device", "cuda"], "--device cuda is not available"),
     ],
 )

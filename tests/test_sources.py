@@ -107,7 +107,7 @@ def test_table_rows_keep_every_character(tmp_path: Path) -> None:
     table.write_bytes(b"caption,file\nred, green,a.png\n\xff,b.png\n")
     assert sources.read_table(table, sources.CAPTION_COLUMNS) == [
         ("a.png", "red, green"),
-        ("b.png", "\ufffd"),
+        ("b.png", "\xff"),  # Windows-1252, line by line
     ]
 
 
@@ -560,3 +560,33 @@ def test_real_flickr8k() -> None:
             f"Images/{row['image']}" for row in csv.DictReader(file) if row["split"] == "validation"
         }
     assert keys["test"] == official
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_captions_in_other_encodings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, encoding: str
+) -> None:
+    content = "image,caption\n" + "".join(f"{i}.png,Un été à la plage {i}\n" for i in range(20))
+    write(tmp_path, {f"{i}.png": picture(i) for i in range(20)})
+    (tmp_path / "captions.txt").write_bytes(content.encode(encoding))
+    config = DataConfig(dataset="folder", data_dir=str(tmp_path))
+    source = open_source(config, rng=np.random.default_rng(0))
+    captions = {c.text for s in SPLITS for r in source.records(s) for c in r.captions}
+    assert captions == {f"Un été à la plage {i}" for i in range(20)}
+    warned = any("are not UTF-8" in record.message for record in caplog.records)
+    assert warned == (encoding == "cp1252")
+
+
+def test_an_annotation_without_its_image_is_a_missing_file(tmp_path: Path) -> None:
+    images = [{"id": i, "file_name": f"{i}.png"} for i in range(20)]
+    notes = [{"image_id": i, "caption": f"caption {i}"} for i in (*range(20), 999)]
+    (tmp_path / "annotations").mkdir()
+    path = tmp_path / "annotations/captions_train2017.json"
+    path.write_text(json.dumps({"images": images, "annotations": notes}))
+    write(tmp_path, {f"train2017/{i}.png": picture(i) for i in range(20)})
+    config = DataConfig(dataset="coco", data_dir=str(tmp_path), num_workers=0)
+    source = open_source(config, rng=np.random.default_rng(0))
+    keys = {record.key for split in SPLITS for record in source.records(split)}
+    assert "train2017/image 999" in keys
+    with pytest.raises(FileNotFoundError):
+        source.read_image("train2017/image 999")
