@@ -47,7 +47,7 @@ class ExecutionConfig(Settings):
     )
     visualize: bool = setting(
         False,
-        "also draw contact sheets: the photographs of every cluster, of what is kept and dropped",
+        "also draw contact sheets: a photograph of every cluster, some of what is kept and dropped",
     )
 
 

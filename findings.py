@@ -264,11 +264,11 @@ def _time_finding(summary: Summary) -> list[str]:
     if not {FULL, INFLUENCESPACE} <= set(summary.efficiency):
         return []
     own, full = summary.efficiency[INFLUENCESPACE], summary.efficiency[FULL]
-    seconds = [e["same_epochs"]["training_seconds"]["mean"] for e in (full, own)]
-    saved = seconds[0] - seconds[1]
+    seconds = [e["same_epochs"]["training_seconds"] for e in (full, own)]
+    saved = seconds[0]["mean"] - seconds[1]["mean"]
     choosing = own["curation_seconds"]
-    if saved <= 0:
-        return [f"Choosing the pairs took {choosing:.1f} s and saved no training time."]
+    if saved <= max(cell["std"] or 0.0 for cell in seconds):  # no more than runs differ anyway
+        return [f"Choosing the pairs took {choosing:.1f} s and saved no measurable training time."]
     balance = "more" if choosing > saved else "less"
     return [
         f"Choosing the pairs took {choosing:.1f} s, {balance} than the {saved:.1f} s that one"

@@ -225,7 +225,7 @@ def _example_table(summary: Summary) -> str:
     sheets = paragraphs(map(_image, summary.contact_sheets))
     if not summary.dropped_examples:
         return sheets
-    header = ["caption", "image", "cluster", "why", "CLIP score", "influence (%)"]
+    header = ["caption", "image", "cluster", "why", "CLIP score", "cluster's influence (%)"]
     rows = [
         [
             escape(e["caption"], 120),
