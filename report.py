@@ -534,7 +534,8 @@ def _categories(summary: Summary, scores: np.ndarray, stderr: np.ndarray) -> np.
 
 def console_summary(summary: Summary) -> str:
     """At most 25 lines: what was kept, the table, the verdict and where to look."""
-    warnings = [shorten(w, 200) for w in summary.run["warnings"]]
+    first_sentences = (w.partition(". ")[0].rstrip(".") + "." for w in summary.run["warnings"])
+    warnings = [shorten(sentence, 200) for sentence in first_sentences]
     lines = [f"! {w}" for w in warnings[:MAX_CONSOLE_WARNINGS]]
     if len(warnings) > MAX_CONSOLE_WARNINGS:
         lines.append(f"! and {len(warnings) - MAX_CONSOLE_WARNINGS} more warnings")
