@@ -111,6 +111,7 @@ def main() -> None:
 
     runs = pd.DataFrame([joint_space_quality(pairs, images, texts, seed) for seed in SEEDS])
     results = {
+        "command": "python benchmarks/embedding.py --data_dir path/to/flickr8k",
         "data": {split: len(features) for split, features in images.items()},
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
