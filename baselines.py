@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from curation import curated_size
 from curvature import datainf_direction, loss_gradient
-from influence import own_loss_influences
 from model import PairTensors, Parameters, shuffled_batches
+from pair_influence import own_loss_influences
 
 BASELINES = (
     "random",

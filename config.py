@@ -12,10 +12,11 @@ from clustering import ClusteringConfig
 from curation import CurationConfig
 from data import DataConfig
 from encoders import EmbeddingConfig
-from influence import InfluenceConfig
-from model import TrainingConfig
+from influence import FIRST_ORDER, InfluenceConfig
+from influence_validation import InfluenceValidationConfig
 from settings import InputError, Settings, add_flags, from_flags, setting
 from train_eval import EvaluationConfig
+from training import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Config(NamedTuple):
     embedding: EmbeddingConfig
     clustering: ClusteringConfig
     influence: InfluenceConfig
+    influence_validation: InfluenceValidationConfig
     curation: CurationConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
@@ -75,6 +77,7 @@ GROUPS: Mapping[str, type[Settings]] = {
     "stage 1, embedding": EmbeddingConfig,
     "stage 1, clustering": ClusteringConfig,
     "stage 2, influence estimation": InfluenceConfig,
+    "stage 2, validation of the estimate": InfluenceValidationConfig,
     "stage 3, curation": CurationConfig,
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
@@ -132,7 +135,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
             f"--data_dir is not used by --dataset {config.data.dataset}; "
             "pass --dataset folder or coco, or leave it out"
         )
-    if int(config.influence.influence_budget * n) < k:
+    sampled = config.influence.estimator == FIRST_ORDER
+    if sampled and int(config.influence.influence_budget * n) < k:
         raise InputError(
             f"--influence_budget {config.influence.influence_budget:g} of {n} training pairs is "
             f"less than one for each of --n_clusters {k}; raise it or lower --n_clusters"

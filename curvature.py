@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from model import (
     batch_blocks,
     contrastive_loss,
     pair_losses,
+    projected_similarities,
     shuffled_batches,
     similarities,
 )
@@ -35,8 +36,11 @@ from model import (
 logger = logging.getLogger(__name__)
 
 HESSIANS = ("lanczos", "cg", "datainf", "identity")
+CURVATURES = ("gauss_newton", "hessian")
+TRACE_PROBES = 8
 MAX_CURVATURE_PAIRS = 20_000  # a larger training set's curvature is taken on a sample of this size
 CG_TOLERANCE = 1e-4
+STEP_TOLERANCE = 1e-2  # of the many systems that cluster steps solve
 CG_MAX_STEPS = 200
 DATAINF_BATCHES_AT_ONCE = 16  # (16, b, b, e) floats are alive at a time
 
@@ -78,8 +82,21 @@ def loss_gradient(parameters: Parameters, pairs: PairTensors, batches: np.ndarra
     return total / len(batches)
 
 
+class Block(NamedTuple):
+    """Some batches of the objective, with what every product needs of them."""
+
+    batch: PairTensors  # (m, b, d_i), (m, b, d_t)
+    weights: Tensor  # (m, b)
+    images: Tensor  # (m, b, e), through the image map
+    texts: Tensor  # (m, b, e), through the text map
+
+
 class Objective:
-    """The training loss around the reference parameters, over one fixed epoch of batches."""
+    """The training loss around the reference parameters, over one fixed epoch of batches.
+
+    At most `MAX_CURVATURE_PAIRS` pairs, drawn at random; their features and projections stay in
+    memory.
+    """
 
     def __init__(
         self,
@@ -91,9 +108,11 @@ class Objective:
         weight_decay: float,
         *,
         rng: np.random.Generator,
+        curvature: str = "gauss_newton",
     ) -> None:
         self.pairs = pairs
         self.parameters = parameters
+        self.curvature = curvature
         sample = rng.permutation(kept)[:MAX_CURVATURE_PAIRS]
         self.batches = sample[shuffled_batches(len(sample), batch_size, rng)]
         device = pairs.images.device
@@ -101,36 +120,93 @@ class Objective:
         decay = [torch.full_like(p, weight_decay) for p in parameters]
         decay[-1].zero_()  # the logit scale is not decayed
         self.decay = flatten(Parameters(*decay))
+        self.blocks = []
+        for index in batch_blocks(self.batches, device):
+            batch = pairs.take(index)
+            images, texts = batch.images @ parameters.image_map, batch.texts @ parameters.text_map
+            self.blocks.append(Block(batch, self.weights[index], images, texts))
 
-    def gauss_newton_product(self, vector: Tensor) -> Tensor:
-        """(G + weight decay) v, matrix-free: forward to the logits, loss curvature, back. (p,)."""
-        tangent = unflatten(vector, self.parameters)
-        total = torch.zeros_like(vector)
-        for block in batch_blocks(self.batches, vector.device):
-            batch, weights = self.pairs.take(block), self.weights[block]
+    def product(self, vector: Tensor) -> Tensor:
+        """(C + weight decay) v, (p,); see `products`."""
+        return self.products(vector[None])[0]
 
-            def logits_of(p: Parameters, batch: PairTensors = batch) -> Tensor:
-                return similarities(p, batch)
+    def products(self, vectors: Tensor) -> Tensor:
+        """(C + weight decay) v for several vectors at once, matrix-free, (B, p).
 
-            def logit_gradient(s: Tensor, weights: Tensor = weights) -> Tensor:
-                gradient: Tensor = grad(lambda s: contrastive_loss(s, weights).sum())(s)
-                return gradient
+        C is the Gauss-Newton matrix J^T (d2L / dS2) J, with J the derivative of the logits S, or
+        the exact Hessian, which adds the curvature of the logits and can be indefinite. The maps
+        are linear, so only the small function behind them is differentiated twice. About
+        B * `ROWS_AT_ONCE` * e floats are alive at a time.
+        """
+        image_maps, text_maps, log_scales = torch.split(
+            vectors, [p.numel() for p in self.parameters], dim=1
+        )
+        image_maps = image_maps.unflatten(1, self.parameters.image_map.shape)
+        text_maps = text_maps.unflatten(1, self.parameters.text_map.shape)
+        curved_product = {
+            "gauss_newton": _gauss_newton_product,
+            "hessian": _hessian_product,
+        }[self.curvature]
+        totals = [torch.zeros_like(t) for t in (image_maps, text_maps, log_scales[:, 0])]
+        for block in self.blocks:
+            point = (block.images, block.texts, self.parameters.log_scale)
+            along = (
+                block.batch.images @ image_maps[:, None],
+                block.batch.texts @ text_maps[:, None],
+                log_scales[:, 0],
+            )
+            curved = vmap(
+                lambda *tangents, point=point, w=block.weights: curved_product(point, tangents, w)
+            )(*along)
+            totals[0] += block.batch.images.flatten(0, 1).T @ curved[0].flatten(1, 2)
+            totals[1] += block.batch.texts.flatten(0, 1).T @ curved[1].flatten(1, 2)
+            totals[2] += curved[2]
+        summed = torch.cat([t.flatten(1) if t.ndim > 1 else t[:, None] for t in totals], dim=1)
+        return summed / len(self.batches) + self.decay * vectors
 
-            logits, logits_tangent = jvp(logits_of, self.parameters, tangent)
-            _, curved = jvp(logit_gradient, logits, logits_tangent)
-            pull_back = vjp(logits_of, self.parameters)
-            total += flatten(pull_back(curved))
-        return total / len(self.batches) + self.decay * vector
+
+Projected = tuple[Tensor, Tensor, Tensor]  # image projections, text projections, log scale
+
+
+def _hessian_product(point: Projected, along: Projected, weights: Tensor) -> Projected:
+    def gradient(point: Projected) -> Projected:
+        result: Projected = grad(
+            lambda p: contrastive_loss(projected_similarities(*p), weights).sum()
+        )(point)
+        return result
+
+    curved: Projected = jvp(gradient, point, along)[1]
+    return curved
+
+
+def _gauss_newton_product(point: Projected, along: Projected, weights: Tensor) -> Projected:
+    def logit_gradient(logits: Tensor) -> Tensor:
+        gradient: Tensor = grad(lambda s: contrastive_loss(s, weights).sum())(logits)
+        return gradient
+
+    logits, logits_tangent = jvp(lambda p: projected_similarities(*p), point, along)
+    _, curved = jvp(logit_gradient, logits, logits_tangent)
+    back: Projected = vjp(lambda p: projected_similarities(*p), point)(curved)
+    return back
 
 
 @dataclass(frozen=True)
 class InverseProduct:
-    """v = (H + damping)^-1 g and what was learnt of H on the way."""
+    """The inverse of the damped curvature, its product v with the gradient, and its quality."""
 
+    solve: Callable[[Tensor], Tensor]  # (p,) -> (p,)
     direction: Tensor  # (p,)
     damping: float
     eigenvalues: Float[np.ndarray, " r"]
     residuals: Float[np.ndarray, " r"]
+    trace: float  # of the curvature, by Hutchinson's estimator
+    trace_stderr: float
+    cosine: float  # between the approximate product and that of conjugate gradients
+
+    @property
+    def trace_share(self) -> float:
+        """The share of the trace that the reported eigenvalues hold."""
+        return float(self.eigenvalues.sum()) / self.trace
 
 
 def inverse_product(
@@ -139,53 +215,129 @@ def inverse_product(
     hessian: str,
     *,
     rank: int,
-    damping: float | None,
+    damping: float,
     rng: np.random.Generator,
 ) -> InverseProduct:
-    """The inverse Hessian times the validation gradient, by the method named `hessian`."""
-    hvp = objective.gauss_newton_product
+    """The inverse curvature times the validation gradient, by the method named `hessian`.
+
+    Whatever the method, the damped system is also solved by conjugate gradients, so that the
+    cosine between the two tells what the approximation loses.
+    """
+    trace, trace_stderr = trace_estimate(
+        objective.product, len(gradient), device=gradient.device, rng=rng, dtype=gradient.dtype
+    )
+
+    def damped(vectors: Tensor) -> Tensor:
+        return objective.products(vectors) + damping * vectors
+
     if hessian in ("datainf", "identity"):
         direction = gradient
         if hessian == "datainf":
             direction = datainf_direction(
                 objective.parameters, objective.pairs, gradient, objective.batches
             )
-        return _scaled_to_minimum(direction, gradient, hvp(direction), damping)
+        multiple, curvature, residual = _multiple_at_minimum(
+            direction, gradient, objective.product(direction), damping
+        )
+        exact = conjugate_gradients(damped, gradient, preconditioner=lambda r: r)
+
+        def scaled(rows: Tensor) -> Tensor:
+            if hessian == "identity":
+                return multiple * rows
+            o = objective
+            directions = [
+                datainf_direction(o.parameters, o.pairs, row, o.batches)
+                for row in rows.reshape(-1, rows.shape[-1])
+            ]
+            return multiple * torch.stack(directions).reshape(rows.shape)
+
+        return InverseProduct(
+            scaled,
+            multiple * direction,
+            damping,
+            np.array([curvature]),
+            np.array([residual]),
+            trace,
+            trace_stderr,
+            float(F.cosine_similarity(direction, exact, dim=0)),
+        )
     # One eigenpair more than the rank: its value stands for all the remaining ones.
     spectrum = lanczos(
-        hvp, len(gradient), rank + 1, device=gradient.device, rng=rng, dtype=gradient.dtype
+        objective.product,
+        len(gradient),
+        rank + 1,
+        device=gradient.device,
+        rng=rng,
+        dtype=gradient.dtype,
     )
-    leading = spectrum.eigenvalues[:rank]
-    damping_used = float(leading.mean()) if damping is None else damping
+    if float(spectrum.eigenvalues.min()) < 0:
+        _warn_of_negative_curvature(float(spectrum.eigenvalues.min()))
+    magnitudes = Spectrum(np.abs(spectrum.eigenvalues), spectrum.eigenvectors, spectrum.residuals)
 
     def low_rank(g: Tensor) -> Tensor:
-        return low_rank_inverse(spectrum, g, damping_used, rank=rank)
+        return low_rank_inverse(magnitudes, g, damping, rank=rank)
 
-    direction = low_rank(gradient)
-    if hessian == "cg":
-        direction = conjugate_gradients(
-            lambda x: hvp(x) + damping_used * x, gradient, preconditioner=low_rank
-        )
-    return InverseProduct(direction, damping_used, leading, spectrum.residuals[:rank])
+    def solved(g: Tensor, tolerance: float = STEP_TOLERANCE) -> Tensor:
+        return conjugate_gradients(damped, g, preconditioner=low_rank, tolerance=tolerance)
+
+    approximate, exact = low_rank(gradient), solved(gradient, CG_TOLERANCE)
+    return InverseProduct(
+        solved if hessian == "cg" else low_rank,
+        exact if hessian == "cg" else approximate,
+        damping,
+        spectrum.eigenvalues[:rank],
+        spectrum.residuals[:rank],
+        trace,
+        trace_stderr,
+        float(F.cosine_similarity(approximate, exact, dim=0)),
+    )
 
 
-def _scaled_to_minimum(
-    direction: Tensor, gradient: Tensor, product: Tensor, damping: float | None
-) -> InverseProduct:
+def _warn_of_negative_curvature(value: float) -> None:
+    logger.warning(
+        "the exact Hessian has negative curvature here (%.2e): its magnitude is used, which turns "
+        "saddle directions into stable ones (saddle-free Newton)",
+        value,
+    )
+
+
+def _multiple_at_minimum(
+    direction: Tensor, gradient: Tensor, product: Tensor, damping: float
+) -> tuple[float, float, float]:
     """The multiple of a direction that the quadratic model likes best: ranks stay, units are right.
 
         c = (d . g) / (d . (H + damping) d)
 
-    For the gradient itself this is the best multiple of the identity in H's place.
+    For the gradient itself this is the best multiple of the identity in H's place. Negative
+    curvature along d counts by its magnitude, and a warning says so.
+
+    Returns:
+        c, the curvature along d, and the residual of d as an eigenvector.
     """
     squared = float(direction @ direction)
     curvature = float(direction @ product) / squared
-    damping = curvature if damping is None else damping
-    multiple = float(direction @ gradient) / (squared * (curvature + damping))
+    if curvature < 0:
+        _warn_of_negative_curvature(curvature)
+    multiple = float(direction @ gradient) / (squared * (abs(curvature) + damping))
     residual = float((product - curvature * direction).norm()) / math.sqrt(squared)
-    return InverseProduct(
-        multiple * direction, damping, np.array([curvature]), np.array([residual])
-    )
+    return multiple, curvature, residual
+
+
+def trace_estimate(
+    hvp: Callable[[Tensor], Tensor],
+    dimension: int,
+    *,
+    device: torch.device,
+    rng: np.random.Generator,
+    dtype: torch.dtype = torch.float32,
+    n_probes: int = TRACE_PROBES,
+) -> tuple[float, float]:
+    """Trace of a symmetric operator and its standard error, by Hutchinson's random signs (1990)."""
+    values = []
+    for _ in range(n_probes):
+        signs = torch.from_numpy(rng.integers(0, 2, dimension) * 2 - 1).to(device, dtype)
+        values.append(float(signs @ hvp(signs)))
+    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(n_probes))
 
 
 @dataclass(frozen=True)
@@ -269,7 +421,7 @@ def lanczos(
 
 
 def low_rank_inverse(spectrum: Spectrum, gradient: Tensor, damping: float, *, rank: int) -> Tensor:
-    """(H + damping)^-1 g with H known on its leading eigenvectors only.
+    """(H + damping)^-1 g with H known on its leading eigenvectors only; g is (p,) or rows (B, p).
 
         sum_i q_i (q_i . g) / (lambda_i + damping) + (g - Q^T Q g) / (lambda_rest + damping)
 
@@ -283,14 +435,14 @@ def low_rank_inverse(spectrum: Spectrum, gradient: Tensor, damping: float, *, ra
     if bool((leading + damping <= 0).any()) or float(rest) + damping <= 0:
         raise ValueError(f"every eigenvalue plus damping must be > 0; damping is {damping:g}")
     vectors = spectrum.eigenvectors[:rank]
-    coordinates = vectors @ gradient
-    outside = gradient - vectors.T @ coordinates
-    return vectors.T @ (coordinates / (leading + damping)) + outside / (rest + damping)
+    coordinates = gradient @ vectors.T
+    outside = gradient - coordinates @ vectors
+    return (coordinates / (leading + damping)) @ vectors + outside / (rest + damping)
 
 
 def conjugate_gradients(
     operator: Callable[[Tensor], Tensor],
-    right_side: Tensor,
+    right_sides: Tensor,
     *,
     preconditioner: Callable[[Tensor], Tensor],
     tolerance: float = CG_TOLERANCE,
@@ -298,33 +450,57 @@ def conjugate_gradients(
 ) -> Tensor:
     """Solve A x = b for a symmetric positive definite A, preconditioned (Golub & Van Loan 11.5).
 
-    Stops at a relative residual of `tolerance`, or after `max_steps` with a warning.
+    Several right sides are solved side by side, each with its own steps. One is finished at a
+    relative residual of `tolerance`; after `max_steps` a warning gives the largest that is left.
+    Where A turns out not to be positive definite along a direction, the solution so far is kept,
+    in the first step the preconditioned right side, and a warning says so (Steihaug 1983).
+
+    Args:
+        operator: rows (B, p) -> (B, p).
+        right_sides: (p,) or rows (B, p).
+        preconditioner: rows (B, p) -> (B, p), an approximate inverse of the operator.
+        tolerance: relative residual to reach.
+        max_steps: products allowed a right side.
     """
-    solution = torch.zeros_like(right_side)
-    residual = right_side.clone()
-    conditioned = preconditioner(residual)
-    step_direction = conditioned.clone()
-    energy = residual @ conditioned
-    goal = tolerance * float(right_side.norm())
-    if goal == 0:
-        return solution
+    b = right_sides.reshape(-1, right_sides.shape[-1])
+    solution, residual = torch.zeros_like(b), b.clone()
+    active = torch.nonzero(b.norm(dim=1) > 0)[:, 0]
+    goals = tolerance * b.norm(dim=1)
+    direction = preconditioner(residual).clone()  # the residual changes in place
+    energy = (residual * direction).sum(dim=1)
+    n_indefinite = 0
     for _ in tqdm(range(max_steps), desc="CG", unit="product", disable=None, leave=False):
-        product = operator(step_direction)
-        step = energy / (step_direction @ product)
-        solution = solution + step * step_direction
-        residual = residual - step * product
-        if float(residual.norm()) <= goal:
-            return solution
-        conditioned = preconditioner(residual)
-        new_energy = residual @ conditioned
-        step_direction = conditioned + (new_energy / energy) * step_direction
-        energy = new_energy
-    logger.warning(
-        "conjugate gradients stopped after %d steps at a relative residual of %.1e",
-        max_steps,
-        float(residual.norm() / right_side.norm()),
-    )
-    return solution
+        if len(active) == 0:
+            break
+        product = operator(direction[active])
+        curvature = (direction[active] * product).sum(dim=1)
+        definite = curvature > 0
+        n_indefinite += int((~definite).sum())
+        untouched = active[~definite & (solution[active] == 0).all(dim=1)]
+        solution[untouched] = direction[untouched]
+        active, product, curvature = active[definite], product[definite], curvature[definite]
+        step = (energy[active] / curvature)[:, None]
+        solution[active] += step * direction[active]
+        residual[active] -= step * product
+        active = active[residual[active].norm(dim=1) > goals[active]]
+        conditioned = preconditioner(residual[active])
+        new_energy = (residual[active] * conditioned).sum(dim=1)
+        direction[active] = conditioned + (new_energy / energy[active])[:, None] * direction[active]
+        energy[active] = new_energy
+    if len(active):
+        logger.warning(
+            "conjugate gradients stopped after %d steps at a relative residual of %.1e",
+            max_steps,
+            float((residual[active].norm(dim=1) / b[active].norm(dim=1)).max()),
+        )
+    if n_indefinite:
+        logger.warning(
+            "conjugate gradients met negative curvature in %d of %d systems and kept what they "
+            "had: raise --damping, or use --curvature gauss_newton",
+            n_indefinite,
+            len(b),
+        )
+    return solution.reshape(right_sides.shape)
 
 
 def datainf_direction(

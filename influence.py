@@ -2,107 +2,193 @@
 
 Influence functions (Koh & Liang 2017, arXiv 1703.04730) of a contrastive loss in which a pair
 acts as a positive and as a negative, so that a pair's influence is a mixed derivative of the
-weighted loss and not the gradient of the pair's own loss:
+weighted loss and not the gradient of the pair's own loss. With u_i / n the first-order change of
+the validation loss when pair i is left out,
 
-    v   = (H + damping I)^-1 grad L_val
-    u_i = n * v . d2L / dtheta dw_i          leaving pair i out changes L_val by u_i / n
-    I_k = (|C_k| / n) * mean_i(u_i) / L_val  predicted relative change without cluster k
+    I_k = (1/n) sum_{i in C_k} u_i / L_val  +  e_k / L_val      relative change without cluster k
 
-**Sign: positive means helpful, leaving it out raises the validation loss.** H is the
-Gauss-Newton matrix plus weight decay. Its inverse: a low-rank Lanczos factor, conjugate gradients,
-DataInf (Kwon et al. 2024, arXiv 2310.00902), or a multiple of the identity.
+and u_i from one of three estimators:
+
+    metagradient   u_i = -n w_i dL_val / dw_i, back through the whole training run: exact
+    first_order    u_i = n v . d2L / dtheta dw_i,   v = (H + damping I)^-1 grad L_val
+    step           the damped Newton step that leaves the cluster out, the true loss taken there
+
+e_k is the finite-removal correction: what leaving a cluster out for good costs beyond the first
+order, from retraining without a few folds of clusters.
+
+**Sign: positive means helpful, leaving it out raises the validation loss.**
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
-from torch import Tensor
-from torch.func import grad
 
-from curvature import HESSIANS, Objective, inverse_product, jvp, loss_gradient, unflatten
-from model import (
-    PairTensors,
-    Parameters,
-    TrainingConfig,
-    batch_blocks,
-    contrastive_loss,
-    pair_losses,
-    shuffled_batches,
-    similarities,
-    steps_per_epoch,
-    train,
+from curvature import (
+    CURVATURES,
+    HESSIANS,
+    InverseProduct,
+    Objective,
+    inverse_product,
+    loss_gradient,
+    unflatten,
 )
+from leave_out import (
+    RemovalEffects,
+    finite_removal,
+    leave_out_steps,
+    nearest_clusters,
+    removal_effects,
+)
+from metagradient import pair_weight_gradient
+from model import PairTensors, Parameters, mean_loss, shuffled_batches
+from pair_influence import pair_influences, representation_weights, sample_pairs
+from retraining import Retraining
 from settings import InputError, Settings, setting
+from training import ADAM_BETAS, Training, TrainingConfig, steps_per_epoch, train_until_best
 
+logger = logging.getLogger(__name__)
+
+METAGRADIENT, STEP, FIRST_ORDER = ESTIMATORS = ("metagradient", "step", "first_order")
 REFERENCE_REPORTS = 40  # early stopping looks at the validation loss this often
-N_SHUFFLES = 8  # batch compositions that a pair's influence is averaged over
-MIN_BASE_WEIGHT = 1e-2  # a dropped pair's influence is taken at this weight: log w needs w > 0
+PATIENCE = 10  # reports without a lower validation loss after which the search ends
+VALIDATION_SHUFFLES = 4  # batch compositions that the validation loss is averaged over
+DAMPING_MULTIPLE = 5.0
+PRIOR_PAIRS = 4.0  # what the variance pooled over clusters counts beside a cluster's own
 
 
 @dataclass(frozen=True)
 class InfluenceConfig(Settings):
     """How influence is estimated."""
 
-    rank: int = setting(10, "rank of the low-rank Hessian approximation", at_least=1)
-    samples_per_cluster: int = setting(
-        5, "pairs of each cluster whose influence is evaluated", at_least=1
+    estimator: str = setting(METAGRADIENT, "how cluster scores are estimated", choices=ESTIMATORS)
+    removal_folds: int = setting(
+        5,
+        "retrainings without a fold of the clusters, for the finite-removal correction of "
+        "`metagradient`; 0 = none",
+        at_least=0,
     )
-    hessian: str = setting("lanczos", "how the inverse Hessian is approximated", choices=HESSIANS)
+    influence_checkpoints: int = setting(
+        6,
+        "points in the second half of the reference training whose validation losses "
+        "`metagradient` averages; 1 = the final loss alone",
+        at_least=1,
+    )
+    influence_seeds: int = setting(
+        1, "independently trained reference models that scores are averaged over", at_least=1
+    )
+    hessian: str = setting(
+        "lanczos",
+        "inverse Hessian of the estimators `step` and `first_order`",
+        choices=HESSIANS,
+    )
+    curvature: str = setting(
+        "gauss_newton", "the matrix that is inverted, or the exact Hessian", choices=CURVATURES
+    )
+    rank: int = setting(10, "rank of the low-rank Hessian approximation", at_least=1)
     damping: float | None = setting(
         None,
-        "added to the Hessian's eigenvalues; by default the mean of the leading ones",
+        "added to the Hessian's eigenvalues; by default from the reference training: 5 times a "
+        "typical gradient over the sum of the learning rates",
         above=0,
         type=float,
     )
+    samples_per_cluster: int = setting(
+        5, "pairs of each cluster whose influence `first_order` evaluates", at_least=1
+    )
     influence_budget: float = setting(
-        0.1, "most pairs evaluated, as a share of the training pairs", above=0, at_most=1
+        0.1,
+        "most pairs that `first_order` evaluates, as a share of the training pairs",
+        above=0,
+        at_most=1,
     )
     rounds: int = setting(
         1, "curation rounds: train on the curated set, re-estimate, curate again", at_least=1
     )
 
+    def __post_init__(self) -> None:
+        """Check the fields, and that a fold is not everything.
+
+        Raises:
+            InputError: a wrong value.
+        """
+        super().__post_init__()
+        if self.removal_folds == 1:
+            raise InputError("--removal_folds must be 0 or at least 2; one fold is all clusters")
+
 
 @dataclass(frozen=True)
 class InfluenceResult:
-    """Influence of K clusters over n training pairs, and the reference model it belongs to."""
+    """Influence of K clusters over n training pairs, from S reference models."""
 
     influence_scores: Float[np.ndarray, " K"]
     influence_stderr: Float[np.ndarray, " K"]
+    first_order_scores: Float[np.ndarray, "S K"]  # without the finite-removal correction
+    first_order_stderr: Float[np.ndarray, " K"]  # of their mean over the reference models
+    removal_corrections: Float[np.ndarray, " K"]  # what it adds; zeros without
     pair_influence: Float[np.ndarray, " n"]
     pair_influence_evaluated: Bool[np.ndarray, " n"]
-    eigenvalues: Float[np.ndarray, " r"]
+    eigenvalues: Float[np.ndarray, " r"]  # empty for the metagradient, which inverts nothing
     eigenvalue_residuals: Float[np.ndarray, " r"]
-    reference_image_map: Float32[np.ndarray, "d_i e"]
+    reference_image_map: Float32[np.ndarray, "d_i e"]  # of the first reference model
     reference_text_map: Float32[np.ndarray, "d_t e"]
     reference_log_scale: Float32[np.ndarray, ""]
-    hessian: str
-    damping: float
+    reference_weights: Float[np.ndarray, " n"]  # of the pairs in the reference training
+    reference_seeds: Int64[np.ndarray, " S"]
+    reference_steps: int  # that are taken, by early stopping
+    reference_schedule: int  # steps of their learning-rate schedule
+    validation_batches: Int64[np.ndarray, "m b"]
     validation_loss: float
-    reference_steps: int
+    estimator: str
+    curvature_quality: dict[str, Any] = field(metadata={"file": "curvature_quality.json"})
     clusters: list[dict[str, Any]] = field(metadata={"file": "influence_scores.json"})
 
     def quality(self) -> dict[str, Any]:
         """How the estimate was made, and what is known of its quality."""
         return {
-            "hessian": self.hessian,
-            "damping": self.damping,
+            "estimator": self.estimator,
+            "influence_seeds": len(self.reference_seeds),
             "validation_loss": self.validation_loss,
             "reference_steps": self.reference_steps,
+            "reference_schedule": self.reference_schedule,
+            "removal_correction": bool(self.removal_corrections.any()),
             "eigenvalues": self.eigenvalues.tolist(),
             "eigenvalue_residuals": self.eigenvalue_residuals.tolist(),
             "n_evaluated": int(self.pair_influence_evaluated.sum()),
+            **self.curvature_quality,
         }
 
     def reference(self, device: torch.device) -> Parameters:
-        """The reference model's parameters."""
+        """The first reference model's parameters."""
         arrays = (self.reference_image_map, self.reference_text_map, self.reference_log_scale)
         return Parameters(*(torch.from_numpy(a.copy()).to(device) for a in arrays))
+
+
+class Data(NamedTuple):
+    """What influence is estimated on: the pairs in use, their weights and the held-out pairs."""
+
+    pairs: PairTensors
+    weights: Float[np.ndarray, " n"]  # > 0
+    clusters: Int64[np.ndarray, " n"]  # 0 to K - 1, each with a pair
+    validation: PairTensors
+    validation_batches: Int64[np.ndarray, "m b"]
+
+
+class Estimate(NamedTuple):
+    """What one reference model says. Influences are in nats."""
+
+    pair_influence: Float[np.ndarray, " m"]  # u_i of the evaluated pairs
+    cluster_effects: Float[np.ndarray, " K"] | None  # of the step estimator
+    removal: RemovalEffects | None
+    curvature: InverseProduct | None
+    reference: Parameters
+    validation_loss: float
 
 
 def estimate_influence(
@@ -115,8 +201,9 @@ def estimate_influence(
     *,
     rng: np.random.Generator,
     sample_weights: np.ndarray | None = None,
+    previous: InfluenceResult | None = None,
 ) -> InfluenceResult:
-    """Train the reference model, then score every cluster from a few of its pairs.
+    """Train the reference models, then score every cluster.
 
     Args:
         pairs: n training pairs, scaled features.
@@ -127,81 +214,320 @@ def estimate_influence(
         training: settings of the reference model, and the batch size of the objective.
         rng: the stage's generator.
         sample_weights: (n,) weights of an earlier round's curated set, 0 where dropped; the
-            reference model is trained on it and influence is taken at it.
+            reference models are trained on it and influence is taken at it.
+        previous: that round's result; what was dropped keeps the influence it was dropped for.
 
     Raises:
         InputError: the budget does not reach one pair per cluster.
     """
-    n = len(cluster_assignments)
-    evaluated = sample_pairs(
-        cluster_assignments, config.samples_per_cluster, config.influence_budget, rng=rng
-    )
+    n, n_clusters = len(cluster_assignments), int(cluster_assignments.max()) + 1
     weights = np.ones(n) if sample_weights is None else sample_weights
     kept = np.flatnonzero(weights > 0)
-    validation_batches = shuffled_batches(len(validation.images), training.batch_size, rng)
-    # Early stopping: a model that has memorised its pairs, wrong ones too, has no gradient left
-    # to tell them apart by.
-    reference, history = train(
+    present, clusters = np.unique(cluster_assignments[kept], return_inverse=True)
+    b = training.batch_size
+    data = Data(
         pairs.take(torch.from_numpy(kept).to(pairs.images.device)),
-        training,
-        n_steps=training.num_epochs * steps_per_epoch(len(kept), training.batch_size),
-        seed=int(rng.integers(2**31)),
-        sample_weights=None if sample_weights is None else weights[kept],
-        validation=(validation, validation_batches),
-        n_reports=REFERENCE_REPORTS,
-        keep_best=True,
+        weights[kept],
+        clusters,
+        validation,
+        np.concatenate(
+            [shuffled_batches(len(validation.images), b, rng) for _ in range(VALIDATION_SHUFFLES)]
+        ),
     )
-    objective = Objective(
-        pairs, reference, kept, weights, training.batch_size, training.weight_decay, rng=rng
-    )
-    gradient = loss_gradient(reference, validation, validation_batches)
-    curvature = inverse_product(
-        objective,
-        gradient,
-        config.hessian,
-        rank=config.rank,
-        damping=config.damping,
-        rng=rng,
-    )
-    validation_loss = min(history.validation_loss)
+    seeds = rng.integers(2**31, size=config.influence_seeds)
+    if config.estimator == FIRST_ORDER:
+        evaluated = sample_pairs(
+            clusters, config.samples_per_cluster, config.influence_budget, rng=rng
+        )
+    else:
+        evaluated = np.arange(len(kept))
+    schedule = training.num_epochs * steps_per_epoch(len(kept), b)
+    stop = _early_stop(data, training, schedule, int(seeds[0]))
+    estimates = [
+        _estimate(data, evaluated, config, training, schedule, stop, int(seed), rng=rng)
+        for seed in seeds
+    ]
+    loss = float(np.mean([e.validation_loss for e in estimates]))
+    scores = _combine(estimates, clusters, evaluated, loss)
+    influence = np.mean([e.pair_influence for e in estimates], axis=0)
+    cluster_means = np.bincount(clusters[evaluated], influence) / np.bincount(clusters[evaluated])
 
-    base_weights = representation_weights(cluster_assignments, evaluated) * np.maximum(
-        weights[evaluated], MIN_BASE_WEIGHT
-    )
-    influence = pair_influences(
-        reference,
-        pairs,
-        curvature.direction,
-        evaluated,
-        base_weights,
-        batch_size=training.batch_size,
-        rng=rng,
-    )
-    scores, stderr, means = cluster_scores(
-        influence / validation_loss,
-        cluster_assignments[evaluated],
-        np.bincount(cluster_assignments),
-    )
-    pair_influence = means[cluster_assignments] * validation_loss
-    pair_influence[evaluated] = influence
-    is_evaluated = np.zeros(n, dtype=bool)
-    is_evaluated[evaluated] = True
+    full = _Scattered(n, n_clusters, len(seeds), previous)
+    full.scores[present], full.stderr[present] = scores.scores, scores.stderr
+    full.first_order[:, present] = scores.first_order
+    full.first_order_stderr[present] = scores.first_order_stderr
+    full.corrections[present] = scores.corrections
+    full.pair_influence[kept] = cluster_means[clusters]
+    full.pair_influence[kept[evaluated]] = influence
+    full.evaluated[kept] = False
+    full.evaluated[kept[evaluated]] = True
+    first = estimates[0]
+    curvature = first.curvature
     return InfluenceResult(
-        influence_scores=scores,
-        influence_stderr=stderr,
-        pair_influence=pair_influence,
-        pair_influence_evaluated=is_evaluated,
-        eigenvalues=curvature.eigenvalues,
-        eigenvalue_residuals=curvature.residuals,
-        reference_image_map=reference.image_map.cpu().numpy(),
-        reference_text_map=reference.text_map.cpu().numpy(),
-        reference_log_scale=reference.log_scale.cpu().numpy(),
-        hessian=config.hessian,
-        damping=curvature.damping,
-        validation_loss=validation_loss,
-        reference_steps=history.step[int(np.argmin(history.validation_loss))],
-        clusters=_readable_scores(scores, stderr, cluster_assignments, is_evaluated, cluster_terms),
+        influence_scores=full.scores,
+        influence_stderr=full.stderr,
+        first_order_scores=full.first_order,
+        first_order_stderr=full.first_order_stderr,
+        removal_corrections=full.corrections,
+        pair_influence=full.pair_influence,
+        pair_influence_evaluated=full.evaluated,
+        eigenvalues=curvature.eigenvalues if curvature else np.zeros(0),
+        eigenvalue_residuals=curvature.residuals if curvature else np.zeros(0),
+        reference_image_map=first.reference.image_map.cpu().numpy(),
+        reference_text_map=first.reference.text_map.cpu().numpy(),
+        reference_log_scale=first.reference.log_scale.cpu().numpy(),
+        reference_weights=np.asarray(weights, dtype=np.float64),
+        reference_seeds=seeds.astype(np.int64),
+        reference_steps=stop,
+        reference_schedule=schedule,
+        validation_batches=data.validation_batches,
+        validation_loss=loss,
+        estimator=config.estimator,
+        curvature_quality=_curvature_quality(config, curvature),
+        clusters=_readable_scores(
+            full.scores, full.stderr, cluster_assignments, full.evaluated, cluster_terms
+        ),
     )
+
+
+def _curvature_quality(config: InfluenceConfig, curvature: InverseProduct | None) -> dict[str, Any]:
+    if curvature is None:
+        return {}
+    return {
+        "hessian": config.hessian,
+        "curvature": config.curvature,
+        "damping": curvature.damping,
+        "trace": curvature.trace,
+        "trace_stderr": curvature.trace_stderr,
+        "trace_share": curvature.trace_share,
+        "cosine_to_exact_solution": curvature.cosine,
+    }
+
+
+class _Scattered:
+    """Results over all pairs and clusters; what a round does not touch stays as it was before."""
+
+    def __init__(
+        self, n: int, n_clusters: int, n_seeds: int, previous: InfluenceResult | None
+    ) -> None:
+        self.scores = np.zeros(n_clusters)
+        self.stderr = np.zeros(n_clusters)
+        self.first_order = np.zeros((n_seeds, n_clusters))
+        self.first_order_stderr = np.zeros(n_clusters)
+        self.corrections = np.zeros(n_clusters)
+        self.pair_influence = np.zeros(n)
+        self.evaluated = np.zeros(n, dtype=bool)
+        if previous is not None:
+            self.scores[:] = previous.influence_scores
+            self.stderr[:] = previous.influence_stderr
+            self.first_order[:] = previous.first_order_scores
+            self.first_order_stderr[:] = previous.first_order_stderr
+            self.corrections[:] = previous.removal_corrections
+            self.pair_influence[:] = previous.pair_influence
+            self.evaluated[:] = previous.pair_influence_evaluated
+
+
+def _early_stop(data: Data, training: TrainingConfig, schedule: int, seed: int) -> int:
+    """After how many steps the validation loss is lowest.
+
+    A model that has memorised its pairs, wrong ones too, has no gradient left to tell them apart
+    by. One shuffling of the validation pairs is enough to see it.
+    """
+    first_shuffle = data.validation_batches[: len(data.validation_batches) // VALIDATION_SHUFFLES]
+    run = Training(data.pairs, training, n_steps=schedule, seed=seed, sample_weights=data.weights)
+    train_until_best(
+        run, (data.validation, first_shuffle), n_reports=REFERENCE_REPORTS, patience=PATIENCE
+    )
+    return run.n_done
+
+
+def _estimate(
+    data: Data,
+    evaluated: Int64[np.ndarray, " m"],
+    config: InfluenceConfig,
+    training: TrainingConfig,
+    schedule: int,
+    stop: int,
+    seed: int,
+    *,
+    rng: np.random.Generator,
+) -> Estimate:
+    """Train one reference model and ask it."""
+    run = Training(data.pairs, training, n_steps=schedule, seed=seed, sample_weights=data.weights)
+    validation = (data.validation, data.validation_batches)
+    n, effects, curvature = len(data.weights), None, None
+    if config.estimator == METAGRADIENT:
+        by_weight = pair_weight_gradient(
+            run,
+            stop,
+            lambda p: unflatten(loss_gradient(p, *validation), p),
+            checkpoints=_checkpoints(stop, config.influence_checkpoints),
+        )
+        influence = -n * data.weights * by_weight
+    else:
+        run.advance_to(stop)
+        objective = Objective(
+            data.pairs,
+            run.parameters,
+            np.arange(n),
+            data.weights,
+            training.batch_size,
+            training.weight_decay,
+            rng=rng,
+            curvature=config.curvature,
+        )
+        curvature = inverse_product(
+            objective,
+            loss_gradient(run.parameters, *validation),
+            config.hessian,
+            rank=config.rank,
+            damping=config.damping or training_damping(run),
+            rng=rng,
+        )
+        base_weights = data.weights[evaluated]
+        if len(evaluated) < n:
+            base_weights = base_weights * representation_weights(data.clusters, evaluated)
+        influence = pair_influences(
+            run.parameters,
+            data.pairs,
+            curvature.direction,
+            evaluated,
+            base_weights,
+            batch_size=training.batch_size,
+            rng=rng,
+        )
+        if config.estimator == STEP:
+            effects = leave_out_steps(
+                run.parameters,
+                data.pairs,
+                data.weights,
+                data.clusters,
+                objective.batches,
+                curvature.solve,
+                validation,
+            )
+    removal = None
+    n_clusters = int(data.clusters.max()) + 1
+    n_folds = min(config.removal_folds, n_clusters)
+    if config.estimator == METAGRADIENT and n_folds > 1:
+        removal = removal_effects(
+            Retraining(data.pairs, training, schedule, stop, *validation),
+            seed,
+            data.weights,
+            data.clusters,
+            nearest_clusters(data.pairs, data.clusters, data.validation),
+            n_folds,
+            rng=rng,
+        )
+    loss = mean_loss(run.parameters, *validation)
+    return Estimate(influence, effects, removal, curvature, run.parameters, loss)
+
+
+def _checkpoints(stop: int, count: int) -> list[int]:
+    """Evenly spaced steps in the second half of a training of `stop` steps, the last included."""
+    return sorted({round(stop * (1 - k / (2 * count))) for k in range(count)} - {0})
+
+
+def training_damping(run: Training) -> float:
+    """The damping that a training run of this length amounts to.
+
+    Gradient descent for a time t = sum of the learning rates inverts H + I / t, roughly: what it
+    has had no time to learn counts as flat. Adam divides the gradient by its typical size s, so
+    that its t is shorter by s; the multiple is fitted to retraining (benchmarks/influence.py).
+    """
+    squared = torch.cat([v.reshape(-1) for v in run.state().second_moment])
+    corrected = squared.mean() / (1 - ADAM_BETAS[1] ** run.n_done)
+    typical = float(corrected.sqrt())
+    return DAMPING_MULTIPLE * typical / float(run.learning_rates[: run.n_done].sum())
+
+
+class Scores(NamedTuple):
+    """Cluster scores as shares of the validation loss."""
+
+    scores: Float[np.ndarray, " K"]
+    stderr: Float[np.ndarray, " K"]
+    first_order: Float[np.ndarray, "S K"]
+    first_order_stderr: Float[np.ndarray, " K"]
+    corrections: Float[np.ndarray, " K"]
+
+
+def _combine(
+    estimates: Sequence[Estimate],
+    clusters: Int64[np.ndarray, " n"],
+    evaluated: Int64[np.ndarray, " m"],
+    loss: float,
+) -> Scores:
+    """Scores and standard errors from the sampled pairs, the reference models and the folds."""
+    sizes = np.bincount(clusters)
+    per_seed = np.array(
+        [
+            cluster_scores(e.pair_influence / loss, clusters[evaluated], sizes).scores
+            if e.cluster_effects is None
+            else e.cluster_effects / loss
+            for e in estimates
+        ]
+    )
+    sampled = cluster_scores(
+        np.mean([e.pair_influence for e in estimates], axis=0) / loss, clusters[evaluated], sizes
+    )
+    variance = sampled.stderr**2
+    if len(estimates) > 1:
+        between = per_seed.var(axis=0, ddof=1)
+        freedom = len(estimates) - 1
+        shrunk = (freedom * between + PRIOR_PAIRS * between.mean()) / (freedom + PRIOR_PAIRS)
+        variance += shrunk / len(estimates)
+    else:
+        # One model's noise is independent from pair to pair, so that it is part of their spread.
+        variance += (sizes / sizes.sum()) ** 2 * sampled.within_variance / sizes
+    scores = per_seed.mean(axis=0)
+    first_order_stderr = np.sqrt(variance)
+    corrections = np.zeros_like(scores)
+    removals = [e.removal for e in estimates if e.removal is not None]
+    if removals:
+        effects, error = finite_removal(removals, sizes)
+        corrections = effects / loss
+        variance = variance + (error / loss) ** 2
+    return Scores(
+        scores + corrections, np.sqrt(variance), per_seed, first_order_stderr, corrections
+    )
+
+
+class SampledScores(NamedTuple):
+    """First-order scores from sampled pairs, as shares of the validation loss."""
+
+    scores: Float[np.ndarray, " K"]
+    stderr: Float[np.ndarray, " K"]  # of sampling alone
+    within_variance: Float[np.ndarray, " K"]  # of the pairs of each cluster, shrunk
+
+
+def cluster_scores(
+    relative_influence: Float[np.ndarray, " m"],
+    clusters: Int64[np.ndarray, " m"],
+    sizes: Int64[np.ndarray, " K"],
+) -> SampledScores:
+    """Scores and standard errors of all clusters from their sampled pairs.
+
+    The variance within a cluster is shrunk towards the one pooled over clusters, which counts as
+    much as four further pairs; a cluster evaluated whole has no sampling error.
+
+    Args:
+        relative_influence: u_i / L_val of the evaluated pairs.
+        clusters: the cluster of each evaluated pair; every cluster has one.
+        sizes: pairs of each cluster in the training set.
+    """
+    counts = np.bincount(clusters, minlength=len(sizes))
+    means = np.bincount(clusters, relative_influence, minlength=len(sizes)) / counts
+    squares = (relative_influence - means[clusters]) ** 2
+    within = np.bincount(clusters, squares, minlength=len(sizes))
+    freedom = counts - 1
+    if freedom.sum() > 0:
+        pooled = within.sum() / freedom.sum()
+    else:  # one pair a cluster: the spread over clusters bounds the one within them
+        pooled = relative_influence.var(ddof=1) if len(relative_influence) > 1 else 0.0
+    variance = (within + PRIOR_PAIRS * pooled) / (freedom + PRIOR_PAIRS)
+    unseen = 1 - counts / sizes
+    share = sizes / sizes.sum()
+    return SampledScores(share * means, share * np.sqrt(variance / counts * unseen), variance)
 
 
 def _readable_scores(
@@ -229,161 +555,3 @@ def _readable_scores(
         }
         for k in np.argsort(scores, kind="stable")
     ]
-
-
-# --- Which pairs are evaluated, and what they stand for --------------------------------------
-
-
-def sample_pairs(
-    cluster_assignments: Int64[np.ndarray, " n"],
-    samples_per_cluster: int,
-    budget: float,
-    *,
-    rng: np.random.Generator,
-) -> Int64[np.ndarray, " m"]:
-    """Sorted indices of the pairs to evaluate: `samples_per_cluster` of each cluster, at random.
-
-    Where that exceeds `budget` times n, every cluster gives equally many fewer, but at least one.
-
-    Raises:
-        InputError: the budget is smaller than one pair per cluster.
-    """
-    n, sizes = len(cluster_assignments), np.bincount(cluster_assignments)
-    allowed = int(budget * n + 1e-9)
-    if allowed < len(sizes):
-        raise InputError(
-            f"--influence_budget {budget:g} of {n} training pairs allows {allowed} influences, "
-            f"fewer than one for each of {len(sizes)} clusters; raise it or lower --n_clusters"
-        )
-    per_cluster = samples_per_cluster
-    while np.minimum(sizes, per_cluster).sum() > allowed:
-        per_cluster -= 1
-    order = rng.permutation(n)
-    order = order[np.argsort(cluster_assignments[order], kind="stable")]
-    starts = np.cumsum(sizes) - sizes
-    rank_in_cluster = np.arange(n) - starts[cluster_assignments[order]]
-    return np.sort(order[rank_in_cluster < per_cluster])
-
-
-def representation_weights(
-    cluster_assignments: Int64[np.ndarray, " n"], evaluated: Int64[np.ndarray, " m"]
-) -> Float[np.ndarray, " m"]:
-    """How many pairs of its cluster each evaluated pair stands for, scaled to mean one."""
-    sizes = np.bincount(cluster_assignments)
-    counts = np.bincount(cluster_assignments[evaluated], minlength=len(sizes))
-    weights = (sizes / np.maximum(counts, 1))[cluster_assignments[evaluated]]
-    return np.asarray(weights / weights.mean(), dtype=np.float64)
-
-
-def cluster_scores(
-    relative_influence: Float[np.ndarray, " m"],
-    clusters: Int64[np.ndarray, " m"],
-    sizes: Int64[np.ndarray, " K"],
-) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    """Scores, standard errors and mean pair influences of all clusters from their sampled pairs.
-
-    The variance within a cluster is shrunk towards the one pooled over clusters, which counts as
-    much as four further pairs; a cluster evaluated whole has no sampling error.
-
-    Args:
-        relative_influence: u_i / L_val of the evaluated pairs.
-        clusters: the cluster of each evaluated pair; every cluster has one.
-        sizes: pairs of each cluster in the training set.
-    """
-    prior_pairs = 4.0
-    counts = np.bincount(clusters, minlength=len(sizes))
-    means = np.bincount(clusters, relative_influence, minlength=len(sizes)) / counts
-    squares = (relative_influence - means[clusters]) ** 2
-    within = np.bincount(clusters, squares, minlength=len(sizes))
-    freedom = counts - 1
-    if freedom.sum() > 0:
-        pooled = within.sum() / freedom.sum()
-    else:  # one pair a cluster: the spread over clusters bounds the one within them
-        pooled = relative_influence.var(ddof=1) if len(relative_influence) > 1 else 0.0
-    variance = (within + prior_pairs * pooled) / (freedom + prior_pairs)
-    unseen = 1 - counts / sizes
-    share = sizes / sizes.sum()
-    return share * means, share * np.sqrt(variance / counts * unseen), means
-
-
-# --- The one-pass sweep ----------------------------------------------------------------------
-
-
-def pair_influences(
-    parameters: Parameters,
-    pairs: PairTensors,
-    direction: Tensor,
-    index: Int64[np.ndarray, " m"],
-    base_weights: Float[np.ndarray, " m"],
-    *,
-    batch_size: int,
-    rng: np.random.Generator,
-    n_shuffles: int = N_SHUFFLES,
-) -> Float[np.ndarray, " m"]:
-    """u_i of the pairs at `index`, nats, by one forward and one reverse sweep a batch.
-
-        u_i = W_B * d/dw_i [ v . dL_B/dtheta ](w),    W_B = sum of the weights in i's batch B
-
-    The forward sweep carries the logits and their derivative along v; the reverse sweep takes the
-    gradient with respect to the pair weights, so the cost does not depend on the number of
-    parameters and no per-pair gradient is stored. In every batch sum_i w_i u_i = 0: scaling all
-    weights changes nothing.
-
-    Args:
-        parameters: the reference model.
-        pairs: training pairs.
-        direction: (p,) v = (H + damping)^-1 grad L_val.
-        index: the pairs to evaluate; they are each other's negatives.
-        base_weights: > 0, the weights at which the derivative is taken; how much of the training
-            distribution each evaluated pair stands for.
-        batch_size: of the training objective.
-        rng: draws the shufflings.
-        n_shuffles: batch compositions averaged over.
-    """
-    device = pairs.images.device
-    tangent = unflatten(direction, parameters)
-    weights = torch.from_numpy(base_weights.astype(np.float32)).to(device)
-    pair_index = torch.from_numpy(index).to(device)
-    totals = torch.zeros(len(index), dtype=torch.float64, device=device)
-    counts = torch.zeros_like(totals)
-    b = min(batch_size, len(index))
-    for _ in range(n_shuffles):
-        order = rng.permutation(len(index))
-        n_batches = -(-len(order) // b)
-        batches = np.resize(order, n_batches * b).reshape(n_batches, b)  # the last one wraps round
-        for block in batch_blocks(batches, device):
-            batch = pairs.take(pair_index[block])
-            logits, logits_tangent = jvp(
-                lambda p, batch=batch: similarities(p, batch), parameters, tangent
-            )
-
-            def slope(
-                w: Tensor, logits: Tensor = logits, tangent: Tensor = logits_tangent
-            ) -> Tensor:
-                derivative: Tensor = jvp(lambda s: contrastive_loss(s, w), logits, tangent)[1]
-                return derivative.sum()
-
-            w = weights[block]
-            u = w.sum(-1, keepdim=True) * grad(slope)(w)
-            totals.index_add_(0, block.reshape(-1), u.reshape(-1).double())
-            counts.index_add_(0, block.reshape(-1), torch.ones_like(u).reshape(-1).double())
-    return (totals / counts).cpu().numpy()
-
-
-def own_loss_influences(
-    parameters: Parameters, pairs: PairTensors, direction: Tensor, batches: np.ndarray
-) -> Float[np.ndarray, " n"]:
-    """Classical influence of every pair of fixed batches: v . grad l_i, with l_i its own loss.
-
-    What influence libraries compute; it overlooks the pair's role as a negative. Pairs that no
-    batch holds get NaN.
-    """
-    tangent = unflatten(direction, parameters)
-    result = np.full(len(pairs.images), np.nan)
-    for block in batch_blocks(batches, pairs.images.device):
-        batch = pairs.take(block)
-        _, slopes = jvp(
-            lambda p, batch=batch: pair_losses(similarities(p, batch)), parameters, tangent
-        )
-        result[block.cpu().numpy()] = slopes.double().cpu().numpy()
-    return result

@@ -30,6 +30,7 @@ from stages import (
     score,
     select,
     select_baselines,
+    validate,
 )
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def run_pipeline(config: Config, command: str) -> None:
         inputs = model_inputs(embedded.value, run.device)
         clustered = cluster(run, embedded)
         influence = score(run, embedded, clustered, inputs)
+        validated = validate(run, embedded, clustered, influence, inputs)
         curated = select(run, embedded, clustered, influence)
         rivals = select_baselines(run, embedded, clustered, influence, inputs)
         evaluated, subsets = evaluate(run, embedded, curated, rivals, inputs)
@@ -54,6 +56,7 @@ def run_pipeline(config: Config, command: str) -> None:
             embedded.value,
             clustered.value,
             influence.value,
+            validated.value if validated else None,
             curated.value,
             subsets,
             evaluated.value,

@@ -1,4 +1,4 @@
-"""The dual encoder that is trained, its weighted contrastive loss and its training loop.
+"""The dual encoder that is trained and its weighted contrastive loss.
 
 Two linear maps take frozen tower features to a joint space of unit vectors; a learned logit
 scale turns their cosines into logits. The loss is CLIP's (Radford et al. 2021, arXiv 2103.00020)
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,22 +17,10 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from settings import Settings, setting
-
 INITIAL_LOGIT_SCALE = 1 / 0.07  # CLIP's
 MAX_LOG_SCALE = math.log(100.0)  # CLIP's cap on the logit scale
+MAX_EXPONENT = 80.0  # exp of it is finite in float32
 ROWS_AT_ONCE = 8192  # pairs per vectorised block of batches; bounds memory
-
-
-@dataclass(frozen=True)
-class TrainingConfig(Settings):
-    """How a dual encoder is trained, the reference model and every compared one alike."""
-
-    embed_dim: int = setting(256, "width of the trained joint space", at_least=2)
-    num_epochs: int = setting(10, "training epochs over the full data", at_least=1)
-    batch_size: int = setting(32, "pairs per training and validation batch", at_least=2)
-    learning_rate: float = setting(1e-3, "peak AdamW learning rate (cosine schedule)", above=0)
-    weight_decay: float = setting(1e-5, "AdamW weight decay", at_least=0)
 
 
 class Parameters(NamedTuple):
@@ -125,9 +111,15 @@ def embed_texts(parameters: Parameters, texts: Tensor) -> Tensor:
 
 def similarities(parameters: Parameters, batch: PairTensors) -> Tensor:
     """Logits s_ij = scale * <f(v_i), g(t_j)> of batches of pairs, (..., b, b)."""
-    scale = parameters.log_scale.exp()
-    images, texts = embed_images(parameters, batch.images), embed_texts(parameters, batch.texts)
-    return scale * images @ texts.transpose(-1, -2)
+    return projected_similarities(
+        batch.images @ parameters.image_map, batch.texts @ parameters.text_map, parameters.log_scale
+    )
+
+
+def projected_similarities(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
+    """Logits of pairs whose features have been through the maps already, (..., b, b)."""
+    scale = log_scale.exp()
+    return scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).transpose(-1, -2)
 
 
 def pair_losses(logits: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -136,7 +128,8 @@ def pair_losses(logits: Tensor, weights: Tensor | None = None) -> Tensor:
         l_i = 1/2 [ log sum_j w_j exp(s_ij) + log sum_j w_j exp(s_ji) - 2 s_ii ]      design 4
 
     No reduction. Negatives: the other pairs of the batch, each counted `weights` times; a weight
-    of zero removes the pair from every denominator exactly.
+    of zero removes the pair from every denominator exactly, and the derivative with respect to
+    that weight exists: it says what adding the pair would do.
 
     Args:
         logits: (..., b, b).
@@ -145,19 +138,35 @@ def pair_losses(logits: Tensor, weights: Tensor | None = None) -> Tensor:
     Returns:
         (..., b) nats.
     """
-    # log 0 = -inf drops a column without the denormals that a tiny constant would make.
-    bias = 0.0 if weights is None else weights.log().unsqueeze(-2)
-    image_to_text = torch.logsumexp(logits + bias, dim=-1)
-    text_to_image = torch.logsumexp(logits.transpose(-1, -2) + bias, dim=-1)
+    if weights is None:
+        image_to_text = torch.logsumexp(logits, dim=-1)
+        text_to_image = torch.logsumexp(logits, dim=-2)
+    else:
+        image_to_text = _weighted_logsumexp(logits, weights)
+        text_to_image = _weighted_logsumexp(logits.transpose(-1, -2), weights)
     return (image_to_text + text_to_image) / 2 - logits.diagonal(dim1=-2, dim2=-1)
 
 
+def _weighted_logsumexp(logits: Tensor, weights: Tensor) -> Tensor:
+    """Log sum_j w_j exp(s_ij), (..., b), differentiable in w at zero, unlike its use of log w."""
+    weights = weights.unsqueeze(-2)
+    largest = logits.detach().masked_fill(weights <= 0, -math.inf).amax(-1, keepdim=True)
+    # Columns of weight zero may lie far above the largest that counts; 0 * inf would be NaN.
+    shifted = (logits - largest).clamp(max=MAX_EXPONENT)
+    return largest.squeeze(-1) + (weights * shifted.exp()).sum(-1).log()
+
+
 def contrastive_loss(logits: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Weighted mean of `pair_losses` over each batch: sum_i w_i l_i / sum_i w_i, (...) nats."""
-    losses = pair_losses(logits, weights)
+    """Weighted mean of `pair_losses` over each batch: sum_i w_i l_i / sum_i w_i, (...) nats.
+
+    A batch whose weights are all zero has nothing to say: its loss is zero and has no gradient.
+    """
     if weights is None:
-        return losses.mean(dim=-1)
-    return torch.where(weights > 0, weights * losses, 0.0).sum(-1) / weights.sum(-1)
+        return pair_losses(logits).mean(dim=-1)
+    empty = weights.detach().sum(-1) == 0
+    weights = torch.where(empty.unsqueeze(-1), torch.ones_like(weights), weights)
+    mean = (weights * pair_losses(logits, weights)).sum(-1) / weights.sum(-1)
+    return torch.where(empty, torch.zeros_like(mean), mean)
 
 
 def shuffled_batches(
@@ -186,142 +195,3 @@ def mean_loss(parameters: Parameters, pairs: PairTensors, batches: np.ndarray) -
         for block in batch_blocks(batches, pairs.images.device):
             total += float(contrastive_loss(similarities(parameters, pairs.take(block))).sum())
     return total / len(batches)
-
-
-class LossHistory(NamedTuple):
-    """Loss as training went on, one entry a reporting step."""
-
-    step: list[int]
-    train_loss: list[float]  # mean since the last report, nats
-    validation_loss: list[float]  # nats
-
-
-def train(
-    pairs: PairTensors,
-    config: TrainingConfig,
-    *,
-    n_steps: int,
-    seed: int,
-    sample_weights: np.ndarray | None = None,
-    validation: tuple[PairTensors, np.ndarray] | None = None,
-    n_reports: int = 10,
-    keep_best: bool = False,
-) -> tuple[Parameters, LossHistory]:
-    """A dual encoder trained from scratch for `n_steps` steps with AdamW and a cosine schedule.
-
-    Args:
-        pairs: training pairs, scaled features.
-        config: width, batch size, learning rate, weight decay.
-        n_steps: optimiser steps; epochs follow one another, each newly shuffled.
-        seed: decides the initial parameters and the order of the pairs.
-        sample_weights: (n,) positive weights in the loss; None is all ones.
-        validation: pairs and their fixed batches, whose loss is recorded.
-        n_reports: how often losses are recorded.
-        keep_best: return the parameters of the report with the lowest validation loss (early
-            stopping) in place of the last ones.
-
-    Returns:
-        The trained parameters (detached) and the losses on the way.
-
-    Raises:
-        ValueError: `keep_best` without validation pairs.
-    """
-    if keep_best and validation is None:
-        raise ValueError("keep_best needs validation pairs")
-    with _one_cpu_thread():
-        return _train(
-            pairs, config, n_steps, seed, sample_weights, validation, n_reports, keep_best
-        )
-
-
-@contextmanager
-def _one_cpu_thread() -> Iterator[None]:
-    """A step on a batch is too small to share: threads cost more than they bring."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-def _train(
-    pairs: PairTensors,
-    config: TrainingConfig,
-    n_steps: int,
-    seed: int,
-    sample_weights: np.ndarray | None,
-    validation: tuple[PairTensors, np.ndarray] | None,
-    n_reports: int,
-    keep_best: bool,
-) -> tuple[Parameters, LossHistory]:
-    device = pairs.images.device
-    rng = np.random.default_rng(seed)
-    parameters = Parameters(
-        *(
-            p.requires_grad_()
-            for p in initial_parameters(
-                pairs.images.shape[1],
-                pairs.texts.shape[1],
-                config.embed_dim,
-                seed=seed,
-                device=device,
-            )
-        )
-    )
-    weights = None
-    if sample_weights is not None:
-        weights = torch.from_numpy(sample_weights.astype(np.float32)).to(device)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": parameters[:2], "weight_decay": config.weight_decay},
-            {"params": parameters[2:], "weight_decay": 0.0},  # a temperature has no size to shrink
-        ],
-        lr=config.learning_rate,
-        fused=device.type in ("cpu", "cuda"),
-    )
-    history = LossHistory([], [], [])
-    reports = {math.ceil(n_steps * (k + 1) / n_reports) for k in range(n_reports)}
-    best = parameters
-    running, since = torch.zeros((), device=device), 0
-    for step, index in enumerate(_training_batches(len(pairs.images), config, n_steps, rng), 1):
-        learning_rate = config.learning_rate * (1 + math.cos(math.pi * (step - 1) / n_steps)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        batch = torch.from_numpy(index).to(device)
-        logits = similarities(parameters, pairs.take(batch))
-        loss = contrastive_loss(logits, None if weights is None else weights[batch])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        with torch.no_grad():
-            parameters.log_scale.clamp_(max=MAX_LOG_SCALE)
-            running += loss
-            since += 1
-        if step in reports:
-            history.step.append(step)
-            history.train_loss.append(float(running) / since)
-            if validation is not None:
-                history.validation_loss.append(mean_loss(parameters, *validation))
-            running.zero_()
-            since = 0
-            if keep_best and history.validation_loss[-1] == min(history.validation_loss):
-                best = Parameters(*(p.detach().clone() for p in parameters))
-    return best if keep_best else Parameters(*(p.detach() for p in parameters)), history
-
-
-def _training_batches(
-    n: int, config: TrainingConfig, n_steps: int, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
-    done = 0
-    while True:
-        for index in shuffled_batches(n, config.batch_size, rng):
-            if done == n_steps:
-                return
-            yield index
-            done += 1
-
-
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Full batches in one epoch over `n` pairs, at least one."""
-    return max(1, n // batch_size)

@@ -21,11 +21,13 @@ from findings import (
     kept_sentence,
     key_findings,
     limitations,
+    validation,
     versus_random,
     weights_sentence,
 )
 from summary import (
     COMPARISON_SHORT,
+    FREE_PREDICTIONS,
     GAP_RECALL_AT,
     RANDOM,
     Summary,
@@ -42,6 +44,7 @@ from summary import (
 )
 from visualize import (
     CATEGORIES,
+    CHECK_LABELS,
     COMPARISON_LABELS,
     ENCODER,
     FULL,
@@ -138,6 +141,7 @@ def _kept(summary: Summary) -> str:
             _images(summary, "stage3/cluster_categorization.png", "stage3/weight_distribution.png"),
             _cluster_tables(summary),
             _images(summary, "stage2/influence_scores.png"),
+            _validation(summary),
             _fault_table(summary),
             _example_table(summary),
         )
@@ -201,6 +205,33 @@ def _cluster_table(summary: Summary, entries: Sequence[Mapping[str, Any]]) -> st
         for e in entries
     ]
     return table(header, rows, 3)
+
+
+def _validation(summary: Summary) -> str:
+    """Predicted effects beside those of real retraining."""
+    text = validation(summary)
+    if not text:
+        return ""
+    heading, checks = "### Does the estimate match retraining?", summary.influence_validation
+    if checks is None:
+        return f"{heading}\n\n{text}"
+    header = ["check", "Spearman (ceiling)", "Pearson", "slope"]
+    header += [f"Spearman of {label}" for label in FREE_PREDICTIONS.values()]
+    rows = []
+    for check, label in CHECK_LABELS.items():
+        found = checks[check]
+        own = found["estimator"]
+        spearman = f"{quantity(own['spearman'])} ({quantity(found['ceiling'])})"
+        free = [quantity(found[name]["spearman"]) for name in FREE_PREDICTIONS]
+        rows.append([label, spearman, quantity(own["pearson"]), quantity(own["slope"]), *free])
+    explanation = (
+        "Real against predicted change of the validation loss, as rank correlation (Spearman),"
+        " linear correlation (Pearson) and slope. Ceiling: the rank correlation that a perfect"
+        " prediction would reach, given how far retrainings of different seeds agree. The last"
+        " three columns are predictions that cost nothing."
+    )
+    figure = _images(summary, "stage2/influence_validation.png")
+    return paragraphs((heading, text, table(header, rows), explanation, figure))
 
 
 def _fault_table(summary: Summary) -> str:
@@ -503,6 +534,11 @@ def _curation_figures(summary: Summary) -> dict[str, Callable[[], Figure]]:
             _categories(summary, summary.influence_scores, summary.influence_stderr),
             harmful_threshold=summary.thresholds["harmful_threshold"],
             beneficial_threshold=summary.thresholds["beneficial_threshold"],
+        )
+    if summary.influence_validation is not None:
+        checks = summary.influence_validation
+        made["stage2/influence_validation.png"] = partial(
+            visualize.influence_validation, checks["points"], checks
         )
     if summary.categorization is not None:
         made["stage3/cluster_categorization.png"] = partial(

@@ -19,6 +19,7 @@ from curation import CurationResult, curated_size, drop_examples, faults_dropped
 from data import UnusableImage, decode_image
 from embedding import EmbeddingResult
 from influence import InfluenceResult
+from influence_validation import InfluenceValidation
 from stages import Run
 from summary import Summary
 from train_eval import (
@@ -49,6 +50,7 @@ def write_results(
     embedded: EmbeddingResult,
     clustered: ClusterAssignment,
     influence: InfluenceResult | None,
+    validated: InfluenceValidation | None,
     curated: CurationResult | None,
     subsets: Mapping[str, Subset],
     evaluated: EvaluationResult,
@@ -97,6 +99,7 @@ def write_results(
         skipped=Counter(embedded.skipped["reason"]),
         influence=influence.clusters if influence else None,
         influence_info=influence.quality() if influence else None,
+        influence_validation=validated.checks if validated else None,
         influence_scores=influence.influence_scores if influence else None,
         influence_stderr=influence.influence_stderr if influence else None,
         clusters=clustered.clusters,

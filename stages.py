@@ -27,6 +27,7 @@ from data import PairReader, PairSource
 from embedding import EmbeddingResult, embed_pairs
 from encoders import EMBEDDED_WARNING, load_encoder, resolve_dtype
 from influence import InfluenceResult, estimate_influence
+from influence_validation import InfluenceValidation, validate_influence
 from model import PairTensors, Parameters, fit_feature_scaling
 from sources import SYNTHETIC_WARNING, open_source
 from train_eval import (
@@ -188,6 +189,7 @@ def score(run: Run, embedded: Saved, clustered: Saved, inputs: ModelInputs) -> S
     def compute() -> InfluenceResult:
         rng = run.rng(stage.name)
         weights: np.ndarray | None = None
+        result: InfluenceResult | None = None
         for round_number in range(1, config.influence.rounds + 1):
             result = estimate_influence(
                 inputs.pairs,
@@ -198,11 +200,13 @@ def score(run: Run, embedded: Saved, clustered: Saved, inputs: ModelInputs) -> S
                 config.training,
                 rng=rng,
                 sample_weights=weights,
+                previous=result,
             )
             logger.info("round %d: validation loss %.4f", round_number, result.validation_loss)
             if round_number < config.influence.rounds:
                 curated = curate_clusters(config.curation, embedded, clustered, result)
                 weights = curated.training_weights(len(embedded.value.indices))
+        assert result is not None, "there is at least one round"
         return result
 
     settings = {
@@ -217,7 +221,37 @@ def score(run: Run, embedded: Saved, clustered: Saved, inputs: ModelInputs) -> S
         compute,
         settings,
         {"embedding": embedded.fingerprint, "clustering": clustered.fingerprint},
-        run.mode(stage, needed_later=curation_runs or "individual_influence" in methods),
+        run.mode(
+            stage,
+            needed_later=curation_runs
+            or "individual_influence" in methods
+            or config.influence_validation.validate_influence > 0,
+        ),
+    )
+
+
+def validate(
+    run: Run, embedded: Saved, clustered: Saved, influence: Saved, inputs: ModelInputs
+) -> Saved | None:
+    """Stage 2, on demand: compare the estimate with real retraining."""
+    stage, config = artifacts.INFLUENCE_VALIDATION, run.config
+    if config.influence_validation.validate_influence == 0:
+        return None
+    return run.have(
+        stage,
+        InfluenceValidation,
+        lambda: validate_influence(
+            influence.value,
+            inputs.pairs,
+            inputs.validation,
+            clustered.value.cluster_assignments,
+            embedded.value.clip_scores,
+            config.influence_validation,
+            config.training,
+            rng=run.rng(stage.name),
+        ),
+        config.influence_validation.fingerprint_settings(),
+        {"influence": influence.fingerprint},
     )
 
 

@@ -21,6 +21,11 @@ FAULT_LABELS = {
     "rare group": "the rare group",
     "good": "good pairs",
 }
+FREE_PREDICTIONS = {  # of influence, beside the estimate
+    "size": "cluster size",
+    "clip_score": "mean CLIP score",
+    "gradient_similarity": "gradient similarity",
+}
 
 Cell = Mapping[str, Any]  # {"mean": ..., "std": ... or None}
 
@@ -37,6 +42,7 @@ class Summary:
     skipped: dict[str, int]  # reason -> pairs
     influence: list[dict[str, Any]] | None  # one entry a cluster, most harmful first
     influence_info: dict[str, Any] | None
+    influence_validation: dict[str, Any] | None  # stage2/influence_validation.json
     influence_scores: np.ndarray | None  # (K,) relative change of the validation loss
     influence_stderr: np.ndarray | None  # (K,)
     clusters: list[dict[str, Any]]

@@ -22,14 +22,12 @@ from tqdm import tqdm
 from model import (
     PairTensors,
     Parameters,
-    TrainingConfig,
     embed_images,
     embed_texts,
     shuffled_batches,
-    steps_per_epoch,
-    train,
 )
 from settings import Settings, setting
+from training import TrainingConfig, steps_per_epoch, train
 
 FULL, INFLUENCESPACE = "full", "influencespace"
 METHODS = (

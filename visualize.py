@@ -38,6 +38,11 @@ COMPARISON_LABELS = {
     "same_steps": "Same number of steps",
 }
 CATEGORIES = ("harmful", "neutral", "beneficial")
+CHECK_LABELS = {  # of the influence estimate, against retraining
+    "loco": "One cluster left out",
+    "small_weight": "One cluster at 0.9 of its weight",
+    "lds": "A random half of the clusters left out",
+}
 
 INK, GREY, MUTED, PALE = "#222222", "#666666", "#B9C3CC", "#E6E9EC"
 LINE_COLORS = {
@@ -69,6 +74,7 @@ DPI = 150
 MAX_LABELLED = 30  # more clusters than this are drawn without labels, their extremes beside
 N_EXTREMES = 10
 LABEL_WIDTH = 44  # characters
+COMMON_RANGE = 3.0  # both axes take their common range if this many times the smaller holds it
 INFLUENCE_UNIT = "change of the validation loss without the cluster (%)"
 
 
@@ -323,8 +329,9 @@ def influence_scores(
     title = f"Influence of {count(n, 'cluster')} on the validation loss"
     note = (
         "Positive: the loss would rise without the cluster, so the cluster helps. Error bars: "
-        "standard error from the sampled pairs. Dotted: thresholds, {:+g} % and {:+g} % (drawn "
-        "where the scores reach them); beyond them a cluster is coloured where its sign is certain."
+        "standard error from the pairs sampled, the reference models and the folds retrained, as "
+        "far as the estimator uses them. Dotted: thresholds, {:+g} % and {:+g} % (drawn where the "
+        "scores reach them); beyond them a cluster is coloured where its sign is certain."
     )
     width = 11.0 if n > MAX_LABELLED else 8.0
     figure = _new_figure(width, _cluster_height(n) + 0.3, title, note.format(*thresholds))
@@ -376,6 +383,81 @@ def _category_legend(axes: Axes, categories: Shaped[np.ndarray, " K"]) -> None:
         columnspacing=1,
         handletextpad=0.4,
     )
+
+
+def influence_validation(
+    points: Mapping[str, Sequence[Mapping[str, float]]],
+    agreement: Mapping[str, Mapping[str, Any]],
+) -> Figure:
+    """Real against predicted change of the validation loss, one panel a check.
+
+    Args:
+        points: check -> one entry a point, with `predicted` and `real` change in percent of the
+            validation loss and `predicted_stderr` and `real_stderr`.
+        agreement: check -> `estimator` with its `spearman` and `slope`, and the `ceiling`.
+    """
+    n = len(points["loco"])
+    title = f"Does the estimate match retraining? Tried on {count(n, 'cluster')}"
+    spread = any(p["real_stderr"] for p in points["loco"])
+    note = (
+        "Dashed: real equals predicted (drawn where in reach). Bars: standard error of the "
+        + (
+            "estimate and of the mean over retraining seeds. "
+            if spread
+            else "estimate; retraining has one seed, so that its own is not known. "
+        )
+        + "Ceiling: the rank correlation (Spearman) that a perfect prediction would reach with "
+        "retraining as noisy as this."
+    )
+    figure = _new_figure(11.0, 6.4, title, note)
+    panels = figure.subplot_mosaic(
+        [["loco", "small_weight"], ["loco", "lds"]], width_ratios=[1.65, 1]
+    )
+    loss = "change of the validation loss"
+    labels = {
+        "loco": (
+            f"predicted {loss} when the cluster is left out (%)",
+            f"real {loss} after retraining without it (%)",
+        ),
+        "small_weight": ("predicted change (%)", "real change (%)"),
+        "lds": ("predicted change: sum over the half (%)", "real change (%)"),
+    }
+    for check, axes in panels.items():
+        found = agreement[check]
+        numbers = [found["estimator"]["spearman"], found["ceiling"], found["estimator"]["slope"]]
+        spearman, ceiling, slope = (
+            "–" if x is None else f"{x:.2f}".replace("-", "−") for x in numbers
+        )
+        heading = f"{CHECK_LABELS[check]}\nSpearman {spearman} (ceiling {ceiling}), slope {slope}"
+        _style(axes, heading, x=labels[check][0], y=labels[check][1], grid="both")
+        _predicted_and_real(axes, points[check], 1.0 if check == "loco" else 0.6)
+    return figure
+
+
+def _predicted_and_real(axes: Axes, points: Sequence[Mapping[str, float]], scale: float) -> None:
+    """Points with error bars, the line on which real equals predicted, and zero where in reach."""
+    x, y, x_error, y_error = (
+        np.array([p[name] for p in points])
+        for name in ("predicted", "real", "predicted_stderr", "real_stderr")
+    )
+    style = ERROR_STYLE | {"ecolor": MUTED, "elinewidth": 0.9, "capsize": 0}
+    axes.errorbar(x, y, xerr=x_error, yerr=y_error, **style)
+    area = scale * min(42.0, max(12.0, 2400 / len(x)))
+    axes.scatter(
+        x, y, area, LINE_COLORS[INFLUENCESPACE], edgecolor="white", linewidth=0.5, zorder=3
+    )
+    low_x, high_x, low_y, high_y = *axes.get_xlim(), *axes.get_ylim()
+    low, high = min(low_x, low_y), max(high_x, high_y)
+    if high - low < COMMON_RANGE * min(high_x - low_x, high_y - low_y):
+        low_x, high_x, low_y, high_y = low, high, low, high
+    axes.axline((low_x, low_x), slope=1, color=INK, linewidth=1, linestyle="--")
+    if low_x < 0 < high_x:
+        axes.axvline(0, color=INK, linewidth=0.8)
+    if low_y < 0 < high_y:
+        axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set(xlim=(low_x, high_x), ylim=(low_y, high_y))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
 
 
 def cluster_categorization(categorization: Sequence[Mapping[str, Any]]) -> Figure:

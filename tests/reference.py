@@ -137,6 +137,32 @@ def gauss_newton(problem: Problem, batches: np.ndarray, weights: np.ndarray) -> 
     return total / len(batches)
 
 
+def hessian(problem: Problem, batches: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Dense second derivative of the mean loss over batches, (p, p); good to about 1e-7.
+
+    Differences of differences: with steps of 1e-4 rounding brings 1e-15 / 1e-8, truncation 1e-8.
+    """
+
+    def loss(theta: np.ndarray) -> float:
+        return float(np.mean([problem.loss(theta, rows, weights[rows]) for rows in batches]))
+
+    def gradient(theta: np.ndarray) -> np.ndarray:
+        return central_difference(loss, theta, step=1e-4)
+
+    matrix = central_difference(gradient, problem.theta, step=1e-4)
+    return np.asarray((matrix + matrix.T) / 2)
+
+
+def rotated_pairs(n: int, *, seed: int = 0) -> PairTensors:
+    """Float32 pairs whose text is a rotated image, so that they can be learnt."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(n, 8)) / math.sqrt(8)
+    rotation = np.linalg.qr(np.random.default_rng(99).normal(size=(8, 8)))[0]
+    return PairTensors(
+        torch.from_numpy(images).float(), torch.from_numpy(images @ rotation).float()
+    )
+
+
 class Planted(NamedTuple):
     """Clusters of pairs, one of which has the captions of other pairs."""
 

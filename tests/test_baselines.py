@@ -17,9 +17,10 @@ from baselines import (
     k_center_greedy,
     select_baseline,
 )
-from model import PairTensors, Parameters, TrainingConfig, train
+from model import PairTensors, Parameters
 from tests import reference
 from tests.reference import planted_problem, random_problem
+from training import TrainingConfig, train
 
 
 def inputs_for(n: int, **changes: Any) -> BaselineInputs:

@@ -10,6 +10,7 @@ import pytest
 from findings import (
     against,
     answer,
+    beyond_chance,
     estimate,
     gap_change,
     kept_sentence,
@@ -17,12 +18,14 @@ from findings import (
     limitations,
     n_undecided_signs,
     seeds_to_decide,
+    slope_without_extreme,
     spectrum_flatness,
+    validation,
     verdict,
     weights_sentence,
 )
-from tests.test_summary import SUMMARIES, make_summary
-from tests.test_visualize import make_efficiency, make_gaps
+from tests.test_summary import SUMMARIES, make_influence_info, make_summary
+from tests.test_visualize import make_agreement, make_efficiency, make_gaps, make_validation
 
 # --- Judgements, worked by hand -----------------------------------------------------------------
 
@@ -198,22 +201,210 @@ def test_gaps_are_judged_by_their_intervals() -> None:
     assert "no change against the full data can be claimed where the intervals overlap" in text
 
 
-def test_the_estimate_is_described() -> None:
-    summary = make_summary(20)
-    text = " ".join(estimate(summary))
-    assert "`lanczos`, damping 0.0123" in text
-    assert "2.3456 nats, after 480 steps" in text
-    assert "The spectrum is flat" in text
-    assert "largest residual 1.0e-05 of the first" in text  # 9e-5 / 9
-    assert summary.influence is not None
-    assert summary.influence_info is not None
-    n = sum(e["stderr_percent"] >= abs(e["influence_percent"]) for e in summary.influence)
-    assert f"For {n} of 20 clusters" in text
-    steep = summary.influence_info | {"eigenvalues": [9.0, 2.0, 0.1, 0.05], "damping": None}
-    assert "flat" not in " ".join(estimate(make_summary(influence_info=steep)))
-    none = summary.influence_info | {"eigenvalues": [], "eigenvalue_residuals": []}
-    assert "eigenvalues" not in " ".join(estimate(make_summary(influence_info=none)))
+def estimate_text(estimator: str = "metagradient", **changes: Any) -> str:
+    info = make_influence_info(estimator, **changes)
+    return " ".join(estimate(make_summary(influence_info=info)))
+
+
+def test_the_metagradient_is_described() -> None:
+    text = estimate_text(n_evaluated=100)
+    assert "Estimator: `metagradient`, the exact derivative of the validation loss" in text
+    assert "no Hessian is inverted" in text
+    assert "finite-removal correction)" in text
+    assert "One reference model, stopped after 480 of the 1,560 steps" in text
+    assert "2.3456 nats." in text
+    assert "Influence evaluated for 100 of" in text
+    for word in ("igenvalue", "damping", "spectrum", "cosine", "trace"):
+        assert word not in text
+    assert "No finite-removal correction was added" in estimate_text(removal_correction=False)
+    several = estimate_text(influence_seeds=3)
+    assert "Mean over 3 reference models, all stopped after 480 of the 1,560 steps" in several
+    assert "the first one's validation loss was lowest; their mean is 2.3456 nats." in several
     assert estimate(make_summary(influence_info=None)) == []
+
+
+def test_unknown_signs_are_counted() -> None:
+    summary = make_summary(20)
+    assert summary.influence is not None
+    n = sum(e["stderr_percent"] >= abs(e["influence_percent"]) for e in summary.influence)
+    assert f"For {n} of 20 clusters" in " ".join(estimate(summary))
+    known = [entry | {"stderr_percent": 0.0} for entry in summary.influence]
+    certain = make_summary(20, influence=known)
+    assert "Every cluster's score is larger than its standard error." in estimate(certain)
+    assert "standard error is at least" not in " ".join(limitations(certain))
+
+
+@pytest.mark.parametrize("estimator", ["step", "first_order"])
+def test_the_inverse_hessian_is_described(estimator: str) -> None:
+    text = estimate_text(estimator)
+    assert f"Estimator: `{estimator}`" in text
+    assert "`lanczos` of the curvature `gauss_newton`, damping 0.0123" in text
+    assert "cosine of 0.812 with the exact solution by conjugate gradients" in text
+    assert "largest residual 1.0e-05 of the first" in text  # 9e-5 / 9
+    assert "They hold 35.8 % of the trace, 40 ± 1.2" in text
+    assert ("the whole cluster out" in text) == (estimator == "step")
+    assert ("scores hold for small changes" in text) == (estimator == "first_order")
+
+
+def test_a_flat_spectrum_is_said_plainly() -> None:
+    steep = {"eigenvalues": [9.0, 2.0, 0.1, 0.05], "trace_share": 0.9}
+    assert "flat" not in estimate_text("step", **steep)
+    little = estimate_text("step", **steep | {"trace_share": 0.1})
+    assert "spectrum is flat: these eigenvalues hold under half of the trace." in little
+    assert "behaves nearly like gradient similarity" in little
+    assert "`--hessian cg` or `--estimator metagradient`" in little
+    slow = estimate_text("first_order", trace_share=0.9)  # 1.5 / 2
+    assert "spectrum is flat: the last of them is still 75.0 % of the second." in slow
+    both = estimate_text("first_order")
+    assert "under half of the trace and the last of them" in both
+    one = estimate_text(
+        "step", eigenvalues=[3.0], eigenvalue_residuals=[1e-4], trace_share=0.02, trace=150.0
+    )
+    assert "under half of the trace." in one
+
+
+def test_flatness_is_no_matter_to_conjugate_gradients() -> None:
+    text = estimate_text("step", hessian="cg")
+    assert "has a cosine of 0.812 with that solution" in text
+    assert "conjugate gradients do not depend on it" in text
+    assert "gradient similarity" not in text
+
+
+@pytest.mark.parametrize("hessian", ["datainf", "identity"])
+def test_an_inverse_without_eigenvalues_has_no_spectrum(hessian: str) -> None:
+    """What stands in the eigenvalues' place is the curvature along one direction."""
+    text = estimate_text("step", hessian=hessian, eigenvalues=[3.0], eigenvalue_residuals=[0.1])
+    assert f"`{hessian}` of the curvature" in text
+    assert "cosine of 0.812" in text
+    assert "igenvalue" not in text
+    assert "flat" not in text
+
+
+def test_limitations_name_the_flags_that_help() -> None:
+    by_sampling = " ".join(limitations(SUMMARIES["an inverse Hessian"]))
+    assert "`--samples_per_cluster`, `--influence_budget`" in by_sampling
+    assert "`--influence_seeds`" in by_sampling
+    for estimator in ("metagradient", "step"):
+        info = make_influence_info(estimator)
+        text = " ".join(limitations(make_summary(influence_info=info)))
+        assert "More reference models (`--influence_seeds`) narrow it." in text
+        assert "samples_per_cluster" not in text
+
+
+# --- Real retraining ----------------------------------------------------------------------------
+
+
+def validation_text(n: int = 20, n_seeds: int = 3, **changes: Any) -> str:
+    checks = make_validation(n, n_seeds, **changes)
+    return validation(make_summary(influence_validation=checks))
+
+
+def test_what_was_not_validated_names_the_flag() -> None:
+    text = validation(make_summary())
+    assert "`--validate_influence 20`" in text
+    assert text.count(".") == 1
+    assert validation(SUMMARIES["stages 2 and 3 not loaded"]) == ""
+
+
+def test_a_match_in_words() -> None:
+    text = validation_text()
+    assert text.startswith("20 clusters, spread over the range of scores, were left out one at a")
+    assert "with 3 seeds." in text
+    assert "rank them **well**: Spearman's rank correlation is 0.90." in text
+    assert "A perfect prediction would reach 0.98" in text
+    assert "No prediction that costs nothing does as well: the best, gradient similarity," in text
+    assert "reaches 0.60" in text
+    assert "Real effects grow by 1.10 for every 1 predicted" in text
+    assert "percentages can be taken literally" in text
+    assert "left out together, **well**: the linear datamodelling score is 0.90 (ceiling" in text
+    assert validation_text(1, spearman=None).startswith("1 cluster, spread")
+
+
+@pytest.mark.parametrize(
+    ("spearman", "words"),
+    [
+        (0.94, "**as well as the noise of retraining lets any prediction**"),  # 0.98 - 0.94 < 0.05
+        (0.85, "rank them **well**"),
+        (0.6, "rank them **fairly well**"),
+        (0.47, "rank them **weakly**"),
+        (0.45, "rank them **no better than chance may do**"),  # 2 / sqrt(19) = 0.459
+        (-0.45, "rank them **no better than chance may do**"),
+        (-0.6, "rank them **in the wrong order**"),
+    ],
+)
+def test_how_well_it_matches(spearman: float, words: str) -> None:
+    text = validation_text(spearman=spearman)
+    assert words in text
+    # Without a rank correlation, a slope says nothing.
+    assert ("for every 1 predicted" in text) == (spearman > 0.459)
+
+
+def test_chance_by_hand() -> None:
+    assert beyond_chance(0.51, 17)  # 2 / sqrt(16)
+    assert not beyond_chance(0.49, 17)
+    assert not beyond_chance(1.0, 4)  # four clusters show nothing
+    assert "unrelated numbers reach ±0.58 with so few" in validation_text(4, spearman=1.0)
+
+
+@pytest.mark.parametrize(
+    ("slope", "words"),
+    [
+        (0.8, "taken literally"),
+        (1.25, "taken literally"),
+        (0.79, "they are smaller, so take the order from the scores, not the percentages"),
+        (1.26, "they are larger, so take the order"),
+    ],
+)
+def test_when_percentages_are_literal(slope: float, words: str) -> None:
+    assert words in validation_text(slope=slope)
+
+
+def test_one_cluster_does_not_make_percentages_literal() -> None:
+    # By hand: (0, 0), (1, 0), (2, 0) are flat, and (9, 9) lifts the line to
+    # (9 - 3) 9 / (9 + 4 + 1 + 36) = 54 / 50.
+    points = [
+        {"predicted": x, "real": y} for x, y in ((0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (9.0, 9.0))
+    ]
+    assert slope_without_extreme(points) == pytest.approx(0, abs=1e-12)
+    assert slope_without_extreme(points[1:]) is None
+    checks = make_validation(20, slope=1.08)
+    checks["points"]["loco"] = 5 * points[:3] + points[3:]
+    text = validation(make_summary(influence_validation=checks))
+    assert "by 1.08 for every 1 predicted, but by 0.00 once the most extreme prediction" in (
+        text.replace("-0.00", "0.00")
+    )
+    assert "not to be taken literally" in text
+
+
+def test_a_free_prediction_that_does_as_well_is_named() -> None:
+    text = validation_text(gradient_similarity=0.86, size=0.84)
+    assert "**gradient similarity (0.86) does nearly as well**" in text
+    assert "does not show that the estimate is worth its cost" in text
+    text = validation_text(gradient_similarity=0.95, size=0.9)
+    assert "**cluster size (0.90) and gradient similarity (0.95) do as well or better**" in text
+    text = validation_text(gradient_similarity=0.95, size=0.88)
+    assert (
+        "**gradient similarity (0.95) does as well or better and cluster size (0.88) does nearly"
+        " as well**" in text
+    )
+    without = validation_text(size=None, clip_score=None, gradient_similarity=None)
+    assert "could be compared" in without
+
+
+def test_the_ceiling_in_words() -> None:
+    text = validation_text(n_seeds=1)
+    assert "with 1 seed." in text
+    assert "cannot be known from one seed (`--validation_seeds 3`)" in text
+    text = validation_text(ceiling=0.0, spearman=0.1)
+    assert "do not agree with each other" in text
+
+
+def test_too_few_to_correlate() -> None:
+    text = validation(SUMMARIES["too few to validate"])
+    assert text.startswith("2 clusters,")
+    assert "too few clusters, or too little spread, to correlate" in text
+    checks = make_validation(20) | {"lds": make_agreement(None)}
+    assert "datamodelling" not in validation(make_summary(influence_validation=checks))
 
 
 def test_the_time_finding_by_hand() -> None:

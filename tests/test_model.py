@@ -1,9 +1,8 @@
-"""The weighted contrastive loss by hand, batches, feature scaling and the training loop."""
+"""The weighted contrastive loss by hand, its derivative by weights, batches, feature scaling."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +15,6 @@ from torch import Tensor
 import model
 from model import (
     INITIAL_LOGIT_SCALE,
-    PairTensors,
-    Parameters,
-    TrainingConfig,
     contrastive_loss,
     embed_images,
     embed_texts,
@@ -28,10 +24,9 @@ from model import (
     pair_losses,
     shuffled_batches,
     similarities,
-    steps_per_epoch,
-    train,
 )
 from tests import reference
+from tests.reference import rotated_pairs
 
 CPU = torch.device("cpu")
 # Float64 arithmetic in another order: a few units in the last place of numbers of order ten.
@@ -40,16 +35,6 @@ EXACT = 1e-13
 
 def random_logits(*shape: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(3 * np.random.default_rng(seed).normal(size=shape))
-
-
-def random_pairs(n: int, *, seed: int = 0) -> PairTensors:
-    """Float32 pairs whose text is a rotated image, so that they can be learnt."""
-    rng = np.random.default_rng(seed)
-    images = rng.normal(size=(n, 8)) / math.sqrt(8)
-    rotation = np.linalg.qr(np.random.default_rng(99).normal(size=(8, 8)))[0]
-    return PairTensors(
-        torch.from_numpy(images).float(), torch.from_numpy(images @ rotation).float()
-    )
 
 
 # --- Loss -------------------------------------------------------------------------------------
@@ -123,10 +108,74 @@ def test_weight_zero_is_a_deleted_row(seed: int) -> None:
     )
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_weighted_losses_of_all_pairs_against_the_reference(seed: int) -> None:
+    # Pairs of weight zero have a loss too, that of being added to the batch: only their column
+    # is missing from the denominators.
+    rng = np.random.default_rng(seed)
+    logits = random_logits(7, 7, seed=seed)
+    weights = rng.uniform(0.1, 3, size=7) * (rng.permutation(7) > 2)
+    assert (weights == 0).sum() == 3
+    losses = pair_losses(logits, torch.from_numpy(weights))
+    expected = reference.pair_losses(logits.numpy(), weights)
+    np.testing.assert_allclose(losses.numpy(), expected, atol=EXACT)
+    assert float(contrastive_loss(logits, torch.from_numpy(weights))) == pytest.approx(
+        float(weights @ expected / weights.sum()), abs=EXACT
+    )
+
+
+def weighted_mean(logits: np.ndarray, weights: np.ndarray) -> float:
+    """The reference's contrastive loss."""
+    return float(weights @ reference.pair_losses(logits, weights) / weights.sum())
+
+
+@pytest.mark.parametrize("above", [0, 20])
+def test_the_derivative_at_weight_zero_is_what_adding_the_pair_does(above: float) -> None:
+    logits = random_logits(5, 5, seed=1)
+    logits[:, 2] += above  # a column of weight zero may be the largest of every row
+    weights = np.array([1, 0.5, 0, 2, 0])
+    w = torch.from_numpy(weights).requires_grad_()
+    (gradient,) = torch.autograd.grad(contrastive_loss(logits, w), w)
+    for i in (2, 4):
+        # Steps below the weight at which the added column matters, and far above rounding.
+        step = 1e-5 * math.exp(-above)
+        unit = np.eye(5)[i] * step
+        values = [weighted_mean(logits.numpy(), weights + k * unit) for k in range(3)]
+        one_sided = (-3 * values[0] + 4 * values[1] - values[2]) / (2 * step)
+        # Truncation of about 1e-9 of the derivative; rounding 1e-15 / step.
+        assert float(gradient[i]) == pytest.approx(one_sided, rel=1e-6, abs=1e-14 / step)
+    for i in (0, 1, 3):
+        unit = 1e-5 * np.eye(5)[i]
+        ahead, behind = (weighted_mean(logits.numpy(), weights + sign * unit) for sign in (1, -1))
+        assert float(gradient[i]) == pytest.approx((ahead - behind) / 2e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_column_of_weight_zero_far_above_the_others_stays_finite(dtype: torch.dtype) -> None:
+    logits = random_logits(4, 4, seed=2).to(dtype)
+    logits[:, 1] += 300  # exp(300) overflows float32, and 0 * inf is no number
+    logits[3] += 500
+    logits.requires_grad_()
+    w = torch.tensor([1.0, 0.0, 2.0, 0.0], dtype=dtype, requires_grad=True)
+    loss = contrastive_loss(logits, w)
+    by_logits, by_weight = torch.autograd.grad(loss, (logits, w), create_graph=True)
+    (mixed,) = torch.autograd.grad(by_logits.sum(), w)
+    kept = logits.detach().double().numpy()[np.ix_([0, 2], [0, 2])]
+    # Float32 rounding of logits of size ten; the deleted pairs do not reach the value at all.
+    assert float(loss.detach()) == pytest.approx(
+        weighted_mean(kept, np.array([1.0, 2.0])), abs=1e-5
+    )
+    for derivative in (by_logits, by_weight, mixed):
+        assert bool(torch.isfinite(derivative).all())
+    assert float(by_weight[1].detach()) > 1e20  # adding it would be a catastrophe, and that is said
+
+
 def test_weights_of_one_are_no_weights() -> None:
     logits = random_logits(5, 5)
     ones = torch.ones(5, dtype=torch.float64)
-    assert torch.equal(pair_losses(logits, ones), pair_losses(logits))
+    np.testing.assert_allclose(
+        pair_losses(logits, ones).numpy(), pair_losses(logits).numpy(), atol=EXACT
+    )
     assert float(contrastive_loss(logits, ones)) == pytest.approx(
         float(contrastive_loss(logits)), abs=EXACT
     )
@@ -175,7 +224,7 @@ def test_similarities_are_scaled_cosines() -> None:
 
 def test_embeddings_are_unit_rows() -> None:
     parameters = initial_parameters(8, 8, 5, seed=0, device=CPU)
-    pairs = random_pairs(9)
+    pairs = rotated_pairs(9)
     for embeddings in (
         embed_images(parameters, pairs.images),
         embed_texts(parameters, pairs.texts),
@@ -196,7 +245,6 @@ def test_an_epoch_holds_every_pair_at_most_once(n: int, batch_size: int, seed: i
     assert batches.shape == (n // b, b)
     assert len(set(batches.ravel().tolist())) == batches.size
     assert set(batches.ravel().tolist()) <= set(range(n))
-    assert len(batches) == steps_per_epoch(n, batch_size)
 
 
 def test_epochs_are_shuffled_anew() -> None:
@@ -245,14 +293,7 @@ def test_constant_features_are_not_divided_by_zero() -> None:
     assert torch.equal(scaling.images(constant, CPU), torch.zeros(5, 3))
 
 
-# --- Training ---------------------------------------------------------------------------------
-
-SMALL = TrainingConfig(embed_dim=6, batch_size=16, learning_rate=3e-2, weight_decay=1e-4)
-
-
-def top_one(parameters: Parameters, pairs: PairTensors) -> float:
-    logits = similarities(parameters, pairs)
-    return float((logits.argmax(dim=1) == torch.arange(len(logits))).float().mean())
+# --- Initial parameters -------------------------------------------------------------------------
 
 
 def test_initial_parameters_follow_the_seed() -> None:
@@ -262,154 +303,3 @@ def test_initial_parameters_follow_the_seed() -> None:
     assert float(first.log_scale.exp()) == pytest.approx(INITIAL_LOGIT_SCALE, rel=1e-6)
     # Unit gain: entries of variance 1 / d_i; 2,400 draws give it to 3 %, four deviations 12 %.
     assert float(first.image_map.square().mean() * 400) == pytest.approx(1, abs=0.12)
-
-
-def test_the_same_seed_trains_the_same_model_and_another_another() -> None:
-    pairs = random_pairs(40)
-    first, again, other = (train(pairs, SMALL, n_steps=6, seed=s) for s in (3, 3, 4))
-    assert all(torch.equal(a, b) for a, b in zip(first[0], again[0], strict=True))
-    assert first[1] == again[1]
-    assert not torch.equal(first[0].image_map, other[0].image_map)
-
-
-def test_training_leaves_global_random_state_alone() -> None:
-    before, numpy_before = torch.get_rng_state(), repr(np.random.get_state())  # noqa: NPY002
-    train(random_pairs(20), SMALL, n_steps=2, seed=0)
-    assert torch.equal(before, torch.get_rng_state())
-    assert repr(np.random.get_state()) == numpy_before  # noqa: NPY002
-
-
-def test_training_learns_pairs_it_has_not_seen() -> None:
-    pairs = random_pairs(160)
-    parameters, history = train(
-        pairs.take(torch.arange(128)), SMALL, n_steps=200, seed=0, n_reports=4
-    )
-    assert history.train_loss[-1] < history.train_loss[0]
-    unseen = pairs.take(torch.arange(128, 160))
-    untrained = initial_parameters(8, 8, 6, seed=0, device=CPU)
-    assert top_one(untrained, unseen) < 0.3  # chance is 1 / 32
-    assert top_one(parameters, unseen) > 0.9
-
-
-def test_the_first_step_is_adamw_by_hand() -> None:
-    # After one step Adam's moments are g and g^2, so every entry moves by the learning rate
-    # against the sign of its gradient; decay shrinks the maps and leaves the logit scale alone.
-    pairs = random_pairs(7)
-    config = TrainingConfig(embed_dim=3, batch_size=16, learning_rate=0.01, weight_decay=2.0)
-    start = initial_parameters(8, 8, 3, seed=5, device=CPU)
-    theta = torch.cat([p.reshape(-1) for p in start]).double().numpy()
-    problem = reference.Problem(
-        pairs.images.double().numpy(), pairs.texts.double().numpy(), theta, 3
-    )
-    gradient = reference.central_difference(lambda t: problem.loss(t, np.arange(7)), problem.theta)
-    shrunk = theta * (1 - 0.01 * 2.0)
-    shrunk[-1] = theta[-1]
-
-    parameters, history = train(pairs, config, n_steps=1, seed=5)
-    after = torch.cat([p.reshape(-1) for p in parameters]).double().numpy()
-    # Adam's 1e-8 beside gradients above 1e-4 changes a step by 1e-4 of itself; float32 rounds.
-    clear = np.abs(gradient) > 1e-4
-    assert clear.mean() > 0.9
-    np.testing.assert_allclose(after[clear], (shrunk - 0.01 * np.sign(gradient))[clear], atol=3e-6)
-    assert history.step == [1]
-    assert history.train_loss[0] == pytest.approx(problem.loss(theta, np.arange(7)), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("n_steps", "n_reports", "steps"),
-    [(20, 4, [5, 10, 15, 20]), (3, 10, [1, 2, 3]), (7, 3, [3, 5, 7]), (5, 1, [5])],
-)
-def test_steps_and_reports_are_as_many_as_asked(
-    monkeypatch: pytest.MonkeyPatch, n_steps: int, n_reports: int, steps: list[int]
-) -> None:
-    calls = []
-
-    def counted(parameters: Parameters, batch: PairTensors) -> Tensor:
-        calls.append(len(batch.images))
-        return similarities(parameters, batch)
-
-    monkeypatch.setattr(model, "similarities", counted)
-    _, history = train(random_pairs(40), SMALL, n_steps=n_steps, seed=0, n_reports=n_reports)
-    assert calls == [16] * n_steps  # two full batches an epoch, the remainder left out
-    assert history.step == steps
-    assert len(history.train_loss) == len(steps)
-    assert history.validation_loss == []
-
-
-def test_keep_best_returns_the_model_of_the_lowest_validation_loss() -> None:
-    # Wrong captions are memorised, so that the validation loss rises again.
-    pairs = random_pairs(32)
-    wrong = PairTensors(pairs.images, pairs.texts[torch.arange(32).roll(1)])
-    mixed = PairTensors(
-        torch.cat([pairs.images, wrong.images]), torch.cat([pairs.texts, wrong.texts])
-    )
-    validation = random_pairs(32, seed=7)
-    batches = shuffled_batches(32, 16, np.random.default_rng(0))
-    kept, history = train(
-        mixed,
-        SMALL,
-        n_steps=80,
-        seed=1,
-        validation=(validation, batches),
-        n_reports=20,
-        keep_best=True,
-    )
-    last, same_history = train(
-        mixed, SMALL, n_steps=80, seed=1, validation=(validation, batches), n_reports=20
-    )
-    assert history == same_history
-    assert history.validation_loss[-1] > min(history.validation_loss)
-    assert mean_loss(kept, validation, batches) == min(history.validation_loss)
-    assert mean_loss(last, validation, batches) == history.validation_loss[-1]
-    assert not any(p.requires_grad for p in (*kept, *last))
-
-
-def test_keep_best_without_validation_is_refused() -> None:
-    with pytest.raises(ValueError, match="keep_best needs validation pairs"):
-        train(random_pairs(4), SMALL, n_steps=1, seed=0, keep_best=True)
-
-
-@pytest.mark.parametrize("value", [1.0, 3.0])
-def test_equal_sample_weights_train_the_unweighted_model(value: float) -> None:
-    pairs = random_pairs(40)
-    plain, _ = train(pairs, SMALL, n_steps=8, seed=2)
-    weighted, _ = train(pairs, SMALL, n_steps=8, seed=2, sample_weights=np.full(40, value))
-    # Rounding differs, and Adam's division by the gradient's size enlarges it a thousandfold.
-    for a, b in zip(plain, weighted, strict=True):
-        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-4)
-
-
-def test_pairs_of_weight_zero_are_not_trained_on() -> None:
-    pairs = random_pairs(10)
-    weights = np.array([1, 0, 2, 1, 0, 1, 0.5, 1, 0, 1])
-    kept = np.flatnonzero(weights)
-    # All pairs fit in one batch, so that both trainings see the same pairs in every step.
-    zeroed, _ = train(pairs, SMALL, n_steps=8, seed=2, sample_weights=weights)
-    deleted, _ = train(
-        pairs.take(torch.from_numpy(kept)), SMALL, n_steps=8, seed=2, sample_weights=weights[kept]
-    )
-    plain, _ = train(pairs, SMALL, n_steps=8, seed=2)
-    for a, b in zip(zeroed, deleted, strict=True):
-        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-4)  # as above
-    assert float((zeroed.image_map - plain.image_map).abs().max()) > 1e-2
-
-
-def test_the_logit_scale_stays_below_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert math.exp(model.MAX_LOG_SCALE) == pytest.approx(100)
-    monkeypatch.setattr(model, "MAX_LOG_SCALE", math.log(9.0))  # below where training begins
-    parameters, _ = train(random_pairs(32), SMALL, n_steps=1, seed=0)
-    assert float(parameters.log_scale.exp()) == pytest.approx(9, rel=1e-6)  # float32
-
-
-def test_the_learning_rate_falls_along_a_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = []
-
-    class Recording(torch.optim.AdamW):
-        def step(self, closure: Any = None) -> Any:
-            rates.append([group["lr"] for group in self.param_groups])
-            return super().step(closure)
-
-    monkeypatch.setattr(torch.optim, "AdamW", Recording)
-    train(random_pairs(32), SMALL, n_steps=4, seed=0)
-    halves = [1, (1 + math.sqrt(0.5)) / 2, 1 / 2, (1 - math.sqrt(0.5)) / 2]
-    np.testing.assert_allclose(rates, [[SMALL.learning_rate * h] * 2 for h in halves], rtol=1e-12)

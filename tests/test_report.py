@@ -10,7 +10,7 @@ import pytest
 
 import report
 from tests.test_summary import SUMMARIES, make_summary
-from tests.test_visualize import NASTY, make_gaps
+from tests.test_visualize import NASTY, make_gaps, make_validation
 
 
 def parsed_tables(markdown: str) -> list[list[list[str]]]:
@@ -70,6 +70,7 @@ def test_every_figure_of_the_tree_is_made() -> None:
     assert set(report.figures(SUMMARIES["everything"])) == {
         "stage1/cluster_sizes.png",
         "stage2/influence_scores.png",
+        "stage2/influence_validation.png",
         "stage3/cluster_categorization.png",
         "stage3/weight_distribution.png",
         "evaluation/comparison_avg_recall@1.png",
@@ -85,7 +86,11 @@ def test_every_figure_of_the_tree_is_made() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["one seed, one cluster", "hostile text", "two methods", "full data alone", "no random"]
+    "name",
+    [
+        *("one seed, one cluster", "hostile text", "two methods", "full data alone", "no random"),
+        *("validated with one seed", "too few to validate"),
+    ],
 )
 def test_every_figure_draws(name: str) -> None:
     for path, make in report.figures(SUMMARIES[name]).items():
@@ -170,6 +175,44 @@ def test_what_was_kept() -> None:
 def test_few_clusters_are_all_in_one_table() -> None:
     page = report.results_markdown(make_summary(3))
     assert len([t for t in parsed_tables(page) if t[0][:2] == ["cluster", "terms"]]) == 1
+
+
+def test_validation_table() -> None:
+    checks = make_validation(20)
+    checks["lds"]["estimator"] = {"spearman": -0.123, "pearson": 0.456, "slope": 7.891}
+    checks["small_weight"] |= {"ceiling": None}
+    checks["small_weight"]["size"]["spearman"] = None
+    page = report.results_markdown(make_summary(influence_validation=checks))
+    left_out, small, halves = table_with(page, "check", "Spearman (ceiling)")
+    assert left_out == {
+        "check": "One cluster left out",
+        "Spearman (ceiling)": "0.90 (0.98)",
+        "Pearson": "0.95",
+        "slope": "1.10",
+        "Spearman of cluster size": "0.40",
+        "Spearman of mean CLIP score": "0.50",
+        "Spearman of gradient similarity": "0.60",
+    }
+    assert small["check"] == "One cluster at 0.9 of its weight"
+    assert small["Spearman (ceiling)"] == "0.90 (–)"
+    assert small["Spearman of cluster size"] == "–"
+    assert halves["check"] == "A random half of the clusters left out"
+    assert halves["Spearman (ceiling)"] == "-0.12 (0.98)"
+    assert halves["slope"] == "7.89"
+
+
+def test_validation_stands_below_the_influence_figure() -> None:
+    heading = "### Does the estimate match retraining?"
+    kept = section(
+        report.results_markdown(SUMMARIES["everything"]), "What was kept and what was thrown away"
+    )
+    figure = kept.index("stage2/influence_scores.png")
+    assert figure < kept.index(heading) < kept.index("stage2/influence_validation.png")
+    page = report.results_markdown(make_summary())
+    text = page.split(heading)[1].split("\n#")[0]
+    assert "`--validate_influence 20`" in text
+    assert "|" not in text
+    assert heading not in report.results_markdown(SUMMARIES["stages 2 and 3 not loaded"])
 
 
 def test_faults() -> None:

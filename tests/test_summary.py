@@ -17,7 +17,39 @@ from tests.test_visualize import (
     make_histories,
     make_metrics,
     make_terms,
+    make_validation,
 )
+
+INVERSE_HESSIAN: dict[str, Any] = {
+    "removal_correction": False,
+    "eigenvalues": [9.0, 2.0, 1.8, 1.5],
+    "eigenvalue_residuals": [1e-6, 2e-6, 9e-5, 1e-5],
+    "hessian": "lanczos",
+    "curvature": "gauss_newton",
+    "damping": 0.0123,
+    "trace": 40.0,
+    "trace_stderr": 1.2,
+    "trace_share": 0.3575,
+    "cosine_to_exact_solution": 0.8125,
+}
+
+
+def make_influence_info(estimator: str = "metagradient", **changes: Any) -> dict[str, Any]:
+    """What stage 2 says of its estimate; `changes` replace its entries."""
+    info: dict[str, Any] = {
+        "estimator": estimator,
+        "influence_seeds": 1,
+        "validation_loss": 2.3456,
+        "reference_steps": 480,
+        "reference_schedule": 1560,
+        "removal_correction": True,
+        "eigenvalues": [],
+        "eigenvalue_residuals": [],
+        "n_evaluated": 100,
+    }
+    if estimator != "metagradient":
+        info |= INVERSE_HESSIAN
+    return info | changes
 
 
 def make_summary(
@@ -78,15 +110,8 @@ def make_summary(
             }
             for c in categorization
         ],
-        "influence_info": {
-            "hessian": "lanczos",
-            "damping": 0.0123,
-            "validation_loss": 2.3456,
-            "reference_steps": 480,
-            "eigenvalues": [9.0, 2.0, 1.8, 1.5],
-            "eigenvalue_residuals": [1e-6, 2e-6, 9e-5, 1e-5],
-            "n_evaluated": 5 * n_clusters,
-        },
+        "influence_info": make_influence_info(n_evaluated=n_train),
+        "influence_validation": None,
         "influence_scores": np.array(
             [by_cluster[k]["influence_percent"] / 100 for k in range(n_clusters)]
         ),
@@ -141,6 +166,7 @@ BARE: dict[str, Any] = dict.fromkeys(
     (
         "influence",
         "influence_info",
+        "influence_validation",
         "influence_scores",
         "influence_stderr",
         "categorization",
@@ -150,7 +176,12 @@ BARE: dict[str, Any] = dict.fromkeys(
     )
 )
 SUMMARIES = {
-    "everything": make_summary(100),
+    "everything": make_summary(100, influence_validation=make_validation(20)),
+    "an inverse Hessian": make_summary(influence_info=make_influence_info("first_order")),
+    "validated with one seed": make_summary(
+        6, influence_info=make_influence_info("step"), influence_validation=make_validation(6, 1)
+    ),
+    "too few to validate": make_summary(2, influence_validation=make_validation(2, 3, None)),
     "one seed, one cluster": make_summary(1, n_seeds=1),
     "hostile text": make_summary(20, nasty=True),
     "two methods": make_summary(3, ("random", "full")),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
 import train_eval
-from model import Parameters, TrainingConfig, similarities, train
+from model import Parameters, similarities
 from settings import InputError
 from tests.reference import Planted, planted_problem
 from train_eval import (
@@ -34,6 +34,7 @@ from train_eval import (
     retrieval_ranks,
     run_rows,
 )
+from training import TrainingConfig, train
 
 
 def ranks_of(scores: list[list[float]], owner: list[int]) -> tuple[list[int], list[int]]:

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import AxLine
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
@@ -176,6 +177,54 @@ def make_histories(
             for _ in range(n_seeds)
         ]
     return histories
+
+
+def make_agreement(spearman: float | None = 0.9, **changes: Any) -> dict[str, Any]:
+    """One check's agreement; `changes` replace rank correlations of predictors, or the rest."""
+    own = {"spearman": spearman, "pearson": 0.95, "slope": 1.1}
+    if spearman is None:
+        own = dict.fromkeys(own, None)
+    found: dict[str, Any] = {"estimator": own, "ceiling": 0.98, "seed_agreement": 0.92}
+    for name, r in (("size", 0.4), ("clip_score", 0.5), ("gradient_similarity", 0.6)):
+        r = changes.pop(name, r)
+        found[name] = {"spearman": r, "pearson": r, "slope": 1.0 if r is not None else None}
+    found["estimator"]["slope"] = changes.pop("slope", own["slope"])
+    return found | changes
+
+
+def make_validation(
+    n: int = 20, n_seeds: int = 3, spearman: float | None = 0.9, **changes: Any
+) -> dict[str, Any]:
+    """Effects of n clusters on the validation loss, predicted and real, in percent of it."""
+    rng = np.random.default_rng(n)
+    checks: dict[str, Any] = {}
+    points = {}
+    for check, shift, scale in (("loco", 0.5, 1.0), ("small_weight", 0.05, 0.1), ("lds", 12, 3)):
+        predicted = scale * rng.normal(size=n) + shift
+        points[check] = [
+            {
+                "predicted": float(x),
+                "predicted_stderr": float(scale * rng.gamma(4, 0.03)),
+                "real": float(1.1 * x + 0.2 * scale * rng.normal()),
+                "real_stderr": float(scale * rng.gamma(4, 0.03)) if n_seeds > 1 else 0.0,
+                "size": 50.0,
+                "clip_score": 0.3,
+                "gradient_similarity": 0.1,
+            }
+            for x in predicted
+        ]
+        checks[check] = make_agreement(spearman, **changes)
+        if n_seeds == 1:
+            checks[check] |= {"ceiling": None, "seed_agreement": None}
+    seeds = list(range(100, 100 + n_seeds))
+    return {
+        **checks,
+        "clusters": list(range(n)),
+        "seeds": seeds,
+        "reference_seeds": seeds[:1],
+        "unit": "percent of the validation loss",
+        "points": points,
+    }
 
 
 # --- Reading figures back -----------------------------------------------------------------------
@@ -372,8 +421,9 @@ def test_influence_scores(n_clusters: int) -> None:
 
 def vertical_lines(axes: Axes) -> set[float]:
     """Where lines from the bottom to the top of the panel stand."""
-    spans = [np.asarray(line.get_xdata()) for line in axes.lines]
-    tall = [np.asarray(line.get_ydata()).tolist() == [0, 1] for line in axes.lines]
+    lines = [line for line in axes.lines if not isinstance(line, AxLine)]
+    spans = [np.asarray(line.get_xdata()) for line in lines]
+    tall = [np.asarray(line.get_ydata()).tolist() == [0, 1] for line in lines]
     return {round(float(x[0]), 6) for x, is_tall in zip(spans, tall, strict=True) if is_tall}
 
 
@@ -381,6 +431,87 @@ def test_thresholds_are_drawn_only_where_the_scores_reach_them() -> None:
     assert vertical_lines(influence_figure(20).axes[0]) == {0.0, -0.1, 1.0}
     assert vertical_lines(influence_figure(20, scale=0.3).axes[0]) == {0.0, -0.1}
     assert vertical_lines(influence_figure(20, scale=0.01).axes[0]) == {0.0}
+
+
+def test_error_bars_of_influence_say_what_they_hold() -> None:
+    note = influence_figure(20).get_supxlabel().replace("\n", " ")
+    assert "pairs sampled, the reference models and the folds retrained" in note
+
+
+def validation_figure(n: int, **changes: Any) -> tuple[Figure, dict[str, Any]]:
+    checks = make_validation(n, **changes)
+    return visualize.influence_validation(checks["points"], checks), checks
+
+
+@pytest.mark.parametrize("n", [1, 6, 20, 200])
+def test_influence_validation(n: int) -> None:
+    figure, checks = validation_figure(n)
+    png(figure)
+    assert len(figure.axes) == 3
+    for axes, check in zip(figure.axes, ("loco", "small_weight", "lds"), strict=True):
+        dots = [c for c in axes.collections if isinstance(c, PathCollection)]
+        points = [(p["predicted"], p["real"]) for p in checks["points"][check]]
+        np.testing.assert_allclose(np.asarray(dots[0].get_offsets()), points)
+        bars = [c.get_segments() for c in axes.collections if isinstance(c, LineCollection)]
+        lengths = [[float(np.ptp(s, axis=0).max()) for s in segments] for segments in bars]
+        errors = [
+            [2 * p[name] for p in checks["points"][check]]
+            for name in ("predicted_stderr", "real_stderr")
+        ]
+        np.testing.assert_allclose(lengths, errors)
+        ideal = next(line for line in axes.lines if line.get_linestyle() == "--")
+        assert isinstance(ideal, AxLine)
+        assert ideal.get_slope() == 1
+        start = ideal.get_xy1()
+        assert start is not None
+        assert start[0] == start[1]
+        # Every point with its bars is in the panel, as is zero where it is drawn.
+        assert axes.viewLim.x0 < min(x for x, _ in points)
+        assert axes.viewLim.x1 > max(x for x, _ in points)
+        assert axes.viewLim.y0 < min(y for _, y in points)
+        assert axes.viewLim.y1 > max(y for _, y in points)
+        heading = axes.get_title(loc="left").splitlines()
+        assert heading[0] == visualize.CHECK_LABELS[check]
+        assert heading[1] == "Spearman 0.90 (ceiling 0.98), slope 1.10"
+    assert figure.axes[0].get_xlabel() == (
+        "predicted change of the validation loss when the cluster is left out (%)"
+    )
+    large, *small = (axes.get_window_extent() for axes in figure.axes)
+    assert large.width * large.height > 2 * max(box.width * box.height for box in small)
+    labels = [
+        artist
+        for axes in figure.axes
+        for artist in (axes.xaxis.label, axes.yaxis.label, axes._left_title)  # type: ignore[attr-defined]
+    ]
+    assert_no_overlap(figure, labels)
+
+
+def test_axes_of_validation_share_a_range_where_it_is_not_much_larger() -> None:
+    figure, _ = validation_figure(20)
+    for axes in figure.axes:
+        assert axes.get_xlim() == axes.get_ylim()
+    checks = make_validation(20)
+    for point in checks["points"]["loco"]:
+        point |= {"real": 0.02 * point["real"], "real_stderr": 0.0}
+    figure = visualize.influence_validation(checks["points"], checks)
+    low, high = figure.axes[0].get_ylim()
+    assert high - low < 0.3 * np.ptp(figure.axes[0].get_xlim())
+
+
+def test_zero_is_drawn_where_effects_reach_it() -> None:
+    figure, _ = validation_figure(20)
+    assert vertical_lines(figure.axes[0]) == {0.0}
+    assert vertical_lines(figure.axes[2]) == set()
+
+
+def test_validation_of_one_seed_claims_no_spread() -> None:
+    figure, _ = validation_figure(20, n_seeds=1, spearman=None)
+    png(figure)
+    assert "retraining has one seed" in figure.get_supxlabel().replace("\n", " ")
+    assert "Spearman – (ceiling –), slope –" in figure.axes[0].get_title(loc="left")
+    figure, _ = validation_figure(20, spearman=-0.5)
+    assert "Spearman −0.50" in figure.axes[0].get_title(loc="left")
+    assert "mean over retraining seeds" in figure.get_supxlabel().replace("\n", " ")
 
 
 @pytest.mark.parametrize("n_clusters", [1, 3, 20, 400])

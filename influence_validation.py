@@ -1,0 +1,288 @@
+"""How well predicted influence matches real retraining.
+
+Three checks, each against retraining with the same seeds and batches: single clusters left out
+(Koh & Liang 2017), single clusters at nine tenths of their weight, and random halves of the
+clusters left out together (linear datamodelling score, Park et al. 2023, arXiv 2303.14186).
+Beside the estimator stand three predictions that cost nothing, since a check that they pass too
+shows little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from scipy.stats import pearsonr, spearmanr
+
+from curvature import loss_gradient
+from influence import InfluenceResult
+from model import PairTensors
+from pair_influence import pair_influences
+from retraining import Retraining
+from settings import InputError, Settings, setting
+from training import TrainingConfig
+
+ESTIMATOR = "estimator"
+SMALL_WEIGHT = 0.9
+LOCO, SMALL, LDS = CHECKS = ("loco", "small_weight", "lds")
+
+
+@dataclass(frozen=True)
+class InfluenceValidationConfig(Settings):
+    """Whether the influence estimate is compared with real retraining."""
+
+    validate_influence: int = setting(
+        0,
+        "clusters whose predicted effect is compared with real retraining, spread over the range "
+        "of scores; 0 = none",
+        at_least=0,
+    )
+    validation_seeds: int = setting(
+        3, "retrainings of each kind that real effects are averaged over", at_least=1
+    )
+
+
+@dataclass(frozen=True)
+class InfluenceValidation:
+    """Predicted and real effects on the validation loss, and how well they agree."""
+
+    checks: dict[str, Any] = field(metadata={"file": "influence_validation.json"})
+
+    @property
+    def loco_points(self) -> list[dict[str, float]]:
+        """One entry a cluster left out: predicted and real change and their standard errors."""
+        points: list[dict[str, float]] = self.checks["points"][LOCO]
+        return points
+
+
+class Effects(NamedTuple):
+    """Change of the validation loss, in percent of it, of `c` changes of the training weights."""
+
+    predicted: Mapping[str, Float[np.ndarray, " c"]]  # by predictor
+    stderr: Float[np.ndarray, " c"]  # of the estimator
+    real: Float[np.ndarray, "s c"]  # one row a retraining seed
+
+
+def validate_influence(
+    influence: InfluenceResult,
+    pairs: PairTensors,
+    validation: PairTensors,
+    cluster_assignments: Int64[np.ndarray, " n"],
+    clip_scores: Float[np.ndarray, " n"],
+    config: InfluenceValidationConfig,
+    training: TrainingConfig,
+    *,
+    rng: np.random.Generator,
+) -> InfluenceValidation:
+    """Retrain without clusters and compare with what was predicted.
+
+    The retraining is the reference training: its schedule, its number of steps, its first seeds.
+    Costs (3 N + 1) trainings a seed.
+
+    Args:
+        influence: the estimate.
+        pairs: n training pairs, scaled features.
+        validation: held-out pairs, scaled features.
+        cluster_assignments: cluster of each training pair.
+        clip_scores: image-text agreement of each training pair.
+        config: how many clusters and seeds.
+        training: settings of the reference training.
+        rng: draws the halves and further seeds.
+
+    Raises:
+        InputError: there are fewer than two clusters to leave out.
+    """
+    kept = np.flatnonzero(influence.reference_weights > 0)
+    pairs = pairs.take(torch.from_numpy(kept).to(pairs.images.device))
+    weights, clip_scores = influence.reference_weights[kept], clip_scores[kept]
+    n, n_clusters = len(kept), len(influence.influence_scores)
+    cluster_assignments = cluster_assignments[kept]
+    sizes = np.bincount(cluster_assignments, minlength=n_clusters)
+    present = np.flatnonzero(sizes)
+    chosen = present[
+        spread_over_scores(influence.influence_scores[present], config.validate_influence)
+    ]
+    extra = rng.integers(2**31, size=config.validation_seeds)
+    seeds = [*influence.reference_seeds.tolist(), *extra.tolist()][: config.validation_seeds]
+    if len(present) < 2:
+        raise InputError("--validate_influence needs at least two clusters; raise --n_clusters")
+    halves = np.zeros((len(chosen), n_clusters), dtype=bool)
+    for half in halves:
+        half[present] = rng.permutation(np.arange(len(present)) % 2)
+    left_out = [cluster_assignments == k for k in chosen]
+    weightings = {
+        LOCO: [np.where(out, 0.0, weights) for out in left_out],
+        SMALL: [np.where(out, SMALL_WEIGHT, 1.0) * weights for out in left_out],
+        LDS: [np.where(half[cluster_assignments], 0.0, weights) for half in halves],
+    }
+    retraining = Retraining(
+        pairs,
+        training,
+        influence.reference_schedule,
+        influence.reference_steps,
+        validation,
+        influence.validation_batches,
+    )
+    real = real_effects(retraining, weights, weightings, seeds)
+
+    score_sums = np.bincount(cluster_assignments, clip_scores, minlength=n_clusters)
+    similarity = gradient_similarity(influence, pairs, weights, validation, training, rng=rng)
+    similarity_sums = np.bincount(cluster_assignments, similarity, minlength=n_clusters) / n
+    percent = 100 * influence.influence_scores
+    first_order = 100 * influence.first_order_scores.mean(axis=0)
+    stderr = 100 * influence.influence_stderr
+    single = {
+        "size": sizes[chosen].astype(float),
+        "clip_score": (score_sums / np.maximum(sizes, 1))[chosen],
+        "gradient_similarity": similarity_sums[chosen],
+    }
+    effects = {
+        LOCO: Effects({ESTIMATOR: percent[chosen], **single}, stderr[chosen], real[LOCO]),
+        SMALL: Effects(
+            # The finite-removal correction is of second order: nothing of it is left near 1.
+            {ESTIMATOR: first_order[chosen] * (1 - SMALL_WEIGHT), **single},
+            100 * influence.first_order_stderr[chosen] * (1 - SMALL_WEIGHT),
+            real[SMALL],
+        ),
+        LDS: Effects(
+            {
+                ESTIMATOR: halves @ percent,
+                "size": (halves @ sizes).astype(float),
+                "clip_score": -(~halves @ score_sums) / (~halves @ sizes),
+                "gradient_similarity": halves @ similarity_sums,
+            },
+            np.sqrt(halves @ stderr**2),
+            real[LDS],
+        ),
+    }
+    return InfluenceValidation(
+        {
+            **{check: agreement(effects[check]) for check in CHECKS},
+            "clusters": chosen.tolist(),
+            "seeds": seeds,
+            "reference_seeds": influence.reference_seeds.tolist(),
+            "unit": "percent of the validation loss",
+            "halves_left_out": [np.flatnonzero(half).tolist() for half in halves],
+            "points": {check: _points(effects[check]) for check in CHECKS},
+        }
+    )
+
+
+def spread_over_scores(scores: Float[np.ndarray, " K"], count: int) -> Int64[np.ndarray, " c"]:
+    """Clusters at evenly spaced ranks of their scores, the extremes included; all if count >= K."""
+    order = np.argsort(scores, kind="stable")
+    places = np.linspace(0, len(scores) - 1, min(count, len(scores)))
+    return order[np.unique(np.round(places).astype(np.int64))]
+
+
+def real_effects(
+    retraining: Retraining,
+    weights: np.ndarray,
+    weightings: Mapping[str, list[np.ndarray]],
+    seeds: list[int],
+) -> dict[str, Float[np.ndarray, "s c"]]:
+    """Change of the validation loss in percent of it, seed by seed."""
+    everything = [weights]
+    for many in weightings.values():
+        everything += many
+    jobs = [(w, seed) for seed in seeds for w in everything]
+    losses = retraining.losses(
+        [w for w, _ in jobs], [seed for _, seed in jobs], "validating influence"
+    )
+    # Every validation pair counts as often as batches hold it.
+    held = np.bincount(retraining.validation_batches.reshape(-1), minlength=losses.shape[1])
+    means = losses[:, held > 0] @ held[held > 0] / held.sum()
+    by_seed = means.reshape(len(seeds), len(everything))
+    change = 100 * (by_seed[:, 1:] / by_seed[:, :1] - 1)
+    cuts = np.cumsum([len(many) for many in weightings.values()])[:-1]
+    return dict(zip(weightings, np.split(change, cuts, axis=1), strict=True))
+
+
+def gradient_similarity(
+    influence: InfluenceResult,
+    pairs: PairTensors,
+    weights: Float[np.ndarray, " n"],
+    validation: PairTensors,
+    training: TrainingConfig,
+    *,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, " n"]:
+    """Influence with the identity in the Hessian's place, of every pair."""
+    reference = influence.reference(pairs.images.device)
+    n = len(pairs.images)
+    return pair_influences(
+        reference,
+        pairs,
+        loss_gradient(reference, validation, influence.validation_batches),
+        np.arange(n),
+        weights,
+        batch_size=training.batch_size,
+        rng=rng,
+    )
+
+
+def agreement(effects: Effects) -> dict[str, Any]:
+    """Correlations and slope of real on predicted effects for every predictor, and the ceiling."""
+    real = effects.real.mean(axis=0)
+    result: dict[str, Any] = {
+        name: correlations(predicted, real) for name, predicted in effects.predicted.items()
+    }
+    result["ceiling"], result["seed_agreement"] = noise_ceiling(effects.real)
+    return result
+
+
+def correlations(
+    predicted: Float[np.ndarray, " c"], real: Float[np.ndarray, " c"]
+) -> dict[str, float | None]:
+    """Spearman, Pearson, and the slope of the least-squares line of real on predicted.
+
+    All None where fewer than three points, or no spread, say nothing.
+    """
+    if len(real) < 3 or np.ptp(predicted) == 0 or np.ptp(real) == 0:
+        return {"spearman": None, "pearson": None, "slope": None}
+    return {
+        "spearman": float(spearmanr(predicted, real).statistic),
+        "pearson": float(pearsonr(predicted, real).statistic),
+        "slope": float(np.polyfit(predicted, real, 1)[0]),
+    }
+
+
+def noise_ceiling(real: Float[np.ndarray, "s c"]) -> tuple[float | None, float | None]:
+    """The rank correlation that a perfect prediction could reach with the mean over seeds.
+
+    With r the mean rank correlation between retrainings of two seeds, the mean over s of them is
+    reliable to R = s r / (1 + (s - 1) r) (Spearman-Brown), and the truth correlates with it by
+    sqrt(R).
+
+    Returns:
+        The ceiling and r; both None with a single seed or fewer than three points.
+    """
+    s, c = real.shape
+    if s < 2 or c < 3 or (np.ptp(real, axis=1) == 0).any():
+        return None, None
+    pairs = [(i, j) for i in range(s) for j in range(i)]
+    r = float(np.mean([spearmanr(real[i], real[j]).statistic for i, j in pairs]))
+    reliability = s * r / (1 + (s - 1) * r) if r > 0 else 0.0
+    return float(np.sqrt(reliability)), r
+
+
+def _points(effects: Effects) -> list[dict[str, float]]:
+    s = len(effects.real)
+    spread = (
+        effects.real.std(axis=0, ddof=1) / np.sqrt(s) if s > 1 else np.zeros_like(effects.stderr)
+    )
+    columns = {
+        "predicted": effects.predicted[ESTIMATOR],
+        "predicted_stderr": effects.stderr,
+        "real": effects.real.mean(axis=0),
+        "real_stderr": spread,
+        **{name: p for name, p in effects.predicted.items() if name != ESTIMATOR},
+    }
+    return [
+        {name: float(values[i]) for name, values in columns.items()}
+        for i in range(len(effects.stderr))
+    ]
