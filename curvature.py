@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 HESSIANS = ("lanczos", "cg", "datainf", "identity")
 CURVATURES = ("gauss_newton", "hessian")
 TRACE_PROBES = 8
+VECTORS_AT_ONCE = 4  # Hessian products taken side by side
 MAX_CURVATURE_PAIRS = 20_000  # a larger training set's curvature is taken on a sample of this size
 CG_TOLERANCE = 1e-4
 STEP_TOLERANCE = 1e-2  # of the many systems that cluster steps solve
@@ -131,12 +132,16 @@ class Objective:
         return self.products(vector[None])[0]
 
     def products(self, vectors: Tensor) -> Tensor:
-        """(C + weight decay) v for several vectors at once, matrix-free, (B, p).
+        """(C + weight decay) v for several vectors, matrix-free, rows (B, p)."""
+        return torch.cat([self._products(some) for some in vectors.split(VECTORS_AT_ONCE)])
+
+    def _products(self, vectors: Tensor) -> Tensor:
+        """The products with at most `VECTORS_AT_ONCE` vectors, side by side.
 
         C is the Gauss-Newton matrix J^T (d2L / dS2) J, with J the derivative of the logits S, or
         the exact Hessian, which adds the curvature of the logits and can be indefinite. The maps
-        are linear, so only the small function behind them is differentiated twice. About
-        B * `ROWS_AT_ONCE` * e floats are alive at a time.
+        are linear, so only the small function behind them is differentiated twice. A few
+        times `VECTORS_AT_ONCE` * `ROWS_AT_ONCE` * e floats are alive at a time.
         """
         image_maps, text_maps, log_scales = torch.split(
             vectors, [p.numel() for p in self.parameters], dim=1

@@ -69,7 +69,7 @@ class InfluenceConfig(Settings):
 
     estimator: str = setting(METAGRADIENT, "how cluster scores are estimated", choices=ESTIMATORS)
     removal_folds: int = setting(
-        5,
+        10,
         "retrainings without a fold of the clusters, for the finite-removal correction of "
         "`metagradient`; 0 = none",
         at_least=0,
@@ -81,7 +81,7 @@ class InfluenceConfig(Settings):
         at_least=1,
     )
     influence_seeds: int = setting(
-        1, "independently trained reference models that scores are averaged over", at_least=1
+        3, "independently trained reference models that scores are averaged over", at_least=1
     )
     hessian: str = setting(
         "lanczos",

@@ -15,10 +15,10 @@ import argparse
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,54 +71,59 @@ RIVALS = (
     "dattri_arnoldi",
     "dattri_datainf",
 )
-ORACLE: dict[str, Any] = {"influence_checkpoints": 1, "removal_folds": 0}
-EVERY_PAIR: dict[str, Any] = {"influence_budget": 1.0, "samples_per_cluster": 10**6}
-# What each part is worth: settings of `InfluenceConfig` beside its defaults.
+DEFAULT = "default: metagradient, three reference models, ten folds"
+ONE: dict[str, Any] = {"influence_seeds": 1}
+ALONE: dict[str, Any] = {"influence_checkpoints": 1, "removal_folds": 0}
+STEP: dict[str, Any] = {"estimator": "step", **ONE}
+SAMPLED: dict[str, Any] = {"estimator": "first_order", **ONE}
+EVERY_PAIR: dict[str, Any] = {**SAMPLED, "influence_budget": 1.0, "samples_per_cluster": 10**6}
+# What each part is worth: settings of `InfluenceConfig` beside its defaults. `step` and
+# `first order` have one reference model unless they say otherwise.
 ABLATION: dict[str, dict[str, Any]] = {
-    "default: metagradient, 6 checkpoints, 5 folds": {},
-    "three reference models": {"influence_seeds": 3},
-    "ten folds": {"removal_folds": 10},
-    "no folds": {"removal_folds": 0},
-    "one checkpoint": {"influence_checkpoints": 1},
-    "metagradient alone (one checkpoint, no folds)": ORACLE,
-    "metagradient alone, three reference models": {**ORACLE, "influence_seeds": 3},
-    "step, lanczos": {"estimator": "step"},
-    "step, lanczos, rank 50": {"estimator": "step", "rank": 50},
-    "step, conjugate gradients": {"estimator": "step", "hessian": "cg"},
-    "step, datainf": {"estimator": "step", "hessian": "datainf"},
-    "step, identity": {"estimator": "step", "hessian": "identity"},
-    "step, exact Hessian, lanczos": {"estimator": "step", "curvature": "hessian"},
-    "first order, 5 pairs a cluster, lanczos": {"estimator": "first_order"},
-    "first order, every pair, lanczos": {"estimator": "first_order", **EVERY_PAIR},
-    "first order, every pair, cg": {"estimator": "first_order", "hessian": "cg", **EVERY_PAIR},
+    DEFAULT: {},
+    "two reference models": {"influence_seeds": 2},
+    "one reference model": ONE,
+    "five folds": {"removal_folds": 5},
+    "one reference model, five folds": {**ONE, "removal_folds": 5},
+    "one reference model, five folds, one checkpoint": {
+        **ONE,
+        "removal_folds": 5,
+        "influence_checkpoints": 1,
+    },
+    "one reference model, no folds": {**ONE, "removal_folds": 0},
+    "metagradient alone (one checkpoint, no folds)": ALONE,
+    "metagradient alone, one reference model": {**ALONE, **ONE},
+    "step, lanczos": STEP,
+    "step, lanczos, rank 50": {**STEP, "rank": 50},
+    "step, conjugate gradients": {**STEP, "hessian": "cg"},
+    "step, datainf": {**STEP, "hessian": "datainf"},
+    "step, identity": {**STEP, "hessian": "identity"},
+    "step, exact Hessian, lanczos": {**STEP, "curvature": "hessian"},
+    "first order, 5 pairs a cluster, lanczos": SAMPLED,
+    "first order, every pair, lanczos": EVERY_PAIR,
+    "first order, every pair, cg": {**EVERY_PAIR, "hessian": "cg"},
     "first order, every pair, cg, three reference models": {
-        "estimator": "first_order",
+        **EVERY_PAIR,
         "hessian": "cg",
         "influence_seeds": 3,
-        **EVERY_PAIR,
     },
     "first order, every pair, cg, damping 0.01": {
-        "estimator": "first_order",
+        **EVERY_PAIR,
         "hessian": "cg",
         "damping": 0.01,
-        **EVERY_PAIR,
     },
-    "first order, every pair, cg, damping 1": {
-        "estimator": "first_order",
-        "hessian": "cg",
-        "damping": 1.0,
-        **EVERY_PAIR,
-    },
+    "first order, every pair, cg, damping 1": {**EVERY_PAIR, "hessian": "cg", "damping": 1.0},
 }
-
 # With many clusters, what decides between the defaults and their rivals.
 ABLATION_MANY = (
-    "default: metagradient, 6 checkpoints, 5 folds",
-    "three reference models",
-    "ten folds",
-    "no folds",
+    DEFAULT,
+    "two reference models",
+    "one reference model",
+    "five folds",
+    "one reference model, five folds",
+    "one reference model, no folds",
     "metagradient alone (one checkpoint, no folds)",
-    "metagradient alone, three reference models",
+    "metagradient alone, one reference model",
     "step, lanczos",
     "first order, 5 pairs a cluster, lanczos",
     "first order, every pair, cg",
@@ -281,7 +286,10 @@ def row(
 def free_predictions(
     problem: Problem, truth: Truth, reference: InfluenceResult
 ) -> list[dict[str, Any]]:
-    """Size, CLIP score and gradient similarity, which cost nothing."""
+    """Size, CLIP score and gradient similarity, which cost nothing; and the real single effects.
+
+    The latter bound what any sum of single effects can say about halves of the clusters.
+    """
     k, z = len(reference.influence_scores), problem.clusters
     sizes = np.bincount(z, minlength=k)
     sums = np.bincount(z, problem.clip_scores, minlength=k)
@@ -295,6 +303,7 @@ def free_predictions(
     )
     kept = ~truth.halves
     return [
+        row("real effects of single clusters", problem, truth, truth.effects[LOCO].mean(axis=0)),
         row("free: size", problem, truth, sizes.astype(float)),
         row(
             "free: CLIP score",
@@ -341,21 +350,23 @@ def without_negative_role(
     return row("first order without the negative role, cg", problem, truth, scores, seconds=seconds)
 
 
-def ablation(problem: Problem, truth: Truth, *, wanted: list[str]) -> list[dict[str, Any]]:
+def ablation(
+    problem: Problem, truth: Truth, *, wanted: Sequence[str], file: Path
+) -> list[dict[str, Any]]:
     """Every estimator against the same retraining, from the same reference models."""
-    rows = []
-    for name in wanted:
-        result, seconds = estimate(problem, **ABLATION[name])
+    jobs: dict[str, tuple[int, dict[str, Any]]] = {name: (SEED, ABLATION[name]) for name in wanted}
+    jobs["default, other seeds than the retraining"] = (SEED + 1, {})
+    done: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+    for name, (seed, settings) in jobs.items():
+        if name in done:
+            continue
+        result, seconds = estimate(problem, seed, **settings)
         percent = 100 * result.influence_scores
         first_order = 100 * result.first_order_scores.mean(axis=0)
-        rows.append(row(name, problem, truth, percent, first_order, seconds=seconds))
-        print(json.dumps(rows[-1]), flush=True)
-    result, seconds = estimate(problem, seed=SEED + 1)
-    first_order = 100 * result.first_order_scores.mean(axis=0)
-    name = "default, other seeds than the retraining"
-    percent = 100 * result.influence_scores
-    rows.append(row(name, problem, truth, percent, first_order, seconds=seconds))
-    return rows
+        done[name] = row(name, problem, truth, percent, first_order, seconds=seconds)
+        file.write_text(json.dumps(done, indent=1))
+        print(json.dumps(done[name]), flush=True)
+    return [done[name] for name in jobs]
 
 
 # --- Cost, and the rivals ---------------------------------------------------------------------
@@ -434,8 +445,9 @@ def measure(problem_file: Path, settings: dict[str, Any], result_file: Path) -> 
 
 
 def peak_mib() -> float:
-    """Largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest resident size of this process so far; `ru_maxrss` would hold its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def run_apart(command: list[str], result_file: Path) -> dict[str, Any]:
@@ -452,26 +464,27 @@ def side_by_side(
     problem_file: Path, work_dir: Path, rivals_python: str | None
 ) -> list[dict[str, Any]]:
     """Ours and the rivals on the same model and data, one process after another."""
-    result_file = work_dir / "measured.json"
-    rows = []
+    result_file, file = work_dir / "measured.json", work_dir / "side_by_side.json"
+    done: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+
+    def run(method: str, command: list[str]) -> None:
+        if method not in done:
+            done[method] = {"method": method, **run_apart(command, result_file)}
+            file.write_text(json.dumps(done, indent=1))
+            print(json.dumps(done[method]), flush=True)
+
     settings = {**ABLATION, SWEEP: {"estimator": SWEEP}}
-    for name in (
-        SWEEP,
-        "default: metagradient, 6 checkpoints, 5 folds",
-        "no folds",
-        "step, lanczos",
-        "first order, 5 pairs a cluster, lanczos",
-    ):
-        command = [sys.executable, __file__, "--measure", str(problem_file), "--settings"]
-        command += [json.dumps(settings[name]), "--result_file", str(result_file)]
-        rows.append({"method": f"InfluenceSpace, {name}", **run_apart(command, result_file)})
-        print(json.dumps(rows[-1]), flush=True)
+    ours = (SWEEP, DEFAULT, "one reference model", "one reference model, no folds", "step, lanczos")
+    for name in ours:
+        command = [sys.executable, __file__, "--measure", str(problem_file)]
+        command += ["--settings", json.dumps(settings[name]), "--result_file", str(result_file)]
+        run(f"InfluenceSpace, {name}", command)
     for name in RIVALS if rivals_python else ():
-        command = [str(rivals_python), str(ROOT / "benchmarks/influence_rivals.py"), "--problem"]
-        command += [str(problem_file), "--method", name, "--result_file", str(result_file)]
-        rows.append({"method": name, **run_apart(command, result_file)})
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
+        command = [str(rivals_python), str(ROOT / "benchmarks/influence_rivals.py")]
+        command += ["--problem", str(problem_file), "--method", name]
+        command += ["--result_file", str(result_file), "--max_gib", "19"]
+        run(name, command)
+    return list(done.values())
 
 
 def large_problem(file: Path) -> None:
@@ -573,7 +586,7 @@ def benchmark(args: argparse.Namespace) -> None:
     for n_clusters in CLUSTER_COUNTS:
         for regime in REGIMES:
             problem = make_problem(embedding, regime, n_clusters)
-            reference, _ = estimate(problem, **ABLATION["three reference models"])
+            reference, _ = estimate(problem)
             file = work_dir / f"{regime}_{n_clusters}.npz"
             truth = ground_truth(problem, reference, file)
             title = f"{regime}, {n_clusters} clusters"
@@ -585,21 +598,18 @@ def benchmark(args: argparse.Namespace) -> None:
                 *free_predictions(problem, truth, reference),
                 without_negative_role(problem, truth, reference),
                 *ablation(
-                    problem, truth, wanted=list(ABLATION if n_clusters < 100 else ABLATION_MANY)
+                    problem,
+                    truth,
+                    wanted=ABLATION_MANY if n_clusters >= 100 else tuple(ABLATION),
+                    file=work_dir / f"ablation_{regime}_{n_clusters}.json",
                 ),
             ]
             rows += [{"regime": regime, "clusters": n_clusters, **r} for r in new]
-            default, _ = estimate(problem)
-            points[title] = leave_out_points(problem, truth, default)
+            points[title] = leave_out_points(problem, truth, reference)
             if (regime, n_clusters) == ("concentrated", 40):
                 problem_file = work_dir / "rivals.npz"
                 save_for_rivals(problem, reference, truth, problem_file)
                 compared = side_by_side(problem_file, work_dir, args.rivals_python)
-    large_file, result_file = work_dir / "large.npz", work_dir / "measured.json"
-    large_problem(large_file)
-    command = [sys.executable, __file__, "--measure", str(large_file), "--settings", "{}"]
-    large = run_apart([*command, "--result_file", str(result_file)], result_file)
-
     results = ROOT / "benchmarks/results"
     results.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
@@ -618,12 +628,32 @@ def benchmark(args: argparse.Namespace) -> None:
             for title, p in points.items()
         },
         "side_by_side": compared,
-        "large": {"pairs": 20_000, **large},
     }
     (results / "influence.json").write_text(json.dumps(summary, indent=2) + "\n")
     with pd.option_context("display.width", 200, "display.max_rows", 200):
         print(table.to_string(index=False, float_format="%.3f"))
     print(json.dumps(summary, indent=2))
+
+
+def measure_large(work_dir: Path) -> None:
+    """Seconds and memory at 20,000 pairs and a million parameters."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    large_file, result_file = work_dir / "large.npz", work_dir / "measured.json"
+    large_problem(large_file)
+    large = {}
+    for name in (DEFAULT, "one reference model"):
+        command = [sys.executable, __file__, "--measure", str(large_file)]
+        command += ["--settings", json.dumps(ABLATION[name]), "--result_file", str(result_file)]
+        large[name] = run_apart(command, result_file)
+        print(json.dumps(large[name]), flush=True)
+    summary = {
+        "command": "python benchmarks/influence.py --large --work_dir WORK",
+        "hardware": artifacts.hardware(),
+        "pairs": 20_000,
+        **large,
+    }
+    results = ROOT / "benchmarks/results/influence_large.json"
+    results.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def main() -> None:
@@ -632,12 +662,15 @@ def main() -> None:
     parser.add_argument("--data_dir", help="folder that --dataset folder reads")
     parser.add_argument("--work_dir", type=Path, help="where intermediate results are kept")
     parser.add_argument("--rivals_python", help="interpreter of the rivals' environment")
+    parser.add_argument("--large", action="store_true", help="only time 20,000 pairs")
     parser.add_argument("--measure", type=Path, help="measure one estimate on this problem")
     parser.add_argument("--settings", type=json.loads, default={})
     parser.add_argument("--result_file", type=Path)
     args = parser.parse_args()
     if args.measure:
         measure(args.measure, args.settings, args.result_file)
+    elif args.large and args.work_dir:
+        measure_large(args.work_dir)
     elif args.data_dir and args.work_dir:
         benchmark(args)
     else:

@@ -346,7 +346,8 @@ def measure(score: Scorer, max_seconds: int) -> tuple[Scores | None, dict[str, A
         scores, failure = None, {"failed": f"{type(error).__name__}: {error}"}
     seconds = time.perf_counter() - started
     signal.alarm(0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # given in KiB
+    status = Path("/proc/self/status").read_text()  # `ru_maxrss` would hold the parent's
+    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024  # given in KiB
     cost = {
         "seconds": seconds,
         "peak_mib": (peak - baseline) / MIB,

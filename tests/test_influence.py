@@ -407,7 +407,7 @@ def estimate(planted: Planted, *, seed: int = 0, **changes: Any) -> InfluenceRes
         planted.validation,
         clusters,
         [[f"term{k}"] for k in range(clusters.max() + 1)],
-        InfluenceConfig(**settings | changes),
+        InfluenceConfig(**{"influence_seeds": 1, "removal_folds": 5} | settings | changes),
         training,
         rng=np.random.default_rng(seed),
         **passed,
@@ -467,7 +467,7 @@ def test_wrong_captions_are_clearly_harmful_with_every_default(planted: Planted)
         planted.validation,
         planted.clusters,
         [["term"]] * 4,
-        InfluenceConfig(),
+        InfluenceConfig(influence_seeds=1, removal_folds=5),
         TRAINING,
         rng=np.random.default_rng(0),
     )
