@@ -5,21 +5,42 @@ clip_score_filtering    highest image-text agreement (Hessel et al. 2021; Schuhm
 diversity_sampling      equal shares of every k-means cluster (Vo et al. 2024, arXiv 2405.15613)
 coreset_selection       k-centre greedy (Sener & Savarese 2018, arXiv 1708.00489)
 individual_influence    highest DataInf influence of every pair's own loss (Kwon et al. 2024)
+semdedup                fewest near-copies of images (Abbas et al. 2023, arXiv 2303.09540)
+density_pruning         hardest pairs of complex clusters (Abbas et al. 2024, arXiv 2401.04578)
+neg_clip_loss           highest agreement less that with others (Wang et al. 2024, arXiv 2405.19547)
+text_alpha_sampling     frequent kinds of captions less often (Gadre et al. 2023, arXiv 2304.14108)
+gradient_similarity     highest influence with the identity for a Hessian (Charpiat et al. 2019)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int64
+from scipy.optimize import brentq
+from scipy.special import softmax
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
 from tqdm import tqdm
 
 from curation import curated_size
 from curvature import datainf_direction, loss_gradient
-from model import PairTensors, Parameters, shuffled_batches
-from pair_influence import own_loss_influences
+from model import (
+    MAX_LOG_SCALE,
+    PairTensors,
+    Parameters,
+    contrastive_loss,
+    pair_losses,
+    projected_similarities,
+    shuffled_batches,
+)
+from pair_influence import own_loss_influences, pair_influences
 
 BASELINES = (
     "random",
@@ -27,15 +48,33 @@ BASELINES = (
     "diversity_sampling",
     "coreset_selection",
     "individual_influence",
+    "semdedup",
+    "density_pruning",
+    "neg_clip_loss",
+    "text_alpha_sampling",
+    "gradient_similarity",
 )
+NEED_CLUSTERS = ("diversity_sampling", "semdedup", "density_pruning", "text_alpha_sampling")
+NEED_REFERENCE = ("individual_influence", "gradient_similarity")
+
+N_SIMILARITIES = 2**22  # in one block; 16 MiB
+N_NEAREST_CENTERS = 20  # Abbas et al. (2024)
+COMPLEXITY_TEMPERATURE = 0.1  # Abbas et al. (2024)
+N_NORMALISATIONS = 10  # random batches that every pair is in; Wang et al. (2024)
+NORMALISATION_BATCH = 4096  # pairs; bounds memory to a few blocks of 64 MiB
+FIT_BATCH = 1024  # pairs that the temperature is fitted to
+ALPHA = 0.5  # between equal shares of all clusters (0) and the data as they are (1)
+MINI_BATCH_ABOVE = 50_000  # pairs; as in stage 1
 
 
 @dataclass(frozen=True)
 class BaselineInputs:
-    """What the selectors look at; `reference` is needed by individual influence alone."""
+    """What the selectors look at; `reference` is needed by those in `NEED_REFERENCE` alone."""
 
     indices: Int64[np.ndarray, " n"]  # positions in the source
-    embeddings: Float[np.ndarray, "n d2"]
+    embeddings: Float[np.ndarray, "n d2"]  # both sides of the joint space
+    image_embeddings: Float[np.ndarray, "n d"]  # unit rows
+    text_embeddings: Float[np.ndarray, "n d"]  # unit rows
     clip_scores: Float[np.ndarray, " n"]
     cluster_assignments: Int64[np.ndarray, " n"]
     pairs: PairTensors
@@ -58,15 +97,26 @@ def select_baseline(
     """The subset that baseline `name` keeps, as many pairs as InfluenceSpace keeps.
 
     Raises:
-        ValueError: individual influence without a reference model.
+        ValueError: a baseline of `NEED_REFERENCE` without a reference model.
     """
-    size = curated_size(len(inputs.clip_scores), target_size_ratio)
+    if name in NEED_REFERENCE and inputs.reference is None:
+        raise ValueError(f"{name} needs the reference model")
+    n, clusters = len(inputs.clip_scores), inputs.cluster_assignments
+    images, texts = inputs.image_embeddings, inputs.text_embeddings
+    size = curated_size(n, target_size_ratio)
     selectors: dict[str, Callable[[], np.ndarray]] = {
-        "random": lambda: rng.permutation(len(inputs.clip_scores))[:size],
+        "random": lambda: rng.permutation(n)[:size],
         "clip_score_filtering": lambda: highest(inputs.clip_scores, size),
-        "diversity_sampling": lambda: equal_shares(inputs.cluster_assignments, size, rng=rng),
+        "diversity_sampling": lambda: equal_shares(clusters, size, rng=rng),
         "coreset_selection": lambda: k_center_greedy(inputs.embeddings, size, rng=rng),
         "individual_influence": lambda: highest(individual_influence(inputs, rng=rng), size),
+        "semdedup": lambda: highest(-similarity_to_harder(images, clusters), size),
+        "density_pruning": lambda: density_pruning(images, clusters, size),
+        "neg_clip_loss": lambda: highest(neg_clip_loss(inputs, rng=rng), size),
+        "text_alpha_sampling": lambda: alpha_sampling(
+            text_clusters(texts, n_clusters=int(clusters.max()) + 1, rng=rng), size, rng=rng
+        ),
+        "gradient_similarity": lambda: highest(gradient_similarity(inputs, rng=rng), size),
     }
     rows = np.sort(selectors[name]()).astype(np.int64)
     return Selection(inputs.indices[rows], rows)
@@ -117,6 +167,208 @@ def k_center_greedy(
     return chosen
 
 
+# --- By clusters of images ----------------------------------------------------------------------
+
+
+def similarity_to_harder(
+    image_embeddings: Float[np.ndarray, "n d"], cluster_assignments: Int64[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Highest image cosine with an earlier pair of the same cluster: SemDeDup, Abbas et al. (2023).
+
+        M_i = max_{j before i in the cluster of i} <f_i, f_j>        arXiv 2303.09540
+
+    The pairs of a cluster stand in rising order of their cosine with its centroid, the hardest
+    first. SemDeDup drops i where M_i > 1 - epsilon, so that of a group of duplicates the one
+    farthest from the centroid stays. The paper solves epsilon on a tenth of the clusters for the
+    share wanted; with all of M at hand its exact quantile over all clusters meets the size, which
+    is to say that the pairs of lowest M are kept. Clusters are the run's, of image and text, where
+    the paper clusters images alone. O(sum of squared cluster sizes) time, in blocks of rows.
+
+    Returns:
+        (n,) -inf for the hardest pair of each cluster.
+    """
+    similarity = np.full(len(image_embeddings), -np.inf, dtype=np.float32)
+    for members, _, cosines in image_clusters(image_embeddings, cluster_assignments):
+        order = members[np.argsort(cosines, kind="stable")]
+        points = np.ascontiguousarray(image_embeddings[order], dtype=np.float32)
+        step = max(1, N_SIMILARITIES // len(order))
+        for start in range(0, len(order), step):
+            block = points[start : start + step] @ points[: start + step].T
+            block[:, start:][np.triu_indices(len(block))] = -np.inf  # itself and those after it
+            similarity[order[start : start + step]] = block.max(axis=1)
+    return similarity
+
+
+def density_pruning(
+    image_embeddings: Float[np.ndarray, "n d"],
+    cluster_assignments: Int64[np.ndarray, " n"],
+    size: int,
+) -> Int64[np.ndarray, " m"]:
+    """Rows of the hardest pairs of every cluster, more of complex ones: Abbas et al. (2024).
+
+        C_k = d_inter,k * d_intra,k,    p_k = exp(C_k / tau) / sum_j exp(C_j / tau)
+        minimise  sum_k (x_k - p_k * size)^2    subject to  sum_k x_k = size,  1 <= x_k <= n_k
+
+    (arXiv 2401.04578): d_intra,k is the mean cosine distance of the cluster's images to
+    their centroid, d_inter,k that of its centroid to the `N_NEAREST_CENTERS` nearest others. Of
+    cluster k the x_k images of lowest cosine with the centroid are kept. The quadratic programme
+    is solved exactly and rounded by largest remainders. Taken is the density-based step alone:
+    the paper removes duplicates and low CLIP scores before it, which here are rivals of their own
+    (`semdedup`, `clip_score_filtering`). Clusters are the run's, of image and text.
+    """
+    clusters = list(image_clusters(image_embeddings, cluster_assignments))
+    centers = np.stack([center for _, center, _ in clusters])
+    intra = np.array([1 - cosines.mean(dtype=np.float64) for _, _, cosines in clusters])
+    targets = size * softmax(center_distances(centers) * intra / COMPLEXITY_TEMPERATURE)
+    counts = capped_shares(targets, np.array([len(members) for members, _, _ in clusters]), size)
+    kept = [
+        members[np.argsort(cosines, kind="stable")[:count]]
+        for (members, _, cosines), count in zip(clusters, counts, strict=True)
+    ]
+    rows: np.ndarray = np.concatenate(kept).astype(np.int64)
+    return rows
+
+
+def image_clusters(
+    image_embeddings: Float[np.ndarray, "n d"], cluster_assignments: Int64[np.ndarray, " n"]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of every cluster: its rows, its images' centroid at unit length, their cosines with it."""
+    order = np.argsort(cluster_assignments, kind="stable")
+    starts = np.flatnonzero(np.diff(cluster_assignments[order])) + 1
+    for members in np.split(order, starts):
+        images = image_embeddings[members]
+        center = images.mean(axis=0)
+        center = center / max(float(np.linalg.norm(center)), np.finfo(np.float32).tiny)
+        yield members, center, images @ center
+
+
+def center_distances(centers: Float[np.ndarray, "K d"]) -> Float[np.ndarray, " K"]:
+    """Mean cosine distance of every unit centroid to the `N_NEAREST_CENTERS` nearest others."""
+    n_nearest = min(N_NEAREST_CENTERS, len(centers) - 1)
+    if n_nearest == 0:
+        return np.zeros(1)
+    distances = 1 - centers.astype(np.float64) @ centers.T
+    np.fill_diagonal(distances, np.inf)
+    mean: np.ndarray = np.partition(distances, n_nearest - 1)[:, :n_nearest].mean(axis=1)
+    return mean
+
+
+def capped_shares(
+    targets: Float[np.ndarray, " K"], caps: Int64[np.ndarray, " K"], size: int
+) -> Int64[np.ndarray, " K"]:
+    """Whole numbers of sum `size` nearest to the targets, at least one and at most the cap each.
+
+    The quadratic programme's solution is x_k = clip(t_k - mu, 1, cap_k), with mu the root of
+    sum_k x_k = size; it is rounded by largest remainders. Where `size` has not one for each, the
+    lower bound is zero.
+    """
+    lowest = 1 if size >= len(caps) else 0
+
+    def shares(mu: float) -> np.ndarray:
+        return np.clip(targets - mu, lowest, caps)
+
+    # At the lower end all are at their caps, at the upper end all at the lower bound.
+    low, high = float((targets - caps).min()) - 1, float(targets.max()) + 1
+    exact = shares(brentq(lambda mu: float(shares(mu).sum()) - size, low, high, xtol=1e-12))
+    whole = np.floor(exact + 1e-9).astype(np.int64)  # 1e-9: the root's own error
+    largest = np.argsort(whole - exact, kind="stable")[: size - whole.sum()]
+    whole[largest] += 1
+    return whole
+
+
+# --- By agreement of image and text -------------------------------------------------------------
+
+
+def neg_clip_loss(inputs: BaselineInputs, *, rng: np.random.Generator) -> Float[np.ndarray, " n"]:
+    """Agreement of image and text less that with the other pairs of a batch: Wang et al. (2024).
+
+        s_i = <f_i, g_i> - (tau / 2) [ log sum_j exp(<f_i, g_j> / tau)
+                                       + log sum_j exp(<f_j, g_i> / tau) ]    arXiv 2405.19547
+
+    with j over a random batch that holds i, averaged over `N_NORMALISATIONS` shufflings of all
+    pairs. A caption that would suit most images scores low although its cosine may be high. The
+    paper's tau and batch size (0.01 and 32,768) are those its encoder was trained with. Here a
+    batch has at most `NORMALISATION_BATCH` pairs, and a set no larger is one batch; tau is learnt,
+    see `fit_log_scale`.
+    """
+    device = inputs.pairs.images.device
+    images, texts = (
+        torch.from_numpy(np.asarray(side, dtype=np.float32)).to(device)
+        for side in (inputs.image_embeddings, inputs.text_embeddings)
+    )
+    n = len(images)
+    n_shuffles = N_NORMALISATIONS if n > NORMALISATION_BATCH else 1  # one batch of all stays so
+    log_scale = fit_log_scale(images, texts, rng=rng)
+    totals, counts = np.zeros(n), np.zeros(n)
+    batches = [b for _ in range(n_shuffles) for b in whole_batches(n, NORMALISATION_BATCH, rng)]
+    for batch in tqdm(batches, desc="negCLIPLoss", unit="batch", disable=None, leave=False):
+        rows = torch.from_numpy(batch).to(device)
+        losses = pair_losses(projected_similarities(images[rows], texts[rows], log_scale))
+        totals[batch] -= losses.double().cpu().numpy()
+        counts[batch] += 1
+    return totals / counts * math.exp(-float(log_scale))
+
+
+def fit_log_scale(images: Tensor, texts: Tensor, *, rng: np.random.Generator) -> Tensor:
+    """The log of 1 / temperature of least contrastive loss over one random batch, up to CLIP's cap.
+
+    What CLIP learns beside its towers; not every encoder has such a temperature. To 0.1.
+    """
+    rows = torch.from_numpy(rng.permutation(len(images))[:FIT_BATCH]).to(images.device)
+    scales = torch.linspace(0, MAX_LOG_SCALE, 47, device=images.device)
+    losses = [
+        contrastive_loss(projected_similarities(images[rows], texts[rows], scale))
+        for scale in scales
+    ]
+    return scales[torch.stack(losses).argmin()]
+
+
+# --- By kinds of captions -----------------------------------------------------------------------
+
+
+def text_clusters(
+    text_embeddings: Float[np.ndarray, "n d"], *, n_clusters: int, rng: np.random.Generator
+) -> Int64[np.ndarray, " n"]:
+    """Clusters of the captions alone by k-means, at most `n_clusters` of them."""
+    kmeans_class = MiniBatchKMeans if len(text_embeddings) > MINI_BATCH_ABOVE else KMeans
+    kmeans = kmeans_class(n_clusters, n_init=1, random_state=int(rng.integers(2**31)))
+    with warnings.catch_warnings():  # fewer distinct captions than clusters
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels: np.ndarray = kmeans.fit_predict(text_embeddings).astype(np.int64)
+    return labels
+
+
+def alpha_sampling(
+    cluster_assignments: Int64[np.ndarray, " n"], size: int, *, rng: np.random.Generator
+) -> Int64[np.ndarray, " m"]:
+    """Rows drawn without replacement, frequent clusters less often than their share.
+
+        P(next row is i of cluster k) ~ f_k^ALPHA / n_k ~ n_k^(ALPHA - 1)
+
+    with f_k = n_k / n: a cluster is drawn in proportion to f_k^ALPHA, a pair in it uniformly, as
+    Lample & Conneau (2019, arXiv 1901.07291, section 3.1) draw languages; the text-based sampling
+    of DataComp (Gadre et al. 2023, arXiv 2304.14108) does so by the words of captions, which are
+    k-means clusters of text embeddings here. One draw after another among the pairs left, by the
+    `size` highest of log weight + Gumbel noise (Efraimidis & Spirakis 2006). No pair is drawn
+    twice, so the larger `size`, the nearer the shares come to those of the data. This is the
+    control that only reweights topics and looks at no pair.
+    """
+    sizes = np.bincount(cluster_assignments)
+    log_weights = (ALPHA - 1) * np.log(sizes[cluster_assignments])
+    return highest(log_weights + rng.gumbel(size=len(cluster_assignments)), size)
+
+
+# --- By influence -------------------------------------------------------------------------------
+
+
+def whole_batches(
+    n: int, batch_size: int, rng: np.random.Generator
+) -> Int64[np.ndarray, "n_batches b"]:
+    """Random batches that hold every pair, the last one filled up from the first."""
+    b = min(batch_size, n)
+    return np.resize(rng.permutation(n), -(-n // b) * b).reshape(-1, b)
+
+
 def individual_influence(
     inputs: BaselineInputs, *, rng: np.random.Generator
 ) -> Float[np.ndarray, " n"]:
@@ -125,13 +377,38 @@ def individual_influence(
     Per-pair influence as libraries compute it: the gradient of the pair's own loss in a fixed
     batch.
     """
-    if inputs.reference is None:
-        raise ValueError("individual_influence needs the reference model")
+    assert inputs.reference is not None, "select_baseline sees to it"
     n = len(inputs.clip_scores)
-    b = min(inputs.batch_size, n)
-    order = rng.permutation(n)
-    batches = np.resize(order, -(-n // b) * b).reshape(-1, b)  # the last one wraps round
-    validation_batches = shuffled_batches(len(inputs.validation.images), b, rng)
+    batches = whole_batches(n, inputs.batch_size, rng)
+    validation_batches = shuffled_batches(len(inputs.validation.images), batches.shape[1], rng)
     gradient = loss_gradient(inputs.reference, inputs.validation, validation_batches)
     direction = datainf_direction(inputs.reference, inputs.pairs, gradient, batches)
     return own_loss_influences(inputs.reference, inputs.pairs, direction, batches)
+
+
+def gradient_similarity(
+    inputs: BaselineInputs, *, rng: np.random.Generator
+) -> Float[np.ndarray, " n"]:
+    """Influence of every pair with the identity in place of the inverse Hessian.
+
+        u_i = n * g_val . d2L / dtheta dw_i        design 4; Charpiat et al. (2019)
+
+    Charpiat et al. (arXiv 2102.05262) compare gradients of single examples' losses; here the
+    pair's part is the mixed derivative, in which it acts as positive and as negative, so that
+    beside `first_order` influence only the inverse Hessian is missing. Positive where leaving the
+    pair out of one small step of gradient descent raises the validation loss.
+    """
+    assert inputs.reference is not None, "select_baseline sees to it"
+    n = len(inputs.clip_scores)
+    b = min(inputs.batch_size, n)
+    validation_batches = shuffled_batches(len(inputs.validation.images), b, rng)
+    direction = loss_gradient(inputs.reference, inputs.validation, validation_batches)
+    return pair_influences(
+        inputs.reference,
+        inputs.pairs,
+        direction,
+        np.arange(n),
+        np.ones(n),
+        batch_size=inputs.batch_size,
+        rng=rng,
+    )

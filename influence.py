@@ -39,19 +39,27 @@ from curvature import (
     loss_gradient,
     unflatten,
 )
-from leave_out import (
-    RemovalEffects,
-    finite_removal,
-    leave_out_steps,
-    nearest_clusters,
-    removal_effects,
-)
+from leave_out import leave_out_steps
 from metagradient import pair_weight_gradient
 from model import PairTensors, Parameters, mean_loss, shuffled_batches
 from pair_influence import pair_influences, representation_weights, sample_pairs
-from retraining import Retraining
+from removal import (
+    RemovalEffects,
+    finite_removal,
+    fold_weightings,
+    nearest_clusters,
+    removal_effects,
+)
+from retraining import Retraining, collected
 from settings import InputError, Settings, setting
-from training import ADAM_BETAS, Training, TrainingConfig, steps_per_epoch, train_until_best
+from training import (
+    ADAM_BETAS,
+    Training,
+    TrainingConfig,
+    side_by_side,
+    steps_per_epoch,
+    train_until_best,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +90,12 @@ class InfluenceConfig(Settings):
     )
     influence_seeds: int = setting(
         3, "independently trained reference models that scores are averaged over", at_least=1
+    )
+    max_reference_steps: int = setting(
+        1600,
+        "most optimiser steps of a reference training, where `--num_epochs` would take more: its "
+        "learning rates fall to zero within them",
+        at_least=1,
     )
     hessian: str = setting(
         "lanczos",
@@ -241,12 +255,18 @@ def estimate_influence(
         )
     else:
         evaluated = np.arange(len(kept))
-    schedule = training.num_epochs * steps_per_epoch(len(kept), b)
+    schedule = min(training.num_epochs * steps_per_epoch(len(kept), b), config.max_reference_steps)
     stop = _early_stop(data, training, schedule, int(seeds[0]))
-    estimates = [
-        _estimate(data, evaluated, config, training, schedule, stop, int(seed), rng=rng)
-        for seed in seeds
-    ]
+    retraining = Retraining(
+        data.pairs, training, schedule, stop, validation, data.validation_batches
+    )
+    if config.estimator == METAGRADIENT:
+        estimates = _metagradients(data, config, retraining, seeds.tolist(), rng=rng)
+    else:
+        estimates = [
+            _by_curvature(data, evaluated, config, retraining, seed, rng=rng)
+            for seed in seeds.tolist()
+        ]
     loss = float(np.mean([e.validation_loss for e in estimates]))
     scores = _combine(estimates, clusters, evaluated, loss)
     influence = np.mean([e.pair_influence for e in estimates], axis=0)
@@ -341,86 +361,125 @@ def _early_stop(data: Data, training: TrainingConfig, schedule: int, seed: int) 
     return run.n_done
 
 
-def _estimate(
+class Swept(NamedTuple):
+    """What the reverse sweep over one reference training says."""
+
+    pair_influence: Float[np.ndarray, " n"]
+    reference: Parameters
+    losses: Float[np.ndarray, " m"]  # of the validation pairs; NaN where no batch holds one
+
+
+def _metagradients(
+    data: Data,
+    config: InfluenceConfig,
+    retraining: Retraining,
+    seeds: Sequence[int],
+    *,
+    rng: np.random.Generator,
+) -> list[Estimate]:
+    """Ask every reference model, and retrain it without folds of clusters, all side by side."""
+    n_clusters = int(data.clusters.max()) + 1
+    n_folds = min(config.removal_folds, n_clusters)
+    # The folds of each seed; none without the correction.
+    dealt = [rng.permutation(np.arange(n_clusters) % n_folds) for _ in seeds if n_folds > 1]
+    with side_by_side(data.pairs.images.device) as pool:
+        # The longest first, so that no core is idle while another finishes.
+        sweeps = [pool.submit(_sweep, data, config, retraining, seed) for seed in seeds]
+        trainings = [
+            retraining.started(
+                pool, fold_weightings(data.weights, data.clusters, folds), [seed] * n_folds
+            )
+            for folds, seed in zip(dealt, seeds, strict=False)
+        ]
+        swept = [sweep.result() for sweep in sweeps]
+        left_out = [collected(of_seed, "leaving folds out") for of_seed in trainings]
+    nearest = nearest_clusters(data.pairs, data.clusters, data.validation)
+    removals: list[RemovalEffects | None] = [
+        removal_effects(s.losses, losses, folds, nearest)
+        for s, losses, folds in zip(swept, left_out, dealt, strict=False)
+    ]
+    return [
+        Estimate(
+            s.pair_influence,
+            None,
+            removal,
+            None,
+            s.reference,
+            mean_loss(s.reference, data.validation, data.validation_batches),
+        )
+        for s, removal in zip(swept, removals or [None] * len(swept), strict=True)
+    ]
+
+
+def _sweep(data: Data, config: InfluenceConfig, retraining: Retraining, seed: int) -> Swept:
+    """Train one reference model and go back through its training."""
+    run, stop = retraining.run(data.weights, seed), retraining.stop_after
+    by_weight = pair_weight_gradient(
+        run,
+        stop,
+        lambda p: unflatten(loss_gradient(p, data.validation, data.validation_batches), p),
+        checkpoints=_checkpoints(stop, config.influence_checkpoints),
+    )
+    influence = -len(data.weights) * data.weights * by_weight
+    return Swept(influence, run.parameters, retraining.validation_losses(run))
+
+
+def _by_curvature(
     data: Data,
     evaluated: Int64[np.ndarray, " m"],
     config: InfluenceConfig,
-    training: TrainingConfig,
-    schedule: int,
-    stop: int,
+    retraining: Retraining,
     seed: int,
     *,
     rng: np.random.Generator,
 ) -> Estimate:
-    """Train one reference model and ask it."""
-    run = Training(data.pairs, training, n_steps=schedule, seed=seed, sample_weights=data.weights)
+    """Train one reference model and ask it by the inverse of its curvature."""
+    run, training, n = retraining.run(data.weights, seed), retraining.training, len(data.weights)
+    run.advance_to(retraining.stop_after)
     validation = (data.validation, data.validation_batches)
-    n, effects, curvature = len(data.weights), None, None
-    if config.estimator == METAGRADIENT:
-        by_weight = pair_weight_gradient(
-            run,
-            stop,
-            lambda p: unflatten(loss_gradient(p, *validation), p),
-            checkpoints=_checkpoints(stop, config.influence_checkpoints),
-        )
-        influence = -n * data.weights * by_weight
-    else:
-        run.advance_to(stop)
-        objective = Objective(
-            data.pairs,
+    objective = Objective(
+        data.pairs,
+        run.parameters,
+        np.arange(n),
+        data.weights,
+        training.batch_size,
+        training.weight_decay,
+        rng=rng,
+        curvature=config.curvature,
+    )
+    curvature = inverse_product(
+        objective,
+        loss_gradient(run.parameters, *validation),
+        config.hessian,
+        rank=config.rank,
+        damping=config.damping or training_damping(run),
+        rng=rng,
+    )
+    base_weights = data.weights[evaluated]
+    if len(evaluated) < n:
+        base_weights = base_weights * representation_weights(data.clusters, evaluated)
+    influence = pair_influences(
+        run.parameters,
+        data.pairs,
+        curvature.direction,
+        evaluated,
+        base_weights,
+        batch_size=training.batch_size,
+        rng=rng,
+    )
+    effects = None
+    if config.estimator == STEP:
+        effects = leave_out_steps(
             run.parameters,
-            np.arange(n),
-            data.weights,
-            training.batch_size,
-            training.weight_decay,
-            rng=rng,
-            curvature=config.curvature,
-        )
-        curvature = inverse_product(
-            objective,
-            loss_gradient(run.parameters, *validation),
-            config.hessian,
-            rank=config.rank,
-            damping=config.damping or training_damping(run),
-            rng=rng,
-        )
-        base_weights = data.weights[evaluated]
-        if len(evaluated) < n:
-            base_weights = base_weights * representation_weights(data.clusters, evaluated)
-        influence = pair_influences(
-            run.parameters,
             data.pairs,
-            curvature.direction,
-            evaluated,
-            base_weights,
-            batch_size=training.batch_size,
-            rng=rng,
-        )
-        if config.estimator == STEP:
-            effects = leave_out_steps(
-                run.parameters,
-                data.pairs,
-                data.weights,
-                data.clusters,
-                objective.batches,
-                curvature.solve,
-                validation,
-            )
-    removal = None
-    n_clusters = int(data.clusters.max()) + 1
-    n_folds = min(config.removal_folds, n_clusters)
-    if config.estimator == METAGRADIENT and n_folds > 1:
-        removal = removal_effects(
-            Retraining(data.pairs, training, schedule, stop, *validation),
-            seed,
             data.weights,
             data.clusters,
-            nearest_clusters(data.pairs, data.clusters, data.validation),
-            n_folds,
-            rng=rng,
+            objective.batches,
+            curvature.solve,
+            validation,
         )
     loss = mean_loss(run.parameters, *validation)
-    return Estimate(influence, effects, removal, curvature, run.parameters, loss)
+    return Estimate(influence, effects, None, curvature, run.parameters, loss)
 
 
 def _checkpoints(stop: int, count: int) -> list[int]:

@@ -1,15 +1,12 @@
-"""What leaving a whole cluster out does, beyond the first order.
+"""What leaving a whole cluster out does, by a Newton step.
 
-Two ways. A Newton step: leave the cluster out of the training loss, take the damped step to the
-new minimum and evaluate the true validation loss there. And retraining without a few folds of
-clusters: first-order influence is blind to what a model loses with a topic that nobody else
-teaches it, because a topic's weight can fall far before anything is lost and then everything is.
+Leave the cluster out of the training loss, take the damped step to the new minimum and evaluate
+the true validation loss there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,12 +16,8 @@ from tqdm import tqdm
 
 from curvature import flatten, unflatten
 from model import PairTensors, Parameters, contrastive_loss, mean_loss, projected_similarities
-from retraining import Retraining
 
 CLUSTERS_AT_ONCE = 16  # vectors of all parameters that are alive at a time
-
-
-# --- The step that leaves a cluster out ------------------------------------------------------
 
 
 def leave_out_steps(
@@ -120,105 +113,3 @@ class _GradientChanges:
                 by_scale,
             )
         )
-
-
-# --- The finite-removal correction, from retraining without folds of clusters ----------------
-
-
-class RemovalEffects(NamedTuple):
-    """What retraining without folds of clusters showed, nats."""
-
-    own: Float[np.ndarray, " K"]  # on the validation pairs nearest to the cluster
-    variance: Float[np.ndarray, " K"]  # of `own`
-    total: float  # over all folds and all validation pairs
-
-
-def removal_effects(
-    retraining: Retraining,
-    seed: int,
-    weights: Float[np.ndarray, " n"],
-    cluster_assignments: Int64[np.ndarray, " n"],
-    validation_clusters: Int64[np.ndarray, " m"],
-    n_folds: int,
-    *,
-    rng: np.random.Generator,
-) -> RemovalEffects:
-    """Leave every cluster out once, a fold of them at a time, in `n_folds` retrainings.
-
-    With d(v) the change that leaving a fold out makes to the loss of validation pair v, a cluster
-    k of that fold gets
-
-        own_k = (1/m) sum over v nearest to k of [ d(v) - mean d over v nearest to other folds ]
-
-    Args:
-        retraining: the reference training, repeatable.
-        seed: of the reference training.
-        weights: (n,) of the pairs in the reference training.
-        cluster_assignments: cluster of each pair, 0 to K - 1.
-        validation_clusters: nearest cluster of each validation pair.
-        n_folds: retrainings, at least 2 and at most the number of clusters.
-        rng: deals the clusters into folds.
-    """
-    n_clusters, m = int(cluster_assignments.max()) + 1, len(validation_clusters)
-    folds = rng.permutation(np.arange(n_clusters) % n_folds)
-    weightings = [weights, *(weights * (folds[cluster_assignments] != f) for f in range(n_folds))]
-    losses = retraining.losses(weightings, [seed] * len(weightings), "leaving folds out")
-    held = np.isin(
-        np.arange(m), retraining.validation_batches
-    )  # the last of a shuffling may not be
-    losses, validation_clusters, m = losses[:, held], validation_clusters[held], int(held.sum())
-    own, variance, total = np.zeros(n_clusters), np.zeros(n_clusters), 0.0
-    for fold, left_out in enumerate(losses[1:]):
-        change = left_out - losses[0]
-        total += float(change.mean())
-        inside = folds[validation_clusters] == fold
-        if not inside.any():
-            continue
-        background = float(change[~inside].mean()) if not inside.all() else 0.0
-        excess = np.where(inside, change - background, 0.0)
-        own += np.bincount(validation_clusters, excess, minlength=n_clusters) / m
-        counts = np.bincount(validation_clusters[inside], minlength=n_clusters)
-        variance += counts * excess[inside].var() / m**2
-    return RemovalEffects(own, variance, total)
-
-
-def finite_removal(
-    effects: Sequence[RemovalEffects], sizes: Int64[np.ndarray, " K"]
-) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    """What leaving each cluster out for good costs beyond the first order, and its standard error.
-
-        e_k = own_k + (n_k / n) (total - sum_j own_j)
-
-    `own` is the mean over the reference models, shrunk towards its proportional share by its
-    variance (empirical Bayes); what the folds cost elsewhere is spread by size. First-order
-    influences sum to zero over all pairs, so the folds' total holds none of them.
-
-    Args:
-        effects: one a reference model.
-        sizes: pairs of each cluster.
-
-    Returns:
-        Both (K,) nats.
-    """
-    own = np.mean([e.own for e in effects], axis=0)
-    variance = np.mean([e.variance for e in effects], axis=0) / len(effects)
-    total = float(np.mean([e.total for e in effects]))
-    share = sizes / sizes.sum()
-    proportional = own.sum() * share
-    spread = max(float(((own - proportional) ** 2 - variance).mean()), 0.0)
-    trust = spread / np.maximum(spread + variance, np.finfo(float).tiny)
-    shrunk = proportional + trust * (own - proportional)
-    return shrunk + (total - shrunk.sum()) * share, np.sqrt(trust * variance)
-
-
-def nearest_clusters(
-    pairs: PairTensors, cluster_assignments: Int64[np.ndarray, " n"], others: PairTensors
-) -> Int64[np.ndarray, " m"]:
-    """The cluster whose mean features, both sides joined, are nearest to each other pair."""
-    index = torch.from_numpy(cluster_assignments).to(pairs.images.device)
-    n_clusters = int(cluster_assignments.max()) + 1
-    joined, targets = torch.cat(pairs, dim=1), torch.cat(others, dim=1)
-    counts = torch.bincount(index, minlength=n_clusters).clamp(min=1)[:, None]
-    centres = torch.zeros(n_clusters, joined.shape[1], device=joined.device)
-    centres.index_add_(0, index, joined)
-    return torch.cdist(targets, centres / counts).argmin(dim=1).cpu().numpy()

@@ -23,9 +23,16 @@ from model import (
     contrastive_loss,
     projected_similarities,
 )
-from training import ADAM_BETAS, ADAM_EPSILON, Training, TrainingState, one_cpu_thread
+from training import (
+    ADAM_BETAS,
+    ADAM_EPSILON,
+    ProjectedGradient,
+    Training,
+    TrainingState,
+    one_cpu_thread,
+)
 
-STATES_AT_ONCE = 32  # states of the run that are held for each level of replaying
+STATES_AT_ONCE = 40  # states of the run that are held for each level of replaying
 
 
 def pair_weight_gradient(
@@ -43,9 +50,9 @@ def pair_weight_gradient(
         dL_val / dw = sum_t a_{t+1} . ds_{t+1} / dw
 
     Each step back costs one Hessian-vector product of its batch. The run is replayed from
-    checkpoints, so that 32 states a level of replaying are alive, whatever its length: about five
-    to eight times the time of the run itself. Pairs whose weight is zero get the derivative at
-    zero: what adding them would do.
+    checkpoints, so that 40 states are alive for each level of replaying, of which a run of up to
+    1,600 steps has two: about four to six times the time of the run itself. Pairs whose weight is
+    zero get the derivative at zero: what adding them would do.
 
     Args:
         run: a training run, which is stepped to `n_steps` and left there.
@@ -65,63 +72,77 @@ def pair_weight_gradient(
         ) as progress,
     ):
         start = run.state()
-        for _ in range(n_steps):
-            run.advance()
-        final = run.state()
         looked_at = set(checkpoints) or {n_steps}
         adjoint = TrainingState(
-            *(Parameters(*(torch.zeros_like(p) for p in final.parameters)) for _ in final)
+            *(Parameters(*(torch.zeros_like(p) for p in start.parameters)) for _ in start)
         )
-        for step, before, gradient, after in _backwards(run, start, 0, n_steps):
+        final = None
+        for step, before, gradient, after in _Replay(run).backwards(start, 0, n_steps):
+            if final is None:
+                final = run.state()  # the first step back is the last one taken
             if step + 1 in looked_at:
                 for x, g in zip(adjoint.parameters, loss_gradient(after.parameters), strict=True):
                     x.add_(g / len(looked_at))
             index, by_weight = _step_back(run, step, before, gradient, after, adjoint)
             totals.index_add_(0, index, by_weight.double())
             progress.update()
+        assert final is not None
         run.restore(final, n_steps)
     return totals.cpu().numpy()
 
 
-def _backwards(
-    run: Training, start: TrainingState, first: int, end: int
-) -> Iterator[tuple[int, Parameters, Parameters, TrainingState]]:
-    """Steps `first` to `end` of the run from the last to the first, replayed from `start`.
+class _Replay:
+    """The steps of a run from the last to the first, replayed from checkpoints.
 
-    Yields the step, the parameters before it, its gradient and the state after it.
+    Copies of states are written over again and again: fresh memory costs more than the copying.
     """
-    run.restore(start, first)
-    if end - first <= STATES_AT_ONCE:
-        taken = []
-        before = start.parameters
-        for step in range(first, end):
-            run.advance()
-            after = run.state()
-            gradient = Parameters(*(g.clone() for g in run.gradient()))
-            taken.append((step, before, gradient, after))
-            before = after.parameters
-        while taken:
-            yield taken.pop()
-        return
-    length = STATES_AT_ONCE
-    while length * STATES_AT_ONCE < end - first:
-        length *= STATES_AT_ONCE
-    checkpoints = []
-    for step in range(first, end):
-        if (step - first) % length == 0:
-            checkpoints.append((step, run.state()))
-        if step < end - 1:
-            run.advance()
-    while checkpoints:
-        step, state = checkpoints.pop()
-        yield from _backwards(run, state, step, min(step + length, end))
+
+    def __init__(self, run: Training) -> None:
+        self.run = run
+        self.spare: list[TrainingState] = []
+
+    def backwards(
+        self, start: TrainingState, first: int, end: int
+    ) -> Iterator[tuple[int, Parameters, ProjectedGradient, TrainingState]]:
+        """Steps `first` to `end`, replayed from `start`.
+
+        Yields the step, the parameters before it, its gradient and the state after it, which is
+        there until the next step back.
+        """
+        run, states, gradients = self.run, [start], []
+        if run.n_done != first:
+            run.restore(start, first)
+        if end - first <= STATES_AT_ONCE:
+            for _ in range(first, end):
+                gradients.append(run.advance_with_gradient()[1])
+                states.append(self._copy())
+            for step in reversed(range(first, end)):
+                after = states.pop()
+                yield step, states[-1].parameters, gradients.pop(), after
+                self.spare.append(after)
+            return
+        length = STATES_AT_ONCE
+        while length * STATES_AT_ONCE < end - first:
+            length *= STATES_AT_ONCE
+        places = range(first, end, length)
+        for place in places[1:]:
+            run.advance_to(place)
+            states.append(self._copy())
+        for place in reversed(places):
+            yield from self.backwards(states[-1], place, min(place + length, end))
+            done = states.pop()
+            if states:  # the start is the caller's
+                self.spare.append(done)
+
+    def _copy(self) -> TrainingState:
+        return self.run.state(into=self.spare.pop() if self.spare else None)
 
 
 def _step_back(
     run: Training,
     step: int,
     before: Parameters,
-    gradient: Parameters,
+    gradient: ProjectedGradient,
     after: TrainingState,
     adjoint: TrainingState,
 ) -> tuple[Tensor, Tensor]:
@@ -136,39 +157,52 @@ def _step_back(
         The pairs of the batch and what the step adds to the derivative with respect to their
         weights, both (b,).
     """
-    beta1, beta2 = ADAM_BETAS
-    correction1, correction2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
     rate = float(run.learning_rates[step])
     decays = (run.config.weight_decay, run.config.weight_decay, 0.0)
     if float(after.parameters.log_scale) >= MAX_LOG_SCALE:
         adjoint.parameters.log_scale.zero_()  # the clamp forgets where it came from
-    by_gradient = []
-    for x, m, v, g, m_after, v_after in zip(
-        *adjoint, gradient, after.first_moment, after.second_moment, strict=True
-    ):
-        root = (v_after / correction2).sqrt_()
-        denominator = root + ADAM_EPSILON
-        scaled = (x / denominator).mul_(rate / correction1)
-        m.sub_(scaled)
-        # A coordinate whose gradient has always been zero has no root to differentiate: 0 / 0.
-        root.mul_(2 * correction2).clamp_(min=torch.finfo(root.dtype).tiny)
-        v.add_(scaled.mul_(m_after).div_(denominator).div_(root))
-        by_gradient.append((m * (1 - beta1)).addcmul_(g, v, value=2 * (1 - beta2)))
-        m.mul_(beta1)
-        v.mul_(beta2)
     index, batch, weights = run.batch(step)
     assert weights is not None
-    by_parameters, by_weight = _slope_gradient(
-        before, batch, weights, along=Parameters(*by_gradient)
-    )
-    for x, decay, h in zip(adjoint.parameters, decays, by_parameters, strict=True):
+    g = run.gradient()  # the run is restored before it steps again: its memory is free
+    gradient.by_parameters(batch, out=g)
+    for arrays in zip(*adjoint, g, after.first_moment, after.second_moment, strict=True):
+        _adam_back(*arrays, rate=rate, step=step)
+    by_projections, by_weight = _slope_gradient(before, batch, weights, along=g)
+    by_projections.by_parameters(batch, out=g)
+    for x, decay, h in zip(adjoint.parameters, decays, g, strict=True):
         x.mul_(1 - rate * decay).add_(h)
     return index, by_weight
 
 
+def _adam_back(
+    x: Tensor,
+    m: Tensor,
+    v: Tensor,
+    g: Tensor,
+    m_after: Tensor,
+    v_after: Tensor,
+    *,
+    rate: float,
+    step: int,
+) -> None:
+    """Take the adjoints m and v to before the step, and put that of the gradient in place of g."""
+    beta1, beta2 = ADAM_BETAS
+    correction1, correction2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
+    root = (v_after / correction2).sqrt_()
+    denominator = root + ADAM_EPSILON
+    scaled = (x / denominator).mul_(rate / correction1)
+    m.sub_(scaled)
+    # A coordinate whose gradient has always been zero has no root to differentiate: 0 / 0.
+    root.mul_(2 * correction2).clamp_(min=torch.finfo(root.dtype).tiny)
+    v.add_(scaled.mul_(m_after).div_(denominator).div_(root))
+    torch.addcmul(m * (1 - beta1), g, v, value=2 * (1 - beta2), out=g)
+    m.mul_(beta1)
+    v.mul_(beta2)
+
+
 def _slope_gradient(
     parameters: Parameters, batch: PairTensors, weights: Tensor, *, along: Parameters
-) -> tuple[Parameters, Tensor]:
+) -> tuple[ProjectedGradient, Tensor]:
     """Gradient of d = along . grad L_B with respect to the parameters, H along, and the weights.
 
     The maps are linear, so only the small loss behind them is differentiated twice.
@@ -186,7 +220,5 @@ def _slope_gradient(
         + (by_texts * (batch.texts @ along.text_map)).sum()
         + by_scale * along.log_scale
     )
-    by_images, by_texts, by_scale, by_weight = torch.autograd.grad(
-        slope, (images, texts, log_scale, weights)
-    )
-    return Parameters(batch.images.T @ by_images, batch.texts.T @ by_texts, by_scale), by_weight
+    *by_projections, by_weight = torch.autograd.grad(slope, (images, texts, log_scale, weights))
+    return ProjectedGradient(*by_projections), by_weight

@@ -59,7 +59,7 @@ RECALL_AT = (1, 5, 10)
 DIRECTIONS = {"image_to_text": "I→T", "text_to_image": "T→I"}
 N_LISTED = 8  # clusters listed at either end
 MAX_CONSOLE_WARNINGS = 4
-MAX_CONSOLE_METHODS = 10
+MAX_CONSOLE_METHODS = 12
 
 
 # --- The page ---------------------------------------------------------------------------------
@@ -333,8 +333,9 @@ def _efficiency(summary: Summary) -> str:
         rows.append(row)
     explanation = (
         "Steps in brackets: of the full data's. Choosing does not include embedding the pairs,"
-        " which every method needs; per-pair influence is given the reference model, whose training"
-        " counts as InfluenceSpace's. Training is one run on this machine."
+        " which every method needs; per-pair influence and gradient similarity are given the"
+        " reference model, whose training counts as InfluenceSpace's. Training is one run on this"
+        " machine."
     )
     paths = ("results/efficiency_comparison.png", "results/performance_efficiency_tradeoff.png")
     return paragraphs((explanation, table(header, rows), _images(summary, *paths)))

@@ -42,6 +42,8 @@ MAX_PHOTOGRAPHS = 60  # on one contact sheet
 SHARED_COSTS = {  # stages whose time counts as choosing a method's subset
     INFLUENCESPACE: ("clustering", "influence", "curation"),
     "diversity_sampling": ("clustering", "diversity_sampling"),
+    "semdedup": ("clustering", "semdedup"),
+    "density_pruning": ("clustering", "density_pruning"),
 }
 
 

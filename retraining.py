@@ -5,9 +5,8 @@ Seeds and batches are paired: only the weights differ, and a weight of zero dele
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from jaxtyping import Float, Float64, Int64
 from tqdm import tqdm
 
 from model import PairTensors, Parameters, batch_blocks, pair_losses, similarities
-from training import Training, TrainingConfig, one_cpu_thread
+from training import Training, TrainingConfig, side_by_side
 
 
 @dataclass(frozen=True)
@@ -35,34 +34,48 @@ class Retraining:
     ) -> Float64[np.ndarray, "w m"]:
         """Loss of every validation pair after training with each of the weightings, nats.
 
-        Trainings run side by side on the CPU's cores, one thread each.
-
         Args:
             weightings: weights of the n training pairs; zero leaves a pair out.
             seeds: one a weighting.
             description: of the progress bar.
         """
-        on_cpu = self.pairs.images.device.type == "cpu"
-        workers = min(os.cpu_count() or 1, len(weightings)) if on_cpu else 1
-        with one_cpu_thread(), ThreadPoolExecutor(workers) as pool:
-            done = tqdm(
-                pool.map(self._losses, weightings, seeds),
-                total=len(weightings),
-                desc=description,
-                unit="training",
-                disable=None,
-                leave=False,
-            )
-            return np.stack(list(done))
+        with side_by_side(self.pairs.images.device) as pool:
+            return collected(self.started(pool, weightings, seeds), description)
 
-    def _losses(self, weights: np.ndarray, seed: int) -> Float64[np.ndarray, " m"]:
-        torch.set_num_threads(1)  # a setting of the thread
-        run = Training(
+    def started(
+        self,
+        pool: ThreadPoolExecutor,
+        weightings: Sequence[Float[np.ndarray, " n"]],
+        seeds: Sequence[int],
+    ) -> list[Future[Float64[np.ndarray, " m"]]]:
+        """The trainings that `losses` waits for, left to a pool of `side_by_side`."""
+        return [
+            pool.submit(self._losses, weights, seed)
+            for weights, seed in zip(weightings, seeds, strict=True)
+        ]
+
+    def run(self, weights: Float[np.ndarray, " n"], seed: int) -> Training:
+        """The training with these weights before its first step."""
+        return Training(
             self.pairs, self.training, n_steps=self.n_steps, seed=seed, sample_weights=weights
         )
-        for _ in range(self.stop_after):  # `advance_to` would set other threads' thread count
-            run.advance()
+
+    def validation_losses(self, run: Training) -> Float64[np.ndarray, " m"]:
+        """Loss of every validation pair as the run stands, nats."""
         return validation_pair_losses(run.parameters, self.validation, self.validation_batches)
+
+    def _losses(self, weights: np.ndarray, seed: int) -> Float64[np.ndarray, " m"]:
+        run = self.run(weights, seed)
+        run.advance_to(self.stop_after)
+        return self.validation_losses(run)
+
+
+def collected(
+    trainings: Sequence[Future[Float64[np.ndarray, " m"]]], description: str
+) -> Float64[np.ndarray, "w m"]:
+    """The losses of trainings that a pool was given, in their order."""
+    done = tqdm(trainings, desc=description, unit="training", disable=None, leave=False)
+    return np.stack([training.result() for training in done])
 
 
 def validation_pair_losses(

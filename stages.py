@@ -19,7 +19,14 @@ from safetensors.torch import save as to_safetensors
 
 import artifacts
 from artifacts import Mode, Provenance, Saved, StaleError, Store, baseline_stage, stage_mode
-from baselines import BASELINES, BaselineInputs, Selection, select_baseline
+from baselines import (
+    BASELINES,
+    NEED_CLUSTERS,
+    NEED_REFERENCE,
+    BaselineInputs,
+    Selection,
+    select_baseline,
+)
 from clustering import ClusterAssignment, cluster_embeddings
 from config import Config
 from curation import CurationConfig, CurationResult, curate
@@ -224,7 +231,7 @@ def score(run: Run, embedded: Saved, clustered: Saved, inputs: ModelInputs) -> S
         run.mode(
             stage,
             needed_later=curation_runs
-            or "individual_influence" in methods
+            or not set(NEED_REFERENCE).isdisjoint(methods)
             or config.influence_validation.validate_influence > 0,
         ),
     )
@@ -292,6 +299,8 @@ def select_baselines(
     baseline_inputs = BaselineInputs(
         indices=e.indices,
         embeddings=e.concatenated_embeddings,
+        image_embeddings=e.image_embeddings,
+        text_embeddings=e.text_embeddings,
         clip_scores=e.clip_scores,
         cluster_assignments=clustered.value.cluster_assignments,
         pairs=inputs.pairs,
@@ -299,10 +308,8 @@ def select_baselines(
         reference=reference,
         batch_size=config.training.batch_size,
     )
-    uses = {
-        "diversity_sampling": {"clustering": clustered.fingerprint},
-        "individual_influence": {"influence": influence.fingerprint},
-    }
+    uses = {m: {"clustering": clustered.fingerprint} for m in NEED_CLUSTERS}
+    uses |= {m: {"influence": influence.fingerprint} for m in NEED_REFERENCE}
     ratio = config.curation.target_size_ratio
     selections = {
         method: run.have(

@@ -38,6 +38,11 @@ METHODS = (
     "diversity_sampling",
     "coreset_selection",
     "individual_influence",
+    "semdedup",
+    "density_pruning",
+    "neg_clip_loss",
+    "text_alpha_sampling",
+    "gradient_similarity",
 )
 COMPARISONS = ("same_epochs", "same_steps")
 RECALL_AT = (1, 5, 10)

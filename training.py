@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,8 +22,8 @@ from model import (
     contrastive_loss,
     initial_parameters,
     mean_loss,
+    projected_similarities,
     shuffled_batches,
-    similarities,
 )
 from settings import Settings, setting
 
@@ -56,6 +58,23 @@ class TrainingState(NamedTuple):
     parameters: Parameters
     first_moment: Parameters
     second_moment: Parameters
+
+
+class ProjectedGradient(NamedTuple):
+    """Gradient of a batch's loss with respect to what the maps make of the batch.
+
+    The maps are linear, so that their own gradient is a product with the batch's features.
+    """
+
+    by_images: Tensor  # (b, e)
+    by_texts: Tensor  # (b, e)
+    by_scale: Tensor  # ()
+
+    def by_parameters(self, batch: PairTensors, out: Parameters) -> None:
+        """Write the gradient with respect to the parameters into `out`."""
+        torch.mm(batch.images.T, self.by_images, out=out.image_map)
+        torch.mm(batch.texts.T, self.by_texts, out=out.text_map)
+        out.log_scale.copy_(self.by_scale)
 
 
 class Training:
@@ -95,7 +114,11 @@ class Training:
             pairs.images.shape[1], pairs.texts.shape[1], config.embed_dim, seed=seed, device=device
         )
         self.n_done = 0
-        self._live = Parameters(*(p.requires_grad_() for p in start))
+        self._live = start
+        # Written anew by every step: fresh memory would cost as much as the arithmetic.
+        self._gradient = Parameters(*(torch.zeros_like(p) for p in start))
+        for p, g in zip(self._live, self._gradient, strict=True):
+            p.grad = g
         self._optimizer = torch.optim.AdamW(
             [
                 # A temperature has no size to shrink.
@@ -113,6 +136,10 @@ class Training:
         """The parameters as they are now, detached; the next step changes them in place."""
         return Parameters(*(p.detach() for p in self._live))
 
+    def gradient(self) -> Parameters:
+        """The gradient that the last step was taken along; the next step overwrites it."""
+        return self._gradient
+
     def batch(self, step: int) -> tuple[Tensor, PairTensors, Tensor | None]:
         """Indices, pairs and weights of the batch of a step counted from 0."""
         index = torch.from_numpy(self.batches[step]).to(self.pairs.images.device)
@@ -121,17 +148,23 @@ class Training:
 
     def advance(self) -> Tensor:
         """One optimiser step; the loss of its batch before it, detached."""
+        return self.advance_with_gradient()[0]
+
+    def advance_with_gradient(self) -> tuple[Tensor, ProjectedGradient]:
+        """One optimiser step; the loss of its batch before it and that loss's gradient."""
         for group in self._optimizer.param_groups:
             group["lr"] = float(self.learning_rates[self.n_done])
         _, batch, weights = self.batch(self.n_done)
-        loss = contrastive_loss(similarities(self._live, batch), weights)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        images = (batch.images @ self._live.image_map).requires_grad_()
+        texts = (batch.texts @ self._live.text_map).requires_grad_()
+        log_scale = self._live.log_scale.detach().requires_grad_()
+        loss = contrastive_loss(projected_similarities(images, texts, log_scale), weights)
+        gradient = ProjectedGradient(*torch.autograd.grad(loss, (images, texts, log_scale)))
+        gradient.by_parameters(batch, self._gradient)
         self._optimizer.step()
-        with torch.no_grad():
-            self._live.log_scale.clamp_(max=MAX_LOG_SCALE)
+        self._live.log_scale.clamp_(max=MAX_LOG_SCALE)
         self.n_done += 1
-        return loss.detach()
+        return loss.detach(), gradient
 
     def advance_to(self, n_done: int) -> None:
         """Step on until `n_done` steps are taken."""
@@ -139,38 +172,34 @@ class Training:
             while self.n_done < n_done:
                 self.advance()
 
-    def gradient(self) -> Parameters:
-        """The gradient that the last step was taken along."""
-        gradients = [p.grad for p in self._live]
-        assert all(g is not None for g in gradients), "no step has been taken"
-        return Parameters(*(g for g in gradients if g is not None))
-
-    def state(self) -> TrainingState:
-        """A copy of the present state."""
-        moments = [self._optimizer.state.get(p, {}) for p in self._live]
-        return TrainingState(
-            Parameters(*(p.detach().clone() for p in self._live)),
-            *(
-                Parameters(
-                    *(
-                        m[name].clone() if name in m else torch.zeros_like(p, requires_grad=False)
-                        for m, p in zip(moments, self._live, strict=True)
-                    )
-                )
-                for name in ("exp_avg", "exp_avg_sq")
-            ),
+    def state(self, into: TrainingState | None = None) -> TrainingState:
+        """A copy of the present state, written over `into` where that is given."""
+        copy = into or TrainingState(
+            *(Parameters(*(torch.empty_like(p) for p in self._live)) for _ in range(3))
         )
+        for live, p, m, v in zip(self._live, *copy, strict=True):
+            p.copy_(live)
+            moments = self._optimizer.state.get(live)
+            if moments:
+                m.copy_(moments["exp_avg"])
+                v.copy_(moments["exp_avg_sq"])
+            else:
+                m.zero_()
+                v.zero_()
+        return copy
 
     def restore(self, state: TrainingState, n_done: int) -> None:
         """Go back, or ahead, to the state after `n_done` steps."""
-        with torch.no_grad():
-            for live, p, m, v in zip(self._live, *state, strict=True):
-                live.copy_(p)
-                self._optimizer.state[live] = {
-                    "step": torch.tensor(float(n_done), device=live.device),
-                    "exp_avg": m.clone(),
-                    "exp_avg_sq": v.clone(),
-                }
+        for live, p, m, v in zip(self._live, *state, strict=True):
+            moments = self._optimizer.state[live]
+            if not moments:
+                moments["step"] = torch.zeros((), device=live.device)
+                moments["exp_avg"] = torch.empty_like(live)
+                moments["exp_avg_sq"] = torch.empty_like(live)
+            live.copy_(p)
+            moments["step"].fill_(n_done)
+            moments["exp_avg"].copy_(m)
+            moments["exp_avg_sq"].copy_(v)
         self.n_done = n_done
 
 
@@ -255,6 +284,23 @@ def _reported_steps(
             running.zero_()
             since = 0
             yield step
+
+
+@contextmanager
+def side_by_side(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """A pool that trains on each of the CPU's cores, one thread each; else one after the other.
+
+    Every training gives the same bits as it does alone.
+    """
+    workers = (os.cpu_count() or 1) if device.type == "cpu" else 1
+    # A thread count is in part the thread's and in part the process's own, so both are set. What
+    # runs in the pool and sets it to one, and back to the one that it was, leaves others alone.
+    with one_cpu_thread():
+        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

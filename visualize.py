@@ -1,8 +1,9 @@
 """Figures of a run, from plain arrays and dicts, as matplotlib figures that the caller saves.
 
 Object-oriented matplotlib alone, without pyplot or other global state: the same data give the same
-bytes. Colours are those of Okabe & Ito (2008), which colour-blind readers tell apart;
-InfluenceSpace is always the same blue, the full data dark grey, rivals muted.
+bytes. Colours are those of Okabe & Ito (2008), which colour-blind readers tell apart, with further
+ones for the later rivals; where methods are told apart by colour, each has a marker of its own and
+its name beside. InfluenceSpace is always the same blue, the full data dark grey, rivals muted.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ METHOD_LABELS = {
     "diversity_sampling": "Diversity",
     "coreset_selection": "Coreset (k-centre)",
     "individual_influence": "Per-pair influence (DataInf)",
+    "semdedup": "SemDeDup",
+    "density_pruning": "Density-based pruning",
+    "neg_clip_loss": "negCLIPLoss",
+    "text_alpha_sampling": "Text sampling (α = 0.5)",
+    "gradient_similarity": "Gradient similarity",
     ENCODER: "Encoder's own joint space",
 }
 COMPARISON_LABELS = {
@@ -53,6 +59,25 @@ LINE_COLORS = {
     "diversity_sampling": "#009E73",
     "coreset_selection": "#CC79A7",
     "individual_influence": "#56B4E9",
+    "semdedup": "#661100",
+    "density_pruning": "#DDCC77",
+    "neg_clip_loss": "#8C510A",
+    "text_alpha_sampling": "#000000",
+    "gradient_similarity": "#332288",
+}
+METHOD_MARKERS = {
+    INFLUENCESPACE: "o",
+    FULL: "s",
+    "random": "X",
+    "clip_score_filtering": "D",
+    "diversity_sampling": "^",
+    "coreset_selection": "v",
+    "individual_influence": "P",
+    "semdedup": "<",
+    "density_pruning": ">",
+    "neg_clip_loss": "p",
+    "text_alpha_sampling": "*",
+    "gradient_similarity": "d",
 }
 CATEGORY_COLORS = {"harmful": "#D55E00", "neutral": "#999999", "beneficial": "#009E73"}
 
@@ -74,6 +99,7 @@ DPI = 150
 MAX_LABELLED = 30  # more clusters than this are drawn without labels, their extremes beside
 N_EXTREMES = 10
 LABEL_WIDTH = 44  # characters
+MARKERS_A_LINE = 5  # of a loss curve
 COMMON_RANGE = 3.0  # both axes take their common range if this many times the smaller holds it
 INFLUENCE_UNIT = "change of the validation loss without the cluster (%)"
 
@@ -160,6 +186,10 @@ def _bar_color(method: str) -> str:
 
 def _line_color(method: str) -> str:
     return LINE_COLORS.get(method, GREY)
+
+
+def _method_marker(method: str) -> str:
+    return METHOD_MARKERS.get(method, "o")
 
 
 def method_rows(methods: Sequence[str]) -> dict[str, float]:
@@ -714,8 +744,19 @@ def _loss_line(
     mean, color = losses.mean(axis=0), _line_color(method)
     strong = method in (INFLUENCESPACE, FULL)
     width, order = (2.2, 3) if strong else (1.3, 2)
-    marker = "o" if len(steps) == 1 else ""
-    axes.plot(steps, mean, color=color, linewidth=width, marker=marker, zorder=order)
+    # A few markers a line, no two methods' at the same steps.
+    spacing = max(1, len(steps) // MARKERS_A_LINE)
+    shift = list(METHOD_MARKERS).index(method) % spacing if method in METHOD_MARKERS else 0
+    axes.plot(
+        steps,
+        mean,
+        color=color,
+        linewidth=width,
+        marker=_method_marker(method),
+        markersize=4.5,
+        markevery=(shift, spacing),
+        zorder=order,
+    )
     if len(losses) > 1:
         std = losses.std(axis=0, ddof=1)
         axes.fill_between(steps, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
@@ -739,7 +780,10 @@ def performance_efficiency_tradeoff(
             point = (efficiency[method]["curation_seconds"] + cost["mean"], recall["mean"])
             style = ERROR_STYLE | {"ecolor": _line_color(method), "capsize": 0}
             axes.errorbar(*point, xerr=cost["std"] or 0, yerr=recall["std"] or 0, **style)
-            axes.scatter(*point, s=60, color=_line_color(method), zorder=3)
+            marker, color = _method_marker(method), _line_color(method)
+            axes.scatter(
+                *point, 70, color, marker=marker, edgecolor="white", linewidth=0.5, zorder=3
+            )
             points[comparison][method] = point
         axes.set_xlim(0, 1.04 * axes.dataLim.xmax or 1.0)
     panels[0].set_ylabel("mean recall (% of queries)", fontsize=9, color=INK)

@@ -430,9 +430,11 @@ def measure(problem_file: Path, settings: dict[str, Any], result_file: Path) -> 
         }
         result_file.write_text(json.dumps(swept))
         return
+    cpu_before = time.process_time()
     result, seconds = estimate(problem, **settings)
     measured: dict[str, Any] = {
         "seconds": seconds,
+        "cpu_seconds": time.process_time() - cpu_before,  # of all cores, whoever shares them
         "peak_mib": peak_mib(),
         "baseline_mib": before,
         "n_pairs": len(problem.clusters),

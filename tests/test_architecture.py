@@ -28,10 +28,11 @@ ARROWS: dict[str, set[str]] = {
     "curvature": {"model"},
     "pair_influence": {"curvature", "model", "settings"},
     "retraining": {"model", "training"},
-    "leave_out": {"curvature", "model", "retraining"},
+    "leave_out": {"curvature", "model"},
+    "removal": {"model"},
     "influence": {
-        *("curvature", "leave_out", "metagradient", "model", "pair_influence", "retraining"),
-        *("settings", "training"),
+        *("curvature", "leave_out", "metagradient", "model", "pair_influence", "removal"),
+        *("retraining", "settings", "training"),
     },
     "influence_validation": {
         *("curvature", "influence", "model", "pair_influence", "retraining", "settings"),

@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import baselines
 from baselines import (
     BASELINES,
+    NEED_CLUSTERS,
+    NEED_REFERENCE,
     BaselineInputs,
+    alpha_sampling,
+    capped_shares,
+    center_distances,
+    density_pruning,
     equal_shares,
+    fit_log_scale,
+    gradient_similarity,
     highest,
     individual_influence,
     k_center_greedy,
+    neg_clip_loss,
     select_baseline,
+    similarity_to_harder,
+    text_clusters,
 )
-from model import PairTensors, Parameters
+from model import MAX_LOG_SCALE, PairTensors, Parameters
 from tests import reference
 from tests.reference import planted_problem, random_problem
+from train_eval import FULL, INFLUENCESPACE, METHODS
 from training import TrainingConfig, train
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Rows at unit length, float32."""
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+def at_angles(*degrees: float) -> np.ndarray:
+    """Points on the unit circle."""
+    radians = np.radians(degrees)
+    return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
 
 
 def inputs_for(n: int, **changes: Any) -> BaselineInputs:
@@ -30,6 +60,8 @@ def inputs_for(n: int, **changes: Any) -> BaselineInputs:
     given: dict[str, Any] = {
         "indices": 10 * np.arange(n) + 3,
         "embeddings": rng.normal(size=(n, 4)).astype(np.float32),
+        "image_embeddings": unit(rng.normal(size=(n, 3))),
+        "text_embeddings": unit(rng.normal(size=(n, 3))),
         "clip_scores": rng.random(n).astype(np.float32),
         "cluster_assignments": np.arange(n) % 3,
         "pairs": pairs,
@@ -61,7 +93,7 @@ def test_the_generator_decides(name: str) -> None:
     assert first.rows.tolist() == again.rows.tolist()
 
 
-@pytest.mark.parametrize("name", ["random", "diversity_sampling"])
+@pytest.mark.parametrize("name", ["random", "diversity_sampling", "text_alpha_sampling"])
 def test_another_generator_draws_other_pairs(name: str) -> None:
     inputs = inputs_for(40)
     first, other = (
@@ -80,6 +112,8 @@ def test_copies_of_one_pair_can_be_selected_too(name: str) -> None:
     inputs = inputs_for(
         9,
         embeddings=np.full((9, 4), 0.3, dtype=np.float32),
+        image_embeddings=np.full((9, 4), 0.5, dtype=np.float32),
+        text_embeddings=np.full((9, 4), 0.5, dtype=np.float32),
         clip_scores=np.full(9, 0.5, dtype=np.float32),
         pairs=pairs,
     )
@@ -87,12 +121,27 @@ def test_copies_of_one_pair_can_be_selected_too(name: str) -> None:
     assert len(set(rows.tolist())) == 6
 
 
-def test_only_individual_influence_needs_the_reference() -> None:
+def test_only_those_that_say_so_need_the_reference() -> None:
     inputs = inputs_for(9, reference=None)
-    for name in BASELINES[:-1]:
+    for name in set(BASELINES) - set(NEED_REFERENCE):
         assert len(select_baseline(name, inputs, 0.5, rng=np.random.default_rng(0)).rows) == 4
-    with pytest.raises(ValueError, match="individual_influence needs the reference model"):
-        select_baseline("individual_influence", inputs, 0.5, rng=np.random.default_rng(0))
+    for name in NEED_REFERENCE:
+        with pytest.raises(ValueError, match=f"{name} needs the reference model"):
+            select_baseline(name, inputs, 0.5, rng=np.random.default_rng(0))
+
+
+def test_only_those_that_say_so_look_at_the_clusters() -> None:
+    one, other = inputs_for(30), inputs_for(30, cluster_assignments=np.arange(30) // 2)
+    changed = set()
+    for name in BASELINES:
+        kept = [select_baseline(name, i, 0.5, rng=np.random.default_rng(3)) for i in (one, other)]
+        if kept[0].rows.tolist() != kept[1].rows.tolist():
+            changed.add(name)
+    assert changed == set(NEED_CLUSTERS)
+
+
+def test_every_baseline_is_a_method() -> None:
+    assert (FULL, INFLUENCESPACE, *BASELINES) == METHODS
 
 
 # --- One by one -------------------------------------------------------------------------------
@@ -184,7 +233,237 @@ def test_k_centres_take_every_distinct_point_before_a_copy() -> None:
         assert {c // 4 for c in chosen[:3]} == {0, 1, 2}
 
 
-# --- Individual influence ---------------------------------------------------------------------
+# --- By clusters of images ----------------------------------------------------------------------
+
+
+def test_similarity_to_harder_pairs_by_hand() -> None:
+    # The first cluster's centroid is at 22.7 degrees: from it 0, 41, 40 and 10 come in this order.
+    # The second one's is at 102.3, and the order is 100, 104, 103. The third repeats the first.
+    images = at_angles(0, 10, 40, 41, 100, 103, 104, 10)
+    clusters = np.array([0, 0, 0, 0, 1, 1, 1, 2])
+    angles = [10, 1, 41, 1, 4]  # to the nearest harder one, for rows 1, 2, 3, 5, 6
+    similarity = similarity_to_harder(images, clusters)
+    assert np.isneginf(similarity).tolist() == [r in (0, 4, 7) for r in range(8)]
+    # Float32 cosines.
+    np.testing.assert_allclose(
+        similarity[[1, 2, 3, 5, 6]], np.cos(np.radians(angles)), rtol=0, atol=3e-7
+    )
+    inputs = inputs_for(
+        8, image_embeddings=images, text_embeddings=images, cluster_assignments=clusters
+    )
+    for size, dropped in ((6, {2, 5}), (5, {2, 5, 6}), (4, {1, 2, 5, 6}), (3, {1, 2, 3, 5, 6})):
+        rows = select_baseline("semdedup", inputs, size / 8, rng=np.random.default_rng(0)).rows
+        assert set(range(8)) - set(rows.tolist()) == dropped
+
+
+@pytest.mark.parametrize("n_similarities", [1, 40, 10**6])
+def test_blocks_of_rows_change_nothing(
+    n_similarities: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "N_SIMILARITIES", n_similarities)
+    rng = np.random.default_rng(0)
+    images, clusters = unit(rng.normal(size=(60, 5))), rng.integers(4, size=60)
+    expected = np.full(60, -np.inf)
+    for k in range(4):
+        members = np.flatnonzero(clusters == k)
+        center = images[members].mean(axis=0)
+        hardest_first = sorted(members, key=lambda i: float(images[i] @ center))
+        for i, j in itertools.combinations(hardest_first, 2):  # j after i
+            expected[j] = max(expected[j], images[i] @ images[j])
+    # Float32 cosines, summed in another order.
+    np.testing.assert_allclose(similarity_to_harder(images, clusters), expected, atol=1e-6)
+
+
+def test_one_pair_of_every_copy_is_kept_first() -> None:
+    rng = np.random.default_rng(0)
+    images = np.repeat(unit(rng.normal(size=(10, 6))), 3, axis=0)
+    clusters = np.repeat(np.arange(10) % 2, 3)
+    inputs = inputs_for(
+        30, image_embeddings=images, text_embeddings=images, cluster_assignments=clusters
+    )
+    rows = select_baseline("semdedup", inputs, 1 / 3, rng=rng).rows
+    assert sorted(rows // 3) == list(range(10))
+
+
+def test_shares_under_caps_by_hand() -> None:
+    # The capped one's surplus of 3 is shared equally: 2, 4.7, 3.3.
+    assert capped_shares(np.array([5.0, 3.2, 1.8]), np.array([2, 9, 9]), 10).tolist() == [2, 5, 3]
+    # One each at least: 8, 1, 1.
+    assert capped_shares(np.array([9.0, 1.0, 0.0]), np.array([9, 9, 9]), 10).tolist() == [8, 1, 1]
+    # Not enough for one each.
+    assert capped_shares(np.array([1.8, 0.1, 0.1]), np.array([9, 9, 9]), 2).tolist() == [2, 0, 0]
+    assert capped_shares(np.array([9.0, 0.5, 0.5]), np.array([4, 3, 3]), 10).tolist() == [4, 3, 3]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_shares_are_the_best_whole_numbers(data: st.DataObject) -> None:
+    caps = np.array(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
+    size = data.draw(st.integers(1, int(caps.sum())))
+    wanted = np.array([data.draw(st.floats(0.01, 1)) for _ in caps])
+    targets = size * wanted / wanted.sum()
+    counts = capped_shares(targets, caps, size)
+    lowest = 1 if size >= len(caps) else 0
+    assert counts.sum() == size
+    assert np.all((counts >= lowest) & (counts <= caps))
+    best = min(
+        float(((np.array(x) - targets) ** 2).sum())
+        for x in itertools.product(*(range(lowest, cap + 1) for cap in caps))
+        if sum(x) == size
+    )
+    # Sums of at most four squares up to 400.
+    assert ((counts - targets) ** 2).sum() == pytest.approx(best, abs=1e-9)
+
+
+def test_density_pruning_by_hand() -> None:
+    # Centroids about at 0 and 90 degrees; the second cluster is the more complex one.
+    images = at_angles(-2, -1, 1, 3, 50, 82, 100, 130)
+    clusters = np.repeat([0, 1], 4)
+    middles = [0.25, math.degrees(math.atan2(*images[4:].mean(axis=0)[::-1]))]
+    intra = [
+        1 - np.mean(np.cos(np.radians(np.array(angles) - middle)))
+        for angles, middle in zip(((-2, -1, 1, 3), (50, 82, 100, 130)), middles, strict=True)
+    ]
+    inter = 1 - math.cos(math.radians(middles[1] - middles[0]))
+    ratio = math.exp(inter * (intra[1] - intra[0]) / 0.1)
+    assert round(4 * ratio / (1 + ratio)) == 3  # of four pairs, three of the complex cluster
+    assert sorted(density_pruning(images, clusters, 4)) == [3, 4, 6, 7]  # the farthest from theirs
+    assert sorted(density_pruning(images, clusters, 7)) == [0, 1, 3, 4, 5, 6, 7]  # four at most
+
+
+def test_distances_to_the_nearest_centers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "N_NEAREST_CENTERS", 2)
+    found = center_distances(at_angles(0, 10, 30, 90))
+    nearest = [(10, 30), (10, 20), (20, 30), (60, 80)]
+    expected = [1 - np.mean(np.cos(np.radians(angles))) for angles in nearest]
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # centres are float32
+    assert center_distances(at_angles(50)).tolist() == [0.0]
+
+
+# --- By agreement of image and text -------------------------------------------------------------
+
+
+def test_agreement_less_that_with_others_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "fit_log_scale", lambda *_, **__: torch.tensor(math.log(10)))
+    images = np.eye(4, dtype=np.float32)[:3]
+    texts = np.zeros((3, 4), dtype=np.float32)
+    texts[0, :3] = 1 / math.sqrt(3)  # suits every image
+    texts[1, [1, 3]] = 0.55, math.sqrt(1 - 0.55**2)
+    texts[2, [2, 3]] = 0.9, math.sqrt(1 - 0.9**2)
+    scores = neg_clip_loss(
+        inputs_for(3, image_embeddings=images, text_embeddings=texts), rng=np.random.default_rng(0)
+    )
+    generic = 10 / math.sqrt(3)
+
+    def score(own: float, row: list[float], column: list[float]) -> float:
+        rows, columns = (math.log(sum(map(math.exp, x))) for x in (row, column))
+        return (own - (rows + columns) / 2) / 10
+
+    expected = [
+        score(generic, [generic, 0, 0], [generic] * 3),
+        score(5.5, [generic, 5.5, 0], [0, 5.5, 0]),
+        score(9.0, [generic, 0, 9.0], [0, 0, 9.0]),
+    ]
+    np.testing.assert_allclose(scores, expected, atol=1e-6)  # float32
+    assert scores[0] < scores[1] < scores[2]  # by cosine the first is before the second
+
+
+def test_normalisation_over_random_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "NORMALISATION_BATCH", 4)
+    monkeypatch.setattr(baselines, "N_NORMALISATIONS", 3)
+    monkeypatch.setattr(baselines, "fit_log_scale", lambda *_, **__: torch.tensor(math.log(5)))
+    inputs = inputs_for(10)
+    logits = 5 * inputs.image_embeddings.astype(float) @ inputs.text_embeddings.T
+    rng = np.random.default_rng(2)
+    seen: list[list[float]] = [[] for _ in range(10)]
+    for _ in range(3):
+        order = rng.permutation(10)
+        for rows in (order[:4], order[4:8], np.r_[order[8:], order[:2]]):
+            for row, loss in zip(
+                rows, reference.pair_losses(logits[np.ix_(rows, rows)]), strict=True
+            ):
+                seen[row].append(-loss / 5)
+    found = neg_clip_loss(inputs, rng=np.random.default_rng(2))
+    np.testing.assert_allclose(found, [np.mean(s) for s in seen], atol=1e-6)  # float32
+
+
+def test_the_temperature_is_that_of_least_loss() -> None:
+    rng = np.random.default_rng(0)
+    images = unit(rng.normal(size=(40, 6)))
+    texts = unit(images + 0.4 * unit(rng.normal(size=(40, 6))))
+    found = float(fit_log_scale(torch.from_numpy(images), torch.from_numpy(texts), rng=rng))
+    cosines = images.astype(float) @ texts.T.astype(float)
+    grid = np.arange(0, MAX_LOG_SCALE, 0.01)
+    losses = [np.mean(reference.pair_losses(math.exp(s) * cosines)) for s in grid]
+    assert 1 < grid[np.argmin(losses)] < 4
+    assert found == pytest.approx(grid[np.argmin(losses)], abs=0.11)  # steps of 0.1
+
+
+# --- By kinds of captions -----------------------------------------------------------------------
+
+
+def test_frequent_clusters_are_drawn_by_the_root_of_their_share() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat([0, 1], [16, 4])
+    counts = np.zeros(20)
+    for _ in range(3000):
+        counts[alpha_sampling(clusters, 1, rng=rng)] += 1
+    # Shares 16 : 4 become 4 : 2. A binomial share of 1/3 over 3,000 draws has a deviation of
+    # 0.0086, one of 1/12 of 0.0050: four of them.
+    assert counts[16:].sum() / 3000 == pytest.approx(1 / 3, abs=0.035)
+    np.testing.assert_allclose(counts[16:] / 3000, 1 / 12, atol=0.02)
+
+
+def test_draws_are_one_after_another_without_replacement() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.array([0, 0, 0, 0, 1])  # weights 1/2, 1/2, 1/2, 1/2, 1
+    hits = sum(4 in alpha_sampling(clusters, 2, rng=rng) for _ in range(3000))
+    # 1/3 at once, and 1 / (1 + 3/2) of the other 2/3; deviation 0.0089, four of them.
+    assert hits / 3000 == pytest.approx(1 / 3 + 2 / 3 * 0.4, abs=0.036)
+
+
+def test_clusters_of_captions() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 12)
+    texts = unit(np.eye(4)[labels] + 0.05 * rng.normal(size=(48, 4)))
+    found = text_clusters(texts, n_clusters=4, rng=rng)
+    assert len(set(zip(labels.tolist(), found.tolist(), strict=True))) == len(set(found)) == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        few = text_clusters(np.eye(4, dtype=np.float32)[labels], n_clusters=9, rng=rng)
+    assert len(set(few.tolist())) == 4
+
+
+# --- By influence -------------------------------------------------------------------------------
+
+
+def test_gradient_similarity_against_its_formula() -> None:
+    problem, validation = random_problem(8, seed=3), random_problem(8, seed=4)
+    inputs = inputs_for(
+        8,
+        pairs=problem.pairs(),
+        validation=validation.pairs(),
+        reference=problem.parameters(),
+        batch_size=8,
+    )
+    found = gradient_similarity(inputs, rng=np.random.default_rng(6))
+    rows = np.arange(8)  # one batch of all, in whatever order
+    direction = reference.central_difference(
+        lambda t: validation._replace(theta=t).loss(t, rows), problem.theta
+    )
+    step = 1e-4 / np.linalg.norm(direction)
+
+    def slope(weights: np.ndarray) -> float:
+        """Derivative of the weighted loss along the validation gradient."""
+        ahead, behind = (
+            problem.loss(problem.theta + s * direction, rows, weights) for s in (step, -step)
+        )
+        return float((ahead - behind) / (2 * step))
+
+    expected = 8 * reference.central_difference(slope, np.ones(8), step=1e-4)
+    # Differences of differences: 1e-15 / 1e-8 from rounding; weights pass through float32.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.sum() == pytest.approx(0, abs=1e-4)  # scaling all weights changes nothing
 
 
 def test_individual_influence_against_its_formula() -> None:
@@ -223,7 +502,8 @@ def test_individual_influence_against_its_formula() -> None:
     np.testing.assert_allclose(influence, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_individual_influence_finds_wrong_captions() -> None:
+@pytest.mark.parametrize("scorer", [individual_influence, gradient_similarity])
+def test_influence_finds_wrong_captions(scorer: Callable[..., np.ndarray]) -> None:
     planted = planted_problem(seed=2)
     config = TrainingConfig(embed_dim=6, batch_size=16, learning_rate=2e-2)
     parameters, _ = train(planted.pairs, config, n_steps=80, seed=0)
@@ -234,9 +514,9 @@ def test_individual_influence_finds_wrong_captions() -> None:
         reference=Parameters(*parameters),
         batch_size=16,
     )
-    influence = individual_influence(inputs, rng=np.random.default_rng(0))
+    influence = scorer(inputs, rng=np.random.default_rng(0))
     right, wrong = influence[~planted.wrong], influence[planted.wrong]
     # AUC; chance is 0.5. Over draws of this problem and steps of training it is 0.7 to 0.96.
     assert np.mean(right[:, None] > wrong) > 0.85
-    kept = select_baseline("individual_influence", inputs, 0.75, rng=np.random.default_rng(0)).rows
+    kept = select_baseline(scorer.__name__, inputs, 0.75, rng=np.random.default_rng(0)).rows
     assert planted.wrong[kept].mean() < 0.15  # 25 % of all pairs

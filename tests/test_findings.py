@@ -133,8 +133,8 @@ def test_the_answer_when_influencespace_loses_to_random() -> None:
     standings = key_findings(summary)[:2]
     for standing in standings:
         assert (
-            "InfluenceSpace **loses to** CLIP score, Per-pair influence (DataInf), Random"
-            in standing
+            "InfluenceSpace **loses to** CLIP score, Gradient similarity, negCLIPLoss,"
+            " Per-pair influence (DataInf), Random" in standing
         )
         assert "beats" not in standing
 

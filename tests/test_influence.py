@@ -7,6 +7,7 @@ tests hold that sign, the unit and the scale to models retrained exactly with th
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -739,6 +740,44 @@ def test_the_standard_error_of_an_ensemble_by_hand(planted: Planted) -> None:
 # --- What must not matter ---------------------------------------------------------------------
 
 
+def same_bits(first: InfluenceResult, second: InfluenceResult) -> bool:
+    values = [(getattr(first, f.name), getattr(second, f.name)) for f in dataclasses.fields(first)]
+    return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in values)
+
+
+def test_side_by_side_is_one_after_the_other_to_the_bit(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for n_cores in (1, 2, 16):
+        monkeypatch.setattr(os, "cpu_count", lambda n=n_cores: n)
+        found.append(estimate(planted, influence_seeds=3, removal_folds=2))
+    assert found[0].removal_corrections.any()
+    assert same_bits(found[0], found[1])
+    assert same_bits(found[0], found[2])
+
+
+def test_the_cap_shortens_the_schedule_and_nothing_that_is_shorter(
+    planted: Planted, plain: InfluenceResult
+) -> None:
+    assert same_bits(plain, estimate(planted, max_reference_steps=SCHEDULE))
+    capped = estimate(planted, max_reference_steps=20)
+    assert capped.reference_schedule == 20
+    assert 0 < capped.reference_steps <= 20
+    # A schedule of 20 steps whose learning rates fall to zero, not the first 20 of more.
+    seed = int(capped.reference_seeds[0])
+    run = Training(planted.pairs, TRAINING, n_steps=20, seed=seed, sample_weights=np.ones(96))
+    run.advance_to(capped.reference_steps)
+    for ours, theirs in zip(capped.reference(CPU), run.parameters, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_default_cap_leaves_the_defaults_on_5000_pairs_alone() -> None:
+    training = TrainingConfig()
+    schedule = training.num_epochs * (5000 // training.batch_size)
+    assert schedule <= InfluenceConfig().max_reference_steps
+
+
 @pytest.mark.parametrize(
     ("estimator", "folds"), [("metagradient", 4), ("step", 0), ("first_order", 0)]
 )
@@ -765,9 +804,7 @@ def test_the_seed_decides(planted: Planted, estimator: str) -> None:
     first, again, other = (
         estimate(planted, estimator=estimator, removal_folds=2, seed=s) for s in (1, 1, 2)
     )
-    for name in (f.name for f in dataclasses.fields(InfluenceResult)):
-        ours, same = getattr(first, name), getattr(again, name)
-        assert np.array_equal(ours, same) if isinstance(ours, np.ndarray) else ours == same, name
+    assert same_bits(first, again)
     assert not np.array_equal(first.influence_scores, other.influence_scores)
 
 

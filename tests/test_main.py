@@ -17,7 +17,7 @@ import config
 import main
 import stages
 from artifacts import Store
-from baselines import BASELINES
+from baselines import BASELINES, NEED_CLUSTERS, NEED_REFERENCE
 from curation import faults_dropped
 from settings import InputError
 from train_eval import METHODS
@@ -38,7 +38,10 @@ stage3/cluster_categorization.json stage3/cluster_weights.json stage3/curated_in
 stage3/sample_weights.npy stage3/cluster_categorization.png stage3/weight_distribution.png
 stage3/manifest.json baselines/random_indices.npy baselines/clip_score_filtering_indices.npy
 baselines/diversity_sampling_indices.npy baselines/coreset_selection_indices.npy
-baselines/individual_influence_indices.npy baselines/manifest.json
+baselines/individual_influence_indices.npy baselines/semdedup_indices.npy
+baselines/density_pruning_indices.npy baselines/neg_clip_loss_indices.npy
+baselines/text_alpha_sampling_indices.npy baselines/gradient_similarity_indices.npy
+baselines/manifest.json
 evaluation/method_metrics.json evaluation/efficiency_metrics.json
 evaluation/method_comparison.csv evaluation/demographic_gaps.json
 evaluation/comparison_avg_recall@1.png evaluation/comparison_avg_recall@5.png
@@ -135,6 +138,14 @@ def test_arrays_agree_with_each_other(finished: Path) -> None:
         assert len(selected) == len(curated)
         assert np.isin(selected, indices).all()
         assert np.all(np.diff(selected) > 0)
+
+
+def test_baselines_are_stale_when_what_they_use_changes(finished: Path) -> None:
+    for name in BASELINES:
+        used = {"embedding"}
+        used |= {"clustering"} if name in NEED_CLUSTERS else set()
+        used |= {"influence"} if name in NEED_REFERENCE else set()
+        assert read_json(finished / f"baselines/{name}_manifest.json")["inputs"].keys() == used
 
 
 def test_metrics_follow_from_the_ranks(finished: Path) -> None:

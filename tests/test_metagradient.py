@@ -18,7 +18,7 @@ from metagradient import pair_weight_gradient
 from model import PairTensors, Parameters, initial_parameters
 from tests import reference
 from tests.reference import Problem
-from training import Training, TrainingConfig
+from training import Training, TrainingConfig, TrainingState
 
 N, N_VALIDATION = 10, 6
 # Decay strong enough to be seen; batches of 4 leave 2 of 10 pairs out of every epoch.
@@ -142,21 +142,36 @@ def test_replays_of_several_levels_change_no_bit(
 ) -> None:
     case = Case(25, 30, UNEVEN, checkpoints)
     at_once = case.gradient()
-    n_states: list[int] = []
-    original = Training.state
+    is_fresh: list[bool] = []
+    n_steps = 0
+    state, advance = Training.state, Training.advance_with_gradient
 
-    def counted(run: Training) -> Any:
-        n_states.append(run.n_done)
-        return original(run)
+    def copied(run: Training, into: TrainingState | None = None) -> TrainingState:
+        is_fresh.append(into is None)
+        return state(run, into)
 
-    monkeypatch.setattr(Training, "state", counted)
-    for states, n_copies in ((1000, 27), (3, 25 + 2 + 3 + 9)):
+    def advanced(run: Training) -> Any:
+        nonlocal n_steps
+        n_steps += 1
+        return advance(run)
+
+    monkeypatch.setattr(Training, "state", copied)
+    monkeypatch.setattr(Training, "advance_with_gradient", advanced)
+    # The start, the end and every step once; with 3 at once also two checkpoints nine steps apart
+    # and, in each of the three parts between, two that are three steps apart. What leads to the
+    # last checkpoint of a part is not run again, and the memory of a checkpoint that is done with
+    # serves for the next copies.
+    for states, n_copies, most_alive, n_run in (
+        (1000, 27, 27, 25),
+        (3, 25 + 2 + 2 + 3 * 2, 2 + 2 + 2 + 2, 18 + 6 + 1 + 2 * 3 + 2 * (6 + 3 + 2 * 3)),
+    ):
         monkeypatch.setattr(metagradient, "STATES_AT_ONCE", states)
-        n_states.clear()
+        is_fresh.clear()
+        n_steps = 0
         np.testing.assert_array_equal(case.gradient(), at_once)
-        # The start, the end and every step once; with 3 at once also the checkpoints of two
-        # levels, nine and three steps apart.
-        assert len(n_states) == n_copies
+        assert len(is_fresh) == n_copies
+        assert sum(is_fresh) == most_alive
+        assert n_steps == n_run
     np.testing.assert_allclose(at_once, differences(case), rtol=RELATIVE, atol=DIFFERENCED)
 
 

@@ -128,9 +128,14 @@ def test_performance_table() -> None:
     assert [row["method"] for row in rows] == [
         "CLIP score †",
         "**InfluenceSpace**",
+        "Gradient similarity",
+        "negCLIPLoss",
         "Per-pair influence (DataInf)",
         "Random",
+        "Text sampling (α = 0.5)",
+        "Density-based pruning",
         "Diversity",
+        "SemDeDup",
         "Coreset (k-centre)",
         "Full data",
         "Encoder's own joint space",
@@ -140,7 +145,7 @@ def test_performance_table() -> None:
     assert own["mean recall"] == "30.90 ± 0.30"
     assert own["I→T @1"] == "14.6 ± 0.3"  # 30.9 x 0.45 x 1.05
     assert own["against random"] == "+2.70 (10.1)"  # 2.7 / sqrt((0.30^2 + 0.35^2) / 3)
-    assert rows[3]["against random"] == "–"
+    assert rows[5]["against random"] == "–"
 
 
 def test_efficiency_table() -> None:
@@ -270,7 +275,7 @@ def test_reproduction() -> None:
 
 def test_summary_table() -> None:
     frame = report.summary_table(make_summary())
-    assert len(frame) == 14
+    assert len(frame) == 2 * 12
     row = frame[(frame.comparison == "same_steps") & (frame.method == "influencespace")].iloc[0]
     assert row["mean_recall_mean"] == pytest.approx(31.5)
     assert row["mean_recall_std"] == pytest.approx(0.3)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from model import PairTensors, mean_loss, shuffled_batches
-from retraining import Retraining, validation_pair_losses
+from retraining import Retraining, collected, validation_pair_losses
 from tests.reference import random_problem, rotated_pairs
-from training import Training, TrainingConfig
+from training import Training, TrainingConfig, side_by_side
 
 
 def make_retraining(pairs: PairTensors, batch_size: int = 64, stop_after: int = 6) -> Retraining:
@@ -58,6 +58,16 @@ def test_trainings_are_plain_trainings_to_the_bit_on_any_number_of_workers(
         assert losses.dtype == np.float64
         np.testing.assert_array_equal(losses, expected)
     assert len({row.tobytes() for row in losses}) == 5  # weights and seeds both matter
+
+
+def test_a_shared_pool_gives_what_losses_gives() -> None:
+    again = make_retraining(rotated_pairs(40), batch_size=16)
+    weightings, seeds = [np.ones(40), np.arange(40) / 20], [3, 5]
+    with side_by_side(torch.device("cpu")) as pool:
+        trainings = again.started(pool, weightings, seeds)
+        assert pool.submit(torch.get_num_threads).result() == 1
+        shared = collected(trainings, "")
+    np.testing.assert_array_equal(shared, again.losses(weightings, seeds, ""))
 
 
 def test_the_number_of_threads_is_left_as_it_was() -> None:

@@ -21,6 +21,7 @@ from model import (
     Parameters,
     initial_parameters,
     mean_loss,
+    projected_similarities,
     shuffled_batches,
     similarities,
 )
@@ -105,11 +106,11 @@ def test_steps_and_reports_are_as_many_as_asked(
 ) -> None:
     calls = []
 
-    def counted(parameters: Parameters, batch: PairTensors) -> Tensor:
-        calls.append(len(batch.images))
-        return similarities(parameters, batch)
+    def counted(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
+        calls.append(len(images))
+        return projected_similarities(images, texts, log_scale)
 
-    monkeypatch.setattr(training, "similarities", counted)
+    monkeypatch.setattr(training, "projected_similarities", counted)
     _, history = train(rotated_pairs(40), SMALL, n_steps=n_steps, seed=0, n_reports=n_reports)
     assert calls == [16] * n_steps  # two full batches an epoch, the remainder left out
     assert history.step == steps

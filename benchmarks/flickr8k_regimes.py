@@ -1,0 +1,266 @@
+"""Seven ways in which a training set can be good or bad, made from Flickr8k.
+
+Training and validation pairs come from the `train` images, one caption an image, and share none;
+test are the 1,000 `validation` images with all their captions. A seed decides which pairs are
+drawn, which of them are faulty and how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import PIL.Image
+import PIL.ImageEnhance
+from tqdm import tqdm
+
+from clustering import ClusteringConfig, cluster_embeddings
+from data import decode_image, normalize_caption
+from encoders import Encoder
+from joint import JointMap, embed_across_folds
+from train_eval import caption_groups
+
+N_TRAINING, N_VALIDATION = 5000, 1000
+N_COPIED_IMAGES = 1000  # the pool of which a seed copies half
+COPIES_AN_IMAGE = 5
+SEED_OF_COPIES = 7
+TOPICS, TOPIC_SHARE = 40, 1 / 3
+RARE_SHARE = 0.1  # of the captions about women and girls that are left in training
+WRONG, COPY, BOILERPLATE = "wrong caption", "near copy", "boilerplate caption"
+BOILERPLATES = (
+    "click on the picture to enlarge",
+    "image may contain one or more people",
+    "no description available",
+    "photo uploaded from my phone",
+    "stock photo, all rights reserved",
+    "thanks for watching, please subscribe",
+    "see more at our website",
+    "this image is for illustration only",
+    "best price, free shipping on all orders",
+    "untitled photograph from my album",
+)
+
+
+class Pool(NamedTuple):
+    """Everything that the regimes are drawn from, embedded once."""
+
+    images: np.ndarray  # (7000, d_i) features, by name
+    texts: np.ndarray  # (7000, 5, d_t) features of the captions of each image
+    captions: np.ndarray  # (7000, 5)
+    is_train: np.ndarray  # (7000,) bool
+    copied: np.ndarray  # (1000,) rows of the images that there are copies of
+    copies: np.ndarray  # (1000, 5, d_i) features of slightly cropped and recoloured copies
+    boilerplates: np.ndarray  # (10, d_t) features
+
+
+class Regime(NamedTuple):
+    """One training set with its validation and test sets."""
+
+    name: str
+    image_features: np.ndarray  # (n, d_i)
+    text_features: np.ndarray  # (n, d_t)
+    captions: list[str]
+    faults: np.ndarray  # (n,) str, "" where there is none
+    image_embeddings: np.ndarray  # (n, d)
+    text_embeddings: np.ndarray  # (n, d)
+    joint_map: JointMap
+    validation_image_features: np.ndarray
+    validation_text_features: np.ndarray
+
+    @property
+    def clip_scores(self) -> np.ndarray:
+        """(n,) cosine of a pair's two embeddings."""
+        return np.asarray((self.image_embeddings * self.text_embeddings).sum(axis=1))
+
+
+def load_pool(data_dir: Path, file: Path, encoder: Callable[[], Encoder]) -> Pool:
+    """The pool, embedded at most once."""
+    if file.exists():
+        with np.load(file) as saved:
+            return Pool(*(saved[name] for name in Pool._fields))
+    splits = pd.read_csv(data_dir / "splits.csv").sort_values("image")
+    table = pd.read_csv(data_dir / "captions.txt")
+    table["caption"] = [normalize_caption(c) for c in table["caption"]]
+    by_image = table.groupby("image")["caption"].apply(list)
+    captions = np.array([by_image[name] for name in splits["image"]])
+    is_train = (splits["split"] == "train").to_numpy()
+    used = encoder()
+    rng = np.random.default_rng(SEED_OF_COPIES)
+    copied = np.sort(rng.permutation(np.flatnonzero(is_train))[:N_COPIED_IMAGES])
+    copied_rows = set(copied.tolist())
+    images, copies = [], []
+    for row, name in enumerate(tqdm(splits["image"], desc="images", unit="image", disable=None)):
+        picture = decode_image((data_dir / "Images" / name).read_bytes(), 10**8)
+        pictures = [picture]
+        if row in copied_rows:
+            pictures += [retouched(picture, rng) for _ in range(COPIES_AN_IMAGE)]
+        features = used.encode_images(np.stack([used.preprocess(p) for p in pictures])).features
+        images.append(features[0])
+        if row in copied_rows:
+            copies.append(features[1:])
+    texts = used.encode_texts(captions.reshape(-1).tolist()).features
+    pool = Pool(
+        np.stack(images),
+        texts.reshape(*captions.shape, -1),
+        captions,
+        is_train,
+        copied,
+        np.stack(copies),
+        used.encode_texts(BOILERPLATES).features,
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(file, **pool._asdict())
+    return pool
+
+
+def retouched(picture: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
+    """A near copy: up to a tenth cropped from each side, other brightness and contrast."""
+    width, height = picture.size
+    left, top, right, bottom = rng.uniform(0, 0.1, 4)
+    cropped = picture.crop(
+        (
+            round(left * width),
+            round(top * height),
+            round((1 - right) * width),
+            round((1 - bottom) * height),
+        )
+    )
+    brighter = PIL.ImageEnhance.Brightness(cropped).enhance(rng.uniform(0.8, 1.2))
+    return PIL.ImageEnhance.Contrast(brighter).enhance(rng.uniform(0.8, 1.2))
+
+
+class _Draw:
+    """The pairs of one seed, before and after something has been done to them."""
+
+    def __init__(self, pool: Pool, seed: int) -> None:
+        self.pool, self.rng = pool, np.random.default_rng(seed)
+        rows = self.rng.permutation(np.flatnonzero(pool.is_train))
+        chosen = self.rng.integers(pool.captions.shape[1], size=len(pool.images))
+        self.chosen = chosen  # which caption of each image
+        self.validation, self.rest = rows[:N_VALIDATION], rows[N_VALIDATION:]
+        self.take(self.rest[:N_TRAINING])
+
+    def take(self, rows: np.ndarray) -> None:
+        """Train on these images, each with its chosen caption."""
+        pool = self.pool
+        self.images = pool.images[rows].copy()
+        self.texts = pool.texts[rows, self.chosen[rows]].copy()
+        self.captions = pool.captions[rows, self.chosen[rows]].astype(object)
+        self.faults = np.full(len(rows), "", dtype=object)
+
+    def exchange_captions(self, candidates: np.ndarray, share: float) -> None:
+        """A share of all pairs, all of them candidates, pass their captions round."""
+        wrong = self.rng.permutation(candidates)[: round(share * len(self.images))]
+        self.texts[wrong] = self.texts[np.roll(wrong, 1)]
+        self.captions[wrong] = self.captions[np.roll(wrong, 1)]
+        self.faults[wrong] = WRONG
+
+
+def _wrong_captions(share: float) -> Callable[[_Draw], None]:
+    return lambda draw: draw.exchange_captions(np.arange(N_TRAINING), share)
+
+
+def _concentrated(draw: _Draw) -> None:
+    images, texts, _ = embed_across_folds(
+        draw.images, draw.texts, np.arange(N_TRAINING), rng=draw.rng
+    )
+    topics = cluster_embeddings(
+        np.concatenate([images, texts], axis=1),
+        (images * texts).sum(axis=1),
+        draw.captions.tolist(),
+        ClusteringConfig(n_clusters=TOPICS),
+        rng=draw.rng,
+    ).cluster_assignments
+    order = draw.rng.permutation(TOPICS)
+    reached = np.cumsum(np.bincount(topics, minlength=TOPICS)[order])
+    hit = order[: np.searchsorted(reached, TOPIC_SHARE * N_TRAINING) + 1]
+    draw.exchange_captions(np.flatnonzero(np.isin(topics, hit)), 0.2)
+
+
+def _near_copies(draw: _Draw) -> None:
+    """Half of the set: five copies, each with another caption, of a tenth of it."""
+    pool, rng = draw.pool, draw.rng
+    free = np.flatnonzero(~np.isin(pool.copied, draw.validation))
+    sources = rng.permutation(free)[: N_TRAINING // (2 * COPIES_AN_IMAGE)]
+    source_rows = pool.copied[sources]
+    others = draw.rest[~np.isin(draw.rest, source_rows)]
+    draw.take(np.concatenate([source_rows, others[: N_TRAINING // 2 - len(source_rows)]]))
+    # The caption of the k-th copy is the k-th after the original's; the last has the original's.
+    which = (draw.chosen[source_rows, None] + 1 + np.arange(COPIES_AN_IMAGE)) % 5
+    draw.images = np.concatenate(
+        [draw.images, pool.copies[sources].reshape(-1, pool.images.shape[1])]
+    )
+    texts = pool.texts[source_rows[:, None], which]
+    draw.texts = np.concatenate([draw.texts, texts.reshape(-1, texts.shape[-1])])
+    captions = pool.captions[source_rows[:, None], which].reshape(-1)
+    draw.captions = np.concatenate([draw.captions, captions])
+    draw.faults = np.concatenate([draw.faults, np.full(captions.shape, COPY, dtype=object)])
+
+
+def _boilerplate(draw: _Draw) -> None:
+    rows = draw.rng.permutation(N_TRAINING)[: N_TRAINING // 5]
+    which = draw.rng.integers(len(BOILERPLATES), size=len(rows))
+    draw.texts[rows] = draw.pool.boilerplates[which]
+    draw.captions[rows] = np.array(BOILERPLATES, dtype=object)[which]
+    draw.faults[rows] = BOILERPLATE
+
+
+def _rare_group(draw: _Draw) -> None:
+    """Captions about women and girls thinned to a tenth, others in their place."""
+    captions = draw.pool.captions[draw.rest, draw.chosen[draw.rest]].tolist()
+    female = caption_groups(captions)["gender"]["female"]
+    n_left = round(RARE_SHARE * female[:N_TRAINING].sum())
+    left = draw.rest[female][:n_left]
+    others = draw.rest[~female]
+    # Where the other images do not suffice, they come again with another caption.
+    missing = N_TRAINING - n_left - len(others)
+    draw.take(np.concatenate([left, others])[:N_TRAINING])
+    if missing > 0:
+        again = others[:missing]
+        which = (draw.chosen[again] + 1) % draw.pool.captions.shape[1]
+        captions = draw.pool.captions[again, which]
+        usable = ~caption_groups(captions.tolist())["gender"]["female"]
+        again, which = again[usable], which[usable]
+        draw.images = np.concatenate([draw.images, draw.pool.images[again]])
+        draw.texts = np.concatenate([draw.texts, draw.pool.texts[again, which]])
+        draw.captions = np.concatenate([draw.captions, captions[usable]])
+        draw.faults = np.full(len(draw.images), "", dtype=object)
+
+
+REGIMES: dict[str, Callable[[_Draw], None]] = {
+    "clean": lambda draw: None,
+    "wrong_20": _wrong_captions(0.2),
+    "wrong_40": _wrong_captions(0.4),
+    "wrong_20_concentrated": _concentrated,
+    "near_copies": _near_copies,
+    "boilerplate_20": _boilerplate,
+    "rare_group": _rare_group,
+}
+
+
+def make_regime(name: str, pool: Pool, seed: int) -> Regime:
+    """One regime as one seed draws it, embedded as stage 1 does."""
+    draw = _Draw(pool, seed)
+    REGIMES[name](draw)
+    order = draw.rng.permutation(len(draw.images))  # faults in no particular place
+    images, texts = draw.images[order], draw.texts[order]
+    image_ids = np.unique(images, axis=0, return_inverse=True)[1].reshape(-1)
+    image_embeddings, text_embeddings, joint_map = embed_across_folds(
+        images, texts, image_ids, rng=draw.rng
+    )
+    validation = draw.validation
+    return Regime(
+        name,
+        images,
+        texts,
+        draw.captions[order].tolist(),
+        draw.faults[order].astype(str),
+        image_embeddings,
+        text_embeddings,
+        joint_map,
+        pool.images[validation],
+        pool.texts[validation, draw.chosen[validation]],
+    )
