@@ -35,7 +35,7 @@ from settings import InputError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2  # raise when a stage's arithmetic changes: saved results become stale
+SCHEMA_VERSION = 3  # raise when a stage's arithmetic changes: saved results become stale
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "datasets", "pillow")
 MANIFEST_KEYS = {"fingerprint", "settings", "inputs", "values", "files", "seconds"}
 Result = TypeVar("Result")
@@ -71,6 +71,9 @@ class Stage:
 EMBEDDING = Stage("embedding", "stage1", manifest="embedding_manifest.json", number=1)
 CLUSTERING = Stage("clustering", "stage1", number=1)
 INFLUENCE = Stage("influence", "stage2", number=2)
+PAIR_INFLUENCE = Stage(
+    "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2
+)
 INFLUENCE_VALIDATION = Stage(
     "influence_validation", "stage2", manifest="influence_validation_manifest.json", number=2
 )

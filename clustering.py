@@ -17,6 +17,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import CountVectorizer
 
+from cells import agreement_bands, better_copies, describe_cells, split_into_cells
 from settings import InputError, Settings, setting
 
 # Above this many pairs mini-batch k-means takes over: there Lloyd's takes 9 s for 100 clusters,
@@ -24,6 +25,7 @@ from settings import InputError, Settings, setting
 MINI_BATCH_ABOVE = 50_000
 N_TERMS = 6
 N_NEAREST = 5
+ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,21 @@ class ClusteringConfig(Settings):
     """How pairs are grouped into topics."""
 
     n_clusters: int = setting(100, "clusters for k-means", at_least=1)
+    agreement_bands: int = setting(
+        4, "bands of image-text agreement that each cluster is split into", at_least=1
+    )
+    near_copy_similarity: float = setting(
+        0.85, "least cosine of the centred features of near copies", above=0, at_most=1
+    )
 
 
 @dataclass(frozen=True)
 class ClusterAssignment:
-    """K clusters over n pairs; every cluster holds at least one pair."""
+    """K clusters over n pairs, split into cells; none of either is empty."""
 
     cluster_assignments: Int64[np.ndarray, " n"]
+    cell_assignments: Int64[np.ndarray, " n"]
+    better_copies: Int64[np.ndarray, " n"]  # near copies with a better caption, of each pair
     centers: Float[np.ndarray, "K d2"]
     clusters: list[dict[str, Any]] = field(metadata={"file": "clusters.json"})
 
@@ -49,10 +59,19 @@ def cluster_embeddings(
     config: ClusteringConfig,
     *,
     rng: np.random.Generator,
+    image_features: Float[np.ndarray, "n d_i"] | None = None,
 ) -> ClusterAssignment:
-    """Clusters of the concatenated embeddings, each with a description for people.
+    """Clusters of the concatenated embeddings, with their cells and descriptions for people.
 
     Fewer than `n_clusters` clusters come back only where there are fewer distinct points.
+
+    Args:
+        embeddings: image and text embeddings side by side, equally wide.
+        clip_scores: image-text agreement of each pair.
+        captions: of each pair.
+        config: settings.
+        rng: starts k-means.
+        image_features: what near copies are looked for in; by default the images' embeddings.
 
     Raises:
         InputError: fewer pairs than clusters asked for.
@@ -74,8 +93,33 @@ def cluster_embeddings(
     used, assignments = np.unique(labels, return_inverse=True)
     assignments = assignments.astype(np.int64)
     centers = kmeans.cluster_centers_[used].astype(np.float32)
+    width = embeddings.shape[1] // 2
+    images = embeddings[:, :width] if image_features is None else image_features
+    # Copies share an image, not a caption: they are looked for where the images lie together.
+    image_groups = _nearest(embeddings[:, :width], centers[:, :width])
+    copies = better_copies(images, image_groups, clip_scores, config.near_copy_similarity)
+    bands = agreement_bands(clip_scores, config.agreement_bands)
+    cells = split_into_cells(assignments, bands, copies)
     clusters = describe_clusters(assignments, centers, embeddings, clip_scores, captions)
-    return ClusterAssignment(assignments, centers, clusters)
+    described = describe_cells(
+        cells, assignments, bands, config.agreement_bands, copies, clip_scores, captions
+    )
+    for cluster, its_cells in zip(clusters, described, strict=True):
+        cluster["cells"] = its_cells
+    return ClusterAssignment(assignments, cells, copies, centers, clusters)
+
+
+def _nearest(
+    points: Float[np.ndarray, "n d"], centers: Float[np.ndarray, "K d"]
+) -> Int64[np.ndarray, " n"]:
+    """The nearest centre of each point, in blocks of rows."""
+    half_squares = (centers**2).sum(axis=1) / 2
+    blocks = [
+        (points[start : start + ROWS_AT_ONCE] @ centers.T - half_squares).argmax(axis=1)
+        for start in range(0, len(points), ROWS_AT_ONCE)
+    ]
+    nearest: np.ndarray = np.concatenate(blocks).astype(np.int64)
+    return nearest
 
 
 def describe_clusters(

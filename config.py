@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
+from cell_influence import CellInfluenceConfig
 from clustering import ClusteringConfig
 from curation import CurationConfig
 from data import DataConfig
@@ -60,6 +61,7 @@ class Config(NamedTuple):
     embedding: EmbeddingConfig
     clustering: ClusteringConfig
     influence: InfluenceConfig
+    cell_influence: CellInfluenceConfig
     influence_validation: InfluenceValidationConfig
     curation: CurationConfig
     training: TrainingConfig
@@ -77,6 +79,7 @@ GROUPS: Mapping[str, type[Settings]] = {
     "stage 1, embedding": EmbeddingConfig,
     "stage 1, clustering": ClusteringConfig,
     "stage 2, influence estimation": InfluenceConfig,
+    "stage 2, influence of pairs and cells": CellInfluenceConfig,
     "stage 2, validation of the estimate": InfluenceValidationConfig,
     "stage 3, curation": CurationConfig,
     "training": TrainingConfig,
@@ -93,6 +96,7 @@ DEBUG_SETTINGS: Mapping[str, Any] = {
     "samples_per_cluster": 2,
     "influence_seeds": 1,
     "removal_folds": 5,
+    "held_out_repeats": 2,
     "num_epochs": 5,
     "n_seeds": 2,
 }

@@ -118,7 +118,8 @@ class InfluenceConfig(Settings):
     )
     influence_budget: float = setting(
         0.1,
-        "most pairs that `first_order` evaluates, as a share of the training pairs",
+        "most pairs whose own influence is evaluated, as a share of the training pairs; that of "
+        "the others is inferred",
         above=0,
         at_most=1,
     )
@@ -146,8 +147,8 @@ class InfluenceResult:
     first_order_scores: Float[np.ndarray, "S K"]  # without the finite-removal correction
     first_order_stderr: Float[np.ndarray, " K"]  # of their mean over the reference models
     removal_corrections: Float[np.ndarray, " K"]  # what it adds; zeros without
-    pair_influence: Float[np.ndarray, " n"]
-    pair_influence_evaluated: Bool[np.ndarray, " n"]
+    first_order_influence: Float[np.ndarray, " n"]  # u_i on models trained on the pairs
+    first_order_evaluated: Bool[np.ndarray, " n"]
     eigenvalues: Float[np.ndarray, " r"]  # empty for the metagradient, which inverts nothing
     eigenvalue_residuals: Float[np.ndarray, " r"]
     reference_image_map: Float32[np.ndarray, "d_i e"]  # of the first reference model
@@ -174,7 +175,7 @@ class InfluenceResult:
             "removal_correction": bool(self.removal_corrections.any()),
             "eigenvalues": self.eigenvalues.tolist(),
             "eigenvalue_residuals": self.eigenvalue_residuals.tolist(),
-            "n_evaluated": int(self.pair_influence_evaluated.sum()),
+            "n_evaluated": int(self.first_order_evaluated.sum()),
             **self.curvature_quality,
         }
 
@@ -289,8 +290,8 @@ def estimate_influence(
         first_order_scores=full.first_order,
         first_order_stderr=full.first_order_stderr,
         removal_corrections=full.corrections,
-        pair_influence=full.pair_influence,
-        pair_influence_evaluated=full.evaluated,
+        first_order_influence=full.pair_influence,
+        first_order_evaluated=full.evaluated,
         eigenvalues=curvature.eigenvalues if curvature else np.zeros(0),
         eigenvalue_residuals=curvature.residuals if curvature else np.zeros(0),
         reference_image_map=first.reference.image_map.cpu().numpy(),
@@ -343,8 +344,8 @@ class _Scattered:
             self.first_order[:] = previous.first_order_scores
             self.first_order_stderr[:] = previous.first_order_stderr
             self.corrections[:] = previous.removal_corrections
-            self.pair_influence[:] = previous.pair_influence
-            self.evaluated[:] = previous.pair_influence_evaluated
+            self.pair_influence[:] = previous.first_order_influence
+            self.evaluated[:] = previous.first_order_evaluated
 
 
 def _early_stop(data: Data, training: TrainingConfig, schedule: int, seed: int) -> int:

@@ -28,6 +28,7 @@ from stages import (
     evaluate,
     model_inputs,
     score,
+    score_pairs,
     select,
     select_baselines,
     validate,
@@ -48,7 +49,8 @@ def run_pipeline(config: Config, command: str) -> None:
         clustered = cluster(run, embedded)
         influence = score(run, embedded, clustered, inputs)
         validated = validate(run, embedded, clustered, influence, inputs)
-        curated = select(run, embedded, clustered, influence)
+        pair_influence = score_pairs(run, embedded, clustered, influence, inputs)
+        curated = select(run, embedded, clustered, influence, pair_influence, inputs)
         rivals = select_baselines(run, embedded, clustered, influence, inputs)
         evaluated, subsets = evaluate(run, embedded, curated, rivals, inputs)
         write_results(
@@ -57,6 +59,7 @@ def run_pipeline(config: Config, command: str) -> None:
             clustered.value,
             influence.value,
             validated.value if validated else None,
+            pair_influence.value,
             curated.value,
             subsets,
             evaluated.value,

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import artifacts
 import report
+from cell_influence import PairInfluence
 from clustering import ClusterAssignment
 from curation import CurationResult, curated_size, drop_examples, faults_dropped
 from data import UnusableImage, decode_image
@@ -40,7 +41,7 @@ N_DROP_EXAMPLES = 12
 N_RANDOM_PHOTOGRAPHS = 24
 MAX_PHOTOGRAPHS = 60  # on one contact sheet
 SHARED_COSTS = {  # stages whose time counts as choosing a method's subset
-    INFLUENCESPACE: ("clustering", "influence", "curation"),
+    INFLUENCESPACE: ("clustering", "influence", "pair_influence", "curation"),
     "diversity_sampling": ("clustering", "diversity_sampling"),
     "semdedup": ("clustering", "semdedup"),
     "density_pruning": ("clustering", "density_pruning"),
@@ -53,6 +54,7 @@ def write_results(
     clustered: ClusterAssignment,
     influence: InfluenceResult | None,
     validated: InfluenceValidation | None,
+    pair_influence: PairInfluence | None,
     curated: CurationResult | None,
     subsets: Mapping[str, Subset],
     evaluated: EvaluationResult,
@@ -125,7 +127,7 @@ def write_results(
         }
         if has_faults
         else None,
-        dropped_examples=dropped_examples(embedded, clustered, curated),
+        dropped_examples=dropped_examples(embedded, clustered, pair_influence, curated),
         contact_sheets=sheets,
     )
     store.write_json("evaluation/method_metrics.json", metrics)
@@ -150,10 +152,11 @@ def write_results(
 def dropped_examples(
     embedded: EmbeddingResult,
     clustered: ClusterAssignment,
+    pair_influence: PairInfluence | None,
     curated: CurationResult | None,
 ) -> list[dict[str, Any]]:
     """Dropped pairs to look at, each with the reason."""
-    if curated is None:
+    if curated is None or pair_influence is None:
         return []
     pairs, assignments = embedded.split_pairs("train"), clustered.cluster_assignments
     influence_percent = {c["cluster"]: c["influence_percent"] for c in curated.categorization}
@@ -167,7 +170,14 @@ def dropped_examples(
             "terms": clustered.clusters[assignments[row]]["terms"],
             "why": why,
         }
-        for row, why in drop_examples(curated, assignments, embedded.clip_scores, N_DROP_EXAMPLES)
+        for row, why in drop_examples(
+            curated,
+            pair_influence.pair_influence,
+            embedded.clip_scores,
+            clustered.better_copies,
+            assignments,
+            N_DROP_EXAMPLES,
+        )
     ]
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import save as to_safetensors
 
@@ -27,15 +28,17 @@ from baselines import (
     Selection,
     select_baseline,
 )
+from cell_influence import KnownPairs, PairInfluence, estimate_pair_influence
 from clustering import ClusterAssignment, cluster_embeddings
 from config import Config
-from curation import CurationConfig, CurationResult, curate
+from curation import CurationInputs, CurationResult, curate, representation
 from data import PairReader, PairSource
 from embedding import EmbeddingResult, embed_pairs
 from encoders import EMBEDDED_WARNING, load_encoder, resolve_dtype
-from influence import InfluenceResult, estimate_influence
+from influence import FIRST_ORDER, InfluenceResult, estimate_influence
 from influence_validation import InfluenceValidation, validate_influence
 from model import PairTensors, Parameters, fit_feature_scaling
+from removal import nearest_clusters
 from sources import SYNTHETIC_WARNING, open_source
 from train_eval import (
     FULL,
@@ -43,6 +46,7 @@ from train_eval import (
     EvaluationResult,
     RetrievalSet,
     Subset,
+    caption_groups,
     evaluate_methods,
 )
 
@@ -178,6 +182,7 @@ def cluster(run: Run, embedded: Saved) -> Saved:
             e.split_pairs("train")["caption"].tolist(),
             config,
             rng=run.rng(stage.name),
+            image_features=e.image_features,
         ),
         config.fingerprint_settings(),
         {"embedding": embedded.fingerprint},
@@ -185,7 +190,7 @@ def cluster(run: Run, embedded: Saved) -> Saved:
 
 
 def score(run: Run, embedded: Saved, clustered: Saved, inputs: ModelInputs) -> Saved:
-    """Stage 2: how much every cluster helps or hurts, after `--rounds` rounds of curation."""
+    """Stage 2: how much every cluster helps or hurts."""
     stage, config = artifacts.INFLUENCE, run.config
     methods = config.evaluation.methods
     curation_runs = INFLUENCESPACE in methods and artifacts.CURATION.number not in (
@@ -194,34 +199,25 @@ def score(run: Run, embedded: Saved, clustered: Saved, inputs: ModelInputs) -> S
     terms = [c["terms"] for c in clustered.value.clusters]
 
     def compute() -> InfluenceResult:
-        rng = run.rng(stage.name)
-        weights: np.ndarray | None = None
-        result: InfluenceResult | None = None
-        for round_number in range(1, config.influence.rounds + 1):
-            result = estimate_influence(
-                inputs.pairs,
-                inputs.validation,
-                clustered.value.cluster_assignments,
-                terms,
-                config.influence,
-                config.training,
-                rng=rng,
-                sample_weights=weights,
-                previous=result,
-            )
-            logger.info("round %d: validation loss %.4f", round_number, result.validation_loss)
-            if round_number < config.influence.rounds:
-                curated = curate_clusters(config.curation, embedded, clustered, result)
-                weights = curated.training_weights(len(embedded.value.indices))
-        assert result is not None, "there is at least one round"
+        result = estimate_influence(
+            inputs.pairs,
+            inputs.validation,
+            clustered.value.cluster_assignments,
+            terms,
+            config.influence,
+            config.training,
+            rng=run.rng(stage.name),
+        )
+        logger.info("validation loss of the reference models %.4f", result.validation_loss)
         return result
 
     settings = {
         **config.influence.fingerprint_settings(),
         **config.training.fingerprint_settings(),
     }
-    if config.influence.rounds > 1:
-        settings |= config.curation.fingerprint_settings()
+    del settings["rounds"]  # of curation, after the clusters are scored
+    if config.influence.estimator != FIRST_ORDER:
+        del settings["influence_budget"]
     return run.have(
         stage,
         InfluenceResult,
@@ -231,10 +227,96 @@ def score(run: Run, embedded: Saved, clustered: Saved, inputs: ModelInputs) -> S
         run.mode(
             stage,
             needed_later=curation_runs
-            or not set(NEED_REFERENCE).isdisjoint(methods)
+            or {"individual_influence", "gradient_similarity"} & set(methods) != set()
             or config.influence_validation.validate_influence > 0,
         ),
     )
+
+
+def score_pairs(
+    run: Run, embedded: Saved, clustered: Saved, influence: Saved, inputs: ModelInputs
+) -> Saved:
+    """Stage 2: the influence of pairs and cells, after `--rounds` rounds of curation."""
+    stage, config = artifacts.PAIR_INFLUENCE, run.config
+    rounds = config.influence.rounds
+
+    def compute() -> PairInfluence:
+        rng = run.rng(stage.name)
+        known = known_pairs(embedded.value, clustered.value, inputs)
+        result: PairInfluence | None = None
+        kept: np.ndarray | None = None
+        history: list[dict[str, Any]] = []
+        for round_number in range(1, rounds + 1):
+            result = estimate_pair_influence(
+                known,
+                inputs.validation,
+                config.cell_influence,
+                config.training,
+                budget=config.influence.influence_budget,
+                max_steps=config.influence.max_reference_steps,
+                rng=rng,
+                kept=kept,
+                previous=result,
+            )
+            curated = curate(
+                curation_inputs(embedded, clustered, influence.value, result, inputs),
+                config.curation,
+            )
+            now = curated.training_weights(len(known.clip_scores)) > 0
+            history.append(
+                {
+                    "round": round_number,
+                    "validation_loss": round(result.validation_loss, 5),
+                    "kept": int(now.sum()),
+                    "kept_before_too": None if kept is None else int((now & kept).sum()),
+                    "explained": result.quality["explained"],
+                }
+            )
+            logger.info("round %d: %s", round_number, history[-1])
+            kept = now
+        assert result is not None, "there is at least one round"
+        return dataclasses.replace(result, quality={**result.quality, "rounds": history})
+
+    settings = {
+        **config.cell_influence.fingerprint_settings(),
+        **config.training.fingerprint_settings(),
+        "influence_budget": config.influence.influence_budget,
+        "max_reference_steps": config.influence.max_reference_steps,
+        "rounds": rounds,
+    }
+    upstream = {"embedding": embedded.fingerprint, "clustering": clustered.fingerprint}
+    if rounds > 1:  # what is curated in between decides what comes after
+        settings |= config.curation.fingerprint_settings()
+        upstream["influence"] = influence.fingerprint
+    skipped = artifacts.CURATION.number in config.execution.skip_stage
+    needed = INFLUENCESPACE in config.evaluation.methods and not skipped
+    return run.have(
+        stage, PairInfluence, compute, settings, upstream, run.mode(stage, needed_later=needed)
+    )
+
+
+def known_pairs(
+    embedding: EmbeddingResult, clustered: ClusterAssignment, inputs: ModelInputs
+) -> KnownPairs:
+    """What stage 1 says of every training pair."""
+    train = embedding.split_pairs("train")
+    return KnownPairs(
+        inputs.pairs,
+        embedding.image_embeddings,
+        embedding.text_embeddings,
+        embedding.clip_scores,
+        pd.factorize(train["image_sha256"])[0].astype(np.int64),
+        clustered.cluster_assignments,
+        clustered.cell_assignments,
+        clustered.better_copies,
+        training_groups(embedding),
+    )
+
+
+def training_groups(embedding: EmbeddingResult) -> dict[str, np.ndarray]:
+    """Which training captions name which demographic group."""
+    memberships = caption_groups(embedding.split_pairs("train")["caption"].tolist())
+    return {name: member for groups in memberships.values() for name, member in groups.items()}
 
 
 def validate(
@@ -262,30 +344,58 @@ def validate(
     )
 
 
-def curate_clusters(
-    config: CurationConfig, embedded: Saved, clustered: Saved, influence: InfluenceResult
-) -> CurationResult:
-    """The curated subset that these influence scores ask for."""
-    return curate(
-        influence.influence_scores,
-        influence.influence_stderr,
-        clustered.value.cluster_assignments,
-        embedded.value.clip_scores,
-        embedded.value.indices,
-        clustered.value.clusters,
-        config,
+def curation_inputs(
+    embedded: Saved,
+    clustered: Saved,
+    influence: InfluenceResult,
+    pair_influence: PairInfluence,
+    inputs: ModelInputs,
+) -> CurationInputs:
+    """Everything that pairs are chosen by."""
+    e, c = embedded.value, clustered.value
+    return CurationInputs(
+        indices=e.indices,
+        cluster_assignments=c.cluster_assignments,
+        cell_assignments=pair_influence.cell_assignments,
+        clip_scores=e.clip_scores,
+        better_copies=c.better_copies,
+        pair_influence=pair_influence.pair_influence,
+        cell_influence_stderr=pair_influence.cell_influence_stderr,
+        validation_loss=pair_influence.validation_loss,
+        influence_scores=influence.influence_scores,
+        influence_stderr=influence.influence_stderr,
+        represented=representation(
+            c.cluster_assignments,
+            nearest_clusters(inputs.pairs, c.cluster_assignments, inputs.validation),
+        ),
+        groups=training_groups(e),
+        clusters=c.clusters,
     )
 
 
-def select(run: Run, embedded: Saved, clustered: Saved, influence: Saved) -> Saved:
+def select(
+    run: Run,
+    embedded: Saved,
+    clustered: Saved,
+    influence: Saved,
+    pair_influence: Saved,
+    inputs: ModelInputs,
+) -> Saved:
     """Stage 3: prune, retain, raise."""
     stage, config = artifacts.CURATION, run.config.curation
     return run.have(
         stage,
         CurationResult,
-        lambda: curate_clusters(config, embedded, clustered, influence.value),
+        lambda: curate(
+            curation_inputs(embedded, clustered, influence.value, pair_influence.value, inputs),
+            config,
+        ),
         config.fingerprint_settings(),
-        {"clustering": clustered.fingerprint, "influence": influence.fingerprint},
+        {
+            "clustering": clustered.fingerprint,
+            "influence": influence.fingerprint,
+            "pair_influence": pair_influence.fingerprint,
+        },
         run.mode(stage, needed_later=INFLUENCESPACE in run.config.evaluation.methods),
     )
 

@@ -215,19 +215,17 @@ def _rare_group(draw: _Draw) -> None:
     n_left = round(RARE_SHARE * female[:N_TRAINING].sum())
     left = draw.rest[female][:n_left]
     others = draw.rest[~female]
-    # Where the other images do not suffice, they come again with another caption.
-    missing = N_TRAINING - n_left - len(others)
     draw.take(np.concatenate([left, others])[:N_TRAINING])
-    if missing > 0:
-        again = others[:missing]
-        which = (draw.chosen[again] + 1) % draw.pool.captions.shape[1]
-        captions = draw.pool.captions[again, which]
-        usable = ~caption_groups(captions.tolist())["gender"]["female"]
-        again, which = again[usable], which[usable]
-        draw.images = np.concatenate([draw.images, draw.pool.images[again]])
-        draw.texts = np.concatenate([draw.texts, draw.pool.texts[again, which]])
-        draw.captions = np.concatenate([draw.captions, captions[usable]])
-        draw.faults = np.full(len(draw.images), "", dtype=object)
+    # Where the other images do not suffice, they come again with another caption.
+    missing = N_TRAINING - len(draw.images)
+    which = (draw.chosen[others] + 1) % draw.pool.captions.shape[1]
+    captions = draw.pool.captions[others, which]
+    usable = np.flatnonzero(~caption_groups(captions.tolist())["gender"]["female"])[:missing]
+    again, which = others[usable], which[usable]
+    draw.images = np.concatenate([draw.images, draw.pool.images[again]])
+    draw.texts = np.concatenate([draw.texts, draw.pool.texts[again, which]])
+    draw.captions = np.concatenate([draw.captions, captions[usable]])
+    draw.faults = np.full(len(draw.images), "", dtype=object)
 
 
 REGIMES: dict[str, Callable[[_Draw], None]] = {
@@ -245,6 +243,7 @@ def make_regime(name: str, pool: Pool, seed: int) -> Regime:
     """One regime as one seed draws it, embedded as stage 1 does."""
     draw = _Draw(pool, seed)
     REGIMES[name](draw)
+    assert len(draw.images) == N_TRAINING, "every regime is of one size"
     order = draw.rng.permutation(len(draw.images))  # faults in no particular place
     images, texts = draw.images[order], draw.texts[order]
     image_ids = np.unique(images, axis=0, return_inverse=True)[1].reshape(-1)

@@ -15,7 +15,9 @@ ARROWS: dict[str, set[str]] = {
     "synthetic": set(),
     "visualize": set(),
     "artifacts": {"settings"},
-    "clustering": {"settings"},
+    "cells": set(),
+    "agreement": set(),
+    "clustering": {"cells", "settings"},
     "curation": {"settings"},
     "model": set(),
     "data": {"settings"},
@@ -30,6 +32,11 @@ ARROWS: dict[str, set[str]] = {
     "retraining": {"model", "training"},
     "leave_out": {"curvature", "model"},
     "removal": {"model"},
+    "cross_fitting": {"curvature", "model", "pair_influence", "retraining", "training"},
+    "pooling": set(),
+    "cell_influence": {
+        *("agreement", "cross_fitting", "model", "pooling", "settings", "training"),
+    },
     "influence": {
         *("curvature", "leave_out", "metagradient", "model", "pair_influence", "removal"),
         *("retraining", "settings", "training"),
@@ -44,8 +51,8 @@ ARROWS: dict[str, set[str]] = {
     "findings": {"summary", "visualize"},
     "report": {"findings", "summary", "visualize"},
     "config": {
-        *("clustering", "curation", "data", "encoders", "influence", "influence_validation"),
-        *("settings", "train_eval", "training"),
+        *("cell_influence", "clustering", "curation", "data", "encoders", "influence"),
+        *("influence_validation", "settings", "train_eval", "training"),
     },
 }
 # The wiring: may import whatever stands below it.

@@ -494,8 +494,8 @@ def test_the_metagradient_is_the_slope_of_real_retraining(planted: Planted) -> N
 
 def test_first_order_influences_sum_to_zero(planted: Planted, plain: InfluenceResult) -> None:
     # Weighting all pairs alike changes nothing. Float32 sums over all steps.
-    size = float(np.abs(plain.pair_influence).sum())
-    assert abs(float(plain.pair_influence.sum())) < 1e-5 * size
+    size = float(np.abs(plain.first_order_influence).sum())
+    assert abs(float(plain.first_order_influence.sum())) < 1e-5 * size
     assert abs(float(plain.influence_scores.sum())) < 1e-5 * np.abs(plain.influence_scores).sum()
 
 
@@ -563,7 +563,7 @@ def test_the_reference_model_is_the_one_of_lowest_validation_loss() -> None:
 def test_the_result_says_what_was_evaluated_and_infers_the_rest(
     planted: Planted, sampled: InfluenceResult
 ) -> None:
-    evaluated, influence = sampled.pair_influence_evaluated, sampled.pair_influence
+    evaluated, influence = sampled.first_order_evaluated, sampled.first_order_influence
     assert np.bincount(planted.clusters[evaluated]).tolist() == [8, 8, 8, 8]
     for k in range(4):
         members = planted.clusters == k
@@ -577,8 +577,8 @@ def test_the_result_says_what_was_evaluated_and_infers_the_rest(
 
 def test_the_other_estimators_evaluate_every_pair(planted: Planted, plain: InfluenceResult) -> None:
     for result in (plain, estimate(planted, estimator="step", influence_budget=0.05)):
-        assert result.pair_influence_evaluated.all()
-        assert len(set(result.pair_influence)) == 96
+        assert result.first_order_evaluated.all()
+        assert len(set(result.first_order_influence)) == 96
 
 
 def test_intervals_of_sampled_pairs_hold_the_value_of_all_pairs(
@@ -608,11 +608,11 @@ def test_intervals_of_sampled_pairs_hold_the_value_of_all_pairs(
         )
 
     every = drawn(0, 1000)
-    assert every.pair_influence_evaluated.all()
+    assert every.first_order_evaluated.all()
     distances = []
     for sampling_seed in range(10):
         result = drawn(sampling_seed, 8)
-        assert result.pair_influence_evaluated.sum() == 64
+        assert result.first_order_evaluated.sum() == 64
         np.testing.assert_array_equal(result.reference_image_map, every.reference_image_map)
         errors = result.influence_scores - every.influence_scores
         distances.append(errors / result.influence_stderr)
@@ -624,7 +624,7 @@ def test_intervals_of_sampled_pairs_hold_the_value_of_all_pairs(
 
 def test_the_budget_reaches_the_estimate(planted: Planted) -> None:
     result = estimate(planted, estimator="first_order", influence_budget=0.1)
-    assert result.pair_influence_evaluated.sum() == 8  # 9 of 96 pairs: two a cluster
+    assert result.first_order_evaluated.sum() == 8  # 9 of 96 pairs: two a cluster
     with pytest.raises(InputError, match="allows 2 influences"):
         estimate(planted, estimator="first_order", influence_budget=0.03)
 
@@ -724,7 +724,7 @@ def test_an_ensemble_averages_the_scores_of_its_models(
         rtol=1e-12,
     )
     for k in range(4):
-        mean = result.pair_influence[planted.clusters == k].mean()
+        mean = result.first_order_influence[planted.clusters == k].mean()
         expected = 24 / 96 * mean / result.validation_loss
         assert result.influence_scores[k] == pytest.approx(expected, rel=1e-9)
 
@@ -795,8 +795,10 @@ def test_relabelling_the_clusters_permutes_the_scores(
     for name in ("influence_scores", "influence_stderr", "removal_corrections"):
         ours, theirs = getattr(after, name)[renamed], getattr(before, name)
         np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol)
-    np.testing.assert_allclose(after.pair_influence, before.pair_influence, rtol=1e-12)
-    np.testing.assert_array_equal(after.pair_influence_evaluated, before.pair_influence_evaluated)
+    np.testing.assert_allclose(
+        after.first_order_influence, before.first_order_influence, rtol=1e-12
+    )
+    np.testing.assert_array_equal(after.first_order_evaluated, before.first_order_evaluated)
 
 
 @pytest.mark.parametrize("estimator", ["metagradient", "first_order"])
@@ -839,16 +841,18 @@ def test_a_later_round_keeps_the_influence_of_what_was_dropped(
     weights = np.where(dropped, 0.0, 1.0)
     result = estimate(planted, sample_weights=weights, previous=plain, seed=7)
     np.testing.assert_array_equal(result.reference_weights, weights)
-    np.testing.assert_array_equal(result.pair_influence[dropped], plain.pair_influence[dropped])
-    assert np.all(result.pair_influence[~dropped] != plain.pair_influence[~dropped])
-    assert result.pair_influence_evaluated.all()
+    np.testing.assert_array_equal(
+        result.first_order_influence[dropped], plain.first_order_influence[dropped]
+    )
+    assert np.all(result.first_order_influence[~dropped] != plain.first_order_influence[~dropped])
+    assert result.first_order_evaluated.all()
     # The last cluster is gone and keeps its score; the others have new ones.
     for name in ("influence_scores", "influence_stderr"):
         assert getattr(result, name)[3] == getattr(plain, name)[3]
         assert np.all(getattr(result, name)[:3] != getattr(plain, name)[:3])
     assert result.first_order_scores[0, 3] == plain.first_order_scores[0, 3]
     # Shares are those of the pairs in use: 12 of cluster 0's 24 are left, of 60.
-    mean = result.pair_influence[(planted.clusters == 0) & ~dropped].mean()
+    mean = result.first_order_influence[(planted.clusters == 0) & ~dropped].mean()
     assert result.influence_scores[0] == pytest.approx(12 / 60 * mean / result.validation_loss)
     # A model that never saw the wrong captions does better than one that did.
     assert result.validation_loss < plain.validation_loss
@@ -857,8 +861,8 @@ def test_a_later_round_keeps_the_influence_of_what_was_dropped(
 
 def test_without_an_earlier_result_what_was_dropped_has_none(planted: Planted) -> None:
     result = estimate(planted, sample_weights=np.where(planted.wrong, 0.0, 1.0))
-    assert np.all(result.pair_influence[planted.wrong] == 0)
-    assert not result.pair_influence_evaluated[planted.wrong].any()
+    assert np.all(result.first_order_influence[planted.wrong] == 0)
+    assert not result.first_order_evaluated[planted.wrong].any()
     assert result.influence_scores[3] == 0
     assert result.influence_stderr[3] == 0
 
@@ -906,8 +910,8 @@ def test_weights_count_in_the_metagradient(planted: Planted) -> None:
     # u_i = -n w_i dL / dw_i: the weighted influences of a batch sum to zero, so do all.
     weights = np.where(np.arange(96) % 8 < 4, 0.5, 1.5)
     result = estimate(planted, sample_weights=weights, influence_checkpoints=1)
-    size = float(np.abs(result.pair_influence).sum())
-    assert abs(float(result.pair_influence.sum())) < 1e-5 * size  # float32
+    size = float(np.abs(result.first_order_influence).sum())
+    assert abs(float(result.first_order_influence.sum())) < 1e-5 * size  # float32
     seeds = [int(result.reference_seeds[0])] * 2
     part = planted.clusters == 3
     weightings = [weights * (1 + change * part) for change in (STEP, -STEP)]

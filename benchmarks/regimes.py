@@ -1,0 +1,1218 @@
+"""Who wins where: every curation method on seven kinds of good and bad data made from Flickr8k.
+
+    python benchmarks/regimes.py --data_dir ../shared/data/flickr8k --work_dir /tmp/regimes
+
+One training is one row of `regimes.csv`, and a row that is there is not computed again: a run that
+was stopped goes on where it was, and a method whose `version` was raised is computed anew. A seed
+decides the pairs, their faults, the selections and the trainings, so that methods are compared in
+pairs. `--plot_only` draws tables and figure from the rows alone; `--estimate` computes one set of
+pairs and tells how long the rest would take.
+
+    recovered gain = (method - random) / (oracle - random)        of mean recall, over seeds
+
+with the oracle told which pairs are faulty. The best rival is the baseline of highest mean recall
+on the test images themselves, chosen after the fact: a harder rival than any method chosen before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import io
+import json
+import multiprocessing
+import os
+import queue
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, TextIO, TypeVar
+
+# The cores are shared by processes, not by threads; read when the libraries are imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from flickr8k_regimes import N_TRAINING, REGIMES, Pool, Regime, load_pool, make_regime  # noqa: E402
+
+from artifacts import hardware, package_versions, stage_rng  # noqa: E402
+from baselines import BASELINES, NEED_REFERENCE, BaselineInputs, select_baseline  # noqa: E402
+from cell_influence import (  # noqa: E402
+    CellInfluenceConfig,
+    KnownPairs,
+    PairInfluence,
+    estimate_pair_influence,
+)
+from clustering import ClusterAssignment, ClusteringConfig, cluster_embeddings  # noqa: E402
+from curation import (  # noqa: E402
+    CurationConfig,
+    CurationInputs,
+    CurationResult,
+    curate,
+    curated_size,
+    representation,
+)
+from encoders import EmbeddingConfig, load_encoder  # noqa: E402
+from influence import InfluenceConfig, InfluenceResult, estimate_influence  # noqa: E402
+from model import (  # noqa: E402
+    FeatureScaling,
+    PairTensors,
+    Parameters,
+    embed_images,
+    embed_texts,
+    fit_feature_scaling,
+    mean_loss,
+    shuffled_batches,
+)
+from removal import nearest_clusters  # noqa: E402
+from train_eval import (  # noqa: E402
+    COMPARISONS,
+    FULL,
+    INFLUENCESPACE,
+    RECALL_AT,
+    caption_groups,
+    recall_metrics,
+    retrieval_ranks,
+)
+from training import (  # noqa: E402
+    Training,
+    TrainingConfig,
+    steps_per_epoch,
+    train,
+    train_until_best,
+)
+from visualize import COMPARISON_LABELS, GREY, INK, LINE_COLORS, PALE, method_label  # noqa: E402
+
+CPU = torch.device("cpu")
+TRAINING = TrainingConfig()
+ORACLE, RANDOM = "oracle", "random"
+BOTH = "both"  # the comparisons that a row of the full data serves
+RULES = "1"  # to be raised where the data, the training or a metric changes
+KEEP, N_SEEDS = (0.4, 0.6, 0.8), 5
+SAME_EPOCHS, SAME_STEPS = COMPARISONS
+REFERENCE_REPORTS, PATIENCE = 40, 10  # early stopping of the rivals' reference model, as ours
+NEED_TOPICS = ("diversity_sampling", "semdedup", "density_pruning")
+RESULTS, FIGURE = ROOT / "benchmarks/results", ROOT / "docs/regimes.png"
+FIGURE_KEEP, FIGURE_COMPARISON = 0.8, SAME_STEPS
+REGIME_LABELS = {
+    "clean": "Clean",
+    "wrong_20": "20 % wrong captions",
+    "wrong_40": "40 % wrong captions",
+    "wrong_20_concentrated": "20 % wrong, in some topics",
+    "near_copies": "Half of it near copies",
+    "boilerplate_20": "20 % boilerplate captions",
+    "rare_group": "Women thinned to a tenth",
+}
+
+KEYS = ("regime", "keep", "method", "seed", "comparison", "version")
+RECALLS = tuple(
+    f"{way}_recall@{k}" for k in RECALL_AT for way in ("image_to_text", "text_to_image")
+)
+METRICS = (
+    "mean_recall",
+    *RECALLS,
+    "validation_loss",
+    "test_loss",
+    "faults_left",
+    "gap",
+    *(f"{group}_recall@10" for group in ("female", "male")),
+    "age_gap",
+    *(f"{group}_recall@10" for group in ("child", "adult")),
+    "validation_loss_estimate",
+    "seconds",
+    "pairs_evaluated",
+)
+COLUMNS = (*KEYS, *METRICS, "n_pairs", "n_steps", "training_seconds")
+
+
+# --- What a method sees -----------------------------------------------------------------------
+
+
+class TestSet(NamedTuple):
+    """The unseen images with all their captions."""
+
+    image_features: np.ndarray  # (E, d_i)
+    text_features: np.ndarray  # (Q, d_t)
+    caption_image: np.ndarray  # (Q,)
+    groups: dict[str, dict[str, np.ndarray]]  # attribute -> group -> (Q,) bool
+
+
+class Problem(NamedTuple):
+    """One regime as one seed draws it, ready to be selected from and trained on."""
+
+    regime: Regime
+    seed: int
+    clusters: ClusterAssignment
+    clustering_seconds: float
+    pairs: PairTensors
+    validation: PairTensors
+    validation_batches: np.ndarray
+    scaling: FeatureScaling
+    test: TestSet
+
+
+class Chosen(NamedTuple):
+    """What a method trains on, and what choosing it cost."""
+
+    rows: np.ndarray  # (m,) sorted
+    weights: np.ndarray | None  # (m,) mean one; None is all ones
+    seconds: float
+    pairs_evaluated: int  # whose influence was computed
+    validation_loss_estimate: float | None = None  # after training on it, as the method foresees
+
+
+class Method(NamedTuple):
+    """A way to choose; raising `version` invalidates its rows and no others."""
+
+    choose: Callable[[Problem, float, int], Chosen]
+    version: str = "1"
+    is_default: bool = True  # False: an ablation, computed where it is asked for
+
+
+Result = TypeVar("Result")
+
+
+def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
+    """The last result once more where all arguments are the very same objects.
+
+    What is expensive and the same for all shares kept is computed once a set of pairs.
+    """
+    last: list[Any] = []
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Result:
+        if not last or [id(a) for a in last[0]] != [id(a) for a in arguments]:
+            last[:] = [arguments, function(*arguments)]
+        result: Result = last[1]
+        return result
+
+    return call
+
+
+@functools.cache
+def test_set_of(pool_file: Path) -> TestSet:
+    """The images of Flickr8k's `validation` split and their five captions each."""
+    pool, unseen = pool_of(pool_file), ~pool_of(pool_file).is_train
+    n_captions = pool.captions.shape[1]
+    return TestSet(
+        pool.images[unseen],
+        pool.texts[unseen].reshape(-1, pool.texts.shape[-1]),
+        np.repeat(np.arange(unseen.sum()), n_captions),
+        caption_groups(pool.captions[unseen].reshape(-1).tolist()),
+    )
+
+
+@functools.cache
+def pool_of(pool_file: Path) -> Pool:
+    """The embedded pool, which is there by now."""
+    return load_pool(Path(), pool_file, _no_encoder)
+
+
+def _no_encoder() -> Any:
+    raise FileNotFoundError("the pool has not been embedded")
+
+
+@remembered
+def scaled(regime: Regime) -> tuple[FeatureScaling, PairTensors, PairTensors]:
+    """Training and validation pairs as the models take them in."""
+    r = regime
+    scaling = fit_feature_scaling(r.image_features, r.text_features)
+    return (
+        scaling,
+        scaling.pairs(r.image_features, r.text_features, CPU),
+        scaling.pairs(r.validation_image_features, r.validation_text_features, CPU),
+    )
+
+
+def make_problem(regime: Regime, seed: int, test: TestSet) -> Problem:
+    """Cluster the pairs with the defaults and scale their features."""
+    started = time.perf_counter()
+    clusters = cluster_embeddings(
+        both_embeddings(regime),
+        regime.clip_scores,
+        regime.captions,
+        ClusteringConfig(),
+        rng=stage_rng(seed, "clustering"),
+        image_features=regime.image_features,
+    )
+    seconds = time.perf_counter() - started
+    scaling, pairs, validation = scaled(regime)
+    batches = shuffled_batches(
+        len(validation.images), TRAINING.batch_size, stage_rng(seed, "validation")
+    )
+    return Problem(regime, seed, clusters, seconds, pairs, validation, batches, scaling, test)
+
+
+def both_embeddings(regime: Regime) -> np.ndarray:
+    """Image and text embedding of every pair, side by side."""
+    return np.concatenate([regime.image_embeddings, regime.text_embeddings], axis=1)
+
+
+def full_steps(problem: Problem) -> int:
+    """Steps of a training on all pairs."""
+    return training_steps(len(problem.pairs.images))
+
+
+def training_steps(n: int) -> int:
+    """Steps of a training of the usual epochs over n pairs."""
+    return TRAINING.num_epochs * steps_per_epoch(n, TRAINING.batch_size)
+
+
+# --- Methods ----------------------------------------------------------------------------------
+
+
+def full(problem: Problem, keep: float, seed: int) -> Chosen:
+    """Every pair."""
+    return Chosen(np.arange(len(problem.pairs.images)), None, 0.0, 0)
+
+
+def oracle(problem: Problem, keep: float, seed: int) -> Chosen:
+    """Faulty pairs go first, in the order in which `random` drops pairs; then others as there."""
+    order = stage_rng(seed, RANDOM).permutation(len(problem.regime.faults))
+    faulty = problem.regime.faults[order] != ""
+    kept = order[np.argsort(faulty, kind="stable")][: curated_size(len(order), keep)]
+    return Chosen(np.sort(kept), None, 0.0, 0)
+
+
+def baseline(name: str) -> Callable[[Problem, float, int], Chosen]:
+    """The rival of this name."""
+
+    def choose(problem: Problem, keep: float, seed: int) -> Chosen:
+        regime, needs_reference = problem.regime, name in NEED_REFERENCE
+        reference, seconds = reference_model(problem) if needs_reference else (None, 0.0)
+        inputs = BaselineInputs(
+            indices=np.arange(len(regime.faults)),
+            embeddings=both_embeddings(regime),
+            image_embeddings=regime.image_embeddings,
+            text_embeddings=regime.text_embeddings,
+            clip_scores=regime.clip_scores,
+            cluster_assignments=problem.clusters.cluster_assignments,
+            pairs=problem.pairs,
+            validation=problem.validation,
+            reference=reference,
+            batch_size=TRAINING.batch_size,
+        )
+        started = time.perf_counter()
+        rows = select_baseline(name, inputs, keep, rng=stage_rng(seed, name)).rows
+        seconds += time.perf_counter() - started
+        if name in NEED_TOPICS:
+            seconds += problem.clustering_seconds
+        return Chosen(rows, None, seconds, len(regime.faults) if needs_reference else 0)
+
+    return choose
+
+
+@remembered
+def reference_model(problem: Problem) -> tuple[Parameters, float]:
+    """The early-stopped model that rivals take gradients at, and its seconds."""
+    started = time.perf_counter()
+    seed = int(stage_rng(problem.seed, "reference").integers(2**31))
+    run = Training(problem.pairs, TRAINING, n_steps=full_steps(problem), seed=seed)
+    validation = (problem.validation, problem.validation_batches)
+    train_until_best(run, validation, n_reports=REFERENCE_REPORTS, patience=PATIENCE)
+    return run.parameters, time.perf_counter() - started
+
+
+class Variant(NamedTuple):
+    """InfluenceSpace with other settings than the defaults: what each part is worth."""
+
+    cells: Mapping[str, Any] = MappingProxyType({})  # of `CellInfluenceConfig`
+    curation: Mapping[str, Any] = MappingProxyType({})  # of `CurationConfig`
+    budget: float = InfluenceConfig().influence_budget
+    rounds: int = InfluenceConfig().rounds
+    equal_weights: bool = False
+
+
+def influencespace(variant: Variant) -> Callable[[Problem, float, int], Chosen]:
+    """InfluenceSpace, with the defaults or others."""
+
+    def choose(problem: Problem, keep: float, _: int) -> Chosen:
+        curated, estimate, seconds = curate_with_influencespace(problem, keep, variant)
+        n = len(problem.regime.faults)
+        dropped = np.ones(n)
+        dropped[curated.curated_rows] = 0.0
+        foreseen = float(np.mean(dropped * estimate.pair_influence))  # nats, to first order
+        return Chosen(
+            curated.curated_rows,
+            None if variant.equal_weights else curated.sample_weights,
+            problem.clustering_seconds + seconds,
+            int(estimate.pair_influence_evaluated.sum()),
+            estimate.validation_loss + foreseen,
+        )
+
+    return choose
+
+
+def curate_with_influencespace(
+    problem: Problem, keep: float, variant: Variant
+) -> tuple[CurationResult, PairInfluence, float]:
+    """The curated set, the last round's pair influence, and the seconds without the clustering."""
+    scores, seconds = influence_of(problem)
+    started = time.perf_counter()
+    config = CurationConfig(**{"target_size_ratio": keep, **variant.curation})
+    if variant.rounds == 1:
+        pair_influence, pair_seconds = pair_influence_of(problem, variant)
+        curated = curate(choosing(problem, scores, pair_influence), config)
+        return curated, pair_influence, seconds + pair_seconds + time.perf_counter() - started
+    estimate, kept = None, None
+    rng = stage_rng(problem.seed, "pair_influence")
+    for _ in range(variant.rounds):
+        estimate = estimate_pairs(problem, variant, rng, kept=kept, previous=estimate)
+        curated = curate(choosing(problem, scores, estimate), config)
+        kept = curated.training_weights(len(problem.regime.faults)) > 0
+    assert estimate is not None, "there is a round"
+    return curated, estimate, seconds + time.perf_counter() - started
+
+
+def estimate_pairs(
+    problem: Problem,
+    variant: Variant,
+    rng: np.random.Generator,
+    kept: np.ndarray | None = None,
+    previous: PairInfluence | None = None,
+) -> PairInfluence:
+    """The influence of pairs and cells, as stage 2 estimates it."""
+    return estimate_pair_influence(
+        known_pairs(problem),
+        problem.validation,
+        CellInfluenceConfig(**variant.cells),
+        TRAINING,
+        budget=variant.budget,
+        max_steps=InfluenceConfig().max_reference_steps,
+        rng=rng,
+        kept=kept,
+        previous=previous,
+    )
+
+
+def known_pairs(problem: Problem) -> KnownPairs:
+    """What stage 1 says of every pair."""
+    regime, clusters = problem.regime, problem.clusters
+    return KnownPairs(
+        problem.pairs,
+        regime.image_embeddings,
+        regime.text_embeddings,
+        regime.clip_scores,
+        np.unique(regime.image_features, axis=0, return_inverse=True)[1].reshape(-1),
+        clusters.cluster_assignments,
+        clusters.cell_assignments,
+        clusters.better_copies,
+        groups_of(regime),
+    )
+
+
+def groups_of(regime: Regime) -> dict[str, np.ndarray]:
+    """Which captions name which demographic group."""
+    memberships = caption_groups(regime.captions)
+    return {name: member for groups in memberships.values() for name, member in groups.items()}
+
+
+def choosing(
+    problem: Problem, scores: InfluenceResult, pair_influence: PairInfluence
+) -> CurationInputs:
+    """What stage 3 chooses by."""
+    clusters = problem.clusters
+    assigned = clusters.cluster_assignments
+    return CurationInputs(
+        indices=np.arange(len(assigned)),
+        cluster_assignments=assigned,
+        cell_assignments=pair_influence.cell_assignments,
+        clip_scores=problem.regime.clip_scores,
+        better_copies=clusters.better_copies,
+        pair_influence=pair_influence.pair_influence,
+        cell_influence_stderr=pair_influence.cell_influence_stderr,
+        validation_loss=pair_influence.validation_loss,
+        influence_scores=scores.influence_scores,
+        influence_stderr=scores.influence_stderr,
+        represented=representation(
+            assigned, nearest_clusters(problem.pairs, assigned, problem.validation)
+        ),
+        groups=groups_of(problem.regime),
+        clusters=clusters.clusters,
+    )
+
+
+ABLATION = {
+    "every_pair_evaluated": Variant(budget=1.0),
+    "budget_0.03": Variant(budget=0.03),
+    "one_repeat": Variant(cells={"held_out_repeats": 1}),
+    "topics_ignored": Variant(cells={"ignore_topics": True}),
+    "cells_kept_whole": Variant(cells={"keep_cells_whole": True}),
+    "influence_alone": Variant(curation={"agreement_weight": 0.0}),
+    "copies_free": Variant(curation={"copy_price": 0.0}),
+    "equal_weights": Variant(equal_weights=True),
+    "two_rounds": Variant(rounds=2),
+}
+
+
+@remembered
+def pair_influence_of(problem: Problem, variant: Variant) -> tuple[PairInfluence, float]:
+    """The estimate of one variant, one for all shares kept."""
+    started = time.perf_counter()
+    rng = stage_rng(problem.seed, "pair_influence")
+    return estimate_pairs(problem, variant, rng), time.perf_counter() - started
+
+
+@remembered
+def influence_of(problem: Problem) -> tuple[InfluenceResult, float]:
+    """The clusters' scores with the defaults, one for all shares kept, and their seconds."""
+    started = time.perf_counter()
+    result = estimate_influence(
+        problem.pairs,
+        problem.validation,
+        problem.clusters.cluster_assignments,
+        [c["terms"] for c in problem.clusters.clusters],
+        InfluenceConfig(),
+        TRAINING,
+        rng=stage_rng(problem.seed, "influence"),
+    )
+    return result, time.perf_counter() - started
+
+
+METHODS: dict[str, Method] = {
+    FULL: Method(full),
+    ORACLE: Method(oracle),
+    INFLUENCESPACE: Method(influencespace(Variant()), version="2"),
+    **{name: Method(baseline(name)) for name in BASELINES},
+    **{
+        name: Method(influencespace(variant), is_default=False)
+        for name, variant in ABLATION.items()
+    },
+}
+
+
+def version_of(method: str) -> str:
+    """What a row of this method must say to count."""
+    return f"{RULES}.{METHODS[method].version}"
+
+
+# --- One set of pairs -------------------------------------------------------------------------
+
+
+class Job(NamedTuple):
+    """One training: one row of the CSV."""
+
+    method: str
+    keep: float
+    comparison: str
+
+
+class Unit(NamedTuple):
+    """The trainings that share a set of pairs, and so a process."""
+
+    regime: str
+    seed: int
+    jobs: tuple[Job, ...]  # those of one method and share kept follow one another
+
+
+def rows_of(unit: Unit, problem: Problem) -> Iterator[dict[str, Any]]:
+    """Choose and train; a row as soon as it is measured. A training done before is not repeated."""
+    seen: dict[tuple[bytes, bytes, int], dict[str, float]] = {}
+    faulty = problem.regime.faults != ""
+    last: tuple[str, float] | None = None
+    for job in unit.jobs:
+        if last != (job.method, job.keep):
+            chosen = METHODS[job.method].choose(problem, job.keep, unit.seed)
+            last = (job.method, job.keep)
+        rows, weights = chosen.rows, chosen.weights
+        same_epochs = job.comparison == SAME_EPOCHS
+        n_steps = training_steps(len(rows)) if same_epochs else full_steps(problem)
+        key = (rows.tobytes(), b"" if weights is None else weights.tobytes(), n_steps)
+        if key not in seen:
+            seen[key] = measured(problem, rows, weights, n_steps)
+        yield {
+            "regime": unit.regime,
+            "keep": job.keep,
+            "method": job.method,
+            "seed": unit.seed,
+            "comparison": job.comparison,
+            "version": version_of(job.method),
+            **seen[key],
+            "faults_left": float(faulty[rows].mean()),
+            "validation_loss_estimate": chosen.validation_loss_estimate,
+            "seconds": chosen.seconds,
+            "pairs_evaluated": chosen.pairs_evaluated,
+            "n_pairs": len(rows),
+            "n_steps": n_steps,
+        }
+
+
+def measured(
+    problem: Problem, rows: np.ndarray, weights: np.ndarray | None, n_steps: int
+) -> dict[str, float]:
+    """Train on these pairs and measure the model on the validation pairs and the test images."""
+    started = time.perf_counter()
+    parameters, _ = train(
+        problem.pairs.take(torch.from_numpy(rows)),
+        TRAINING,
+        n_steps=n_steps,
+        seed=int(stage_rng(problem.seed, "training").integers(2**31)),
+        sample_weights=weights,
+    )
+    seconds = time.perf_counter() - started
+    test = problem.test
+    images = problem.scaling.images(test.image_features, CPU)
+    texts = problem.scaling.texts(test.text_features, CPU)
+    image_ranks, caption_ranks = retrieval_ranks(
+        embed_images(parameters, images), embed_texts(parameters, texts), test.caption_image
+    )
+    recalls = recall_metrics(image_ranks, caption_ranks)
+    # One caption an image, as in the validation pairs: no other of the batch describes it.
+    first = torch.from_numpy(np.unique(test.caption_image, return_index=True)[1])
+    batches = shuffled_batches(len(images), TRAINING.batch_size, stage_rng(problem.seed, "test"))
+    return {
+        "mean_recall": recalls["mean_recall"],
+        **{name: recalls[name] for name in RECALLS},
+        **group_recalls(caption_ranks, test.groups),
+        "validation_loss": mean_loss(parameters, problem.validation, problem.validation_batches),
+        "test_loss": mean_loss(parameters, PairTensors(images, texts[first]), batches),
+        "training_seconds": seconds,
+    }
+
+
+def group_recalls(
+    caption_ranks: np.ndarray, groups: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, float]:
+    """Text-to-image recall@10 of captions about each group alone, and the gaps, percentage points.
+
+    `gap` is between captions about women and about men, `age_gap` about children and adults.
+    """
+    metrics: dict[str, float] = {}
+    for attribute, name in (("gender", "gap"), ("age", "age_gap")):
+        recalls = [
+            100 * float((caption_ranks[member] < 10).mean())
+            for member in groups[attribute].values()
+        ]
+        metrics |= {f"{g}_recall@10": r for g, r in zip(groups[attribute], recalls, strict=True)}
+        metrics[name] = max(recalls) - min(recalls)
+    return metrics
+
+
+# --- All of them, in processes ----------------------------------------------------------------
+
+
+def units_of(args: argparse.Namespace, done: set[tuple[Any, ...]]) -> list[Unit]:
+    """What is still to be computed: one seed of all regimes, then the next."""
+    jobs = [
+        Job(method, keep, comparison)
+        for method in args.methods
+        for keep in ((1.0,) if method == FULL else args.keep)
+        for comparison in ((BOTH,) if method == FULL else args.comparisons)
+    ]
+    units = []
+    for seed in range(args.seeds):
+        for regime in args.regimes:
+            left = tuple(
+                j
+                for j in jobs
+                if (regime, j.keep, j.method, seed, j.comparison, version_of(j.method)) not in done
+            )
+            if left:
+                units.append(Unit(regime, seed, left))
+    return units
+
+
+class _NoTerminal(io.TextIOWrapper):
+    """Standard error of a worker: messages pass, progress bars stay silent."""
+
+    def isatty(self) -> bool:
+        return False
+
+
+_rows: Any = None  # the worker's end of the queue of rows
+
+
+def _start_worker(rows: Any) -> None:
+    global _rows
+    _rows = rows
+    torch.set_num_threads(1)
+    # A worker has one core: the library would start a thread for every core of the machine.
+    os.cpu_count = lambda: 1
+    sys.stderr = _NoTerminal(sys.stderr.buffer, line_buffering=True)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(unit: Unit, pool_file: Path) -> None:
+    regime = make_regime(unit.regime, pool_of(pool_file), unit.seed)
+    problem = make_problem(regime, unit.seed, test_set_of(pool_file))
+    for row in rows_of(unit, problem):
+        _rows.put(row)
+
+
+def compute(units: Sequence[Unit], pool_file: Path, file: Path, n_jobs: int) -> None:
+    """Compute the units in processes of one thread; this process alone writes the CSV."""
+    left = Counter({(u.regime, u.seed): len(u.jobs) for u in units})
+    n_steps = sum(steps_of(job) for unit in units for job in unit.jobs)
+    started, n_done = time.perf_counter(), 0
+    context = multiprocessing.get_context("spawn")
+    rows = context.Queue()
+    pool = ProcessPoolExecutor(
+        min(n_jobs, len(units)), context, initializer=_start_worker, initargs=(rows,)
+    )
+    with appending(file) as write, tqdm(total=n_steps, unit="step", disable=None) as bar:
+        try:
+            futures = [pool.submit(_work, unit, pool_file) for unit in units]
+            for row in received(rows, futures, sum(left.values())):
+                write(row)
+                taken = steps_of(Job(row["method"], row["keep"], row["comparison"]))
+                bar.update(taken)
+                n_done += taken
+                unit = (row["regime"], row["seed"])
+                left[unit] -= 1
+                if left[unit] == 0:
+                    minutes = (time.perf_counter() - started) / 60
+                    tqdm.write(
+                        f"{unit[0]}, seed {unit[1]}: done; {minutes:.1f} min, about "
+                        f"{minutes * (n_steps / n_done - 1):.0f} min to go"
+                    )
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def steps_of(job: Job) -> int:
+    """Optimiser steps of a training."""
+    n = N_TRAINING
+    return training_steps(curated_size(n, job.keep) if job.comparison == SAME_EPOCHS else n)
+
+
+def received(rows: Any, futures: Sequence[Future[None]], n_rows: int) -> Iterator[dict[str, Any]]:
+    """The rows as they come; raises what a worker raised."""
+    n_received = 0
+    while n_received < n_rows:
+        try:
+            row = rows.get(timeout=1.0)
+        except queue.Empty:
+            for future in futures:
+                if future.done():
+                    future.result()
+            continue
+        n_received += 1
+        yield row
+
+
+class appending:  # noqa: N801 - reads as a verb
+    """Appends whole rows to the CSV, which is made where there is none."""
+
+    def __init__(self, file: Path) -> None:
+        self._path = file
+
+    def __enter__(self) -> Callable[[Mapping[str, Any]], None]:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not self._path.exists() or self._path.stat().st_size == 0
+        self._file: TextIO = self._path.open("a", newline="")
+        if is_new:
+            self._append(COLUMNS)
+        return lambda row: self._append([_cell(row[column]) for column in COLUMNS])
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _append(self, cells: Sequence[Any]) -> None:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(cells)
+        self._file.write(line.getvalue())
+        self._file.flush()
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def read_rows(file: Path) -> pd.DataFrame:
+    """The rows that count: of methods that there are, in their present version.
+
+    A last line without an end, of a run that was killed as it wrote, is cut off.
+
+    Raises:
+        SystemExit: the file has other columns.
+    """
+    if not file.exists():
+        return pd.DataFrame(columns=list(COLUMNS))
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(file, len(whole))
+    if not whole:
+        return pd.DataFrame(columns=list(COLUMNS))
+    frame = pd.read_csv(io.BytesIO(whole), dtype={"version": str})
+    if tuple(frame.columns) != COLUMNS:
+        raise SystemExit(f"{file} has other columns than this benchmark writes; move it away")
+    current = {method: version_of(method) for method in METHODS}
+    counts = frame["version"] == frame["method"].map(current)
+    if not counts.all():
+        print(f"{(~counts).sum()} rows of other versions are passed over", file=sys.stderr)
+    return frame[counts].drop_duplicates(list(KEYS), keep="last").reset_index(drop=True)
+
+
+def keys_of(frame: pd.DataFrame) -> set[tuple[Any, ...]]:
+    """What has been computed."""
+    return set(frame[list(KEYS)].itertuples(index=False, name=None))
+
+
+def hours_left(frame: pd.DataFrame, units: Sequence[Unit], n_jobs: int) -> float:
+    """Foreseen from the rows that there are, all methods of one set of pairs at least."""
+    per_step = frame["training_seconds"].sum() / frame["n_steps"].sum()
+    choosing = frame.groupby("method")["seconds"].mean()
+    total = 0.0
+    for unit in units:
+        total += per_step * sum(map(steps_of, unit.jobs))
+        once = {j.method for j in unit.jobs if j.method not in BASELINES}
+        total += sum(choosing.get(method, 0.0) for method in once)
+        each = {(j.method, j.keep) for j in unit.jobs if j.method in BASELINES}
+        total += sum(choosing.get(method, 0.0) for method, _ in each)
+    return total / n_jobs / 3600
+
+
+# --- Summary ----------------------------------------------------------------------------------
+
+
+def stderr(values: pd.Series) -> float:
+    """Standard error of the mean of two values or more."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def mean_and_stderr(values: pd.Series) -> dict[str, float | None]:
+    """Mean over seeds and its standard error, None where one seed has none."""
+    values = values.dropna()
+    return {
+        "mean": float(np.mean(values)) if len(values) else None,
+        "stderr": stderr(values) if len(values) > 1 else None,
+    }
+
+
+def recovered_gain(
+    method: pd.Series, random: pd.Series, oracle: pd.Series
+) -> dict[str, float | None] | None:
+    """(method - random) / (oracle - random) of means over the seeds that all three have.
+
+    With its standard error by the jackknife over seeds. None where oracle and random differ by no
+    more than two standard errors: there is nothing to recover.
+    """
+    runs = pd.concat({"method": method, "random": random, "oracle": oracle}, axis=1).dropna()
+    won, possible = runs["method"] - runs["random"], runs["oracle"] - runs["random"]
+    error = stderr(possible) if len(runs) > 1 else 0.0
+    if runs.empty or possible.mean() <= 2 * error:
+        return None
+    spread = None
+    if len(runs) > 1 and (possible.sum() != possible).all():
+        without = (won.sum() - won) / (possible.sum() - possible)
+        spread = float(np.sqrt((len(runs) - 1) * np.var(without)))
+    return {"mean": float(won.mean() / possible.mean()), "stderr": spread}
+
+
+def summarize_cell(cell: pd.DataFrame) -> dict[str, Any]:
+    """One regime, share kept and comparison: every method, and InfluenceSpace against the best.
+
+    Args:
+        cell: its rows, those of the full data included.
+    """
+    present = [m for m in METHODS if (cell["method"] == m).any()]
+    runs = {m: cell[cell["method"] == m].set_index("seed") for m in present}
+    methods: dict[str, dict[str, Any]] = {}
+    for method, rows in runs.items():
+        summary: dict[str, Any] = {m: mean_and_stderr(rows[m].astype(float)) for m in METRICS}
+        summary["n_seeds"] = len(rows)
+        if RANDOM in runs:
+            change = percent_change(rows, runs[RANDOM])
+            summary["recall_rise_percent"] = mean_and_stderr(change["mean_recall"])
+            summary["validation_loss_fall_percent"] = mean_and_stderr(-change["validation_loss"])
+            summary["test_loss_fall_percent"] = mean_and_stderr(-change["test_loss"])
+        if RANDOM in runs and ORACLE in runs:
+            recalls = (runs[m]["mean_recall"] for m in (method, RANDOM, ORACLE))
+            summary["recovered_gain"] = recovered_gain(*recalls)
+        if FULL in runs:
+            for metric in ("mean_recall", "gap"):
+                both = rows.index.intersection(runs[FULL].index)
+                if len(both):
+                    ratio = rows[metric][both].mean() / runs[FULL][metric][both].mean()
+                    summary[f"{metric}_against_full_percent"] = 100 * (float(ratio) - 1)
+        methods[method] = summary
+    return {"methods": methods, **against_best_rival(runs)}
+
+
+def percent_change(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """Relative change of recall and losses against the run of the same seed."""
+    columns = ["mean_recall", "validation_loss", "test_loss"]
+    return 100 * (rows[columns] / base[columns].reindex(rows.index) - 1)
+
+
+def against_best_rival(runs: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """The rival of highest mean recall, and what InfluenceSpace has above it, paired by seed."""
+    means = {m: runs[m]["mean_recall"].mean() for m in BASELINES if m in runs}
+    if not means:
+        return {"best_rival": None, "difference": None}
+    best = max(means, key=lambda m: means[m])
+    if INFLUENCESPACE not in runs:
+        return {"best_rival": best, "difference": None}
+    paired = (runs[INFLUENCESPACE]["mean_recall"] - runs[best]["mean_recall"]).dropna()
+    difference = {**mean_and_stderr(paired), "n_seeds": len(paired)} if len(paired) else None
+    return {"best_rival": best, "difference": difference}
+
+
+def summarize(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """All cells, by comparison, regime and share kept."""
+    cells = []
+    for comparison in (SAME_STEPS, SAME_EPOCHS):
+        for regime in REGIMES:
+            rows = frame[frame["regime"] == regime]
+            chosen = rows[rows["comparison"] == comparison]
+            for keep in sorted(chosen["keep"].unique()):
+                cell = pd.concat([chosen[chosen["keep"] == keep], rows[rows["comparison"] == BOTH]])
+                named = {"comparison": comparison, "regime": regime, "keep": float(keep)}
+                cells.append(named | summarize_cell(cell))
+    return cells
+
+
+def verdicts(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In how many regimes InfluenceSpace holds its own, by comparison and share kept."""
+    found = []
+    for comparison, keep in dict.fromkeys((c["comparison"], c["keep"]) for c in cells):
+        here = [
+            c["difference"]
+            for c in cells
+            if (c["comparison"], c["keep"]) == (comparison, keep) and c["difference"]
+        ]
+        found.append(
+            {
+                "comparison": comparison,
+                "keep": keep,
+                "regimes": len(here),
+                "above": sum(d["mean"] > 0 for d in here),
+                "within_one_stderr_or_above": sum(d["mean"] >= -(d["stderr"] or 0) for d in here),
+            }
+        )
+    return found
+
+
+# --- Tables -----------------------------------------------------------------------------------
+
+
+def quantity(value: Mapping[str, float | None] | None, digits: int = 2, sign: str = "") -> str:
+    """Mean ± standard error."""
+    if value is None or value["mean"] is None:
+        return "–"
+    error = value.get("stderr")
+    spread = "" if error is None else f" ± {error:.{digits}f}"
+    return f"{value['mean']:{sign}.{digits}f}{spread}"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table."""
+    return [
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
+
+
+def headline(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """InfluenceSpace and its best rival between random and the oracle."""
+    rows = []
+    for cell in cells:
+        methods, best = cell["methods"], cell["best_rival"]
+        ours, rival = methods.get(INFLUENCESPACE, {}), methods.get(best, {})
+
+        def recall(method: str, methods: Any = methods) -> str:
+            return quantity(methods.get(method, {}).get("mean_recall"))
+
+        rows.append(
+            [
+                cell["regime"],
+                f"{cell['keep']:g}",
+                *(recall(m) for m in (FULL, RANDOM, ORACLE, INFLUENCESPACE)),
+                f"{method_label(best)} {recall(best)}" if best else "–",
+                quantity(cell["difference"], sign="+"),
+                quantity(ours.get("recovered_gain")),
+                quantity(rival.get("recovered_gain")),
+                quantity(ours.get("validation_loss_fall_percent"), 1, "+"),
+                quantity(ours.get("test_loss_fall_percent"), 1, "+"),
+                quantity(ours.get("recall_rise_percent"), 1, "+"),
+            ]
+        )
+    header = (
+        "regime;keep;full data;random;oracle;InfluenceSpace;best rival;"
+        "InfluenceSpace − best rival;recovered gain;of the best rival;"
+        "validation loss falls by (%);test loss falls by (%);recall rises by (%)"
+    )
+    return markdown_table(header.split(";"), rows)
+
+
+def recall_tables(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Every method in every regime, a table a share kept."""
+    lines = []
+    for keep in dict.fromkeys(c["keep"] for c in cells):
+        here = [c for c in cells if c["keep"] == keep]
+        names = [m for m in METHODS if any(m in c["methods"] for c in here)]
+        rows = [
+            [
+                method_label(method),
+                *(quantity(c["methods"].get(method, {}).get("mean_recall")) for c in here),
+            ]
+            for method in names
+        ]
+        lines += [f"### Mean recall, keep {keep:g}", ""]
+        lines += markdown_table(["method", *(c["regime"] for c in here)], rows)
+    return lines
+
+
+def group_table(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """The gap between captions about women and about men in the regime that thins the former."""
+    rows = [
+        [
+            f"{cell['keep']:g}",
+            method_label(method),
+            quantity(summary["mean_recall"]),
+            percent(summary.get("mean_recall_against_full_percent")),
+            quantity(summary["gap"]),
+            percent(summary.get("gap_against_full_percent")),
+            quantity(summary["female_recall@10"]),
+            quantity(summary["male_recall@10"]),
+        ]
+        for cell in cells
+        if cell["regime"] == "rare_group"
+        for method, summary in cell["methods"].items()
+    ]
+    if not rows:
+        return []
+    header = (
+        "keep;method;mean recall;against full data;gap female/male;against full data;"
+        "recall@10 female;recall@10 male"
+    )
+    return ["### Rare group", "", *markdown_table(header.split(";"), rows)]
+
+
+def percent(value: float | None) -> str:
+    """A signed share."""
+    return "–" if value is None else f"{value:+.1f} %"
+
+
+def cost_table(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """What choosing costs, and what it leaves in, averaged over regimes and shares kept."""
+    rows = []
+    for method in METHODS:
+        found = [c["methods"][method] for c in cells if method in c["methods"]]
+        if found:
+            means = [
+                np.mean([s[metric]["mean"] for s in found])
+                for metric in ("seconds", "pairs_evaluated", "faults_left")
+            ]
+            cost = [f"{means[0]:.1f}", f"{means[1]:,.0f}", f"{100 * means[2]:.1f} %"]
+            rows.append([method_label(method), *cost])
+    header = ["method", "seconds to choose", "pairs evaluated", "faulty among the kept"]
+    return ["### Cost, mean over regimes and shares kept", "", *markdown_table(header, rows)]
+
+
+def markdown(cells: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> str:
+    """The whole results page."""
+    lines = [
+        "# Who wins where",
+        "",
+        f"`{about['command']}`, {about['hardware']['cpu_cores']} CPU cores, "
+        f"torch {about['packages'].get('torch', torch.__version__)}. Mean ± standard error over "
+        f"seeds; recall in percent, mean of recall@1, 5 and 10 in both directions on 1,000 unseen "
+        f"images. The best rival is chosen on these results.",
+        "",
+    ]
+    for comparison in dict.fromkeys(c["comparison"] for c in cells):
+        here = [c for c in cells if c["comparison"] == comparison]
+        lines += [f"## {COMPARISON_LABELS[comparison]} as the full data", "", *headline(here)]
+        lines += [
+            f"Keep {v['keep']:g}: InfluenceSpace is above the best rival in {v['above']} of "
+            f"{v['regimes']} regimes, above or within one standard error in "
+            f"{v['within_one_stderr_or_above']}.\n"
+            for v in verdicts(here)
+        ]
+        lines += [*recall_tables(here), *group_table(here), *cost_table(here)]
+    return "\n".join(lines)
+
+
+# --- Figure -----------------------------------------------------------------------------------
+
+
+def figure(cells: Sequence[dict[str, Any]], file: Path) -> None:
+    """A panel a regime: mean recall of every method, InfluenceSpace in blue."""
+    shown = [c for c in cells if (c["keep"], c["comparison"]) == (FIGURE_KEEP, FIGURE_COMPARISON)]
+    if not shown:
+        return
+    names = _by_rank(shown)
+    with mpl.rc_context({"font.size": 9}):
+        n_columns = min(4, len(shown) + 1)
+        n_rows = -(-(len(shown) + 1) // n_columns)
+        drawn = Figure(figsize=(10.5, 0.9 + 2.75 * n_rows), layout="constrained")
+        axes = drawn.subplots(n_rows, n_columns, squeeze=False).reshape(-1)
+        for i, (axis, cell) in enumerate(zip(axes, shown, strict=False)):
+            _panel(axis, cell, names, labelled=i % n_columns == 0)
+        for axis in axes[len(shown) :]:
+            axis.axis("off")
+        _legend(axes[len(shown)])
+        drawn.suptitle(
+            f"Mean recall on unseen images (%) after training on {100 * FIGURE_KEEP:g} % of the "
+            f"pairs, {COMPARISON_LABELS[FIGURE_COMPARISON].lower()}; methods by mean rank",
+            fontsize=10.5,
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        drawn.savefig(file, dpi=150)
+
+
+def _by_rank(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """InfluenceSpace and the rivals, by their mean rank over the regimes."""
+    names = [m for m in (INFLUENCESPACE, *BASELINES) if all(m in c["methods"] for c in cells)]
+    recalls = [[c["methods"][m]["mean_recall"]["mean"] for m in names] for c in cells]
+    ranks = pd.DataFrame(recalls, columns=names).rank(axis=1, ascending=False).mean()
+    return ranks.sort_values().index.tolist()
+
+
+REFERENCE_LINES = {
+    ORACLE: ("#009E73", "--", "Oracle: knows the faults"),
+    FULL: (LINE_COLORS[FULL], "-", "Full data"),
+    RANDOM: ("#999999", ":", "Random"),
+}
+
+
+def _panel(axis: Axes, cell: dict[str, Any], names: Sequence[str], *, labelled: bool) -> None:
+    methods = cell["methods"]
+    for name, (color, style, _) in REFERENCE_LINES.items():
+        if name in methods:
+            at = methods[name]["mean_recall"]["mean"]
+            axis.axvline(at, color=color, linestyle=style, linewidth=1.2, zorder=1)
+    for y, name in enumerate(names):
+        recall = methods[name]["mean_recall"]
+        color, size = GREY, 4.5
+        if name == cell["best_rival"]:
+            color, size = LINE_COLORS["clip_score_filtering"], 6.0
+        if name == INFLUENCESPACE:
+            color, size = LINE_COLORS[INFLUENCESPACE], 7.0
+        axis.errorbar(
+            recall["mean"], y, xerr=recall["stderr"], fmt="o", color=color, markersize=size,
+            elinewidth=1.4, zorder=3,
+        )  # fmt: skip
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_yticks(range(len(names)), [method_label(n) for n in names] if labelled else [])
+    for label, name in zip(axis.get_yticklabels(), names, strict=False):
+        if name == INFLUENCESPACE:
+            label.set(color=LINE_COLORS[INFLUENCESPACE], fontweight="bold")
+    axis.set_title(REGIME_LABELS[cell["regime"]], fontsize=9, color=INK)
+    axis.grid(axis="y", color=PALE, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.tick_params(axis="y", length=0)
+    axis.locator_params(axis="x", nbins=5)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _legend(axis: Axes) -> None:
+    for name, size, label in (
+        (INFLUENCESPACE, 7.0, "InfluenceSpace"),
+        ("clip_score_filtering", 6.0, "best rival of the panel"),
+    ):
+        axis.plot([], [], "o", color=LINE_COLORS[name], markersize=size, label=label)
+    axis.plot([], [], "o", color=GREY, markersize=4.5, label="other rivals")
+    for color, style, label in REFERENCE_LINES.values():
+        axis.plot([], [], color=color, linestyle=style, linewidth=1.2, label=label)
+    axis.legend(loc="center", frameon=False, title="± standard error over seeds")
+
+
+# --- Everything -------------------------------------------------------------------------------
+
+
+def write_summary(frame: pd.DataFrame, out: Path, about: dict[str, Any]) -> None:
+    """JSON, table and figure of the rows; the table is printed too."""
+    cells = summarize(frame)
+    summary = {**about, "verdicts": verdicts(cells), "cells": cells}
+    (out / "regimes.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    text = markdown(cells, about)
+    (out / "regimes.md").write_text(text)
+    print(text)
+    figure(cells, FIGURE if out.resolve() == RESULTS.resolve() else out / "regimes.png")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", type=Path, help="Flickr8k: Images, captions.txt, splits.csv")
+    parser.add_argument("--work_dir", type=Path, help="where the embedded pool is kept")
+    parser.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
+    parser.add_argument("--keep", nargs="+", type=float, default=list(KEEP), help="shares kept")
+    parser.add_argument("--seeds", type=int, default=N_SEEDS, help="number of seeds, from 0 up")
+    usual = [name for name, method in METHODS.items() if method.is_default]
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=usual)
+    parser.add_argument("--comparisons", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--plot_only", action="store_true", help="tables and figure, no training")
+    parser.add_argument(
+        "--estimate", action="store_true", help="compute one set of pairs, foresee the rest, stop"
+    )
+    args = parser.parse_args()
+    if not args.plot_only and not (args.data_dir and args.work_dir):
+        parser.error("--data_dir and --work_dir are needed")
+    return args
+
+
+def main() -> None:
+    """Compute what is missing, then tables and figure."""
+    args = arguments()
+    file = args.out / "regimes.csv"
+    about = {
+        "command": "python benchmarks/regimes.py --data_dir path/to/flickr8k --work_dir WORK",
+        "hardware": hardware(),
+        "packages": package_versions(),
+    }
+    if args.plot_only:
+        saved = args.out / "regimes.json"
+        if saved.exists():  # where the rows come from
+            old = json.loads(saved.read_text())
+            about = {key: old[key] for key in about}
+        write_summary(read_rows(file), args.out, about)
+        return
+    pool_file = args.work_dir / "pool.npz"
+    load_pool(
+        args.data_dir, pool_file, lambda: load_encoder(EmbeddingConfig("embedded"), device=CPU)
+    )
+    if args.estimate:
+        one = argparse.Namespace(
+            **vars(args) | {"regimes": args.regimes[:1], "keep": args.keep[-1:], "seeds": 1}
+        )
+        units = units_of(one, keys_of(read_rows(file)))
+        if units:
+            compute(units, pool_file, file, 1)
+        frame = read_rows(file)
+        whole, left = units_of(args, set()), units_of(args, keys_of(frame))
+        for name, some in (("all", whole), ("what is left", left)):
+            hours = hours_left(frame, some, args.jobs)
+            n_trainings = sum(len(u.jobs) for u in some)
+            print(f"{name}: {n_trainings} trainings, {hours:.2f} h with {args.jobs} processes")
+        return
+    units = units_of(args, keys_of(read_rows(file)))
+    if units:
+        compute(units, pool_file, file, args.jobs)
+    write_summary(read_rows(file), args.out, about)
+
+
+if __name__ == "__main__":
+    main()

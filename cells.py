@@ -1,0 +1,132 @@
+"""Cells: each topic split by how well image and text agree, and into originals and near copies.
+
+What hurts a training set is mostly spread over all topics: wrong captions, boilerplate, copies.
+A topic's mean cannot see it; cells of one topic and one kind of pair can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+# A pair is a near copy of another where their images are this much closer than its surroundings:
+# photographs of one scene are alike without being copies (drawn ones more so).
+CLOSER = 0.3  # cosine distance to a copy, as a share of that to the `SURROUNDINGS`-th nearest
+SURROUNDINGS = 20
+ROWS_AT_ONCE = 1024  # of a similarity matrix
+BAND_NAMES = {
+    2: ("lower half", "upper half"),
+    3: ("lowest third", "middle third", "highest third"),
+    4: ("lowest quarter", "second quarter", "third quarter", "highest quarter"),
+}
+
+
+def agreement_bands(clip_scores: Float[np.ndarray, " n"], n_bands: int) -> Int64[np.ndarray, " n"]:
+    """Band of each pair, 0 the lowest: equal parts of all pairs by CLIP score, ties by row."""
+    ranks = np.empty(len(clip_scores), dtype=np.int64)
+    ranks[np.argsort(clip_scores, kind="stable")] = np.arange(len(clip_scores))
+    return ranks * n_bands // len(clip_scores)
+
+
+def band_name(band: int, n_bands: int) -> str:
+    """What a person calls a band of agreement."""
+    if n_bands == 1:
+        return "any agreement"
+    names = BAND_NAMES.get(n_bands)
+    return f"{names[band]} of agreement" if names else f"agreement {band + 1} of {n_bands}"
+
+
+def better_copies(
+    image_features: Float[np.ndarray, "n d_i"],
+    groups: Int64[np.ndarray, " n"],
+    clip_scores: Float[np.ndarray, " n"],
+    similarity: float,
+) -> Int64[np.ndarray, " n"]:
+    """How many near copies of its image each pair has whose own caption agrees better.
+
+    Images i and j are near copies where their centred cosine s_ij is at least `similarity` and
+
+        1 - s_ij < 0.3 (1 - s_i)        s_i: that of i's 20th nearest image
+
+    or the same with i and j exchanged. The best of a family of copies has none better, its second
+    best has one. Only pairs of one group are compared, in blocks of rows, never n x n at once.
+
+    Args:
+        image_features: of any encoder; copies lie close together in all of them.
+        groups: pairs whose images may be copies of each other, such as image clusters.
+        clip_scores: agreement of each pair; ties go to the earlier row.
+        similarity: least centred cosine of a near copy.
+    """
+    centred = image_features - image_features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    unit = centred / np.maximum(norms, np.finfo(np.float32).tiny)
+    better = np.zeros(len(unit), dtype=np.int64)
+    order = np.lexsort((np.arange(len(unit)), -clip_scores, groups))  # best first in each group
+    for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        points = unit[members]
+        reach = _reach(points)
+        for start in range(0, len(points), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            cosines = points[rows] @ points.T
+            near = 1 - cosines < np.maximum(reach[rows, None], reach[None, :])
+            near &= cosines >= similarity
+            earlier = np.arange(len(points))[None, :] < np.arange(len(points))[rows, None]
+            better[members[rows]] = (near & earlier).sum(axis=1)
+    return better
+
+
+def _reach(points: Float[np.ndarray, "g d_i"]) -> Float[np.ndarray, " g"]:
+    """Cosine distance within which another image is much closer than the surroundings."""
+    if len(points) < 2:
+        return np.zeros(len(points), dtype=np.float32)
+    k = min(SURROUNDINGS, len(points) - 1)
+    reach = np.empty(len(points), dtype=np.float32)
+    for start in range(0, len(points), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        cosines = points[rows] @ points.T  # the image itself is the first of the nearest
+        reach[rows] = CLOSER * (1 - np.partition(cosines, -(k + 1), axis=1)[:, -(k + 1)])
+    return reach
+
+
+def split_into_cells(
+    cluster_assignments: Int64[np.ndarray, " n"],
+    bands: Int64[np.ndarray, " n"],
+    copies: Int64[np.ndarray, " n"],
+) -> Int64[np.ndarray, " n"]:
+    """Cell of each pair: one per cluster, band, and whether a better copy exists; none is empty."""
+    keys = np.stack([cluster_assignments, bands, np.minimum(copies, 1)], axis=1)
+    cells: np.ndarray = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+    return cells.astype(np.int64)
+
+
+def describe_cells(
+    cell_assignments: Int64[np.ndarray, " n"],
+    cluster_assignments: Int64[np.ndarray, " n"],
+    bands: Int64[np.ndarray, " n"],
+    n_bands: int,
+    copies: Int64[np.ndarray, " n"],
+    clip_scores: Float[np.ndarray, " n"],
+    captions: Sequence[str],
+) -> list[list[dict[str, Any]]]:
+    """The cells of every cluster, for people: band, size, and the caption nearest the middle."""
+    described: list[list[dict[str, Any]]] = [
+        [] for _ in range(int(cluster_assignments.max(initial=-1)) + 1)
+    ]
+    order = np.argsort(cell_assignments, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(cell_assignments[order])) + 1):
+        first, scores = int(members[0]), clip_scores[members]
+        middle = int(members[np.argsort(scores, kind="stable")[len(members) // 2]])
+        described[cluster_assignments[first]].append(
+            {
+                "cell": int(cell_assignments[first]),
+                "band": band_name(int(bands[first]), n_bands),
+                "near_copies": bool(copies[first]),
+                "size": len(members),
+                "mean_clip_score": round(float(scores.mean()), 4),
+                "example": captions[middle],
+            }
+        )
+    return described
