@@ -14,32 +14,22 @@ gradient_similarity     highest influence with the identity for a Hessian (Charp
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64
 from scipy.optimize import brentq
 from scipy.special import softmax
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
-from torch import Tensor
 from tqdm import tqdm
 
+from agreement import normalised_agreement
 from curation import curated_size
 from curvature import datainf_direction, loss_gradient
-from model import (
-    MAX_LOG_SCALE,
-    PairTensors,
-    Parameters,
-    contrastive_loss,
-    pair_losses,
-    projected_similarities,
-    shuffled_batches,
-)
+from model import PairTensors, Parameters, shuffled_batches, whole_batches
 from pair_influence import own_loss_influences, pair_influences
 
 BASELINES = (
@@ -60,9 +50,6 @@ NEED_REFERENCE = ("individual_influence", "gradient_similarity")
 N_SIMILARITIES = 2**22  # in one block; 16 MiB
 N_NEAREST_CENTERS = 20  # Abbas et al. (2024)
 COMPLEXITY_TEMPERATURE = 0.1  # Abbas et al. (2024)
-N_NORMALISATIONS = 10  # random batches that every pair is in; Wang et al. (2024)
-NORMALISATION_BATCH = 4096  # pairs; bounds memory to a few blocks of 64 MiB
-FIT_BATCH = 1024  # pairs that the temperature is fitted to
 ALPHA = 0.5  # between equal shares of all clusters (0) and the data as they are (1)
 MINI_BATCH_ABOVE = 50_000  # pairs; as in stage 1
 
@@ -280,47 +267,10 @@ def capped_shares(
 
 
 def neg_clip_loss(inputs: BaselineInputs, *, rng: np.random.Generator) -> Float[np.ndarray, " n"]:
-    """Agreement of image and text less that with the other pairs of a batch: Wang et al. (2024).
-
-        s_i = <f_i, g_i> - (tau / 2) [ log sum_j exp(<f_i, g_j> / tau)
-                                       + log sum_j exp(<f_j, g_i> / tau) ]    arXiv 2405.19547
-
-    with j over a random batch that holds i, averaged over `N_NORMALISATIONS` shufflings of all
-    pairs. A caption that would suit most images scores low although its cosine may be high. The
-    paper's tau and batch size (0.01 and 32,768) are those its encoder was trained with. Here a
-    batch has at most `NORMALISATION_BATCH` pairs, and a set no larger is one batch; tau is learnt,
-    see `fit_log_scale`.
-    """
-    device = inputs.pairs.images.device
-    images, texts = (
-        torch.from_numpy(np.asarray(side, dtype=np.float32)).to(device)
-        for side in (inputs.image_embeddings, inputs.text_embeddings)
+    """Agreement of image and text less that with other pairs: Wang et al. (2024)."""
+    return normalised_agreement(
+        inputs.image_embeddings, inputs.text_embeddings, inputs.pairs.images.device, rng=rng
     )
-    n = len(images)
-    n_shuffles = N_NORMALISATIONS if n > NORMALISATION_BATCH else 1  # one batch of all stays so
-    log_scale = fit_log_scale(images, texts, rng=rng)
-    totals, counts = np.zeros(n), np.zeros(n)
-    batches = [b for _ in range(n_shuffles) for b in whole_batches(n, NORMALISATION_BATCH, rng)]
-    for batch in tqdm(batches, desc="negCLIPLoss", unit="batch", disable=None, leave=False):
-        rows = torch.from_numpy(batch).to(device)
-        losses = pair_losses(projected_similarities(images[rows], texts[rows], log_scale))
-        totals[batch] -= losses.double().cpu().numpy()
-        counts[batch] += 1
-    return totals / counts * math.exp(-float(log_scale))
-
-
-def fit_log_scale(images: Tensor, texts: Tensor, *, rng: np.random.Generator) -> Tensor:
-    """The log of 1 / temperature of least contrastive loss over one random batch, up to CLIP's cap.
-
-    What CLIP learns beside its towers; not every encoder has such a temperature. To 0.1.
-    """
-    rows = torch.from_numpy(rng.permutation(len(images))[:FIT_BATCH]).to(images.device)
-    scales = torch.linspace(0, MAX_LOG_SCALE, 47, device=images.device)
-    losses = [
-        contrastive_loss(projected_similarities(images[rows], texts[rows], scale))
-        for scale in scales
-    ]
-    return scales[torch.stack(losses).argmin()]
 
 
 # --- By kinds of captions -----------------------------------------------------------------------
@@ -359,14 +309,6 @@ def alpha_sampling(
 
 
 # --- By influence -------------------------------------------------------------------------------
-
-
-def whole_batches(
-    n: int, batch_size: int, rng: np.random.Generator
-) -> Int64[np.ndarray, "n_batches b"]:
-    """Random batches that hold every pair, the last one filled up from the first."""
-    b = min(batch_size, n)
-    return np.resize(rng.permutation(n), -(-n // b) * b).reshape(-1, b)
 
 
 def individual_influence(

@@ -9,6 +9,7 @@ and so inferred for the rest. A cell whose sign is undecided although its pairs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 from scipy.stats import norm
 
-from agreement import neighbour_agreement
+from agreement import neighbour_agreement, normalised_agreement
 from cross_fitting import CrossFit, cross_fit, held_out_influences
 from model import PairTensors
 from pooling import PooledInfluence, own_share, pool_influence
@@ -33,15 +34,28 @@ MIN_EVALUATED = 20  # pairs from which the additive model can be fitted
 class CellInfluenceConfig(Settings):
     """How the influence of pairs and cells is estimated."""
 
+    influence_budget: float = setting(
+        0.1,
+        "most pairs whose own influence is evaluated, as a share of the training pairs; that of "
+        "the others is inferred",
+        above=0,
+        at_most=1,
+    )
     held_out_repeats: int = setting(
         5,
         "times the pairs are dealt into halves, for models that have not trained on them",
         at_least=1,
     )
+    held_out_steps: int = setting(
+        600, "most optimiser steps of those models, which stop early anyway", at_least=1
+    )
     ignore_topics: bool = setting(
         False, "infer influence from the kind of pair alone, the same in every topic"
     )
     keep_cells_whole: bool = setting(False, "do not split cells whose sign is undecided")
+    rounds: int = setting(
+        1, "curation rounds: train on the curated set, re-estimate, curate again", at_least=1
+    )
 
 
 class KnownPairs(NamedTuple):
@@ -66,6 +80,7 @@ class PairInfluence:
     pair_influence_stderr: Float[np.ndarray, " n"]
     pair_influence_evaluated: Bool[np.ndarray, " n"]  # or inferred
     held_out_losses: Float[np.ndarray, " n"]
+    agreement: Float[np.ndarray, " n"]  # CLIP score, normalised over other pairs
     cell_assignments: Int64[np.ndarray, " n"]
     cell_influence: Float[np.ndarray, " C"]  # mean of its pairs
     cell_influence_stderr: Float[np.ndarray, " C"]
@@ -79,7 +94,6 @@ def estimate_pair_influence(
     config: CellInfluenceConfig,
     training: TrainingConfig,
     *,
-    budget: float,
     max_steps: int,
     rng: np.random.Generator,
     kept: Bool[np.ndarray, " n"] | None = None,
@@ -92,7 +106,6 @@ def estimate_pair_influence(
         validation: held-out pairs, scaled features.
         config: settings of the estimate.
         training: settings of the models.
-        budget: most pairs whose own influence is evaluated, as a share of all.
         max_steps: of the models' learning-rate schedule.
         rng: the stage's generator.
         kept: an earlier round's curated set, which the models are trained on; all by default.
@@ -102,12 +115,13 @@ def estimate_pair_influence(
         InputError: the budget allows too few pairs.
     """
     n = len(known.clip_scores)
+    budget = config.influence_budget
     allowed = min(n, int(budget * n + 1e-9))
     if allowed < min(MIN_EVALUATED, n):
         raise InputError(
             f"--influence_budget {budget:g} of {n} training pairs allows "
             f"{allowed} influences; {min(MIN_EVALUATED, n)} are needed, so pass at least "
-            f"{min(MIN_EVALUATED, n) / n:.2g}"
+            f"{math.ceil(100 * min(MIN_EVALUATED, n) / n) / 100:g}"
         )
     trained_on = np.ones(n, dtype=bool) if kept is None else kept
     cross = cross_fit(
@@ -118,9 +132,13 @@ def estimate_pair_influence(
         training,
         n_repeats=config.held_out_repeats,
         max_steps=max_steps,
+        stop_by=config.held_out_steps,
         rng=rng,
     )
-    quantities = _quantities(known, cross, trained_on, rng)
+    agreement = normalised_agreement(
+        known.image_embeddings, known.text_embeddings, known.pairs.images.device, rng=rng
+    )
+    quantities = [agreement, *_quantities(known, cross, trained_on, rng)]
     topics = np.zeros(n, dtype=np.int64) if config.ignore_topics else known.cluster_assignments
 
     if previous is not None:
@@ -148,6 +166,7 @@ def estimate_pair_influence(
         pair_influence_stderr=pooled.stderr,
         pair_influence_evaluated=evaluated,
         held_out_losses=cross.held_out_losses,
+        agreement=agreement,
         cell_assignments=cells,
         cell_influence=np.bincount(cells, influence) / sizes,
         cell_influence_stderr=np.array([pooled.mean_stderr(rows) for rows in members]),

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int64
 # photographs of one scene are alike without being copies (drawn ones more so).
 CLOSER = 0.3  # cosine distance to a copy, as a share of that to the `SURROUNDINGS`-th nearest
 SURROUNDINGS = 20
+IDENTICAL = 1e-5  # cosine distance of equal images, but for rounding, whatever their surroundings
 ROWS_AT_ONCE = 1024  # of a similarity matrix
 BAND_NAMES = {
     2: ("lower half", "upper half"),
@@ -51,8 +52,10 @@ def better_copies(
 
         1 - s_ij < 0.3 (1 - s_i)        s_i: that of i's 20th nearest image
 
-    or the same with i and j exchanged. The best of a family of copies has none better, its second
-    best has one. Only pairs of one group are compared, in blocks of rows, never n x n at once.
+    or the same with i and j exchanged, and where they are equal. The best of a family of copies has
+    none better, its second best has one. A family larger than the surroundings hides its members,
+    unless they are equal. Only pairs of one group are compared, in blocks of rows, never n x n at
+    once.
 
     Args:
         image_features: of any encoder; copies lie close together in all of them.
@@ -88,7 +91,7 @@ def _reach(points: Float[np.ndarray, "g d_i"]) -> Float[np.ndarray, " g"]:
         rows = slice(start, start + ROWS_AT_ONCE)
         cosines = points[rows] @ points.T  # the image itself is the first of the nearest
         reach[rows] = CLOSER * (1 - np.partition(cosines, -(k + 1), axis=1)[:, -(k + 1)])
-    return reach
+    return np.maximum(reach, np.float32(IDENTICAL))
 
 
 def split_into_cells(

@@ -13,7 +13,7 @@ from clustering import ClusteringConfig
 from curation import CurationConfig
 from data import DataConfig
 from encoders import EmbeddingConfig
-from influence import FIRST_ORDER, InfluenceConfig
+from influence import InfluenceConfig
 from influence_validation import InfluenceValidationConfig
 from settings import InputError, Settings, add_flags, from_flags, setting
 from train_eval import EvaluationConfig
@@ -140,11 +140,5 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
         raise InputError(
             f"--data_dir is not used by --dataset {config.data.dataset}; "
             "pass --dataset folder or coco, or leave it out"
-        )
-    sampled = config.influence.estimator == FIRST_ORDER
-    if sampled and int(config.influence.influence_budget * n) < k:
-        raise InputError(
-            f"--influence_budget {config.influence.influence_budget:g} of {n} training pairs is "
-            f"less than one for each of --n_clusters {k}; raise it or lower --n_clusters"
         )
     return config

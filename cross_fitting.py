@@ -8,7 +8,6 @@ together) and what adding a pair would do to the validation loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from curvature import loss_gradient
-from model import PairTensors, Parameters, mean_loss, shuffled_batches
+from model import PairTensors, Parameters, mean_loss, shuffled_batches, whole_batches
 from pair_influence import pair_influences
 from retraining import validation_pair_losses
 from training import Training, TrainingConfig, side_by_side, steps_per_epoch, train_until_best
@@ -62,6 +61,7 @@ def cross_fit(
     *,
     n_repeats: int,
     max_steps: int,
+    stop_by: int | None = None,
     rng: np.random.Generator,
 ) -> CrossFit:
     """Train two models a repeat, each on a half of the images, and ask each about the other half.
@@ -74,6 +74,7 @@ def cross_fit(
         training: settings of the models.
         n_repeats: how often the pairs are dealt.
         max_steps: of the learning-rate schedule.
+        stop_by: steps after which early stopping stops at the latest.
         rng: deals, shuffles and seeds.
     """
     n, b = len(trained_on), training.batch_size
@@ -98,7 +99,13 @@ def cross_fit(
 
     search = start(0)
     first_shuffle = validation_batches[: max(1, len(validation_batches) // VALIDATION_SHUFFLES)]
-    train_until_best(search, (validation, first_shuffle), n_reports=N_REPORTS, patience=PATIENCE)
+    train_until_best(
+        search,
+        (validation, first_shuffle),
+        n_reports=N_REPORTS,
+        patience=PATIENCE,
+        stop_by=stop_by,
+    )
     stop = max(search.n_done, 1)
     checkpoints = sorted({max(1, round(share * stop)) for share in CHECKPOINTS})
 
@@ -116,7 +123,9 @@ def cross_fit(
             models.append(HeldOutModel(repeat, parameters, gradient, other))
             for rows, losses in ((other, held_out_losses), (own, own_losses)):
                 subset = pairs.take(torch.from_numpy(rows).to(pairs.images.device))
-                batches = _wrapping_batches(len(rows), b, own_rng)
+                batches = np.concatenate(
+                    [whole_batches(len(rows), b, own_rng) for _ in range(LOSS_SHUFFLES)]
+                )
                 losses += validation_pair_losses(parameters, subset, batches) / len(checkpoints)
         loss = mean_loss(run.parameters, validation, validation_batches)
         return _Answers(models, own, held_out_losses, own_losses, loss)
@@ -211,11 +220,3 @@ def _halves(
         sides[rng.permutation(members)] = np.arange(len(members)) % 2
     dealt: np.ndarray = sides[image_ids]
     return dealt
-
-
-def _wrapping_batches(n: int, batch_size: int, rng: np.random.Generator) -> np.ndarray:
-    """Several shufflings of all pairs; the last batch of each wraps round."""
-    b = min(batch_size, n)
-    n_batches = -(-n // b)
-    shuffled: Sequence[np.ndarray] = [rng.permutation(n) for _ in range(LOSS_SHUFFLES)]
-    return np.concatenate([np.resize(s, n_batches * b).reshape(n_batches, b) for s in shuffled])

@@ -51,8 +51,9 @@ class CurationConfig(Settings):
     )
     max_weight: float = setting(5.0, "largest weight of a cell before scaling", at_least=1)
     agreement_weight: float = setting(
-        0.5,
-        "what a standard deviation of CLIP score counts beside one of influence in a pair's value",
+        1.0,
+        "what a standard deviation of image-text agreement counts beside one of influence in a "
+        "pair's value",
         at_least=0,
     )
     copy_price: float = setting(
@@ -103,6 +104,7 @@ class CurationInputs:
     represented: Float[np.ndarray, " K"]  # share of held-out pairs over share of training pairs
     groups: Mapping[str, Bool[np.ndarray, " n"]]  # demographic groups, by name
     clusters: Sequence[Mapping[str, Any]]  # descriptions: `terms`, `cells`
+    agreement: Float[np.ndarray, " n"] | None = None  # normalised CLIP score, or the plain one
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ def curate(inputs: CurationInputs, config: CurationConfig) -> CurationResult:
     n, sizes = len(cells), np.bincount(cells)
     target = curated_size(n, config.target_size_ratio)
     categories = categorize(inputs.influence_scores, inputs.influence_stderr, config)
-    values = pair_values(inputs.pair_influence, inputs.clip_scores, inputs.better_copies, config)
+    agreement = inputs.clip_scores if inputs.agreement is None else inputs.agreement
+    values = pair_values(inputs.pair_influence, agreement, inputs.better_copies, config)
     stderr = inputs.cell_influence_stderr / max(float(inputs.pair_influence.std()), 1e-12)
     rho = config.rho or default_rho(stderr, sizes)
     cell_categories = categorize_cells(
@@ -180,17 +183,17 @@ def curate(inputs: CurationInputs, config: CurationConfig) -> CurationResult:
 
 def pair_values(
     influence: Float[np.ndarray, " n"],
-    clip_scores: Float[np.ndarray, " n"],
+    agreement: Float[np.ndarray, " n"],
     better_copies: Int64[np.ndarray, " n"],
     config: CurationConfig,
 ) -> Float64[np.ndarray, " n"]:
     """What a pair is worth beside others, in standard deviations.
 
-        value = z(influence) + agreement_weight z(CLIP score) - copy_price (better copies)
+        value = z(influence) + agreement_weight z(agreement) - copy_price (better copies)
 
-    Influence and CLIP score err on different pairs, so that joining them tells more than either.
+    Influence and agreement err on different pairs, so that joining them tells more than either.
     """
-    joined = _standardised(influence) + config.agreement_weight * _standardised(clip_scores)
+    joined = _standardised(influence) + config.agreement_weight * _standardised(agreement)
     return np.asarray(joined - config.copy_price * better_copies)
 
 
@@ -312,7 +315,7 @@ def protected_rows(
     rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[cluster_assignments[order]]
     wanted = order[rank < quota[cluster_assignments[order]]]
     wanted = wanted[~protected[wanted]]
-    wanted = wanted[np.argsort(-values[wanted], kind="stable")]
+    wanted = wanted[np.lexsort((wanted, -values[wanted]))]  # ties by row, not by cluster
     protected[wanted[: target - int(protected.sum())]] = True
     return protected
 

@@ -44,6 +44,7 @@ MAX_USEFUL_SEEDS = 1000  # above which no number of seeds is advised
 SMALL_TRACE_SHARE = 0.5  # of the curvature, below which low rank leaves most of it out
 AS_GOOD = 0.05  # a rank correlation this little below another counts as no worse
 GOOD, FAIR = 0.8, 0.5  # rank correlations
+EXPLAINS_LITTLE = 0.1  # share of the variance of pairs' influence
 LITERAL_SLOPES = (0.8, 1.25)  # of real on predicted effects, for which percentages hold
 
 ESTIMATORS = {
@@ -53,6 +54,13 @@ ESTIMATORS = {
     " an inverse Hessian stands for the training",
     "first_order": "the influence function of sampled pairs, of first order in their weights; an"
     " inverse Hessian stands for the training",
+}
+CLUSTER_SCORES = {  # what their estimate asks of the pairs
+    "metagradient": "Cluster scores come from one reverse sweep over each reference training, which"
+    " gives the derivative for every pair at once",
+    "step": "Cluster scores come from one step for each cluster, with all of its pairs taken away",
+    "first_order": "Cluster scores come from {n:,} sampled pairs ({part}), each of which stands for"
+    " its share of the cluster",
 }
 
 
@@ -176,6 +184,53 @@ def weights_sentence(summary: Summary) -> str:
     )
 
 
+def value_sentence(summary: Summary) -> str:
+    """What decides which pairs are dropped; empty where nothing was curated."""
+    if summary.categorization is None:
+        return ""
+    agreement, copies = (summary.thresholds[k] for k in ("agreement_weight", "copy_price"))
+    parts = "its influence"
+    if agreement:
+        times = "" if agreement == 1 else f"{agreement:g} times "
+        parts += f" plus {times}its image-text agreement, both in standard deviations"
+    else:
+        parts += " in standard deviations"
+    if copies:
+        parts += f", less {copies:g} for every near copy of it that has a better caption"
+    text = f"Dropped are the pairs of lowest value: a pair's value is {parts}."
+    if n := summary.pairs.n_protected:
+        text += (
+            f" {count(n, 'pair')} of lower value stay{'s' if n == 1 else ''} as the best of a"
+            " cluster or of a demographic group."
+        )
+    return text
+
+
+def kinds_sentence(summary: Summary) -> str:
+    """What was kept of the pairs that agree least and of near copies, over all topics."""
+    pairs = summary.pairs
+    if pairs.kept is None or pairs.kept.all():
+        return ""
+    sentences = []
+    least = pairs.bands == 0
+    if not least.all():
+        sentences.append(
+            f"Over all topics, {_share_of(pairs.kept, least)} of the {least.sum():,} pairs whose"
+            f" image and text agree least ({pairs.band_names[0]}) were kept and"
+            f" {_share_of(pairs.kept, ~least)} of the others."
+        )
+    if n := int(pairs.near_copies.sum()):
+        sentences.append(
+            f"Of {count(n, 'pair')} for whose image the set has a copy with a better caption,"
+            f" {_share_of(pairs.kept, pairs.near_copies)} {'was' if n == 1 else 'were'} kept."
+        )
+    return " ".join(sentences)
+
+
+def _share_of(kept: np.ndarray, rows: np.ndarray) -> str:
+    return share(int(kept[rows].sum()), int(rows.sum()))
+
+
 # --- The answer -------------------------------------------------------------------------------
 
 
@@ -223,6 +278,8 @@ def key_findings(summary: Summary) -> list[str]:
     for comparison in summary.metrics:
         findings += _standing(summary, comparison)
     findings += [*_against_full(summary), *_time_finding(summary), *_encoder_finding(summary)]
+    if kinds := kinds_sentence(summary):
+        findings.append(kinds)
     findings += [*_fault_findings(summary), *_gap_findings(summary)]
     return findings or [kept_sentence(summary)]
 
@@ -363,7 +420,7 @@ def estimate(summary: Summary) -> list[str]:
     """What speaks for and against the influence estimate; empty where stage 2 was not loaded."""
     info = summary.influence_info
     if info is None:
-        return []
+        return _pair_estimate(summary)
     n_models, loss = info["influence_seeds"], f"{info['validation_loss']:.4f} nats"
     steps = f"{info['reference_steps']:,} of the {info['reference_schedule']:,} steps"
     items = [
@@ -374,14 +431,71 @@ def estimate(summary: Summary) -> list[str]:
         if n_models == 1
         else f"Mean over {n_models:,} reference models, all stopped after {steps} of the schedule,"
         f" where the first one's validation loss was lowest; their mean is {loss}.",
-        f"Influence evaluated for {info['n_evaluated']:,} of {summary.n_train:,} training pairs"
-        f" ({share(info['n_evaluated'], summary.n_train)}).",
+        CLUSTER_SCORES[info["estimator"]].format(
+            n=info["n_evaluated"], part=share(info["n_evaluated"], summary.n_train)
+        )
+        + (
+            "; which pairs are dropped is decided by the pairs' own influence, estimated apart."
+            if summary.pair_quality
+            else "."
+        ),
     ]
     if "hessian" in info:
         items += _inverse_hessian(info)
     if summary.influence:
         items.append(_undecided_signs(summary.influence))
+    return items + _pair_estimate(summary)
+
+
+def _pair_estimate(summary: Summary) -> list[str]:
+    """How the influence of pairs was had, and how far it is to be believed."""
+    quality = summary.pair_quality
+    if quality is None:
+        return []
+    n, evaluated = summary.n_train, quality["pairs_evaluated"]
+    n_models = quality["held_out_models"]
+    items = [
+        f"The pairs' own influence was evaluated for {evaluated:,} of {n:,} training pairs"
+        f" ({share(evaluated, n)})"
+        + (
+            f" and inferred for the other {n - evaluated:,} from what is known of every pair:"
+            " image-text agreement, losses of models that have not seen it, near copies, topic"
+            if evaluated < n
+            else ""
+        )
+        + f". It was measured on {n_models:,} models, each trained on a half of the pairs and asked"
+        " about the other half.",
+        _explained(quality["explained"]),
+    ]
+    agree, repeats = quality["repeats_agree"], n_models // 2
+    if agree is not None:
+        items.append(
+            f"Models of one deal into halves and those of another agree about the evaluated pairs"
+            f" with a mean correlation of {agree:.2f}; the mean over {repeats:,} deals is used."
+        )
+    own = quality["own_share"]
+    why = "the spread over deals" if repeats > 1 else "a fixed choice, for one deal has no spread"
+    items.append(
+        "An evaluated pair is given what is inferred of its like, moved by"
+        f" {share(own, 1)} of the way to its own measurement; the rest of the difference counts as"
+        f" noise ({why})."
+    )
     return items
+
+
+def _explained(explained: float) -> str:
+    """How much of the pairs' influence the inference knows."""
+    if explained <= 0:
+        return (
+            "The inference explains **nothing** of how evaluated pairs differ when each is left"
+            " out of its fit, so inferred influence is no better than the mean."
+        )
+    little = " **only**" if explained < EXPLAINS_LITTLE else ""
+    return (
+        f"The inference explains{little} {share(explained, 1)} of the variance of the evaluated"
+        " pairs' influence, each left out of the fit in its turn. Part of what is left is noise of"
+        " the measurement."
+    )
 
 
 def _removal(info: Mapping[str, Any]) -> str:
@@ -615,6 +729,13 @@ def limitations(summary: Summary) -> list[str]:
     )
     if summary.influence and n_undecided_signs(summary.influence):
         items.append(_undecided_signs(summary.influence) + _narrowing(summary.influence_info or {}))
+    if (quality := summary.pair_quality) and quality["pairs_evaluated"] < summary.n_train:
+        n_inferred = summary.n_train - quality["pairs_evaluated"]
+        items.append(
+            f"For {share(n_inferred, summary.n_train)} of the pairs influence is inferred, not"
+            " evaluated: what sets a pair apart from others of its kind and topic is not seen there"
+            " (`--influence_budget` evaluates more)."
+        )
     items += _fault_limits(summary)
     return items
 
@@ -623,8 +744,8 @@ def _narrowing(info: Mapping[str, Any]) -> str:
     """Which flags make standard errors smaller."""
     if info.get("estimator") == "first_order":
         return (
-            " More pairs per cluster (`--samples_per_cluster`, `--influence_budget`) and more"
-            " reference models (`--influence_seeds`) narrow it."
+            " More pairs per cluster (`--samples_per_cluster`) and more reference models"
+            " (`--influence_seeds`) narrow it."
         )
     return " More reference models (`--influence_seeds`) narrow it."
 
@@ -674,13 +795,19 @@ def _fault_limits(summary: Summary) -> list[str]:
     counts = (summary.faults or {}).get(INFLUENCESPACE, {})
     chance = 1 - summary.n_curated / summary.n_train
     missed = [
-        fault_label(fault)
+        fault
         for fault, n in counts.items()
         if fault not in ("good", "rare group") and n["dropped"] <= chance * n["in_data"]
     ]
     if not missed:
         return []
-    return [
-        f"The curation dropped {enumerate_words(missed)} no more often than a blind choice would."
-        " A choice by cluster means misses faults that are spread over all clusters."
-    ]
+    text = (
+        f"The curation dropped {enumerate_words(list(map(fault_label, missed)))} no more often than"
+        " a blind choice would: their values do not set them apart."
+    )
+    if "near_copy" in missed:
+        text += (
+            " More near copies are found with a lower `--near_copy_similarity` and more are dropped"
+            " with a higher `--copy_price`."
+        )
+    return [text]

@@ -9,7 +9,7 @@ the validation loss when pair i is left out,
 
 and u_i from one of three estimators:
 
-    metagradient   u_i = -n w_i dL_val / dw_i, back through the whole training run: exact
+    metagradient   u_i = -n dL_val / dw_i at w = 1, back through the whole training run: exact
     first_order    u_i = n v . d2L / dtheta dw_i,   v = (H + damping I)^-1 grad L_val
     step           the damped Newton step that leaves the cluster out, the true loss taken there
 
@@ -116,16 +116,6 @@ class InfluenceConfig(Settings):
     samples_per_cluster: int = setting(
         5, "pairs of each cluster whose influence `first_order` evaluates", at_least=1
     )
-    influence_budget: float = setting(
-        0.1,
-        "most pairs whose own influence is evaluated, as a share of the training pairs; that of "
-        "the others is inferred",
-        above=0,
-        at_most=1,
-    )
-    rounds: int = setting(
-        1, "curation rounds: train on the curated set, re-estimate, curate again", at_least=1
-    )
 
     def __post_init__(self) -> None:
         """Check the fields, and that a fold is not everything.
@@ -154,7 +144,6 @@ class InfluenceResult:
     reference_image_map: Float32[np.ndarray, "d_i e"]  # of the first reference model
     reference_text_map: Float32[np.ndarray, "d_t e"]
     reference_log_scale: Float32[np.ndarray, ""]
-    reference_weights: Float[np.ndarray, " n"]  # of the pairs in the reference training
     reference_seeds: Int64[np.ndarray, " S"]
     reference_steps: int  # that are taken, by early stopping
     reference_schedule: int  # steps of their learning-rate schedule
@@ -186,13 +175,17 @@ class InfluenceResult:
 
 
 class Data(NamedTuple):
-    """What influence is estimated on: the pairs in use, their weights and the held-out pairs."""
+    """What influence is estimated on: the training pairs and the held-out pairs."""
 
     pairs: PairTensors
-    weights: Float[np.ndarray, " n"]  # > 0
     clusters: Int64[np.ndarray, " n"]  # 0 to K - 1, each with a pair
     validation: PairTensors
     validation_batches: Int64[np.ndarray, "m b"]
+
+    @property
+    def weights(self) -> Float[np.ndarray, " n"]:
+        """Of the pairs, where derivatives are taken: all ones."""
+        return np.ones(len(self.clusters))
 
 
 class Estimate(NamedTuple):
@@ -215,8 +208,6 @@ def estimate_influence(
     training: TrainingConfig,
     *,
     rng: np.random.Generator,
-    sample_weights: np.ndarray | None = None,
-    previous: InfluenceResult | None = None,
 ) -> InfluenceResult:
     """Train the reference models, then score every cluster.
 
@@ -228,21 +219,10 @@ def estimate_influence(
         config: settings of the estimate.
         training: settings of the reference model, and the batch size of the objective.
         rng: the stage's generator.
-        sample_weights: (n,) weights of an earlier round's curated set, 0 where dropped; the
-            reference models are trained on it and influence is taken at it.
-        previous: that round's result; what was dropped keeps the influence it was dropped for.
-
-    Raises:
-        InputError: the budget does not reach one pair per cluster.
     """
-    n, n_clusters = len(cluster_assignments), int(cluster_assignments.max()) + 1
-    weights = np.ones(n) if sample_weights is None else sample_weights
-    kept = np.flatnonzero(weights > 0)
-    present, clusters = np.unique(cluster_assignments[kept], return_inverse=True)
-    b = training.batch_size
+    n, b, clusters = len(cluster_assignments), training.batch_size, cluster_assignments
     data = Data(
-        pairs.take(torch.from_numpy(kept).to(pairs.images.device)),
-        weights[kept],
+        pairs,
         clusters,
         validation,
         np.concatenate(
@@ -251,16 +231,12 @@ def estimate_influence(
     )
     seeds = rng.integers(2**31, size=config.influence_seeds)
     if config.estimator == FIRST_ORDER:
-        evaluated = sample_pairs(
-            clusters, config.samples_per_cluster, config.influence_budget, rng=rng
-        )
+        evaluated = sample_pairs(clusters, config.samples_per_cluster, rng=rng)
     else:
-        evaluated = np.arange(len(kept))
-    schedule = min(training.num_epochs * steps_per_epoch(len(kept), b), config.max_reference_steps)
+        evaluated = np.arange(n)
+    schedule = min(training.num_epochs * steps_per_epoch(n, b), config.max_reference_steps)
     stop = _early_stop(data, training, schedule, int(seeds[0]))
-    retraining = Retraining(
-        data.pairs, training, schedule, stop, validation, data.validation_batches
-    )
+    retraining = Retraining(pairs, training, schedule, stop, validation, data.validation_batches)
     if config.estimator == METAGRADIENT:
         estimates = _metagradients(data, config, retraining, seeds.tolist(), rng=rng)
     else:
@@ -273,31 +249,25 @@ def estimate_influence(
     influence = np.mean([e.pair_influence for e in estimates], axis=0)
     cluster_means = np.bincount(clusters[evaluated], influence) / np.bincount(clusters[evaluated])
 
-    full = _Scattered(n, n_clusters, len(seeds), previous)
-    full.scores[present], full.stderr[present] = scores.scores, scores.stderr
-    full.first_order[:, present] = scores.first_order
-    full.first_order_stderr[present] = scores.first_order_stderr
-    full.corrections[present] = scores.corrections
-    full.pair_influence[kept] = cluster_means[clusters]
-    full.pair_influence[kept[evaluated]] = influence
-    full.evaluated[kept] = False
-    full.evaluated[kept[evaluated]] = True
+    pair_influence = cluster_means[clusters]
+    pair_influence[evaluated] = influence
+    is_evaluated = np.zeros(n, dtype=bool)
+    is_evaluated[evaluated] = True
     first = estimates[0]
     curvature = first.curvature
     return InfluenceResult(
-        influence_scores=full.scores,
-        influence_stderr=full.stderr,
-        first_order_scores=full.first_order,
-        first_order_stderr=full.first_order_stderr,
-        removal_corrections=full.corrections,
-        first_order_influence=full.pair_influence,
-        first_order_evaluated=full.evaluated,
+        influence_scores=scores.scores,
+        influence_stderr=scores.stderr,
+        first_order_scores=scores.first_order,
+        first_order_stderr=scores.first_order_stderr,
+        removal_corrections=scores.corrections,
+        first_order_influence=pair_influence,
+        first_order_evaluated=is_evaluated,
         eigenvalues=curvature.eigenvalues if curvature else np.zeros(0),
         eigenvalue_residuals=curvature.residuals if curvature else np.zeros(0),
         reference_image_map=first.reference.image_map.cpu().numpy(),
         reference_text_map=first.reference.text_map.cpu().numpy(),
         reference_log_scale=first.reference.log_scale.cpu().numpy(),
-        reference_weights=np.asarray(weights, dtype=np.float64),
         reference_seeds=seeds.astype(np.int64),
         reference_steps=stop,
         reference_schedule=schedule,
@@ -306,7 +276,7 @@ def estimate_influence(
         estimator=config.estimator,
         curvature_quality=_curvature_quality(config, curvature),
         clusters=_readable_scores(
-            full.scores, full.stderr, cluster_assignments, full.evaluated, cluster_terms
+            scores.scores, scores.stderr, clusters, is_evaluated, cluster_terms
         ),
     )
 
@@ -323,29 +293,6 @@ def _curvature_quality(config: InfluenceConfig, curvature: InverseProduct | None
         "trace_share": curvature.trace_share,
         "cosine_to_exact_solution": curvature.cosine,
     }
-
-
-class _Scattered:
-    """Results over all pairs and clusters; what a round does not touch stays as it was before."""
-
-    def __init__(
-        self, n: int, n_clusters: int, n_seeds: int, previous: InfluenceResult | None
-    ) -> None:
-        self.scores = np.zeros(n_clusters)
-        self.stderr = np.zeros(n_clusters)
-        self.first_order = np.zeros((n_seeds, n_clusters))
-        self.first_order_stderr = np.zeros(n_clusters)
-        self.corrections = np.zeros(n_clusters)
-        self.pair_influence = np.zeros(n)
-        self.evaluated = np.zeros(n, dtype=bool)
-        if previous is not None:
-            self.scores[:] = previous.influence_scores
-            self.stderr[:] = previous.influence_stderr
-            self.first_order[:] = previous.first_order_scores
-            self.first_order_stderr[:] = previous.first_order_stderr
-            self.corrections[:] = previous.removal_corrections
-            self.pair_influence[:] = previous.first_order_influence
-            self.evaluated[:] = previous.first_order_evaluated
 
 
 def _early_stop(data: Data, training: TrainingConfig, schedule: int, seed: int) -> int:
@@ -421,8 +368,7 @@ def _sweep(data: Data, config: InfluenceConfig, retraining: Retraining, seed: in
         lambda p: unflatten(loss_gradient(p, data.validation, data.validation_batches), p),
         checkpoints=_checkpoints(stop, config.influence_checkpoints),
     )
-    influence = -len(data.weights) * data.weights * by_weight
-    return Swept(influence, run.parameters, retraining.validation_losses(run))
+    return Swept(-len(by_weight) * by_weight, run.parameters, retraining.validation_losses(run))
 
 
 def _by_curvature(

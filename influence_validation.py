@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64
 from scipy.stats import pearsonr, spearmanr
 
@@ -96,28 +95,19 @@ def validate_influence(
     Raises:
         InputError: there are fewer than two clusters to leave out.
     """
-    kept = np.flatnonzero(influence.reference_weights > 0)
-    pairs = pairs.take(torch.from_numpy(kept).to(pairs.images.device))
-    weights, clip_scores = influence.reference_weights[kept], clip_scores[kept]
-    n, n_clusters = len(kept), len(influence.influence_scores)
-    cluster_assignments = cluster_assignments[kept]
-    sizes = np.bincount(cluster_assignments, minlength=n_clusters)
-    present = np.flatnonzero(sizes)
-    chosen = present[
-        spread_over_scores(influence.influence_scores[present], config.validate_influence)
-    ]
+    n, n_clusters = len(cluster_assignments), len(influence.influence_scores)
+    if n_clusters < 2:
+        raise InputError("--validate_influence needs at least two clusters; raise --n_clusters")
+    sizes = np.bincount(cluster_assignments)
+    chosen = spread_over_scores(influence.influence_scores, config.validate_influence)
     extra = rng.integers(2**31, size=config.validation_seeds)
     seeds = [*influence.reference_seeds.tolist(), *extra.tolist()][: config.validation_seeds]
-    if len(present) < 2:
-        raise InputError("--validate_influence needs at least two clusters; raise --n_clusters")
-    halves = np.zeros((len(chosen), n_clusters), dtype=bool)
-    for half in halves:
-        half[present] = rng.permutation(np.arange(len(present)) % 2)
+    halves = np.array([rng.permutation(np.arange(n_clusters) % 2) for _ in chosen], dtype=bool)
     left_out = [cluster_assignments == k for k in chosen]
     weightings = {
-        LOCO: [np.where(out, 0.0, weights) for out in left_out],
-        SMALL: [np.where(out, SMALL_WEIGHT, 1.0) * weights for out in left_out],
-        LDS: [np.where(half[cluster_assignments], 0.0, weights) for half in halves],
+        LOCO: [np.where(out, 0.0, 1.0) for out in left_out],
+        SMALL: [np.where(out, SMALL_WEIGHT, 1.0) for out in left_out],
+        LDS: [np.where(half[cluster_assignments], 0.0, 1.0) for half in halves],
     }
     retraining = Retraining(
         pairs,
@@ -127,17 +117,17 @@ def validate_influence(
         validation,
         influence.validation_batches,
     )
-    real = real_effects(retraining, weights, weightings, seeds)
+    real = real_effects(retraining, np.ones(n), weightings, seeds)
 
-    score_sums = np.bincount(cluster_assignments, clip_scores, minlength=n_clusters)
-    similarity = gradient_similarity(influence, pairs, weights, validation, training, rng=rng)
-    similarity_sums = np.bincount(cluster_assignments, similarity, minlength=n_clusters) / n
+    score_sums = np.bincount(cluster_assignments, clip_scores)
+    similarity = gradient_similarity(influence, pairs, validation, training, rng=rng)
+    similarity_sums = np.bincount(cluster_assignments, similarity) / n
     percent = 100 * influence.influence_scores
     first_order = 100 * influence.first_order_scores.mean(axis=0)
     stderr = 100 * influence.influence_stderr
     single = {
         "size": sizes[chosen].astype(float),
-        "clip_score": (score_sums / np.maximum(sizes, 1))[chosen],
+        "clip_score": (score_sums / sizes)[chosen],
         "gradient_similarity": similarity_sums[chosen],
     }
     effects = {
@@ -205,7 +195,6 @@ def real_effects(
 def gradient_similarity(
     influence: InfluenceResult,
     pairs: PairTensors,
-    weights: Float[np.ndarray, " n"],
     validation: PairTensors,
     training: TrainingConfig,
     *,
@@ -219,7 +208,7 @@ def gradient_similarity(
         pairs,
         loss_gradient(reference, validation, influence.validation_batches),
         np.arange(n),
-        weights,
+        np.ones(n),
         batch_size=training.batch_size,
         rng=rng,
     )

@@ -181,6 +181,14 @@ def shuffled_batches(
     return rng.permutation(n)[: n_batches * b].reshape(n_batches, b)
 
 
+def whole_batches(
+    n: int, batch_size: int, rng: np.random.Generator
+) -> Int64[np.ndarray, "n_batches b"]:
+    """Random batches that hold every pair, the last one filled up from the first."""
+    b = min(batch_size, n)
+    return np.resize(rng.permutation(n), -(-n // b) * b).reshape(-1, b)
+
+
 def batch_blocks(batches: np.ndarray, device: torch.device) -> Iterator[Tensor]:
     """The batches in blocks of at most `ROWS_AT_ONCE` pairs, each (n_batches, b) on `device`."""
     per_block = max(1, ROWS_AT_ONCE // batches.shape[1])

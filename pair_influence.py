@@ -21,7 +21,6 @@ from model import (
     pair_losses,
     similarities,
 )
-from settings import InputError
 
 N_SHUFFLES = 8  # batch compositions that a pair's influence is averaged over
 
@@ -29,32 +28,19 @@ N_SHUFFLES = 8  # batch compositions that a pair's influence is averaged over
 def sample_pairs(
     cluster_assignments: Int64[np.ndarray, " n"],
     samples_per_cluster: int,
-    budget: float,
     *,
     rng: np.random.Generator,
 ) -> Int64[np.ndarray, " m"]:
     """Sorted indices of the pairs to evaluate: `samples_per_cluster` of each cluster, at random.
 
-    Where that exceeds `budget` times n, every cluster gives equally many fewer, but at least one.
-
-    Raises:
-        InputError: the budget is smaller than one pair per cluster.
+    A smaller cluster gives all of its pairs.
     """
     n, sizes = len(cluster_assignments), np.bincount(cluster_assignments)
-    allowed = int(budget * n + 1e-9)
-    if allowed < len(sizes):
-        raise InputError(
-            f"--influence_budget {budget:g} of {n} training pairs allows {allowed} influences, "
-            f"fewer than one for each of {len(sizes)} clusters; raise it or lower --n_clusters"
-        )
-    per_cluster = samples_per_cluster
-    while np.minimum(sizes, per_cluster).sum() > allowed:
-        per_cluster -= 1
     order = rng.permutation(n)
     order = order[np.argsort(cluster_assignments[order], kind="stable")]
     starts = np.cumsum(sizes) - sizes
     rank_in_cluster = np.arange(n) - starts[cluster_assignments[order]]
-    return np.sort(order[rank_in_cluster < per_cluster])
+    return np.sort(order[rank_in_cluster < samples_per_cluster])
 
 
 def representation_weights(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 N_KNOTS = 5
 ROWS_AT_ONCE = 8192
@@ -119,8 +119,8 @@ def pool_influence(
                 best = error, coefficients, penalty
     assert best is not None, "there is a penalty to choose"
     error, coefficients, penalty = best
-    covariance = np.linalg.inv(gram + np.diag(penalty)) * error
-    root = np.linalg.cholesky((covariance + covariance.T) / 2 + 1e-15 * np.eye(len(covariance)))
+    lower = np.linalg.cholesky(gram + np.diag(penalty))
+    root = solve_triangular(lower, np.eye(len(lower)), lower=True).T * np.sqrt(error)
     variance = float(measured.var())
     return PooledInfluence(
         predicted=np.concatenate([block @ coefficients for block in design.blocks()]),

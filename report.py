@@ -22,6 +22,7 @@ from findings import (
     key_findings,
     limitations,
     validation,
+    value_sentence,
     versus_random,
     weights_sentence,
 )
@@ -32,6 +33,7 @@ from summary import (
     RANDOM,
     Summary,
     bullets,
+    enumerate_words,
     escape,
     fault_label,
     gap_text,
@@ -58,6 +60,7 @@ from visualize import (
 RECALL_AT = (1, 5, 10)
 DIRECTIONS = {"image_to_text": "I→T", "text_to_image": "T→I"}
 N_LISTED = 8  # clusters listed at either end
+N_CELLS = 10  # cells listed at either end
 MAX_CONSOLE_WARNINGS = 4
 MAX_CONSOLE_METHODS = 12
 
@@ -135,7 +138,12 @@ def _image(path: str) -> str:
 def _kept(summary: Summary) -> str:
     return paragraphs(
         (
-            kept_sentence(summary),
+            " ".join(filter(None, (kept_sentence(summary), value_sentence(summary)))),
+            _images(summary, "stage3/cells.png"),
+            _kind_table(summary),
+            _cell_tables(summary),
+            _group_table(summary),
+            _round_table(summary),
             _category_table(summary),
             weights_sentence(summary),
             _images(summary, "stage3/cluster_categorization.png", "stage3/weight_distribution.png"),
@@ -148,9 +156,154 @@ def _kept(summary: Summary) -> str:
     )
 
 
+def _kind_table(summary: Summary) -> str:
+    """What is kept of each kind of pair over all topics, and what such pairs do."""
+    pairs, kinds = summary.pairs, summary.pairs.kinds()
+    if pairs.kept is None and pairs.influence is None:
+        return ""
+    header = ["image-text agreement", "copies", "pairs", "kept", "share kept"]
+    header += ["influence of a pair (% / n)"]
+    header += ["known faults"] if pairs.faulty is not None else []
+    rows = []
+    for kind in kinds:
+        row = [_band(kind["agreement"]), _copies(kind["near_copies"]), f"{kind['pairs']:,}"]
+        row += [quantity(kind["kept"], 0), _share_kept(kind["kept"], kind["pairs"])]
+        row.append("–" if kind["influence"] is None else f"{kind['influence']:+,.0f}")
+        row += [share(kind["faulty"], kind["pairs"])] if pairs.faulty is not None else []
+        rows.append(row)
+    text = (
+        "What hurts is often spread over all topics: a kind of pair shows it, a topic's mean does"
+        " not. Near copies: the set has a copy of the image with a better caption. Influence:"
+        " leaving such a pair out changes the validation loss by this many percent over"
+        f" n = {summary.n_train:,}; positive helps, negative hurts."
+        + (" Known faults: as planted, near copies among them." if pairs.faulty is not None else "")
+    )
+    return f"### By kind of pair, over all topics\n\n{text}\n\n{table(header, rows, 2)}"
+
+
+def _band(name: str) -> str:
+    return name.removesuffix(" of agreement")
+
+
+def _copies(near_copies: bool) -> str:
+    return "near copies" if near_copies else "–"
+
+
+def _share_kept(kept: int | None, pairs: int) -> str:
+    return "–" if kept is None else share(kept, pairs)
+
+
+def _cell_tables(summary: Summary) -> str:
+    """The cells that hurt and help most, with how many signs are certain."""
+    cells = [
+        cell | {"terms": cluster["terms"]}
+        for cluster in summary.categorization or ()
+        for cell in cluster.get("cells", ())
+    ]
+    if not cells:
+        return ""
+    cells.sort(key=lambda cell: cell["influence_percent"])
+    numbers = {c: sum(cell["category"] == c for cell in cells) for c in CATEGORIES}
+    text = (
+        f"Of {count(len(cells), 'cell')} (pairs of one topic, alike in agreement and copies)"
+        f" {numbers['harmful']:,} are harmful and {numbers['beneficial']:,} beneficial with"
+        f" certainty; of {numbers['neutral']:,} the sign is not certain. Influence: the first-order"
+        " change of the validation loss if the cell were left out, ± the standard error of the"
+        " inference."
+    )
+    bands = summary.pairs.band_of_cell()
+    parts = [f"### The most harmful and the most beneficial cells\n\n{text}"]
+    harmful = [cell for cell in cells if cell["influence_percent"] < 0][:N_CELLS]
+    beneficial = [cell for cell in cells[::-1] if cell["influence_percent"] > 0][:N_CELLS]
+    for word, listed in (("harmful", harmful), ("beneficial", beneficial)):
+        parts.append(
+            f"Most {word}:\n\n{_cell_table(listed, bands)}" if listed else f"No cell is {word}."
+        )
+    return paragraphs(parts)
+
+
+def _cell_table(cells: Sequence[Mapping[str, Any]], bands: Mapping[int, str]) -> str:
+    header = ["topic", "image-text agreement", "copies", "sign"]
+    header += ["CLIP score", "pairs", "influence (%)", "kept"]
+    certain = {"harmful": "certain", "beneficial": "certain", "neutral": "not certain"}
+    rows = [
+        [
+            escape(", ".join(cell["terms"][:3]) or "–", 60),
+            _band(bands.get(cell["cell"], "–")),
+            _copies(cell["near_copies"]),
+            certain[cell["category"]],
+            quantity(cell["mean_clip_score"]),
+            f"{cell['size']:,}",
+            f"{cell['influence_percent']:+.3f} ± {cell['stderr_percent']:.3f}",
+            f"{cell['pairs_kept']:,} of {cell['size']:,}",
+        ]
+        for cell in cells
+    ]
+    return table(header, rows, 4)
+
+
+def _group_table(summary: Summary) -> str:
+    """What is kept of every demographic group, beside all pairs."""
+    groups = {name: g for name, g in (summary.group_retention or {}).items() if g["pairs"]}
+    if not groups:
+        return ""
+    rows = [
+        [escape(name), f"{g['pairs']:,}", f"{g['kept']:,}", share(g["kept"], g["pairs"])]
+        for name, g in groups.items()
+    ]
+    of_all = summary.n_curated / summary.n_train
+    kept = share(summary.n_curated, summary.n_train)
+    rows.append(["all pairs", f"{summary.n_train:,}", f"{summary.n_curated:,}", kept])
+    below = [escape(name) for name, g in groups.items() if g["kept"] / g["pairs"] < of_all]
+    verdict = (
+        f"A smaller share than of all pairs is kept of {enumerate_words(below)}."
+        if below
+        else "Every group keeps at least as large a share as all pairs."
+    )
+    least = summary.thresholds["min_group_retention"]
+    asked = (
+        f" At least {share(least, 1)} of each was asked for (`--min_group_retention`)."
+        if least
+        else " No least share was asked for (`--min_group_retention`)."
+    )
+    return (
+        "### Demographic groups\n\nTraining pairs whose captions name a group, by word lists."
+        f" {verdict}{asked}\n\n{table(['group', 'pairs', 'kept', 'share kept'], rows)}"
+    )
+
+
+def _round_table(summary: Summary) -> str:
+    """How estimate and choice moved from round to round, where there were several."""
+    rounds = (summary.pair_quality or {}).get("rounds", ())
+    if len(rounds) < 2:
+        return ""
+    header = ["round", "explained", "validation loss", "kept", "of them kept before"]
+    rows = [
+        [
+            f"{r['round']}",
+            share(max(0.0, r["explained"]), 1),
+            quantity(r["validation_loss"], 4),
+            f"{r['kept']:,}",
+            "–" if r["kept_before_too"] is None else f"{r['kept_before_too']:,}",
+        ]
+        for r in rounds
+    ]
+    text = (
+        "The first round's models are trained on all pairs, each later round's on those that the"
+        " round before has kept; dropped pairs are asked about again and may come back. Validation"
+        " loss: mean over these models, in nats."
+    )
+    return f"### Rounds\n\n{text}\n\n{table(header, rows)}"
+
+
 def _category_table(summary: Summary) -> str:
     if summary.categorization is None:
         return ""
+    heading = (
+        "### Clusters\n\nA cluster's category says what leaving the whole cluster out would do to"
+        " the validation loss. It does not say which pairs are dropped: their own values decide, so"
+        " a beneficial cluster loses its bad pairs and a harmful one may keep its good ones."
+    )
     rules = {
         "harmful": f"influence below {100 * summary.thresholds['harmful_threshold']:g} %",
         "neutral": "between, or sign not certain",
@@ -165,7 +318,7 @@ def _category_table(summary: Summary) -> str:
         f"Certain: the sign at {share(summary.thresholds['confidence'], 1)} confidence, one-sided."
     )
     header = ["category", "rule", "clusters", "pairs", "kept", "dropped"]
-    return f"{table(header, rows, 2)}\n\n{certainty}"
+    return f"{heading}\n\n{table(header, rows, 2)}\n\n{certainty}"
 
 
 def _cluster_tables(summary: Summary) -> str:
@@ -256,7 +409,7 @@ def _example_table(summary: Summary) -> str:
     sheets = paragraphs(map(_image, summary.contact_sheets))
     if not summary.dropped_examples:
         return sheets
-    header = ["caption", "image", "cluster", "why", "CLIP score", "cluster's influence (%)"]
+    header = ["caption", "image", "cluster", "why", "CLIP score", "value"]
     rows = [
         [
             escape(e["caption"], 120),
@@ -264,11 +417,15 @@ def _example_table(summary: Summary) -> str:
             f"{e['cluster']}: {escape(', '.join(e['terms']), 50)}",
             escape(e["why"]),
             quantity(e["clip_score"], 3),
-            quantity(e["influence_percent"], 3),
+            f"{e['value']:+.1f}",
         ]
         for e in summary.dropped_examples
     ]
-    return paragraphs(("### Some of the dropped pairs", table(header, rows, 4), sheets))
+    text = (
+        "Of each of these clusters the dropped pair of lowest value; the mean pair has an influence"
+        " and an agreement of 0."
+    )
+    return paragraphs(("### Some of the dropped pairs", text, table(header, rows, 4), sheets))
 
 
 # --- Performance ------------------------------------------------------------------------------
@@ -540,6 +697,11 @@ def _curation_figures(summary: Summary) -> dict[str, Callable[[], Figure]]:
         checks = summary.influence_validation
         made["stage2/influence_validation.png"] = partial(
             visualize.influence_validation, checks["points"], checks
+        )
+    pairs = summary.pairs
+    if pairs.values is not None and pairs.kept is not None:
+        made["stage3/cells.png"] = partial(
+            visualize.cells, pairs.values, pairs.kept, pairs.faulty, pairs.kinds()
         )
     if summary.categorization is not None:
         made["stage3/cluster_categorization.png"] = partial(

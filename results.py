@@ -15,6 +15,7 @@ from tqdm import tqdm
 import artifacts
 import report
 from cell_influence import PairInfluence
+from cells import agreement_bands, band_name
 from clustering import ClusterAssignment
 from curation import CurationResult, curated_size, drop_examples, faults_dropped
 from data import UnusableImage, decode_image
@@ -22,7 +23,7 @@ from embedding import EmbeddingResult
 from influence import InfluenceResult
 from influence_validation import InfluenceValidation
 from stages import Run
-from summary import Summary
+from summary import PairSummary, Summary
 from train_eval import (
     INFLUENCESPACE,
     EvaluationResult,
@@ -106,9 +107,18 @@ def write_results(
         influence_validation=validated.checks if validated else None,
         influence_scores=influence.influence_scores if influence else None,
         influence_stderr=influence.influence_stderr if influence else None,
+        pair_quality=pair_influence.quality if pair_influence else None,
+        pairs=summarize_pairs(
+            embedded,
+            clustered,
+            pair_influence,
+            curated,
+            n_bands=run.config.clustering.agreement_bands,
+        ),
         clusters=clustered.clusters,
         categorization=curated.categorization if curated else None,
         cluster_weights=curated.cluster_weights if curated else None,
+        group_retention=curated.group_retention if curated else None,
         sample_weights=curated.sample_weights if curated else None,
         n_curated=curated_size(len(embedded.indices), run.config.curation.target_size_ratio),
         thresholds=dataclasses.asdict(run.config.curation),
@@ -149,6 +159,30 @@ def write_results(
     print(report.console_summary(summary))
 
 
+def summarize_pairs(
+    embedded: EmbeddingResult,
+    clustered: ClusterAssignment,
+    pair_influence: PairInfluence | None,
+    curated: CurationResult | None,
+    *,
+    n_bands: int,
+) -> PairSummary:
+    """What the stages that were run or loaded say of every training pair."""
+    faulty = embedded.split_pairs("train")["fault"].astype(bool).to_numpy()
+    return PairSummary(
+        bands=agreement_bands(embedded.clip_scores, n_bands),
+        band_names=tuple(band_name(band, n_bands) for band in range(n_bands)),
+        near_copies=clustered.better_copies > 0,
+        faulty=faulty if faulty.any() else None,
+        influence=100 * pair_influence.pair_influence / pair_influence.validation_loss
+        if pair_influence
+        else None,
+        cells=pair_influence.cell_assignments if pair_influence else None,
+        values=curated.pair_values if curated else None,
+        kept=curated.training_weights(len(faulty)) > 0 if curated else None,
+    )
+
+
 def dropped_examples(
     embedded: EmbeddingResult,
     clustered: ClusterAssignment,
@@ -159,21 +193,20 @@ def dropped_examples(
     if curated is None or pair_influence is None:
         return []
     pairs, assignments = embedded.split_pairs("train"), clustered.cluster_assignments
-    influence_percent = {c["cluster"]: c["influence_percent"] for c in curated.categorization}
     return [
         {
             "caption": pairs["caption"].iloc[row],
             "key": pairs["key"].iloc[row],
             "clip_score": float(embedded.clip_scores[row]),
             "cluster": int(assignments[row]),
-            "influence_percent": influence_percent[int(assignments[row])],
+            "value": float(curated.pair_values[row]),
             "terms": clustered.clusters[assignments[row]]["terms"],
             "why": why,
         }
         for row, why in drop_examples(
             curated,
             pair_influence.pair_influence,
-            embedded.clip_scores,
+            pair_influence.agreement,
             clustered.better_copies,
             assignments,
             N_DROP_EXAMPLES,

@@ -35,7 +35,7 @@ from curation import CurationInputs, CurationResult, curate, representation
 from data import PairReader, PairSource
 from embedding import EmbeddingResult, embed_pairs
 from encoders import EMBEDDED_WARNING, load_encoder, resolve_dtype
-from influence import FIRST_ORDER, InfluenceResult, estimate_influence
+from influence import InfluenceResult, estimate_influence
 from influence_validation import InfluenceValidation, validate_influence
 from model import PairTensors, Parameters, fit_feature_scaling
 from removal import nearest_clusters
@@ -215,9 +215,6 @@ def score(run: Run, embedded: Saved, clustered: Saved, inputs: ModelInputs) -> S
         **config.influence.fingerprint_settings(),
         **config.training.fingerprint_settings(),
     }
-    del settings["rounds"]  # of curation, after the clusters are scored
-    if config.influence.estimator != FIRST_ORDER:
-        del settings["influence_budget"]
     return run.have(
         stage,
         InfluenceResult,
@@ -238,7 +235,7 @@ def score_pairs(
 ) -> Saved:
     """Stage 2: the influence of pairs and cells, after `--rounds` rounds of curation."""
     stage, config = artifacts.PAIR_INFLUENCE, run.config
-    rounds = config.influence.rounds
+    rounds = config.cell_influence.rounds
 
     def compute() -> PairInfluence:
         rng = run.rng(stage.name)
@@ -252,7 +249,6 @@ def score_pairs(
                 inputs.validation,
                 config.cell_influence,
                 config.training,
-                budget=config.influence.influence_budget,
                 max_steps=config.influence.max_reference_steps,
                 rng=rng,
                 kept=kept,
@@ -280,9 +276,7 @@ def score_pairs(
     settings = {
         **config.cell_influence.fingerprint_settings(),
         **config.training.fingerprint_settings(),
-        "influence_budget": config.influence.influence_budget,
         "max_reference_steps": config.influence.max_reference_steps,
-        "rounds": rounds,
     }
     upstream = {"embedding": embedded.fingerprint, "clustering": clustered.fingerprint}
     if rounds > 1:  # what is curated in between decides what comes after
@@ -370,6 +364,7 @@ def curation_inputs(
         ),
         groups=training_groups(e),
         clusters=c.clusters,
+        agreement=pair_influence.agreement,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Int64
 
 from visualize import FULL, INFLUENCESPACE, mean_and_spread, method_label, shorten
 
@@ -31,6 +32,60 @@ Cell = Mapping[str, Any]  # {"mean": ..., "std": ... or None}
 
 
 @dataclass(frozen=True)
+class PairSummary:
+    """What a run says of each of its n training pairs. A part is None where it is not known."""
+
+    bands: Int64[np.ndarray, " n"]  # of image-text agreement, 0 the lowest
+    band_names: tuple[str, ...]
+    near_copies: Bool[np.ndarray, " n"]  # the set has a copy of its image with a better caption
+    faulty: Bool[np.ndarray, " n"] | None = None
+    influence: Float[np.ndarray, " n"] | None = None  # percent of the validation loss, over n
+    cells: Int64[np.ndarray, " n"] | None = None  # of stage 2
+    values: Float[np.ndarray, " n"] | None = None  # standard deviations
+    kept: Bool[np.ndarray, " n"] | None = None
+
+    def kinds(self) -> list[dict[str, Any]]:
+        """How each kind of pair fares over all topics: band by band, near copies apart.
+
+        `pairs`, and where they are known `kept`, `faulty` and the mean `influence`.
+        """
+        found = []
+        for band, name in enumerate(self.band_names):
+            for is_copy in (False, True):
+                rows = np.flatnonzero((self.bands == band) & (self.near_copies == is_copy))
+                if not len(rows):
+                    continue
+                found.append(
+                    {
+                        "agreement": name,
+                        "near_copies": is_copy,
+                        "pairs": len(rows),
+                        "kept": None if self.kept is None else int(self.kept[rows].sum()),
+                        "faulty": None if self.faulty is None else int(self.faulty[rows].sum()),
+                        "influence": None
+                        if self.influence is None
+                        else float(self.influence[rows].mean()),
+                    }
+                )
+        return found
+
+    @property
+    def n_protected(self) -> int:
+        """Kept pairs whose value is below that of a dropped one."""
+        if self.values is None or self.kept is None or self.kept.all():
+            return 0
+        return int((self.kept & (self.values < self.values[~self.kept].max())).sum())
+
+    def band_of_cell(self) -> dict[int, str]:
+        """The band of agreement that each cell lies in; empty where the cells are not known."""
+        if self.cells is None:
+            return {}
+        cells, first = np.unique(self.cells, return_index=True)
+        bands = self.bands[first]
+        return {int(c): self.band_names[b] for c, b in zip(cells, bands, strict=True)}
+
+
+@dataclass(frozen=True)
 class Summary:
     """Everything the results page tells. A part is None where its stage was not loaded."""
 
@@ -45,9 +100,12 @@ class Summary:
     influence_validation: dict[str, Any] | None  # stage2/influence_validation.json
     influence_scores: np.ndarray | None  # (K,) relative change of the validation loss
     influence_stderr: np.ndarray | None  # (K,)
+    pair_quality: dict[str, Any] | None  # stage2/pair_influence_quality.json
+    pairs: PairSummary
     clusters: list[dict[str, Any]]
     categorization: list[dict[str, Any]] | None
     cluster_weights: dict[str, float] | None
+    group_retention: dict[str, dict[str, Any]] | None  # stage3/group_retention.json
     sample_weights: np.ndarray | None  # (m,)
     n_curated: int
     thresholds: dict[str, float]

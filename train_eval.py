@@ -27,7 +27,7 @@ from model import (
     shuffled_batches,
 )
 from settings import Settings, setting
-from training import TrainingConfig, steps_per_epoch, train
+from training import LOSS, WEIGHTINGS, TrainingConfig, steps_per_epoch, train
 
 FULL, INFLUENCESPACE = "full", "influencespace"
 METHODS = (
@@ -75,6 +75,12 @@ class EvaluationConfig(Settings):
         METHODS, "curation methods that are trained and evaluated", choices=METHODS
     )
     n_seeds: int = setting(3, "training repeats per method", at_least=1)
+    weighting: str = setting(
+        LOSS,
+        "how InfluenceSpace's weights reach training: in the loss, or in how often an epoch draws "
+        "a pair",
+        choices=WEIGHTINGS,
+    )
 
 
 class RetrievalSet(NamedTuple):
@@ -126,7 +132,7 @@ def evaluate_methods(
         validation: held-out pairs, for the loss curves.
         test: unseen images and captions.
         training: settings of every run.
-        config: number of seeds.
+        config: number of seeds, and what weights do.
         rng: the stage's generator.
         on_model: called with `method_comparison_seed` and the trained parameters.
     """
@@ -153,6 +159,7 @@ def evaluate_methods(
             n_steps=n_steps,
             seed=seeds[seed_index],
             sample_weights=weights,
+            weighting=config.weighting,
             validation=(validation, validation_batches),
         )
         runs.append(

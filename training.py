@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from model import (
@@ -31,6 +31,7 @@ ADAM_BETAS = (0.9, 0.999)
 # A hundredth of a typical gradient. With the customary 1e-8 the first steps are signs of the
 # gradient, and the final loss is no smooth function of the pairs' weights (metagradient.py).
 ADAM_EPSILON = 1e-4
+LOSS, SAMPLE = WEIGHTINGS = ("loss", "sample")  # where the weights of pairs take effect
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ class Training:
         config: width, batch size, learning rate, weight decay.
         n_steps: optimiser steps of the schedule; epochs follow one another, each newly shuffled.
         seed: decides the initial parameters and the order of the pairs.
-        sample_weights: (n,) weights >= 0 in the loss; None is all ones.
+        sample_weights: (n,) weights >= 0 of the pairs; None is all ones.
+        weighting: LOSS multiplies a pair's part of the loss by its weight; SAMPLE draws n pairs an
+            epoch, each in proportion to its weight, and leaves the loss alone.
     """
 
     def __init__(
@@ -99,16 +102,21 @@ class Training:
         n_steps: int,
         seed: int,
         sample_weights: np.ndarray | None = None,
+        weighting: str = LOSS,
     ) -> None:
         self.pairs, self.config, self.n_steps = pairs, config, n_steps
         device = pairs.images.device
         self.batches = _training_batches(
-            len(pairs.images), config.batch_size, n_steps, np.random.default_rng(seed)
+            len(pairs.images),
+            config.batch_size,
+            n_steps,
+            sample_weights if weighting == SAMPLE else None,
+            seed=seed,
         )
         phase = np.pi * np.arange(n_steps) / n_steps
         self.learning_rates = config.learning_rate * (1 + np.cos(phase)) / 2
         self.weights = None
-        if sample_weights is not None:
+        if sample_weights is not None and weighting == LOSS:
             self.weights = torch.from_numpy(sample_weights.astype(np.float32)).to(device)
         start = initial_parameters(
             pairs.images.shape[1], pairs.texts.shape[1], config.embed_dim, seed=seed, device=device
@@ -210,6 +218,7 @@ def train(
     n_steps: int,
     seed: int,
     sample_weights: np.ndarray | None = None,
+    weighting: str = LOSS,
     validation: tuple[PairTensors, np.ndarray] | None = None,
     n_reports: int = 10,
 ) -> tuple[Parameters, LossHistory]:
@@ -220,14 +229,22 @@ def train(
         config: width, batch size, learning rate, weight decay.
         n_steps: optimiser steps; epochs follow one another, each newly shuffled.
         seed: decides the initial parameters and the order of the pairs.
-        sample_weights: (n,) weights >= 0 in the loss; None is all ones.
+        sample_weights: (n,) weights >= 0 of the pairs; None is all ones.
+        weighting: whether they count in the loss or in how often pairs are drawn; see `Training`.
         validation: pairs and their fixed batches, whose loss is recorded.
         n_reports: how often losses are recorded.
 
     Returns:
         The trained parameters (detached) and the losses on the way.
     """
-    run = Training(pairs, config, n_steps=n_steps, seed=seed, sample_weights=sample_weights)
+    run = Training(
+        pairs,
+        config,
+        n_steps=n_steps,
+        seed=seed,
+        sample_weights=sample_weights,
+        weighting=weighting,
+    )
     history = LossHistory([], [], [])
     for _ in _reported_steps(run, n_steps, n_reports, validation, history):
         pass
@@ -240,6 +257,7 @@ def train_until_best(
     *,
     n_reports: int,
     patience: int | None = None,
+    stop_by: int | None = None,
 ) -> LossHistory:
     """Early stopping: the run is left at the report with the lowest validation loss.
 
@@ -248,6 +266,7 @@ def train_until_best(
         validation: pairs and their fixed batches.
         n_reports: how often in the schedule the validation loss is looked at.
         patience: give up after this many reports without a lower loss; None goes on to the end.
+        stop_by: give up at the first report after this many steps.
     """
     history = LossHistory([], [], [])
     best, n_best, waited = run.state(), 0, 0
@@ -255,7 +274,7 @@ def train_until_best(
         waited += 1
         if history.validation_loss[-1] == min(history.validation_loss):
             best, n_best, waited = run.state(), step, 0
-        if waited == patience:
+        if waited == patience or (stop_by is not None and step >= stop_by):
             break
     run.restore(best, n_best)
     return history
@@ -315,12 +334,50 @@ def one_cpu_thread() -> Iterator[None]:
 
 
 def _training_batches(
-    n: int, batch_size: int, n_steps: int, rng: np.random.Generator
+    n: int, batch_size: int, n_steps: int, sampling_weights: np.ndarray | None, *, seed: int
 ) -> Int64[np.ndarray, "n_steps b"]:
     n_epochs = math.ceil(n_steps / steps_per_epoch(n, batch_size))
+    rng = np.random.default_rng(seed)
     epochs = [shuffled_batches(n, batch_size, rng) for _ in range(n_epochs)]
+    if sampling_weights is not None:
+        # Drawn by a generator of its own: equal weights leave the batches as they are.
+        draws = np.random.default_rng((seed, 1))
+        epochs = [drawn_pairs(sampling_weights, draws)[places] for places in epochs]
     batches: np.ndarray = np.concatenate(epochs)[:n_steps]
     return batches
+
+
+def drawn_pairs(
+    weights: Float[np.ndarray, " n"], rng: np.random.Generator
+) -> Int64[np.ndarray, " n"]:
+    """The n pairs of one epoch, sorted, each expected in proportion to its weight.
+
+    Systematic resampling (Kitagawa 1996), in a new order of the pairs every time, so that no two
+    of them always exclude each other. A pair that comes twice into a batch is there a negative of
+    itself.
+    """
+    order = rng.permutation(len(weights))
+    counts = np.empty(len(weights), dtype=np.int64)
+    counts[order] = systematic_counts(weights[order], float(rng.random()))
+    return np.repeat(np.arange(len(weights)), counts)
+
+
+def systematic_counts(weights: Float[np.ndarray, " n"], offset: float) -> Int64[np.ndarray, " n"]:
+    """How often each pair is drawn, n times in all: n w_i / sum w, rounded up or down.
+
+    The weights are laid end to end on a line of length n; a pair is drawn once for every point
+    1 - offset, 2 - offset, ..., n - offset on its piece.
+
+    Args:
+        weights: >= 0, not all zero.
+        offset: in [0, 1); uniformly random, it makes the expected counts exact.
+    """
+    n = len(weights)
+    ends = np.cumsum(weights)
+    ends = n * (ends / ends[-1])
+    # The last end is n exactly; adding the offset may round up to n + 1.
+    reached = np.minimum(np.floor(ends + offset), n).astype(np.int64)
+    return np.diff(reached, prepend=0)
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -98,6 +98,7 @@ BESIDE: dict[str, Any] = {  # a value to the right of what it belongs to
 DPI = 150
 MAX_LABELLED = 30  # more clusters than this are drawn without labels, their extremes beside
 N_EXTREMES = 10
+N_VALUE_BINS = 40
 LABEL_WIDTH = 44  # characters
 MARKERS_A_LINE = 5  # of a loss curve
 COMMON_RANGE = 3.0  # both axes take their common range if this many times the smaller holds it
@@ -501,8 +502,11 @@ def cluster_categorization(categorization: Sequence[Mapping[str, Any]]) -> Figur
     }
     sizes = np.array([c["size"] for c in categorization])
     kept = np.array([c["pairs_kept"] for c in categorization])
-    title = f"{kept.sum():,} of {sizes.sum():,} training pairs kept, by their cluster's influence"
-    note = "Solid: kept, hatched: dropped. Right: one dot a cluster, its area the cluster's pairs."
+    title = f"{kept.sum():,} of {sizes.sum():,} training pairs kept, by their cluster's category"
+    note = (
+        "Solid: kept, hatched: dropped. Right: one dot a cluster, its area the cluster's pairs. "
+        "Categories speak of leaving whole clusters out; pairs are dropped by their own values."
+    )
     figure = _new_figure(11.0, 3.9, title, note)
     bars, dots = figure.subplots(1, 2, width_ratios=[1.1, 1])
     _style(bars, "Pairs by category", x="pairs")
@@ -535,6 +539,110 @@ def _category_dots(
     axes.scatter(influence, heights, areas, c=colors, alpha=0.65, linewidth=0)
     axes.axvline(0, color=INK, linewidth=1)
     _category_legend(axes, np.array([c["category"] for c in categorization]))
+
+
+def cells(
+    values: Float[np.ndarray, " n"],
+    kept: Bool[np.ndarray, " n"],
+    faulty: Bool[np.ndarray, " n"] | None,
+    kinds: Sequence[Mapping[str, Any]],
+) -> Figure:
+    """Which pairs are thrown away: their values, and what is kept of each kind of pair.
+
+    Args:
+        values: what decides, in standard deviations.
+        kept: which pairs stay.
+        faulty: which are known to be faulty, where faults are known.
+        kinds: `agreement`, `near_copies`, `pairs`, `kept` and the mean `influence` of each kind.
+    """
+    n_dropped = len(kept) - int(kept.sum())
+    title = f"{n_dropped:,} of {len(kept):,} training pairs are thrown away, by their value"
+    note = (
+        "Value: influence plus image-text agreement less near copies, in standard deviations. Near "
+        "copies: the set has a copy of the image with a better caption. "
+    )
+    with_influence = all(kind["influence"] is not None for kind in kinds)
+    if with_influence:
+        note += (
+            "Influence: without such a pair the validation loss changes by this many percent over "
+            "the number of pairs; negative hurts."
+        )
+    figure = _new_figure(12.0, max(4.2, 2.0 + 0.3 * len(kinds)), title, note)
+    ratios = [1.3, 1, 0.8] if with_influence else [1.3, 1]
+    histogram, shares, *rest = figure.subplots(1, len(ratios), width_ratios=ratios)
+    _value_histogram(histogram, values, kept, faulty)
+    _kept_of_kinds(shares, kinds)
+    for axes in rest:
+        _influence_of_kinds(axes, [float(kind["influence"]) for kind in kinds])
+    return figure
+
+
+def _kept_of_kinds(axes: Axes, kinds: Sequence[Mapping[str, Any]]) -> None:
+    _style(axes, "Kept, by image-text agreement", x="pairs kept (%)")
+    labels = [
+        kind["agreement"].removesuffix(" of agreement")
+        + (", near copies" if kind["near_copies"] else "")
+        for kind in kinds
+    ]
+    _label_kinds(axes, [plain(label, LABEL_WIDTH) for label in labels])
+    for row, kind in enumerate(kinds):
+        percent = 100 * kind["kept"] / kind["pairs"]
+        axes.barh(row, 100, 0.72, color=PALE)
+        axes.barh(row, percent, 0.72, color=LINE_COLORS[INFLUENCESPACE])
+        axes.annotate(f"{kind['kept']:,} of {kind['pairs']:,}", (100, row), **BESIDE)
+    axes.set_xlim(0, 160)
+    axes.set_xticks([0, 50, 100])
+
+
+def _influence_of_kinds(axes: Axes, means: Sequence[float]) -> None:
+    _style(axes, "Mean influence of a pair", x="% of the validation loss / n")
+    _label_kinds(axes, [""] * len(means))
+    colors = [CATEGORY_COLORS["beneficial" if mean > 0 else "harmful"] for mean in means]
+    axes.barh(range(len(means)), means, 0.72, color=colors)
+    axes.axvline(0, color=INK, linewidth=1)
+    for row, mean in enumerate(means):
+        text = f"{mean:+,.0f}".replace("-", "−")
+        axes.annotate(text, (max(mean, 0.0), row), **BESIDE)
+    low, high = min(0.0, *means), max(0.0, *means)
+    reach = (high - low) or 1.0
+    axes.set_xlim(low - 0.05 * reach, high + 0.3 * reach)
+    axes.locator_params(axis="x", nbins=5)
+
+
+def _label_kinds(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+
+
+def _value_histogram(
+    axes: Axes,
+    values: Float[np.ndarray, " n"],
+    kept: Bool[np.ndarray, " n"],
+    faulty: Bool[np.ndarray, " n"] | None,
+) -> None:
+    """Values of kept and dropped pairs, one upon the other, and those of faulty ones as a line."""
+    edges = np.histogram_bin_edges(values, N_VALUE_BINS)
+    groups = {
+        "kept": (values[kept], LINE_COLORS[INFLUENCESPACE]),
+        "dropped": (values[~kept], MUTED),
+    }
+    axes.hist(
+        [group for group, _ in groups.values()],
+        edges.tolist(),
+        stacked=True,
+        color=[color for _, color in groups.values()],
+        label=[f"{name} ({len(group):,})" for name, (group, _) in groups.items()],
+    )
+    if faulty is not None:
+        color, label = CATEGORY_COLORS["harmful"], f"known faults ({int(faulty.sum()):,})"
+        heights, _ = np.histogram(values[faulty], edges)
+        axes.stairs(heights, edges, color=color, linewidth=1.8, label=label)
+    _style(axes, "Values of the pairs", x="value (standard deviations)", y="pairs", grid="y")
+    axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, loc="upper left", handlelength=1.2)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.yaxis.set_major_formatter("{x:,g}")
 
 
 def effective_size(sample_weights: Float[np.ndarray, " m"]) -> float:

@@ -76,7 +76,7 @@ ONE: dict[str, Any] = {"influence_seeds": 1}
 ALONE: dict[str, Any] = {"influence_checkpoints": 1, "removal_folds": 0}
 STEP: dict[str, Any] = {"estimator": "step", **ONE}
 SAMPLED: dict[str, Any] = {"estimator": "first_order", **ONE}
-EVERY_PAIR: dict[str, Any] = {**SAMPLED, "influence_budget": 1.0, "samples_per_cluster": 10**6}
+EVERY_PAIR: dict[str, Any] = {**SAMPLED, "samples_per_cluster": 10**6}
 # What each part is worth: settings of `InfluenceConfig` beside its defaults. `step` and
 # `first order` have one reference model unless they say otherwise.
 ABLATION: dict[str, dict[str, Any]] = {

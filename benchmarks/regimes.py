@@ -93,6 +93,8 @@ from train_eval import (  # noqa: E402
     retrieval_ranks,
 )
 from training import (  # noqa: E402
+    LOSS,
+    SAMPLE,
     Training,
     TrainingConfig,
     steps_per_epoch,
@@ -177,6 +179,7 @@ class Chosen(NamedTuple):
     seconds: float
     pairs_evaluated: int  # whose influence was computed
     validation_loss_estimate: float | None = None  # after training on it, as the method foresees
+    weighting: str = LOSS  # how the weights reach training
 
 
 class Method(NamedTuple):
@@ -242,18 +245,23 @@ def scaled(regime: Regime) -> tuple[FeatureScaling, PairTensors, PairTensors]:
     )
 
 
-def make_problem(regime: Regime, seed: int, test: TestSet) -> Problem:
-    """Cluster the pairs with the defaults and scale their features."""
+def clustered(regime: Regime, seed: int, n_clusters: int) -> tuple[ClusterAssignment, float]:
+    """The clusters of a regime's pairs, and the seconds they took."""
     started = time.perf_counter()
     clusters = cluster_embeddings(
         both_embeddings(regime),
         regime.clip_scores,
         regime.captions,
-        ClusteringConfig(),
+        ClusteringConfig(n_clusters=n_clusters),
         rng=stage_rng(seed, "clustering"),
         image_features=regime.image_features,
     )
-    seconds = time.perf_counter() - started
+    return clusters, time.perf_counter() - started
+
+
+def make_problem(regime: Regime, seed: int, test: TestSet) -> Problem:
+    """Cluster the pairs with the defaults and scale their features."""
+    clusters, seconds = clustered(regime, seed, ClusteringConfig().n_clusters)
     scaling, pairs, validation = scaled(regime)
     batches = shuffled_batches(
         len(validation.images), TRAINING.batch_size, stage_rng(seed, "validation")
@@ -336,15 +344,18 @@ class Variant(NamedTuple):
 
     cells: Mapping[str, Any] = MappingProxyType({})  # of `CellInfluenceConfig`
     curation: Mapping[str, Any] = MappingProxyType({})  # of `CurationConfig`
-    budget: float = InfluenceConfig().influence_budget
-    rounds: int = InfluenceConfig().rounds
+    rounds: int = CellInfluenceConfig().rounds
     equal_weights: bool = False
+    weighting: str = LOSS
+    n_clusters: int = ClusteringConfig().n_clusters
 
 
 def influencespace(variant: Variant) -> Callable[[Problem, float, int], Chosen]:
     """InfluenceSpace, with the defaults or others."""
 
     def choose(problem: Problem, keep: float, _: int) -> Chosen:
+        if variant.n_clusters != ClusteringConfig().n_clusters:
+            problem = with_clusters(problem, variant.n_clusters)
         curated, estimate, seconds = curate_with_influencespace(problem, keep, variant)
         n = len(problem.regime.faults)
         dropped = np.ones(n)
@@ -356,6 +367,7 @@ def influencespace(variant: Variant) -> Callable[[Problem, float, int], Chosen]:
             problem.clustering_seconds + seconds,
             int(estimate.pair_influence_evaluated.sum()),
             estimate.validation_loss + foreseen,
+            variant.weighting,
         )
 
     return choose
@@ -369,13 +381,13 @@ def curate_with_influencespace(
     started = time.perf_counter()
     config = CurationConfig(**{"target_size_ratio": keep, **variant.curation})
     if variant.rounds == 1:
-        pair_influence, pair_seconds = pair_influence_of(problem, variant)
+        pair_influence, pair_seconds = pair_influence_of(problem, variant.cells)
         curated = curate(choosing(problem, scores, pair_influence), config)
         return curated, pair_influence, seconds + pair_seconds + time.perf_counter() - started
     estimate, kept = None, None
     rng = stage_rng(problem.seed, "pair_influence")
     for _ in range(variant.rounds):
-        estimate = estimate_pairs(problem, variant, rng, kept=kept, previous=estimate)
+        estimate = estimate_pairs(problem, variant.cells, rng, kept=kept, previous=estimate)
         curated = curate(choosing(problem, scores, estimate), config)
         kept = curated.training_weights(len(problem.regime.faults)) > 0
     assert estimate is not None, "there is a round"
@@ -384,7 +396,7 @@ def curate_with_influencespace(
 
 def estimate_pairs(
     problem: Problem,
-    variant: Variant,
+    settings: Mapping[str, Any],
     rng: np.random.Generator,
     kept: np.ndarray | None = None,
     previous: PairInfluence | None = None,
@@ -393,9 +405,8 @@ def estimate_pairs(
     return estimate_pair_influence(
         known_pairs(problem),
         problem.validation,
-        CellInfluenceConfig(**variant.cells),
+        CellInfluenceConfig(**settings),
         TRAINING,
-        budget=variant.budget,
         max_steps=InfluenceConfig().max_reference_steps,
         rng=rng,
         kept=kept,
@@ -447,40 +458,57 @@ def choosing(
         ),
         groups=groups_of(problem.regime),
         clusters=clusters.clusters,
+        agreement=pair_influence.agreement,
     )
 
 
 ABLATION = {
-    "every_pair_evaluated": Variant(budget=1.0),
-    "budget_0.03": Variant(budget=0.03),
+    "every_pair_evaluated": Variant(cells={"influence_budget": 1.0}),
+    "budget_0.03": Variant(cells={"influence_budget": 0.03}),
     "one_repeat": Variant(cells={"held_out_repeats": 1}),
     "topics_ignored": Variant(cells={"ignore_topics": True}),
     "cells_kept_whole": Variant(cells={"keep_cells_whole": True}),
     "influence_alone": Variant(curation={"agreement_weight": 0.0}),
+    "agreement_half": Variant(curation={"agreement_weight": 0.5}),
     "copies_free": Variant(curation={"copy_price": 0.0}),
     "equal_weights": Variant(equal_weights=True),
+    "weights_drawn": Variant(weighting=SAMPLE),
+    "no_raising": Variant(curation={"max_weight": 1.0}),
+    "20_clusters": Variant(n_clusters=20),
+    "400_clusters": Variant(n_clusters=400),
     "two_rounds": Variant(rounds=2),
 }
 
 
 @remembered
-def pair_influence_of(problem: Problem, variant: Variant) -> tuple[PairInfluence, float]:
-    """The estimate of one variant, one for all shares kept."""
+def pair_influence_of(problem: Problem, settings: Mapping[str, Any]) -> tuple[PairInfluence, float]:
+    """The estimate with these settings, one for all shares kept, and its seconds."""
     started = time.perf_counter()
     rng = stage_rng(problem.seed, "pair_influence")
-    return estimate_pairs(problem, variant, rng), time.perf_counter() - started
+    return estimate_pairs(problem, settings, rng), time.perf_counter() - started
+
+
+@remembered
+def with_clusters(problem: Problem, n_clusters: int) -> Problem:
+    """The same pairs in another number of clusters."""
+    clusters, seconds = clustered(problem.regime, problem.seed, n_clusters)
+    return problem._replace(clusters=clusters, clustering_seconds=seconds)
 
 
 @remembered
 def influence_of(problem: Problem) -> tuple[InfluenceResult, float]:
-    """The clusters' scores with the defaults, one for all shares kept, and their seconds."""
+    """The clusters' scores, one for all shares kept, and their seconds.
+
+    They decide only which clusters may be wiped out and raised: one reference model and five
+    folds are enough.
+    """
     started = time.perf_counter()
     result = estimate_influence(
         problem.pairs,
         problem.validation,
         problem.clusters.cluster_assignments,
         [c["terms"] for c in problem.clusters.clusters],
-        InfluenceConfig(),
+        InfluenceConfig(influence_seeds=1, removal_folds=5),
         TRAINING,
         rng=stage_rng(problem.seed, "influence"),
     )
@@ -490,7 +518,7 @@ def influence_of(problem: Problem) -> tuple[InfluenceResult, float]:
 METHODS: dict[str, Method] = {
     FULL: Method(full),
     ORACLE: Method(oracle),
-    INFLUENCESPACE: Method(influencespace(Variant()), version="2"),
+    INFLUENCESPACE: Method(influencespace(Variant()), version="3"),
     **{name: Method(baseline(name)) for name in BASELINES},
     **{
         name: Method(influencespace(variant), is_default=False)
@@ -535,9 +563,10 @@ def rows_of(unit: Unit, problem: Problem) -> Iterator[dict[str, Any]]:
         rows, weights = chosen.rows, chosen.weights
         same_epochs = job.comparison == SAME_EPOCHS
         n_steps = training_steps(len(rows)) if same_epochs else full_steps(problem)
-        key = (rows.tobytes(), b"" if weights is None else weights.tobytes(), n_steps)
+        given = b"" if weights is None else chosen.weighting.encode() + weights.tobytes()
+        key = (rows.tobytes(), given, n_steps)
         if key not in seen:
-            seen[key] = measured(problem, rows, weights, n_steps)
+            seen[key] = measured(problem, chosen, n_steps)
         yield {
             "regime": unit.regime,
             "keep": job.keep,
@@ -555,17 +584,16 @@ def rows_of(unit: Unit, problem: Problem) -> Iterator[dict[str, Any]]:
         }
 
 
-def measured(
-    problem: Problem, rows: np.ndarray, weights: np.ndarray | None, n_steps: int
-) -> dict[str, float]:
+def measured(problem: Problem, chosen: Chosen, n_steps: int) -> dict[str, float]:
     """Train on these pairs and measure the model on the validation pairs and the test images."""
     started = time.perf_counter()
     parameters, _ = train(
-        problem.pairs.take(torch.from_numpy(rows)),
+        problem.pairs.take(torch.from_numpy(chosen.rows)),
         TRAINING,
         n_steps=n_steps,
         seed=int(stage_rng(problem.seed, "training").integers(2**31)),
-        sample_weights=weights,
+        sample_weights=chosen.weights,
+        weighting=chosen.weighting,
     )
     seconds = time.perf_counter() - started
     test = problem.test

@@ -14,7 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import agreement
 import baselines
+from agreement import fit_log_scale
 from baselines import (
     BASELINES,
     NEED_CLUSTERS,
@@ -25,7 +27,6 @@ from baselines import (
     center_distances,
     density_pruning,
     equal_shares,
-    fit_log_scale,
     gradient_similarity,
     highest,
     individual_influence,
@@ -344,7 +345,7 @@ def test_distances_to_the_nearest_centers(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_agreement_less_that_with_others_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "fit_log_scale", lambda *_, **__: torch.tensor(math.log(10)))
+    monkeypatch.setattr(agreement, "fit_log_scale", lambda *_, **__: torch.tensor(math.log(10)))
     images = np.eye(4, dtype=np.float32)[:3]
     texts = np.zeros((3, 4), dtype=np.float32)
     texts[0, :3] = 1 / math.sqrt(3)  # suits every image
@@ -369,9 +370,9 @@ def test_agreement_less_that_with_others_by_hand(monkeypatch: pytest.MonkeyPatch
 
 
 def test_normalisation_over_random_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "NORMALISATION_BATCH", 4)
-    monkeypatch.setattr(baselines, "N_NORMALISATIONS", 3)
-    monkeypatch.setattr(baselines, "fit_log_scale", lambda *_, **__: torch.tensor(math.log(5)))
+    monkeypatch.setattr(agreement, "NORMALISATION_BATCH", 4)
+    monkeypatch.setattr(agreement, "N_NORMALISATIONS", 3)
+    monkeypatch.setattr(agreement, "fit_log_scale", lambda *_, **__: torch.tensor(math.log(5)))
     inputs = inputs_for(10)
     logits = 5 * inputs.image_embeddings.astype(float) @ inputs.text_embeddings.T
     rng = np.random.default_rng(2)

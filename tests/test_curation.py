@@ -1,12 +1,14 @@
-"""Categories, the exact programme against a generic solver, budgets, and which pairs are kept."""
+"""The exact programme against a generic solver, what is kept and raised, and what people read."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, minimize
@@ -16,60 +18,140 @@ from curation import (
     HARMFUL,
     NEUTRAL,
     CurationConfig,
+    CurationInputs,
     CurationResult,
     categorize,
-    cluster_values,
+    categorize_cells,
     curate,
     curated_size,
+    default_rho,
     drop_examples,
     faults_dropped,
-    select_rows,
-    shrunken_gains,
+    group_retention,
+    pair_values,
+    protected_rows,
+    representation,
     solve_weights,
 )
 from settings import InputError
 
+Z95 = 1.6448536  # the normal distribution's 95th percentile, from a table
 
-def run(
-    scores: np.ndarray,
-    sizes: np.ndarray,
-    ratio: float,
+
+def inputs_of(
+    influence: Any,
+    clusters: Any,
     *,
-    stderr: np.ndarray | None = None,
-    seed: int = 0,
-    **settings: Any,
-) -> tuple[CurationResult, np.ndarray]:
-    """The curated set of shuffled clusters of these sizes, and the pairs' clusters."""
-    rng = np.random.default_rng(seed)
-    clusters = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    result = curate(
-        scores,
-        np.zeros(len(sizes)) if stderr is None else stderr,
-        clusters,
-        rng.permutation(len(clusters)) / len(clusters),
-        10 * np.arange(len(clusters)) + 3,
-        [{"terms": [f"term{k}"]} for k in range(len(sizes))],
-        CurationConfig(target_size_ratio=ratio, **settings),
+    cells: Any = None,
+    clip_scores: Any = None,
+    copies: Any = None,
+    cell_stderr: Any = None,
+    scores: Any = None,
+    stderr: Any = None,
+    represented: Any = None,
+    groups: Mapping[str, np.ndarray] | None = None,
+) -> CurationInputs:
+    """Cells are clusters, all else is equal and certain, unless it is given."""
+    influence, clusters = np.array(influence, dtype=np.float64), np.array(clusters)
+    cells = clusters if cells is None else np.array(cells)
+    n, n_clusters, n_cells = len(clusters), int(clusters.max()) + 1, int(cells.max()) + 1
+    if scores is None:  # share of a validation loss of two nats
+        scores = np.bincount(clusters, influence) / n / 2
+    return CurationInputs(
+        indices=10 * np.arange(n) + 3,
+        cluster_assignments=clusters,
+        cell_assignments=cells,
+        clip_scores=np.full(n, 0.25) if clip_scores is None else np.array(clip_scores),
+        better_copies=np.zeros(n, dtype=np.int64) if copies is None else np.array(copies),
+        pair_influence=influence,
+        cell_influence_stderr=np.zeros(n_cells) if cell_stderr is None else np.array(cell_stderr),
+        validation_loss=2.0,
+        influence_scores=np.array(scores, dtype=np.float64),
+        influence_stderr=np.zeros(n_clusters) if stderr is None else np.array(stderr),
+        represented=np.ones(n_clusters)
+        if represented is None
+        else np.array(represented, dtype=np.float64),
+        groups={} if groups is None else groups,
+        clusters=[{"terms": [f"term{k}", "b", "c", "d"]} for k in range(n_clusters)],
     )
-    return result, clusters
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of two to eight clusters and their sizes."""
-    n_clusters = draw(st.integers(2, 8))
-    sizes = draw(st.lists(st.integers(1, 30), min_size=n_clusters, max_size=n_clusters))
-    influence = st.floats(-0.05, 0.05).map(lambda x: round(x, 5))
-    scores = draw(st.lists(influence, min_size=n_clusters, max_size=n_clusters))
-    return np.array(scores), np.array(sizes)
+def problems(draw: st.DrawFn) -> dict[str, Any]:
+    """What `inputs_of` takes: up to forty pairs in up to five clusters of up to three cells each.
+
+    Many values are equal.
+    """
+    pairs = draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, 4),  # cluster
+                st.integers(0, 2),  # cell within it
+                st.integers(-4, 4),  # influence
+                st.integers(0, 5),  # CLIP score
+                st.sampled_from([0, 0, 0, 1, 3]),  # better copies
+                st.booleans(),  # of a demographic group
+            ),
+            min_size=1,
+            max_size=40,
+        )
+    )
+    table = np.array(pairs, dtype=np.int64)
+    clusters = np.unique(table[:, 0], return_inverse=True)[1].reshape(-1)
+    cells = np.unique(table[:, :2], axis=0, return_inverse=True)[1].reshape(-1)
+    n_clusters, n_cells = int(clusters.max()) + 1, int(cells.max()) + 1
+
+    def one_each(values: list[float], n: int) -> list[float]:
+        return draw(st.lists(st.sampled_from(values), min_size=n, max_size=n))
+
+    return {
+        "influence": table[:, 2],
+        "clusters": clusters,
+        "cells": cells,
+        "clip_scores": table[:, 3] / 20,
+        "copies": table[:, 4],
+        "cell_stderr": one_each([0.0, 0.3, 2.0], n_cells),
+        "scores": one_each([-0.05, -0.0005, 0.0, 0.03], n_clusters),
+        "stderr": one_each([0.0, 0.02], n_clusters),
+        "represented": one_each([0.3, 1.0, 1.8, 9.0], n_clusters),
+        "groups": {"women": table[:, 5] > 0, "nobody": np.zeros(len(table), dtype=bool)},
+    }
 
 
-def gains_of(scores: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The gains of clusters of known influence: centred, one standard deviation over pairs."""
-    return shrunken_gains(scores * sizes.sum() / sizes, np.zeros(len(sizes)), sizes)
+RATIOS = st.floats(0.01, 1)
+property_test = hypothesis_settings(deadline=None, derandomize=True, max_examples=60)
 
 
-# --- Categories -------------------------------------------------------------------------------
+# --- Settings and categories ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.01, 0.01), (0.02, 0.01), (-0.001, -0.5)])
+def test_contradictory_thresholds_are_an_input_error(low: float, high: float) -> None:
+    with pytest.raises(
+        InputError,
+        match=rf"--harmful_threshold \({low:g}\) must be below --beneficial_threshold \({high:g}\)",
+    ):
+        CurationConfig(harmful_threshold=low, beneficial_threshold=high)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "rule"),
+    [
+        ("target_size_ratio", 0.0, "> 0"),
+        ("target_size_ratio", 1.1, "<= 1"),
+        ("confidence", 0.4, ">= 0.5"),
+        ("confidence", 1.0, "< 1"),
+        ("max_weight", 0.5, ">= 1"),
+        ("agreement_weight", -0.1, ">= 0"),
+        ("copy_price", -1.0, ">= 0"),
+        ("rho", 0.0, "> 0"),
+        ("min_group_retention", -0.1, ">= 0"),
+        ("min_group_retention", 1.1, "<= 1"),
+    ],
+)
+def test_wrong_settings_are_input_errors(setting: str, value: float, rule: str) -> None:
+    with pytest.raises(InputError, match=f"--{setting} must be {rule}; got {value:g}"):
+        CurationConfig(**{setting: value})
 
 
 def test_categories_by_threshold() -> None:
@@ -92,53 +174,34 @@ def test_categories_by_threshold() -> None:
 def test_a_sign_must_be_certain_enough(confidence: float, certain: bool) -> None:
     # 1.70 standard errors: one-sided, a normal is below them with a probability of 0.955.
     config = CurationConfig(confidence=confidence)
-    categories = categorize(np.array([-0.17, 0.17]), np.array([0.1, 0.1]), config)
+    influence, stderr = np.array([-0.17, 0.17]), np.array([0.1, 0.1])
     expected = [HARMFUL, BENEFICIAL] if certain else [NEUTRAL, NEUTRAL]
-    assert categories.tolist() == expected
+    assert categorize(influence, stderr, config).tolist() == expected
+    assert categorize_cells(influence, stderr, config).tolist() == expected
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.01, 0.01), (0.02, 0.01), (-0.001, -0.5)])
-def test_contradictory_thresholds_are_an_input_error(low: float, high: float) -> None:
-    with pytest.raises(
-        InputError,
-        match=rf"--harmful_threshold \({low:g}\) must be below --beneficial_threshold \({high:g}\)",
-    ):
-        CurationConfig(harmful_threshold=low, beneficial_threshold=high)
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "rule"),
-    [
-        ("target_size_ratio", 0.0, "> 0"),
-        ("target_size_ratio", 1.1, "<= 1"),
-        ("confidence", 0.4, ">= 0.5"),
-        ("confidence", 1.0, "< 1"),
-        ("max_weight", 0.5, ">= 1"),
-    ],
-)
-def test_wrong_settings_are_input_errors(setting: str, value: float, rule: str) -> None:
-    with pytest.raises(InputError, match=f"--{setting} must be {rule}; got {value:g}"):
-        CurationConfig(**{setting: value})
+def test_a_cell_needs_a_certain_sign_and_no_threshold() -> None:
+    config = CurationConfig(harmful_threshold=-10.0, beneficial_threshold=10.0)
+    influence, stderr = np.array([-1e-6, 0.0, 1e-6, 1e-6]), np.array([0.0, 0.0, 0.0, 1.0])
+    categories = categorize_cells(influence, stderr, config)
+    assert categories.tolist() == [HARMFUL, NEUTRAL, BENEFICIAL, NEUTRAL]
 
 
 # --- The programme ----------------------------------------------------------------------------
 
 
-def generic_solution(
-    gains: np.ndarray, sizes: np.ndarray, caps: np.ndarray, total: float
-) -> np.ndarray:
-    """The programme by SciPy's SLSQP: sum_c n_c w_c = total, 0 <= w_c <= cap_c."""
-    share = sizes / sizes.sum()
+def generic_solution(gains: np.ndarray, caps: np.ndarray, total: float) -> np.ndarray:
+    """The programme by SciPy's SLSQP: sum_i w_i = total, 0 <= w_i <= cap_i."""
 
     def objective(w: np.ndarray) -> tuple[float, np.ndarray]:
-        return float(share @ ((w - 1) ** 2 / 2 - w * gains)), share * (w - 1 - gains)
+        return float(((w - 1) ** 2 / 2 - w * gains).sum()), w - 1 - gains
 
     result = minimize(
         objective,
-        np.minimum(caps, 1) * total / (sizes @ np.minimum(caps, 1)),
+        np.minimum(caps, 1) * total / caps.clip(max=1).sum(),
         jac=True,
         bounds=Bounds(np.zeros(len(caps)), caps),
-        constraints=LinearConstraint(share, total / sizes.sum(), total / sizes.sum()),
+        constraints=LinearConstraint(np.ones(len(caps)), total, total),
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 500},
     )
@@ -146,47 +209,40 @@ def generic_solution(
     return np.asarray(result.x)
 
 
-def random_programme(seed: int) -> tuple[np.random.Generator, np.ndarray, np.ndarray, np.ndarray]:
-    """Gains, sizes and caps; unpriced, the first cluster stays whole and the second goes."""
+def random_programme(seed: int) -> tuple[np.random.Generator, np.ndarray, np.ndarray]:
+    """Gains and caps of 3 to 12 pairs; at no price the first stays whole and the second goes."""
     rng = np.random.default_rng(seed)
-    n_clusters = int(rng.integers(2, 9))
-    sizes = rng.integers(2, 40, size=n_clusters)
-    gains = rng.normal(size=n_clusters)
-    caps = rng.choice([0.0, 1.0, 1.0, 3.0], size=n_clusters)
-    gains[:2], caps[:2] = [0.0, -1.5], 1.0
-    return rng, gains, sizes, caps
-
-
-def unpriced_size(gains: np.ndarray, sizes: np.ndarray, caps: np.ndarray) -> float:
-    """How many pairs the programme keeps at a price of zero: with fewer the price is positive."""
-    return float(sizes @ np.clip(1 + gains, 0, np.minimum(caps, 1)))
+    n = int(rng.integers(3, 13))
+    gains, caps = rng.normal(size=n), rng.choice([1.0, 1.0, 1.3, 3.0], size=n)
+    gains[:3] = [0.3, -1.5, 1.6]
+    return rng, gains, caps
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_weights_solve_the_programme_exactly(seed: int) -> None:
-    rng, gains, sizes, caps = random_programme(seed)
-    target = int(rng.integers(1, int(unpriced_size(gains, sizes, caps)) + 1))
-    weights = solve_weights(gains, sizes, caps, target)
-    assert np.all(weights >= 0)
-    assert np.all(weights <= caps)
+    rng, gains, caps = random_programme(seed)
+    at_no_price = float(np.clip(1 + gains, 0, 1).sum())
+    target = int(rng.integers(1, int(at_no_price) + 1))
+    weights = solve_weights(gains, caps, target)
+    assert np.all((weights >= 0) & (weights <= caps))
     # Pairs cannot be kept more than whole: the budget counts no weight above one. Root to 1e-12.
-    assert sizes @ np.minimum(weights, 1) == pytest.approx(target, abs=1e-8)
+    assert np.minimum(weights, 1).sum() == pytest.approx(target, abs=1e-9)
     # With the total weight that goes with it, the plain programme has the same solution.
-    expected = generic_solution(gains, sizes, caps, float(sizes @ weights))
+    expected = generic_solution(gains, caps, float(weights.sum()))
     # SLSQP stops at 1e-14 of the objective, so about its root in the weights.
     np.testing.assert_allclose(weights, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_weights_at_a_negative_price(seed: int) -> None:
-    rng, gains, sizes, caps = random_programme(seed)
-    fewest, most = unpriced_size(gains, sizes, caps), int(sizes[caps > 0].sum())
-    target = int(rng.integers(int(np.ceil(fewest)), most))
-    weights = solve_weights(gains, sizes, caps, target)
+    rng, gains, caps = random_programme(seed)
+    at_no_price = float(np.clip(1 + gains, 0, 1).sum())
+    target = int(rng.integers(int(np.ceil(at_no_price)), len(gains) + 1))
+    weights = solve_weights(gains, caps, target)
     shares = np.minimum(weights, 1)
-    assert sizes @ shares == pytest.approx(target, abs=1e-8)
+    assert shares.sum() == pytest.approx(target, abs=1e-9)
     # What is kept solves the programme with no weight above one; tolerances as above.
-    expected = generic_solution(gains, sizes, np.minimum(caps, 1), target)
+    expected = generic_solution(gains, np.ones(len(gains)), target)
     np.testing.assert_allclose(shares, expected, atol=1e-6)
     # What is raised is what it would be at no price at all.
     unpriced = np.clip(1 + gains, 0, caps)
@@ -196,395 +252,489 @@ def test_weights_at_a_negative_price(seed: int) -> None:
 
 
 def test_weights_by_hand() -> None:
-    # Price 0.5: weights 1 - 1 - 0.5 < 0, 1 + 0 - 0.5, 1 + 2 - 0.5 keep 0 + 10 + 10 pairs.
-    gains, sizes = np.array([-1.0, 0.0, 2.0]), np.array([10, 20, 10])
-    caps = np.array([1.0, 1.0, 5.0])
-    np.testing.assert_allclose(solve_weights(gains, sizes, caps, 20), [0, 0.5, 2.5], atol=1e-10)
-    # A cap cuts what is above it and does not move the price.
-    caps = np.array([1.0, 1.0, 2.0])
-    np.testing.assert_allclose(solve_weights(gains, sizes, caps, 20), [0, 0.5, 2.0], atol=1e-10)
+    # Price 0.25: (0.5 - 0.25) + (1 - 0.25) + 1 + 1 = 3.
+    gains = np.array([-0.5, 0.0, 0.5, 1.0])
+    for caps, expected in (
+        ([1, 1, 5, 5], [0.25, 0.75, 1.25, 1.75]),
+        ([1, 1, 1, 5], [0.25, 0.75, 1, 1.75]),  # a cap does not move the price
+        ([5, 5, 1.1, 1.5], [0.25, 0.75, 1.1, 1.5]),
+    ):
+        weights = solve_weights(gains, np.array(caps, dtype=np.float64), 3)
+        np.testing.assert_allclose(weights, expected, atol=1e-10)
+    # All four: the price falls to -0.5, below zero, and raises nothing.
+    np.testing.assert_allclose(solve_weights(gains, np.full(4, 5.0), 4), [1, 1, 1.5, 2])
 
 
-@pytest.mark.parametrize(
-    ("target", "lowest"),
-    [(40, 1.0), (39, 0.9), (32, 0.2)],  # prices -1.5, -1.4, -0.7
+def test_equal_pairs_are_kept_in_equal_shares() -> None:
+    np.testing.assert_allclose(solve_weights(np.zeros(8), np.full(8, 3.0), 2), 0.25, atol=1e-10)
+    assert solve_weights(np.zeros(1), np.ones(1), 1).tolist() == [1]
+
+
+@given(
+    gains=st.lists(st.floats(-5, 5), min_size=1, max_size=30),
+    cap=st.floats(1, 6),
+    data=st.data(),
 )
-def test_a_negative_price_raises_no_weight(target: int, lowest: float) -> None:
-    gains, sizes = np.array([-1.5, 0.25, 2.0]), np.array([10, 20, 10])
-    weights = solve_weights(gains, sizes, np.array([1.0, 5.0, 5.0]), target)
-    np.testing.assert_allclose(weights, [lowest, 1.25, 3], atol=1e-10)
+@property_test
+def test_weights_of_any_programme(gains: list[float], cap: float, data: st.DataObject) -> None:
+    g, n = np.array(gains), len(gains)
+    target = data.draw(st.integers(1, n))
+    weights = solve_weights(g, np.full(n, cap), target)
+    assert np.all((weights >= 0) & (weights <= cap))
+    assert np.minimum(weights, 1).sum() == pytest.approx(target, abs=1e-9)
+    # No pair of less gain weighs more, and what is raised is earned by the gain.
+    assert np.all(np.diff(weights[np.argsort(g)]) >= -1e-12)
+    assert np.all(weights <= np.maximum(1, 1 + g - min(g.min(), 0)) + 1e-9)
+    fewer = solve_weights(g, np.full(n, 1.0), max(1, target - 1))
+    assert np.all(fewer <= np.minimum(weights, 1) + 1e-9)
 
 
-@pytest.mark.parametrize("target", [30, 35, 40])
-def test_weights_where_the_pruned_cluster_had_to_go_or_must_be_retained(target: int) -> None:
-    # Price 0.25, from which on the second cluster would lose pairs: no jump where it starts to.
-    gains, sizes, caps = np.array([-1.5, 0.25, 2]), np.array([10, 20, 10]), np.array([0.0, 5, 5])
-    assert solve_weights(gains, sizes, caps, target).tolist() == [0, 1, 2.75]
-    # One pair fewer of the second cluster: price 0.25 + 1 / 20.
-    np.testing.assert_allclose(solve_weights(gains, sizes, caps, 29), [0, 0.95, 2.7], atol=1e-10)
+# --- Values, sharpness, representation --------------------------------------------------------
 
 
-def test_weights_where_every_cluster_is_pruned() -> None:
-    gains, sizes = np.array([-1.0, 0.5, 2.0]), np.array([10, 20, 10])
-    assert solve_weights(gains, sizes, np.zeros(3), 25).tolist() == [0, 0, 0]
+def test_values_by_hand() -> None:
+    config = CurationConfig(agreement_weight=0.5, copy_price=0.25)
+    influence = np.array([0.0, 4.0, 4.0, 8.0])  # deviation sqrt(8)
+    agreement = np.array([0.3, 0.1, 0.3, 0.1])  # deviation 0.1
+    values = pair_values(influence, agreement, np.array([0, 1, 2, 0]), config)
+    z = 4 / np.sqrt(8)
+    np.testing.assert_allclose(values, [-z + 0.5, -0.75, 0, z - 0.5], atol=1e-12)
 
 
-@given(problem=problems(), max_weight=st.floats(1, 6), data=st.data())
-@hypothesis_settings(deadline=None, derandomize=True)
-def test_no_weight_falls_as_the_target_grows(
-    problem: tuple[np.ndarray, np.ndarray], max_weight: float, data: st.DataObject
-) -> None:
-    scores, sizes = problem
-    gains, caps = gains_of(scores, sizes), np.full(len(sizes), max_weight)
-    target = data.draw(st.integers(1, int(sizes.sum())))
-    weights = solve_weights(gains, sizes, caps, target)
-    larger = solve_weights(gains, sizes, caps, min(target + 1, int(sizes.sum())))
-    assert np.all(larger >= weights - 1e-10)  # roots to 1e-12
-    # A weight above one is earned by the gain alone.
-    assert np.all(weights <= np.maximum(1, 1 + gains) + 1e-10)
+def test_values_are_free_of_units() -> None:
+    rng = np.random.default_rng(0)
+    influence, agreement, copies = rng.normal(size=9), rng.normal(size=9), np.arange(9) % 3
+    plain = pair_values(influence, agreement, copies, CurationConfig())
+    other = pair_values(1e-5 * influence + 3e-5, 40 * agreement - 7, copies, CurationConfig())
+    np.testing.assert_allclose(other, plain, atol=1e-9)
 
 
-@given(problem=problems(), max_weight=st.floats(1, 6))
-@hypothesis_settings(deadline=None, derandomize=True)
-def test_weights_do_not_jump_just_below_everything(
-    problem: tuple[np.ndarray, np.ndarray], max_weight: float
-) -> None:
-    scores, sizes = problem
-    gains, caps = gains_of(scores, sizes), np.full(len(sizes), max_weight)
-    n = int(sizes.sum())
-    whole, but_one = (solve_weights(gains, sizes, caps, target) for target in (n, n - 1))
-    np.testing.assert_allclose(whole, np.clip(1 + gains, 1, max_weight), rtol=1e-12)
-    # One pair fewer moves the price by at most the share of a pair in the cluster of least gain.
-    step = 1 / sizes[np.flatnonzero(gains == gains.min())].sum()
-    assert np.all(whole - but_one <= step + 1e-10)
+def test_what_does_not_vary_counts_nothing() -> None:
+    n, agreement = 5, np.array([1.0, 2, 3, 4, 5])
+    # Equal but for rounding: 0.1 * 3 / 3 need not be 0.1.
+    equal = np.array([0.1, 0.1 * 3 / 3, 0.1 * 7 / 7, 0.1, 0.1 * 49 / 49]) + 1e-17
+    values = pair_values(equal, agreement, np.zeros(n, dtype=np.int64), CurationConfig())
+    np.testing.assert_allclose(values, (agreement - 3) / np.sqrt(2), atol=1e-12)
+    alone = pair_values(np.ones(1), np.ones(1), np.array([2]), CurationConfig(copy_price=1.5))
+    assert alone.tolist() == [-3]
 
 
-def test_equal_clusters_are_kept_in_equal_shares() -> None:
-    sizes = np.array([10, 30])
-    weights = solve_weights(np.zeros(2), sizes, np.ones(2), 10)
-    np.testing.assert_allclose(weights, 0.25, atol=1e-10)
+def test_default_rho_is_one_over_the_mean_error_within_bounds() -> None:
+    assert default_rho(np.array([0.1, 0.4]), np.array([2, 1])) == pytest.approx(5)  # mean 0.2
+    assert default_rho(np.zeros(2), np.array([1, 1])) == 20
+    assert default_rho(np.full(2, 30.0), np.array([1, 1])) == 1
 
 
-def test_gains_by_hand() -> None:
-    influence, sizes = np.array([0.0, 1.0, 5.0]), np.array([2, 1, 1])
-    mean, variance = 1.5, (2 * 1.5**2 + 0.5**2 + 3.5**2) / 4
-    plain = (influence - mean) / np.sqrt(variance)
-    np.testing.assert_allclose(shrunken_gains(influence, np.zeros(3), sizes), plain, rtol=1e-14)
-    stderr = np.array([0.0, 1.0, 2.0])
-    between = variance - (1 + 4) / 4
-    shrunk = plain * [1, between / (between + 1), between / (between + 4)]
-    np.testing.assert_allclose(shrunken_gains(influence, stderr, sizes), shrunk, rtol=1e-14)
+def test_representation_by_hand() -> None:
+    # 100 training pairs, 50 held-out: 25, 20 and 5 expected; two deviations are 10, 8.9 and 4.5.
+    clusters, held_out = np.repeat([0, 1, 2], [50, 40, 10]), np.repeat([0, 1, 2], [14, 26, 10])
+    np.testing.assert_allclose(representation(clusters, held_out), [14 / 25, 1, 2])
+    held_out = np.repeat([0, 1], [15, 35])  # exactly two deviations, and none at all
+    np.testing.assert_allclose(representation(clusters, held_out), [1, 35 / 20, 0])
+    assert representation(clusters, held_out[:0]).tolist() == [1, 1, 1]
 
 
-def test_gains_vanish_where_clusters_differ_by_noise_alone() -> None:
-    influence, sizes = np.array([0.0, 1.0, 5.0]), np.array([2, 1, 1])
-    assert shrunken_gains(influence, np.full(3, 9.0), sizes).tolist() == [0, 0, 0]
-    assert shrunken_gains(np.ones(3), np.zeros(3), sizes).tolist() == [0, 0, 0]
-
-
-def test_gains_vanish_where_influences_are_equal_but_for_rounding() -> None:
-    sizes = np.array([3, 7, 11, 19])
-    influence = 0.1 * (sizes / 3) * (3 / sizes)
-    assert len(set(influence.tolist())) > 1
-    assert shrunken_gains(influence, np.zeros(4), sizes).tolist() == [0, 0, 0, 0]
-    # Relative to their size: the smallest of real differences still counts.
-    gains = shrunken_gains(1e-9 * np.array([1.0, 3.0]), np.zeros(2), np.array([4, 4]))
-    np.testing.assert_allclose(gains, [-1, 1], rtol=1e-12)
-    close = shrunken_gains(np.array([1 - 1e-6, 1 + 1e-6]), np.zeros(2), np.array([4, 4]))
-    np.testing.assert_allclose(close, [-1, 1], rtol=1e-9)  # 1e-6 less its rounding of 1e-16
-
-
-# --- Whole pairs ------------------------------------------------------------------------------
+# --- What is kept -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("n", "ratio", "size"),
-    [(10, 0.8, 8), (11, 0.8, 9), (3, 0.01, 1), (7, 1.0, 7), (1000, 0.333, 333)],
+    [(10, 0.8, 8), (11, 0.8, 9), (3, 0.01, 1), (7, 1.0, 7), (1000, 0.333, 333), (1, 0.1, 1)],
 )
 def test_the_curated_size(n: int, ratio: float, size: int) -> None:
     assert curated_size(n, ratio) == size
-    assert abs(size - ratio * n) <= 1
 
 
-def test_values_by_hand() -> None:
-    categories = np.array([NEUTRAL, HARMFUL, BENEFICIAL, HARMFUL, HARMFUL], dtype=object)
-    gains = np.array([-0.5, 0.1, 2.0, -0.9, -3.0])
-    influence = np.array([0.0, -0.2, 3.0, -0.1, -0.3])
-    # The lowest of the others is -0.5; from there two lower for each more harmful cluster.
-    values = cluster_values(gains, categories, influence)
-    assert values.tolist() == [-0.5, -4.5, 2.0, -2.5, -6.5]
-    assert gains.tolist() == [-0.5, 0.1, 2.0, -0.9, -3.0]  # its argument is left alone
-    every = np.full(5, HARMFUL, dtype=object)
-    assert cluster_values(gains, every, influence).tolist() == [-4, -8, -2, -6, -10]
-    none = np.full(5, NEUTRAL, dtype=object)
-    assert cluster_values(gains, none, influence).tolist() == gains.tolist()
+def quotas(inputs: CurationInputs) -> dict[int, int]:
+    """Pairs that each cluster may not fall below, from what the settings promise."""
+    promised = {}
+    for k in range(len(inputs.influence_scores)):
+        size = sum(c == k for c in inputs.cluster_assignments.tolist())
+        score, error = inputs.influence_scores[k], inputs.influence_stderr[k]
+        harm_is_certain = score < -0.001 and -score > Z95 * error
+        promised[k] = 0 if harm_is_certain else max(1, size // 20)
+    return promised
 
 
-def test_rows_by_hand() -> None:
-    clusters = np.array([0, 1, 0, 1, 0, 1, 1])
-    scores = np.array([0.1, 0.9, 0.5, 0.2, 0.3, 0.4, 0.7])
-    # Priorities, best score first: 0.5 - (1, 3, 5) / 6 and 0.25 - (1, 3, 5, 7) / 8.
-    values, order = np.array([0.5, 0.25]), [2, 1, 4, 6, 0, 5, 3]
-    for target in range(8):
-        assert select_rows(values, clusters, scores, target).tolist() == sorted(order[:target])
-    apart = np.array([0.0, 2.0])
-    assert select_rows(apart, clusters, scores, 5).tolist() == [1, 2, 3, 5, 6]
-    tied = np.zeros(7)
-    assert select_rows(apart, clusters, tied, 2).tolist() == [1, 3]
-
-
-@given(
-    values=st.lists(st.floats(-3, 3), min_size=1, max_size=5),
-    pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=40),
-)
-@hypothesis_settings(deadline=None, derandomize=True)
-def test_any_target_is_met_by_the_best_pairs_and_one_more(
-    values: list[float], pairs: list[tuple[int, int]]
+@given(problem=problems(), ratio=RATIOS, max_weight=st.floats(1, 6))
+@property_test
+def test_any_ratio_is_met_exactly_with_a_mean_weight_of_one(
+    problem: dict[str, Any], ratio: float, max_weight: float
 ) -> None:
-    # Tied scores and clusters without pairs included.
-    clusters = np.array([k % len(values) for k, _ in pairs])
-    scores = np.array([score for _, score in pairs], dtype=np.float64)
-    smaller: set[int] = set()
-    for target in range(1, len(pairs) + 1):
-        rows = select_rows(np.array(values), clusters, scores, target)
-        assert np.all(np.diff(rows) > 0)
-        assert len(rows) == target
-        assert smaller < set(rows.tolist())
-        smaller = set(rows.tolist())
-        dropped = np.setdiff1d(np.arange(len(pairs)), rows)
-        for k in set(clusters[dropped]) & set(clusters[rows]):
-            best_dropped = scores[dropped[clusters[dropped] == k]].max()
-            assert scores[rows[clusters[rows] == k]].min() >= best_dropped
-
-
-@given(problem=problems(), ratio=st.floats(0.01, 1), data=st.data())
-@hypothesis_settings(deadline=None, derandomize=True, max_examples=300)
-def test_pairs_kept_follow_the_shares_of_the_programme(
-    problem: tuple[np.ndarray, np.ndarray], ratio: float, data: st.DataObject
-) -> None:
-    scores, sizes = problem
-    harmful = np.array(data.draw(st.lists(st.booleans(), min_size=8, max_size=8)))[: len(sizes)]
-    target = curated_size(int(sizes.sum()), ratio)
-    assume(sizes[harmful].sum() <= sizes.sum() - target)
-    gains = gains_of(scores, sizes)
-    weights = solve_weights(gains, sizes, np.where(harmful, 0.0, 1.0), target)
-    values = cluster_values(gains, np.where(harmful, HARMFUL, NEUTRAL).astype(object), scores)
-    clusters = np.repeat(np.arange(len(sizes)), sizes)
-    rows = select_rows(values, clusters, np.linspace(0, 1, len(clusters)), target)
-    kept = np.bincount(clusters[rows], minlength=len(sizes))
-    assert kept.sum() == target
-    assert np.all(kept[harmful] == 0)
-    # To the nearest pair at the price of the programme; the others kept in part may then round
-    # the same way, by half a pair each, and this cluster makes up for them. Roots to 1e-12.
-    partly = (weights > 0) & (weights < 1)
-    bound = np.maximum(0.5, 0.5 * (partly.sum() - partly))
-    assert np.all(np.abs(kept - sizes * weights) <= bound + 1e-8)
-
-
-def test_a_large_cluster_makes_up_for_the_rounding_of_single_pairs() -> None:
-    # Equal gains: every cluster owes the share 64 / 107, and the seven single pairs round up.
-    sizes = np.array([100, 1, 1, 1, 1, 1, 1, 1])
-    clusters = np.repeat(np.arange(8), sizes)
-    rows = select_rows(np.zeros(8), clusters, np.linspace(0, 1, 107), 64)
-    assert np.bincount(clusters[rows]).tolist() == [57, 1, 1, 1, 1, 1, 1, 1]
-
-
-# --- All of it --------------------------------------------------------------------------------
-
-
-@given(problem=problems(), ratio=st.floats(0.05, 1), max_weight=st.floats(1, 6))
-@hypothesis_settings(deadline=None, derandomize=True)
-def test_sizes_and_weights_of_any_curated_set(
-    problem: tuple[np.ndarray, np.ndarray], ratio: float, max_weight: float
-) -> None:
-    scores, sizes = problem
-    result, clusters = run(scores, sizes, ratio, max_weight=max_weight)
-    n, rows, weights = int(sizes.sum()), result.curated_rows, result.sample_weights
-    assert len(rows) == len(weights) == curated_size(n, ratio)
+    inputs = inputs_of(**problem)
+    config = CurationConfig(target_size_ratio=ratio, max_weight=max_weight)
+    result, n = curate(inputs, config), len(inputs.indices)
+    rows, weights = result.curated_rows, result.sample_weights
+    assert len(rows) == len(weights) == max(1, round(ratio * n))
     assert np.all(np.diff(rows) > 0)
-    assert result.curated_indices.tolist() == [10 * r + 3 for r in rows]
+    assert result.curated_indices.tolist() == [10 * row + 3 for row in rows]
     assert np.all(weights > 0)
     assert weights.mean() == pytest.approx(1, abs=1e-12)  # rounding of float64
     assert weights.max() / weights.min() <= max_weight * (1 + 1e-12)
-    kept = np.bincount(clusters[rows], minlength=len(sizes))
+    spread = result.training_weights(n)
+    assert np.flatnonzero(spread).tolist() == rows.tolist()
+    assert spread[rows].tolist() == weights.tolist()
+
+
+@given(problem=problems(), ratio=RATIOS, share=st.sampled_from([0.0, 0.3]))
+@property_test
+def test_only_protected_pairs_stay_below_a_dropped_one(
+    problem: dict[str, Any], ratio: float, share: float
+) -> None:
+    inputs = inputs_of(**problem)
+    women = np.flatnonzero(inputs.groups["women"])
+    ratio = max(ratio, (0.3 * len(women) + 1) / len(inputs.indices))  # room for them
+    config = CurationConfig(target_size_ratio=min(ratio, 1.0), min_group_retention=share)
+    result = curate(inputs, config)
+    values = result.pair_values
+    kept = set(result.curated_rows.tolist())
+
+    def best(members: np.ndarray, count: int) -> set[int]:
+        return set(sorted(members.tolist(), key=lambda row: (-values[row], row))[:count])
+
+    protected = best(women, int(np.ceil(round(share * len(women), 9))))
+    assert protected <= kept
+    for k, quota in quotas(inputs).items():
+        protected |= best(np.flatnonzero(inputs.cluster_assignments == k), quota)
+    assert protected <= kept or kept <= protected  # all of them unless the target is too small
+    free = kept - protected
+    dropped = [row for row in range(len(values)) if row not in kept]
+    if free and dropped:
+        assert min(values[list(free)]) >= max(values[dropped])
+
+
+@given(problem=problems(), ratios=st.tuples(RATIOS, RATIOS), share=st.sampled_from([0.0, 0.4]))
+@property_test
+def test_subsets_are_nested_as_the_ratio_grows(
+    problem: dict[str, Any], ratios: tuple[float, float], share: float
+) -> None:
+    inputs = inputs_of(**problem)
+    n, women = len(inputs.indices), int(inputs.groups["women"].sum())
+    least = (share * women + 1.5) / n if share else 0.0  # room for the group
+    small, large = (
+        curate(
+            inputs,
+            CurationConfig(
+                target_size_ratio=min(1.0, max(ratio, least)), min_group_retention=share
+            ),
+        ).curated_rows
+        for ratio in sorted(ratios)
+    )
+    assert set(small.tolist()) <= set(large.tolist())
+
+
+def test_harmful_clusters_vanish_and_the_others_do_not() -> None:
+    # Influence falls from cluster to cluster; the last two are the worst by far.
+    clusters = np.repeat([0, 1, 2, 3], [50, 60, 60, 10])
+    influence = np.select([clusters == 0, clusters == 1], [3.0, 2.0], -5.0)
+    influence[-10:] = -6.0
+    scores, stderr = [0.02, 0.0, -0.05, -0.05], [0.0, 0.0, 0.001, 0.1]
+    inputs = inputs_of(influence, clusters, scores=scores, stderr=stderr)
+    result = curate(inputs, CurationConfig(target_size_ratio=0.5))
+    # Of the uncertain one a pair, of the neutral one the rest; of sixty a twentieth is three.
+    assert np.bincount(clusters[result.curated_rows], minlength=4).tolist() == [50, 39, 0, 1]
+    inputs = dataclasses.replace(inputs, influence_scores=np.array([0.02, 0.0, -0.0005, 0.0]))
+    result = curate(inputs, CurationConfig(target_size_ratio=0.5))
+    assert np.bincount(clusters[result.curated_rows], minlength=4).tolist() == [50, 36, 3, 1]
+    # Too small a target for all that is to stay, 2 + 3 + 3 + 1: the best of it.
+    result = curate(inputs, CurationConfig(target_size_ratio=5 / 180))
+    assert np.bincount(clusters[result.curated_rows], minlength=4).tolist() == [2, 3, 0, 0]
+
+
+@given(problem=problems(), ratio=RATIOS)
+@property_test
+def test_a_cluster_keeps_a_twentieth_unless_its_harm_is_certain(
+    problem: dict[str, Any], ratio: float
+) -> None:
+    inputs = inputs_of(**problem)
+    promised, n = quotas(inputs), len(inputs.indices)
+    target = max(sum(promised.values()), 1, round(ratio * n))
+    result = curate(inputs, CurationConfig(target_size_ratio=target / n))
+    kept = np.bincount(inputs.cluster_assignments[result.curated_rows], minlength=len(promised))
+    assert len(result.curated_rows) == target
+    for k, quota in promised.items():
+        assert kept[k] >= quota
+
+
+def test_a_demographic_group_keeps_its_share() -> None:
+    influence = np.arange(20, dtype=np.float64)
+    women = np.isin(np.arange(20), [0, 2, 3, 5, 19])
+    inputs = inputs_of(influence, np.zeros(20, dtype=np.int64), groups={"women": women})
+
+    def kept(share: float) -> list[int]:
+        config = CurationConfig(target_size_ratio=0.3, min_group_retention=share)
+        rows: list[int] = curate(inputs, config).curated_rows.tolist()
+        return rows
+
+    assert kept(0.0) == [14, 15, 16, 17, 18, 19]
+    assert kept(0.2) == kept(0.0)  # one of five is there anyway
+    assert kept(0.21) == [5, 15, 16, 17, 18, 19]  # rounded up to two
+    assert kept(0.6) == [3, 5, 16, 17, 18, 19]
+    assert kept(1.0) == [0, 2, 3, 5, 18, 19]
+
+
+def test_groups_that_need_more_than_is_kept_are_an_input_error() -> None:
+    women = np.arange(20) < 10
+    inputs = inputs_of(
+        np.arange(20), np.zeros(20, dtype=np.int64), groups={"women": women, "men": ~women}
+    )
+    config = CurationConfig(target_size_ratio=0.5, min_group_retention=0.6)
+    with pytest.raises(
+        InputError,
+        match=r"--min_group_retention 0.6 keeps 12 pairs for the demographic groups, "
+        r"--target_size_ratio 0.5 only 10 in all; lower the one or raise the other",
+    ):
+        curate(inputs, config)
+    fits = curate(inputs, dataclasses.replace(config, min_group_retention=0.5))
+    assert fits.curated_rows.tolist() == [5, 6, 7, 8, 9, 15, 16, 17, 18, 19]
+
+
+def test_one_who_is_in_two_groups_counts_for_both() -> None:
+    n, values = 6, np.array([5.0, 4, 3, 2, 1, 0])
+    groups = {"women": np.array([0, 0, 0, 1, 1, 0]) > 0, "old": np.array([0, 0, 0, 1, 0, 1]) > 0}
+    protected = protected_rows(
+        values,
+        np.zeros(n, dtype=np.int64),
+        np.array([HARMFUL], dtype=object),
+        groups,
+        1,
+        CurationConfig(min_group_retention=0.5),
+    )
+    assert np.flatnonzero(protected).tolist() == [3]
+
+
+def test_near_copies_go_before_their_originals_and_agreement_takes_part() -> None:
+    clusters, copies = np.zeros(6, dtype=np.int64), np.array([0, 1, 2, 0, 0, 0])
+    inputs = inputs_of(np.zeros(6), clusters, copies=copies)
+    assert curate(inputs, CurationConfig(target_size_ratio=4 / 6)).curated_rows.tolist() == [
+        0,
+        3,
+        4,
+        5,
+    ]
+    plain = inputs_of(np.zeros(6), clusters, clip_scores=[0.1, 0.6, 0.5, 0.4, 0.3, 0.2])
+    normalised = dataclasses.replace(plain, agreement=np.array([6.0, 5, 4, 3, 2, 1]))
+    for inputs, expected in ((plain, [1, 2, 3]), (normalised, [0, 1, 2])):
+        config = CurationConfig(target_size_ratio=0.5)
+        assert curate(inputs, config).curated_rows.tolist() == expected
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
+def test_equal_pairs_and_a_single_pair(ratio: float) -> None:
+    config = CurationConfig(target_size_ratio=ratio)
+    equal = curate(inputs_of(np.full(10, 0.1), np.arange(10) % 2), config)
+    assert len(equal.curated_rows) == 10 * ratio
+    assert set(equal.sample_weights.tolist()) == {1.0}
+    assert set(equal.pair_values.tolist()) == {0.0}
+    single = curate(inputs_of([0.3], [0]), config)
+    assert single.curated_rows.tolist() == [0]
+    assert single.sample_weights.tolist() == [1.0]
+    assert single.categorization[0]["cells"][0]["pairs_kept"] == 1
+
+
+# --- What is raised ---------------------------------------------------------------------------
+
+RAISING = CurationConfig(target_size_ratio=0.75, rho=1.0, max_weight=5.0)
+
+
+def test_raised_weights_by_hand() -> None:
+    # Values -2, -1, 0, 0, 0, 0, 1, 2 over sqrt(1.25); the least two go. With u = 1 / sqrt(1.25)
+    # = 0.894 and price p in (0.1, 0.2): 0 + (1 - u - p) + 4 (1 - p) + 2 = 6.
+    influence = np.array([-2.0, -1, 0, 0, 0, 0, 1, 2])
+    u = 1 / np.sqrt(1.25)
+    price = (1 - u) / 5
+    assert 1 - 2 * u - price < 0 < 1 - u - price
+    clusters = [0, 0, 0, 0, 0, 0, 1, 1]
+    inputs = inputs_of(influence, clusters, represented=[1, 9])
+    raised = np.array([1, 1, 1, 1, 1 + u - price, 1 + 2 * u - price])
+    result = curate(inputs, RAISING)
+    assert result.curated_rows.tolist() == [2, 3, 4, 5, 6, 7]
+    np.testing.assert_allclose(result.sample_weights, raised / raised.mean(), rtol=1e-9)
+    weight = {
+        k: float(raised[rows].mean() / raised.mean())
+        for k, rows in (("0", slice(4)), ("1", slice(4, 6)))
+    }
+    assert result.cluster_weights == pytest.approx(weight)
+    # No more than the cluster is under-represented, and no more than the largest weight.
+    for represented, largest, cap in ((1.5, 5.0, 1.5), (9.0, 1.25, 1.25), (0.2, 5.0, 1.0)):
+        limited = curate(
+            dataclasses.replace(inputs, represented=np.array([1.0, represented])),
+            dataclasses.replace(RAISING, max_weight=largest),
+        )
+        expected = np.minimum(raised, cap)
+        np.testing.assert_allclose(limited.sample_weights, expected / expected.mean(), rtol=1e-9)
+    # Nothing where the cell's sign is uncertain (its mean is 1.5), or the cluster harmful.
+    for changed in (
+        dataclasses.replace(inputs, cell_influence_stderr=np.array([0.0, 1.0])),
+        dataclasses.replace(inputs, influence_scores=np.array([0.0, -0.05])),
+    ):
+        assert set(curate(changed, RAISING).sample_weights.tolist()) == {1.0}
+
+
+@given(problem=problems(), ratio=RATIOS, max_weight=st.floats(1, 6))
+@property_test
+def test_only_certain_benefit_that_is_under_represented_is_raised(
+    problem: dict[str, Any], ratio: float, max_weight: float
+) -> None:
+    inputs = inputs_of(**problem)
+    config = CurationConfig(target_size_ratio=ratio, max_weight=max_weight)
+    result = curate(inputs, config)
+    limits = []
+    for row in result.curated_rows:
+        k, c = inputs.cluster_assignments[row], inputs.cell_assignments[row]
+        mean = np.mean(
+            [
+                u
+                for u, d in zip(inputs.pair_influence, inputs.cell_assignments, strict=True)
+                if d == c
+            ]
+        )
+        score, error = inputs.influence_scores[k], inputs.influence_stderr[k]
+        harmful = score < -0.001 and -score > Z95 * error
+        beneficial = mean > Z95 * inputs.cell_influence_stderr[c]
+        may = beneficial and not harmful
+        limits.append(min(max(inputs.represented[k], 1.0), max_weight) if may else 1.0)
+    weights = result.sample_weights
+    if min(limits) == 1:  # somebody has the weight of one before scaling
+        base = weights[np.array(limits) == 1]
+        np.testing.assert_allclose(base, weights.min(), rtol=1e-12)
+        assert np.all(weights / weights.min() <= np.array(limits) * (1 + 1e-12))
+
+
+# --- Names do not matter ----------------------------------------------------------------------
+
+
+@given(problem=problems(), ratio=RATIOS, data=st.data())
+@property_test
+def test_relabelling_clusters_and_cells_changes_nothing(
+    problem: dict[str, Any], ratio: float, data: st.DataObject
+) -> None:
+    inputs = inputs_of(**problem)
+    n_clusters, n_cells = len(inputs.influence_scores), len(inputs.cell_influence_stderr)
+    to_cluster = np.array(data.draw(st.permutations(range(n_clusters))))
+    to_cell = np.array(data.draw(st.permutations(range(n_cells))))
+    old_cluster, old_cell = np.argsort(to_cluster), np.argsort(to_cell)
+    renamed = dataclasses.replace(
+        inputs,
+        cluster_assignments=to_cluster[inputs.cluster_assignments],
+        cell_assignments=to_cell[inputs.cell_assignments],
+        cell_influence_stderr=inputs.cell_influence_stderr[old_cell],
+        influence_scores=inputs.influence_scores[old_cluster],
+        influence_stderr=inputs.influence_stderr[old_cluster],
+        represented=inputs.represented[old_cluster],
+        clusters=[inputs.clusters[k] for k in old_cluster],
+    )
+    config = CurationConfig(target_size_ratio=ratio)
+    plain, other = curate(inputs, config), curate(renamed, config)
+    assert other.curated_rows.tolist() == plain.curated_rows.tolist()
+    # The mean error over cells is summed in another order.
+    np.testing.assert_allclose(other.sample_weights, plain.sample_weights, rtol=1e-9)
+    for k in range(n_clusters):
+        assert other.cluster_weights[str(to_cluster[k])] == pytest.approx(
+            plain.cluster_weights[str(k)], rel=1e-9
+        )
+    assert other.group_retention == plain.group_retention
+
+
+def test_equal_values_are_kept_in_the_order_of_the_rows_whatever_the_clusters_are_called() -> None:
+    for clusters in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0]):
+        for target, rows in ((1, [0]), (2, [0, 3]), (3, [0, 1, 3])):
+            config = CurationConfig(target_size_ratio=target / 6)
+            assert curate(inputs_of(np.zeros(6), clusters), config).curated_rows.tolist() == rows
+
+
+# --- For people -------------------------------------------------------------------------------
+
+
+@given(problem=problems(), ratio=RATIOS)
+@property_test
+def test_the_cells_of_a_cluster_add_up(problem: dict[str, Any], ratio: float) -> None:
+    inputs = inputs_of(**problem)
+    result = curate(inputs, CurationConfig(target_size_ratio=ratio))
+    clusters, cells = inputs.cluster_assignments.tolist(), inputs.cell_assignments.tolist()
+    kept = result.curated_rows.tolist()
+    assert sorted(e["cluster"] for e in result.categorization) == sorted(set(clusters))
+    influences = [e["influence_percent"] for e in result.categorization]
+    assert influences == sorted(influences)
+    seen = []
     for entry in result.categorization:
         k = entry["cluster"]
-        assert (entry["size"], entry["pairs_kept"]) == (sizes[k], kept[k])
-        assert entry["pairs_dropped"] == sizes[k] - kept[k]
-        expected = set(weights[clusters[rows] == k]) or {0.0}
-        assert {result.cluster_weights[str(k)]} == expected
+        assert entry["size"] == clusters.count(k)
+        assert entry["pairs_kept"] == sum(clusters[row] == k for row in kept)
+        assert entry["pairs_dropped"] == entry["size"] - entry["pairs_kept"]
+        for total in ("size", "pairs_kept"):
+            assert sum(cell[total] for cell in entry["cells"]) == entry[total]
+        influences = [cell["influence_percent"] for cell in entry["cells"]]
+        assert influences == sorted(influences)
+        for cell in entry["cells"]:
+            members = [row for row, c in enumerate(cells) if c == cell["cell"]]
+            assert {clusters[row] for row in members} == {k}
+            assert cell["size"] == len(members)
+            assert cell["pairs_kept"] == len(set(members) & set(kept))
+            seen.append(cell["cell"])
+    assert sorted(seen) == sorted(set(cells))
 
 
-@given(problem=problems(), max_weight=st.floats(1, 6))
-@hypothesis_settings(deadline=None, derandomize=True, max_examples=30)
-def test_a_ratio_of_one_keeps_everything(
-    problem: tuple[np.ndarray, np.ndarray], max_weight: float
-) -> None:
-    scores, sizes = problem
-    result, _ = run(scores, sizes, 1.0, max_weight=max_weight)
-    assert result.curated_rows.tolist() == list(range(sizes.sum()))
-
-
-def test_harmful_clusters_go_and_beneficial_ones_are_raised() -> None:
-    scores = np.array([-0.04, 0.001, 0.06, -0.0005])
-    result, clusters = run(scores, np.array([20, 30, 20, 30]), 0.8)
-    weights = {
-        k: set(result.sample_weights[clusters[result.curated_rows] == k].tolist()) for k in range(4)
-    }
-    assert weights[0] == set()  # twenty of a hundred: exactly the harmful ones
-    assert result.cluster_weights["0"] == 0
-    assert max(weights[2]) > 1 > max(weights[1])
-    assert weights[1] == weights[3]
-    assert {e["cluster"]: e["category"] for e in result.categorization} == {
-        0: HARMFUL,
-        1: NEUTRAL,
-        2: BENEFICIAL,
-        3: NEUTRAL,
-    }
-
-
-def test_the_readable_categories_are_sorted_by_influence() -> None:
-    scores, stderr = np.array([0.03, -0.02, 0.0]), np.array([0.001, 0.002, 0.003])
-    result, _ = run(scores, np.array([10, 10, 10]), 0.6, stderr=stderr)
-    first = result.categorization[0]
-    assert [e["cluster"] for e in result.categorization] == [1, 2, 0]
+def test_readable_entries_by_hand() -> None:
+    # Two nats of validation loss; a cell of two of eight pairs at -0.4 nats each: -5 %.
+    inputs = inputs_of(
+        [0.4, 0.8, -0.4, -0.4, 0.1, -0.1, 0.0, 0.2],
+        [0, 0, 1, 1, 1, 1, 1, 1],
+        cells=[2, 2, 0, 0, 1, 1, 1, 1],
+        clip_scores=[0.3, 0.32, 0.1, 0.14, 0.2, 0.2, 0.24, 0.24],
+        copies=[0, 0, 1, 2, 0, 0, 0, 0],
+        cell_stderr=[0.08, 0.1, 0.04],
+        scores=[0.075, -0.0375],
+        stderr=[0.01, 0.05],
+    )
+    config = CurationConfig(target_size_ratio=0.625)  # five of eight
+    result = curate(inputs, config)
+    assert result.curated_rows.tolist() == [0, 1, 4, 6, 7]
+    first, second = result.categorization
+    cells = first.pop("cells")
     assert first == {
         "cluster": 1,
-        "terms": ["term1"],
-        "category": HARMFUL,
-        "influence_percent": -2.0,
-        "stderr_percent": 0.2,
-        "size": 10,
-        "pairs_kept": 0,
-        "pairs_dropped": 10,
+        "terms": ["term1", "b", "c", "d"],
+        "category": NEUTRAL,  # 0.75 standard errors below zero
+        "influence_percent": -3.75,
+        "stderr_percent": 5.0,
+        "size": 6,
+        "pairs_kept": 3,
+        "pairs_dropped": 3,
     }
-
-
-@given(problem=problems(), ratio=st.floats(0.05, 1), data=st.data())
-@hypothesis_settings(deadline=None, derandomize=True, max_examples=50)
-def test_relabelling_the_clusters_changes_no_weight(
-    problem: tuple[np.ndarray, np.ndarray], ratio: float, data: st.DataObject
-) -> None:
-    scores, sizes = problem
-    renamed = np.array(data.draw(st.permutations(range(len(sizes)))))
-    influence, counts = np.empty(len(sizes)), np.empty(len(sizes), dtype=np.int64)
-    influence[renamed], counts[renamed] = scores, sizes
-    target = curated_size(int(sizes.sum()), ratio)
-
-    def weights(scores: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        mean = scores * sizes.sum() / sizes
-        gains = shrunken_gains(mean, np.zeros(len(sizes)), sizes)
-        return solve_weights(gains, sizes, np.ones(len(sizes)), target)
-
-    # Sums run in another order; the variance of nearly equal influences amplifies the rounding.
-    np.testing.assert_allclose(
-        weights(influence, counts)[renamed], weights(scores, sizes), atol=1e-6
+    assert cells[0] == {
+        "cell": 0,
+        "category": HARMFUL,
+        "mean_clip_score": 0.12,
+        "near_copies": True,
+        "influence_percent": -5.0,
+        "stderr_percent": 1.0,
+        "size": 2,
+        "pairs_kept": 0,
+        "meaning": "topic: term1, b, c; CLIP score 0.12; copies of better pairs; 2 pairs; "
+        "influence -5.000 % +/- 1.000; pruned",
+    }
+    assert cells[1]["category"] == NEUTRAL
+    assert cells[1]["meaning"] == (
+        "topic: term1, b, c; CLIP score 0.22; 4 pairs; influence +1.250 % +/- 2.500; kept in part"
+    )
+    assert second["category"] == second["cells"][0]["category"] == BENEFICIAL
+    assert second["cells"][0]["meaning"] == (
+        "topic: term0, b, c; CLIP score 0.31; 2 pairs; influence +7.500 % +/- 0.500; kept"
     )
 
 
-def test_relabelling_the_clusters_keeps_the_same_pairs() -> None:
-    rng = np.random.default_rng(3)
-    sizes = rng.integers(5, 40, size=7)
-    clusters = rng.permutation(np.repeat(np.arange(7), sizes))
-    scores, stderr = rng.normal(0, 0.02, size=7), rng.uniform(0, 0.005, size=7)
-    clip_scores, renamed = rng.random(len(clusters)), rng.permutation(7)
-
-    def curated(scores: np.ndarray, stderr: np.ndarray, clusters: np.ndarray) -> CurationResult:
-        return curate(
-            scores,
-            stderr,
-            clusters,
-            clip_scores,
-            np.arange(len(clusters)),
-            [{"terms": []}] * 7,
-            CurationConfig(target_size_ratio=0.6),
-        )
-
-    back = np.argsort(renamed)
-    plain = curated(scores, stderr, clusters)
-    permuted = curated(scores[back], stderr[back], renamed[clusters])
-    np.testing.assert_array_equal(permuted.curated_rows, plain.curated_rows)
-    np.testing.assert_allclose(permuted.sample_weights, plain.sample_weights, rtol=1e-9)
-    for k in range(7):
-        assert permuted.cluster_weights[str(renamed[k])] == pytest.approx(
-            plain.cluster_weights[str(k)], rel=1e-9
-        )
-
-
-@given(problem=problems(), ratios=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)))
-@hypothesis_settings(deadline=None, derandomize=True, max_examples=200)
-def test_subsets_are_nested_as_the_ratio_grows(
-    problem: tuple[np.ndarray, np.ndarray], ratios: tuple[float, float]
-) -> None:
-    # With harmful and beneficial clusters, whether the harmful ones fit or not.
-    scores, sizes = problem
-    smaller, larger = (run(scores, sizes, ratio)[0].curated_rows for ratio in sorted(ratios))
-    assert set(smaller.tolist()) <= set(larger.tolist())
-
-
-@given(problem=problems(), ratio=st.floats(0.01, 1), all_harmful=st.booleans())
-@hypothesis_settings(deadline=None, derandomize=True, max_examples=200)
-def test_harmful_clusters_are_dropped_whole_the_most_harmful_first(
-    problem: tuple[np.ndarray, np.ndarray], ratio: float, all_harmful: bool
-) -> None:
-    scores, sizes = problem
-    if all_harmful:
-        scores = -np.abs(scores) - 0.01
-    result, clusters = run(scores, sizes, ratio)
-    n = int(sizes.sum())
-    dropped = sizes - np.bincount(clusters[result.curated_rows], minlength=len(sizes))
-    categories = {e["cluster"]: e["category"] for e in result.categorization}
-    harmful = [k for k in np.argsort(scores / sizes) if categories[k] == HARMFUL]
-    # Equal influence leaves the order open.
-    assume(np.all(np.diff((scores / sizes)[harmful]) > 1e-12))
-    left = n - curated_size(n, ratio)
-    for k in harmful:
-        assert dropped[k] == min(left, sizes[k])
-        left -= dropped[k]
-    neutral = np.setdiff1d(np.arange(len(sizes)), harmful)
-    assert dropped[neutral].sum() == left  # none of these before all of those
-
-
-def test_harmful_clusters_that_hold_more_than_may_be_dropped() -> None:
-    # Fifteen may go: of the second cluster all, of the first half; both neutral ones stay whole.
-    scores, sizes = np.array([-0.02, -0.03, 0.0, 0.06]), np.array([10, 10, 10, 10])
-    result, _ = run(scores, sizes, 25 / 40)
-    entries = {e["cluster"]: e for e in result.categorization}
-    assert [entries[k]["category"] for k in range(4)] == [HARMFUL, HARMFUL, NEUTRAL, BENEFICIAL]
-    assert [entries[k]["pairs_kept"] for k in range(4)] == [5, 0, 10, 10]
-    # What is retained has the weight of a neutral cluster.
-    weights = result.cluster_weights
-    assert weights["1"] == 0
-    assert weights["0"] == weights["2"] < 1 < weights["3"]
-
-
-@pytest.mark.parametrize(("ratio", "kept"), [(0.2, [6, 0, 0]), (0.5, [10, 0, 5]), (1.0, [10] * 3)])
-def test_where_every_cluster_is_harmful(ratio: float, kept: list[int]) -> None:
-    result, clusters = run(np.array([-0.01, -0.05, -0.02]), np.array([10, 10, 10]), ratio)
-    assert {e["category"] for e in result.categorization} == {HARMFUL}
-    assert np.bincount(clusters[result.curated_rows], minlength=3).tolist() == kept
-    assert set(result.sample_weights.tolist()) == {1.0}
-
-
-def test_raised_weights_do_not_jump_just_below_a_ratio_of_one() -> None:
-    # Influence a pair: 0, 0 and 0.2, of mean 0.06 and deviation sqrt(0.3 0.7) 0.2 = 0.0917.
-    scores, sizes = np.array([0.0, 0.0, 0.06]), np.array([400, 300, 300])
-    gain = 0.7 / np.sqrt(0.3 * 0.7)
-    for ratio in (1.0, 0.999, 0.98, 0.9):
-        weights = run(scores, sizes, ratio)[0].cluster_weights
-        assert weights["0"] == weights["1"]
-        assert weights["2"] / weights["1"] == pytest.approx(1 + gain, rel=1e-9)
-
-
-def test_training_weights_are_zero_where_dropped() -> None:
-    result, clusters = run(np.array([-0.04, 0.0, 0.06]), np.array([4, 8, 8]), 0.8)
-    weights = result.training_weights(20)
-    assert np.flatnonzero(weights).tolist() == result.curated_rows.tolist()
-    assert weights[result.curated_rows].tolist() == result.sample_weights.tolist()
-    assert np.all(weights[clusters == 0] == 0)
-
-
-# --- What was dropped -------------------------------------------------------------------------
+def test_group_retention_by_hand() -> None:
+    groups = {
+        "women": np.array([1, 1, 0, 1, 0]) > 0,
+        "men": np.array([0, 0, 1, 0, 0]) > 0,
+        "nobody": np.zeros(5, dtype=bool),
+    }
+    assert group_retention(groups, np.array([0, 3, 4])) == {
+        "women": {"pairs": 3, "kept": 2, "retention": 2 / 3},
+        "men": {"pairs": 1, "kept": 0, "retention": 0.0},
+        "nobody": {"pairs": 0, "kept": 0, "retention": None},
+    }
 
 
 def test_faults_dropped_by_hand() -> None:
@@ -601,43 +751,25 @@ def test_faults_dropped_by_hand() -> None:
     assert "rare group" not in faults_dropped(faults, [""] * 7, np.array([0]))
 
 
-def test_examples_of_dropped_pairs() -> None:
-    clusters = np.repeat([0, 1, 2], [4, 4, 4])
-    clip_scores = np.array([0.4, 0.1, 0.3, 0.2, 0.5, 0.6, 0.7, 0.8, 0.9, 0.1, 0.3, 0.2])
-    result = curate(
-        np.array([-0.05, 0.05, -0.0001]),
-        np.zeros(3),
-        clusters,
-        clip_scores,
-        np.arange(12),
-        [{"terms": []}] * 3,
-        CurationConfig(target_size_ratio=0.5),
+def test_examples_of_dropped_pairs_are_the_worst_of_each_cluster() -> None:
+    influence = np.array([1.0, -1, -1, 1, -1, 1])  # deviations of one
+    clip_scores = np.array([0.3, 0.3, 0.1, 0.3, 0.1, 0.1])
+    copies, clusters = np.array([0, 2, 0, 0, 1, 0]), np.array([0, 0, 1, 1, 1, 2])
+    inputs = inputs_of(
+        influence, clusters, clip_scores=clip_scores, copies=copies, scores=[0.0, 0.0, -0.05]
     )
-    kept = {e["cluster"]: e["pairs_kept"] for e in result.categorization}
-    assert (kept[0], kept[1]) == (0, 4)  # so the rest comes from cluster 2, the worst pairs first
-    examples = drop_examples(result, clusters, clip_scores, 5)
-    assert [row for row, _ in examples] == [1, 9]
-    assert examples[0][1] == "its cluster is harmful and pruned whole"
-    assert examples[1][1] == (
-        "least agreement of image and text in a neutral cluster that keeps 2 of 4"
-    )
-    assert drop_examples(result, clusters, clip_scores, 1) == examples[:1]
+    result: CurationResult = curate(inputs, CurationConfig(target_size_ratio=1 / 3))
+    assert result.curated_rows.tolist() == [0, 3]
 
+    def examples(n: int) -> list[tuple[int, str]]:
+        return drop_examples(result, influence, clip_scores, copies, clusters, n)
 
-def test_a_neutral_cluster_that_keeps_nothing_is_not_called_harmful() -> None:
-    clusters, clip_scores = np.repeat([0, 1], [5, 5]), np.linspace(0, 1, 10)
-    result = curate(
-        np.array([0.001, 0.004]),
-        np.zeros(2),
-        clusters,
-        clip_scores,
-        np.arange(10),
-        [{"terms": []}] * 2,
-        CurationConfig(target_size_ratio=0.3),
-    )
-    assert result.curated_rows.tolist() == [7, 8, 9]
-    assert result.categorization[0]["category"] == NEUTRAL
-    assert result.categorization[0]["pairs_kept"] == 0
-    (first, second) = drop_examples(result, clusters, clip_scores, 5)
-    assert first == (0, "its cluster is neutral and pruned whole")
-    assert second[0] == 5
+    # Values 2, -2, -2, 2, -3, 0: of cluster 1 the fifth pair comes before the third.
+    of = "standard deviations from the mean"
+    assert examples(5) == [
+        (4, f"influence -1.0 and agreement -1.0 {of}; 1 near copy with a better caption"),
+        (1, f"influence -1.0 and agreement +1.0 {of}; 2 near copies with a better caption"),
+        (5, f"influence +1.0 and agreement -1.0 {of}"),
+    ]
+    assert examples(1) == examples(5)[:1]
+    assert examples(0) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,19 @@ from findings import (
     gap_change,
     kept_sentence,
     key_findings,
+    kinds_sentence,
     limitations,
     n_undecided_signs,
     seeds_to_decide,
     slope_without_extreme,
     spectrum_flatness,
     validation,
+    value_sentence,
     verdict,
     weights_sentence,
 )
-from tests.test_summary import SUMMARIES, make_influence_info, make_summary
+from summary import PairSummary
+from tests.test_summary import SUMMARIES, make_influence_info, make_pair_quality, make_summary
 from tests.test_visualize import make_agreement, make_efficiency, make_gaps, make_validation
 
 # --- Judgements, worked by hand -----------------------------------------------------------------
@@ -163,9 +167,9 @@ def test_a_missing_influencespace_is_said() -> None:
 
 
 def test_without_any_comparison_there_is_still_a_finding() -> None:
-    summary = make_summary(
-        3, metrics={}, efficiency={}, gaps={}, histories={}, encoder_metrics={}, faults=None
-    )
+    pairs = SUMMARIES["stages 2 and 3 not loaded"].pairs
+    nothing: dict[str, Any] = {"metrics": {}, "efficiency": {}, "gaps": {}, "histories": {}}
+    summary = make_summary(3, **nothing, encoder_metrics={}, faults=None, pairs=pairs)
     assert key_findings(summary) == [kept_sentence(summary)]
 
 
@@ -186,6 +190,7 @@ def test_faults_dropped_and_missed() -> None:
     # 18 of 90 near copies is less than the share dropped of everything
     limits = " ".join(limitations(summary))
     assert "dropped near copies no more often than a blind choice would" in limits
+    assert "`--near_copy_similarity`" in limits
     assert "The data are drawn" in limits
     assert "The data are drawn" not in " ".join(limitations(make_summary(3, faults=None)))
 
@@ -213,14 +218,15 @@ def test_the_metagradient_is_described() -> None:
     assert "finite-removal correction)" in text
     assert "One reference model, stopped after 480 of the 1,560 steps" in text
     assert "2.3456 nats." in text
-    assert "Influence evaluated for 100 of" in text
+    assert "Cluster scores come from one reverse sweep over each reference training" in text
+    assert "evaluated for 100 of" not in text  # the derivatives are of all, for clusters alone
     for word in ("igenvalue", "damping", "spectrum", "cosine", "trace"):
         assert word not in text
     assert "No finite-removal correction was added" in estimate_text(removal_correction=False)
     several = estimate_text(influence_seeds=3)
     assert "Mean over 3 reference models, all stopped after 480 of the 1,560 steps" in several
     assert "the first one's validation loss was lowest; their mean is 2.3456 nats." in several
-    assert estimate(make_summary(influence_info=None)) == []
+    assert estimate(make_summary(influence_info=None, pair_quality=None)) == []
 
 
 def test_unknown_signs_are_counted() -> None:
@@ -234,6 +240,92 @@ def test_unknown_signs_are_counted() -> None:
     assert "standard error is at least" not in " ".join(limitations(certain))
 
 
+def pair_text(**changes: Any) -> str:
+    return " ".join(estimate(make_summary(pair_quality=make_pair_quality(**changes))))
+
+
+def test_the_influence_of_pairs_is_described() -> None:
+    summary = make_summary()
+    n = summary.n_train
+    text = pair_text()
+    assert f"evaluated for 40 of {n:,} training pairs ({100 * 40 / n:.1f} %)" in text
+    assert f"inferred for the other {n - 40:,} from what is known of every pair" in text
+    assert "measured on 10 models, each trained on a half of the pairs" in text
+    assert "explains 43.2 % of the variance" in text
+    assert "mean correlation of 0.65; the mean over 5 deals is used" in text
+    assert "moved by 25.0 % of the way to its own measurement" in text
+    assert "decided by the pairs' own influence, estimated apart" in text
+    assert "explains **only** 5.0 %" in pair_text(explained=0.05)
+    assert "explains **nothing**" in pair_text(explained=-0.02)
+    one_deal = pair_text(held_out_models=2, repeats_agree=None, own_share=0.5)
+    assert "mean correlation" not in one_deal
+    assert "a fixed choice, for one deal has no spread" in one_deal
+    assert "inferred" not in pair_text(pairs_evaluated=n).split("own influence was")[1][:120]
+    alone = estimate(make_summary(influence_info=None))
+    assert alone[0].startswith("The pairs' own influence was evaluated for 40 of")
+    without = " ".join(estimate(make_summary(pair_quality=None)))
+    assert "own influence" not in without
+
+
+def test_what_is_inferred_is_a_limitation() -> None:
+    summary = make_summary()
+    text = " ".join(limitations(summary))
+    assert (
+        f"For {100 * (1 - 40 / summary.n_train):.1f} % of the pairs influence is inferred" in text
+    )
+    all_evaluated = make_pair_quality(pairs_evaluated=summary.n_train)
+    assert "inferred" not in " ".join(limitations(make_summary(pair_quality=all_evaluated)))
+    assert "inferred" not in " ".join(limitations(make_summary(pair_quality=None)))
+
+
+def test_the_value_in_one_sentence() -> None:
+    summary = make_summary(3)
+    assert value_sentence(summary) == (
+        "Dropped are the pairs of lowest value: a pair's value is its influence plus 0.5 times its"
+        " image-text agreement, both in standard deviations, less 1 for every near copy of it that"
+        " has a better caption."
+    )
+    plain = summary.thresholds | {"agreement_weight": 1.0, "copy_price": 0.0}
+    assert value_sentence(make_summary(3, thresholds=plain)).endswith(
+        "its influence plus its image-text agreement, both in standard deviations."
+    )
+    alone = plain | {"agreement_weight": 0.0}
+    assert value_sentence(make_summary(3, thresholds=alone)).endswith(
+        "value is its influence in standard deviations."
+    )
+    assert value_sentence(make_summary(3, categorization=None)) == ""
+    low_kept = dataclasses.replace(
+        summary.pairs, values=np.r_[-3.0, np.ones(summary.n_train - 2), 2.0]
+    )
+    low_kept = dataclasses.replace(
+        low_kept, kept=np.r_[True, False, [True] * (summary.n_train - 2)]
+    )
+    assert "1 pair of lower value stays as the best" in value_sentence(
+        make_summary(3, pairs=low_kept)
+    )
+
+
+def test_the_kind_of_pair_that_is_dropped_is_named() -> None:
+    pairs = PairSummary(
+        bands=np.array([0, 0, 0, 0, 1, 1, 1, 1]),
+        band_names=("lower half of agreement", "upper half of agreement"),
+        near_copies=np.array([False] * 7 + [True]),
+        kept=np.array([True, False, False, False, True, True, True, False]),
+    )
+    text = kinds_sentence(make_summary(pairs=pairs))
+    assert text == (
+        "Over all topics, 25.0 % of the 4 pairs whose image and text agree least (lower half of"
+        " agreement) were kept and 75.0 % of the others. Of 1 pair for whose image the set has a"
+        " copy with a better caption, 0.0 % was kept."
+    )
+    assert text in key_findings(make_summary(pairs=pairs))
+    one_kind = dataclasses.replace(
+        pairs, bands=np.zeros(8, dtype=np.int64), near_copies=np.zeros(8, dtype=bool)
+    )
+    assert kinds_sentence(make_summary(pairs=one_kind)) == ""
+    assert kinds_sentence(SUMMARIES["stages 2 and 3 not loaded"]) == ""
+
+
 @pytest.mark.parametrize("estimator", ["step", "first_order"])
 def test_the_inverse_hessian_is_described(estimator: str) -> None:
     text = estimate_text(estimator)
@@ -243,6 +335,8 @@ def test_the_inverse_hessian_is_described(estimator: str) -> None:
     assert "largest residual 1.0e-05 of the first" in text  # 9e-5 / 9
     assert "They hold 35.8 % of the trace, 40 ± 1.2" in text
     assert ("the whole cluster out" in text) == (estimator == "step")
+    assert ("one step for each cluster" in text) == (estimator == "step")
+    assert ("from 100 sampled pairs" in text) == (estimator == "first_order")
     assert ("scores hold for small changes" in text) == (estimator == "first_order")
 
 
@@ -282,7 +376,7 @@ def test_an_inverse_without_eigenvalues_has_no_spectrum(hessian: str) -> None:
 
 def test_limitations_name_the_flags_that_help() -> None:
     by_sampling = " ".join(limitations(SUMMARIES["an inverse Hessian"]))
-    assert "`--samples_per_cluster`, `--influence_budget`" in by_sampling
+    assert "More pairs per cluster (`--samples_per_cluster`) and more reference" in by_sampling
     assert "`--influence_seeds`" in by_sampling
     for estimator in ("metagradient", "step"):
         info = make_influence_info(estimator)

@@ -36,10 +36,9 @@ from influence import (
     estimate_influence,
     training_damping,
 )
-from model import PairTensors, Parameters, mean_loss
+from model import PairTensors
 from pair_influence import pair_influences, sample_pairs
 from retraining import Retraining
-from settings import InputError
 from tests import reference
 from tests.reference import Planted, Problem, planted_problem, rotated_pairs
 from training import Training, TrainingConfig, train
@@ -362,7 +361,7 @@ def test_scores_are_unbiased_and_intervals_cover(n_samples: int) -> None:
     truth = np.bincount(clusters, influence) / sizes.sum()
     draws, covered = [], []
     for _ in range(300):
-        chosen = sample_pairs(clusters, n_samples, 1.0, rng=rng)
+        chosen = sample_pairs(clusters, n_samples, rng=rng)
         scores, stderr, _ = cluster_scores(influence[chosen], clusters[chosen], sizes)
         draws.append(scores)
         covered.append(np.abs(scores - truth) < 1.96 * stderr)
@@ -397,10 +396,8 @@ def estimate(planted: Planted, *, seed: int = 0, **changes: Any) -> InfluenceRes
     settings: dict[str, Any] = {
         "removal_folds": 0,
         "samples_per_cluster": 8,
-        "influence_budget": 1.0,
         "rank": 5,
     }
-    passed = {k: changes.pop(k) for k in ("sample_weights", "previous") if k in changes}
     clusters = changes.pop("clusters", planted.clusters)
     training = changes.pop("training", TRAINING)
     return estimate_influence(
@@ -411,7 +408,6 @@ def estimate(planted: Planted, *, seed: int = 0, **changes: Any) -> InfluenceRes
         InfluenceConfig(**{"influence_seeds": 1, "removal_folds": 5} | settings | changes),
         training,
         rng=np.random.default_rng(seed),
-        **passed,
     )
 
 
@@ -506,14 +502,11 @@ def test_the_result_says_how_to_repeat_the_reference_training(
     assert 0 < plain.reference_steps <= plain.reference_schedule
     assert plain.validation_batches.shape == (16, 16)  # four shufflings of 64 pairs
     assert set(np.bincount(plain.validation_batches.ravel()).tolist()) == {4}
-    np.testing.assert_array_equal(plain.reference_weights, np.ones(96))
     seed = int(plain.reference_seeds[0])
-    losses = retraining_of(planted, plain).losses([plain.reference_weights], [seed], "")
+    losses = retraining_of(planted, plain).losses([np.ones(96)], [seed], "")
     # The same training to the bit; the mean runs over pairs instead of batches, in float32.
     assert float(losses.mean()) == pytest.approx(plain.validation_loss, rel=1e-6)
-    run = Training(
-        planted.pairs, TRAINING, n_steps=SCHEDULE, seed=seed, sample_weights=plain.reference_weights
-    )
+    run = Training(planted.pairs, TRAINING, n_steps=SCHEDULE, seed=seed, sample_weights=np.ones(96))
     run.advance_to(plain.reference_steps)
     for ours, theirs in zip(plain.reference(CPU), run.parameters, strict=True):
         assert torch.equal(ours, theirs)
@@ -576,7 +569,7 @@ def test_the_result_says_what_was_evaluated_and_infers_the_rest(
 
 
 def test_the_other_estimators_evaluate_every_pair(planted: Planted, plain: InfluenceResult) -> None:
-    for result in (plain, estimate(planted, estimator="step", influence_budget=0.05)):
+    for result in (plain, estimate(planted, estimator="step")):
         assert result.first_order_evaluated.all()
         assert len(set(result.first_order_influence)) == 96
 
@@ -599,8 +592,8 @@ def test_intervals_of_sampled_pairs_hold_the_value_of_all_pairs(
     def drawn(sampling_seed: int, n_samples: int) -> InfluenceResult:
         """One reference training whatever is drawn."""
 
-        def draw(clusters: np.ndarray, n: int, budget: float, *, rng: object) -> np.ndarray:
-            return sample_pairs(clusters, n, budget, rng=np.random.default_rng(sampling_seed))
+        def draw(clusters: np.ndarray, n: int, *, rng: object) -> np.ndarray:
+            return sample_pairs(clusters, n, rng=np.random.default_rng(sampling_seed))
 
         monkeypatch.setattr(influence, "sample_pairs", draw)
         return estimate(
@@ -620,13 +613,6 @@ def test_intervals_of_sampled_pairs_hold_the_value_of_all_pairs(
     assert np.mean(np.abs(distances) < 1.96) >= 0.9
     # And they are no wider than they need be: a deviation of one, roughly.
     assert 0.6 < np.std(distances) < 1.3
-
-
-def test_the_budget_reaches_the_estimate(planted: Planted) -> None:
-    result = estimate(planted, estimator="first_order", influence_budget=0.1)
-    assert result.first_order_evaluated.sum() == 8  # 9 of 96 pairs: two a cluster
-    with pytest.raises(InputError, match="allows 2 influences"):
-        estimate(planted, estimator="first_order", influence_budget=0.03)
 
 
 def test_the_damping_given_is_used(planted: Planted) -> None:
@@ -828,95 +814,3 @@ def test_the_readable_scores_are_sorted_and_say_what_they_mean(
         f"leaving it out lowers the validation loss by {-percent:.3f} %"
     )
     assert entries[-1]["meaning"].startswith("leaving it out raises the validation loss by ")
-
-
-# --- Later rounds -----------------------------------------------------------------------------
-
-
-def test_a_later_round_keeps_the_influence_of_what_was_dropped(
-    planted: Planted, plain: InfluenceResult
-) -> None:
-    half = (planted.clusters == 0) & (np.arange(96) % 8 == 0)
-    dropped = planted.wrong | half
-    weights = np.where(dropped, 0.0, 1.0)
-    result = estimate(planted, sample_weights=weights, previous=plain, seed=7)
-    np.testing.assert_array_equal(result.reference_weights, weights)
-    np.testing.assert_array_equal(
-        result.first_order_influence[dropped], plain.first_order_influence[dropped]
-    )
-    assert np.all(result.first_order_influence[~dropped] != plain.first_order_influence[~dropped])
-    assert result.first_order_evaluated.all()
-    # The last cluster is gone and keeps its score; the others have new ones.
-    for name in ("influence_scores", "influence_stderr"):
-        assert getattr(result, name)[3] == getattr(plain, name)[3]
-        assert np.all(getattr(result, name)[:3] != getattr(plain, name)[:3])
-    assert result.first_order_scores[0, 3] == plain.first_order_scores[0, 3]
-    # Shares are those of the pairs in use: 12 of cluster 0's 24 are left, of 60.
-    mean = result.first_order_influence[(planted.clusters == 0) & ~dropped].mean()
-    assert result.influence_scores[0] == pytest.approx(12 / 60 * mean / result.validation_loss)
-    # A model that never saw the wrong captions does better than one that did.
-    assert result.validation_loss < plain.validation_loss
-    assert [e["cluster"] for e in result.clusters] == np.argsort(result.influence_scores).tolist()
-
-
-def test_without_an_earlier_result_what_was_dropped_has_none(planted: Planted) -> None:
-    result = estimate(planted, sample_weights=np.where(planted.wrong, 0.0, 1.0))
-    assert np.all(result.first_order_influence[planted.wrong] == 0)
-    assert not result.first_order_evaluated[planted.wrong].any()
-    assert result.influence_scores[3] == 0
-    assert result.influence_stderr[3] == 0
-
-
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_dropped_pairs_reach_nothing(planted: Planted, estimator: str) -> None:
-    weights = np.where(planted.wrong, 0.0, 1.0)
-    spoilt = PairTensors(planted.pairs.images, planted.pairs.texts.clone())
-    spoilt.texts[torch.from_numpy(planted.wrong)] = 7.0
-    options: dict[str, Any] = {"estimator": estimator, "sample_weights": weights}
-    clean = estimate(planted, removal_folds=3, **options)
-    same = estimate(planted._replace(pairs=spoilt), removal_folds=3, **options)
-    for name in ("reference_image_map", "influence_scores", "pair_influence", "eigenvalues"):
-        np.testing.assert_array_equal(getattr(same, name), getattr(clean, name))
-
-
-def test_the_weights_of_a_later_round_reach_training_and_influence(
-    planted: Planted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = np.where(planted.wrong, 0.0, np.where(np.arange(96) % 8 < 4, 0.5, 2.0))
-    kept = np.flatnonzero(weights)
-    seen: dict[str, np.ndarray] = {}
-
-    def watched(
-        parameters: Parameters,
-        pairs: PairTensors,
-        direction: torch.Tensor,
-        index: np.ndarray,
-        base_weights: np.ndarray,
-        **options: Any,
-    ) -> np.ndarray:
-        assert torch.equal(pairs.images, planted.pairs.images[kept])
-        seen.update(index=index, base_weights=base_weights)
-        return pair_influences(parameters, pairs, direction, index, base_weights, **options)
-
-    monkeypatch.setattr(influence, "pair_influences", watched)
-    result = estimate(planted, estimator="first_order", sample_weights=weights)
-    # Every cluster in use has 8 of its 24 pairs evaluated, so all stand for equally many.
-    np.testing.assert_allclose(seen["base_weights"], weights[kept][seen["index"]], rtol=1e-12)
-    even = estimate(planted, estimator="first_order", sample_weights=1.0 * (weights > 0))
-    assert not np.array_equal(result.reference_image_map, even.reference_image_map)
-
-
-def test_weights_count_in_the_metagradient(planted: Planted) -> None:
-    # u_i = -n w_i dL / dw_i: the weighted influences of a batch sum to zero, so do all.
-    weights = np.where(np.arange(96) % 8 < 4, 0.5, 1.5)
-    result = estimate(planted, sample_weights=weights, influence_checkpoints=1)
-    size = float(np.abs(result.first_order_influence).sum())
-    assert abs(float(result.first_order_influence.sum())) < 1e-5 * size  # float32
-    seeds = [int(result.reference_seeds[0])] * 2
-    part = planted.clusters == 3
-    weightings = [weights * (1 + change * part) for change in (STEP, -STEP)]
-    losses = retraining_of(planted, result).losses(weightings, seeds, "").mean(axis=1)
-    slope = float(losses[1] - losses[0]) / (2 * STEP) / result.validation_loss
-    assert result.influence_scores[3] == pytest.approx(slope, rel=0.01, abs=1e-3)  # as above
-    validation = (planted.validation, result.validation_batches)
-    assert mean_loss(result.reference(CPU), *validation) == result.validation_loss

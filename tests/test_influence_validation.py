@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import spearmanr
 
 from influence import InfluenceConfig, InfluenceResult, estimate_influence
@@ -29,6 +28,7 @@ from influence_validation import (
     validate_influence,
 )
 from model import mean_loss
+from settings import InputError
 from tests.reference import Planted, planted_problem
 from training import TrainingConfig, train
 
@@ -190,15 +190,8 @@ def real_change(
 ) -> float:
     """Percent by which these weights change the validation loss, by plain trainings."""
     losses = []
-    for w in (influence.reference_weights, weights):
-        kept = np.flatnonzero(influence.reference_weights)
-        parameters, _ = train(
-            planted.pairs.take(torch.from_numpy(kept)),
-            TRAINING,
-            n_steps=N_STEPS,
-            seed=seed,
-            sample_weights=w[kept],
-        )
+    for w in (np.ones(len(weights)), weights):
+        parameters, _ = train(planted.pairs, TRAINING, n_steps=N_STEPS, seed=seed, sample_weights=w)
         losses.append(mean_loss(parameters, planted.validation, influence.validation_batches))
     return 100 * (losses[1] / losses[0] - 1)
 
@@ -289,6 +282,12 @@ def test_halves_of_two_clusters_are_single_clusters(planted: Planted) -> None:
         assert half["clip_score"] == pytest.approx(-other["clip_score"])
 
 
+def test_one_cluster_cannot_be_left_out(planted: Planted) -> None:
+    influence = estimate(planted, n_clusters=1, influence_seeds=1)
+    with pytest.raises(InputError, match="--validate_influence needs at least two clusters"):
+        validated(planted, influence, n_clusters=1)
+
+
 def test_one_seed_has_no_spread(planted: Planted, result: InfluenceResult) -> None:
     found = validated(planted, result, 3, n_seeds=1)
     assert found.checks["seeds"] == found.checks["reference_seeds"][:1]
@@ -301,47 +300,3 @@ def test_the_same_seed_gives_the_same_checks(
     planted: Planted, result: InfluenceResult, checks: dict[str, Any]
 ) -> None:
     assert validated(planted, result).checks == checks
-
-
-# --- Later rounds -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def later(planted: Planted, result: InfluenceResult) -> InfluenceResult:
-    """A round in which cluster 0 is gone, some other pairs too, and weights differ."""
-    n = len(planted.clusters)
-    weights = np.where((planted.clusters == 0) | (np.arange(n) % 11 == 0), 0.0, 1.0)
-    weights[planted.clusters == 1] *= 1.5
-    scores = result.influence_scores.copy()
-    scores[0] = -0.5  # what it was dropped for
-    return dataclasses.replace(result, influence_scores=scores, reference_weights=weights)
-
-
-@pytest.fixture(scope="module")
-def later_checks(planted: Planted, later: InfluenceResult) -> dict[str, Any]:
-    return validated(planted, later, n_seeds=2).checks
-
-
-def test_a_later_round_starts_from_its_weights(
-    planted: Planted, later: InfluenceResult, later_checks: dict[str, Any]
-) -> None:
-    assert sorted(later_checks["clusters"]) == [1, 2, 3]  # nothing is left of cluster 0
-    kept = later.reference_weights > 0
-    for k, point in zip(later_checks["clusters"], later_checks["points"][LOCO], strict=True):
-        weights = np.where(planted.clusters == k, 0.0, later.reference_weights)
-        changes = [real_change(planted, later, s, weights) for s in later_checks["seeds"]]
-        assert point["real"] == pytest.approx(np.mean(changes), abs=2e-4)
-        members = kept & (planted.clusters == k)
-        assert point["size"] == members.sum()
-        assert point["clip_score"] == pytest.approx(clip_scores(planted)[members].mean())
-
-
-def test_what_is_gone_already_adds_nothing_to_a_half(
-    planted: Planted, later: InfluenceResult, later_checks: dict[str, Any]
-) -> None:
-    of_cluster = dict(
-        zip(later_checks["clusters"], column(later_checks, LOCO, "predicted"), strict=True)
-    )
-    sums = {a + b for a in (0, *of_cluster.values()) for b in (0, *of_cluster.values())}
-    for predicted in column(later_checks, LDS, "predicted"):
-        assert min(abs(predicted - s) for s in sums) < 1e-9

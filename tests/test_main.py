@@ -29,13 +29,19 @@ TINY = (
 ).split()
 PROMISED = """
 stage1/image_embeddings.npy stage1/text_embeddings.npy stage1/concatenated_embeddings.npy
-stage1/indices.npy stage1/cluster_assignments.npy stage1/clip_scores.npy stage1/clusters.json
+stage1/indices.npy stage1/cluster_assignments.npy stage1/cell_assignments.npy
+stage1/better_copies.npy stage1/clip_scores.npy stage1/clusters.json
 stage1/cluster_sizes.png stage1/image_features.npy stage1/text_features.npy stage1/skipped.csv
 stage1/manifest.json stage2/eigenvalues.npy stage2/influence_scores.npy
 stage2/influence_scores.json stage2/influence_scores.png stage2/influence_stderr.npy
-stage2/pair_influence.npy stage2/pair_influence_evaluated.npy stage2/manifest.json
+stage2/first_order_influence.npy stage2/first_order_evaluated.npy stage2/manifest.json
+stage2/pair_influence.npy stage2/pair_influence_stderr.npy stage2/pair_influence_evaluated.npy
+stage2/held_out_losses.npy stage2/cell_assignments.npy stage2/cell_influence.npy
+stage2/cell_influence_stderr.npy stage2/pair_influence_quality.json
+stage2/pair_influence_manifest.json
 stage3/cluster_categorization.json stage3/cluster_weights.json stage3/curated_indices.npy
-stage3/sample_weights.npy stage3/cluster_categorization.png stage3/weight_distribution.png
+stage3/sample_weights.npy stage3/curated_rows.npy stage3/pair_values.npy
+stage3/group_retention.json stage3/cells.png stage3/cluster_categorization.png stage3/weight_distribution.png
 stage3/manifest.json baselines/random_indices.npy baselines/clip_score_filtering_indices.npy
 baselines/diversity_sampling_indices.npy baselines/coreset_selection_indices.npy
 baselines/individual_influence_indices.npy baselines/semdedup_indices.npy
@@ -124,9 +130,15 @@ def test_arrays_agree_with_each_other(finished: Path) -> None:
     assert set(assignments) == set(range(len(scores)))
     assert scores.dtype == stderr.dtype == np.float64
     assert np.all(stderr >= 0)
-    evaluated = load("stage2/pair_influence_evaluated.npy")
-    assert evaluated.all()  # the metagradient gives every pair's influence
-    assert load("stage2/pair_influence.npy").shape == (n,)
+    assert load("stage2/first_order_evaluated.npy").all()  # the metagradient asks every pair
+    assert load("stage2/pair_influence_evaluated.npy").sum() == n / 2  # --influence_budget 0.5
+    cells, influence = load("stage2/cell_assignments.npy"), load("stage2/pair_influence.npy")
+    assert influence.shape == load("stage2/pair_influence_stderr.npy").shape == (n,)
+    means = np.bincount(cells, influence) / np.bincount(cells)
+    np.testing.assert_allclose(load("stage2/cell_influence.npy"), means, rtol=1e-12)
+    for of_stage in (load("stage1/cell_assignments.npy"), cells):  # cells lie within clusters
+        assert len(np.unique(np.stack([of_stage, assignments]), axis=1).T) == of_stage.max() + 1
+    assert load("stage1/better_copies.npy").shape == load("stage3/pair_values.npy").shape == (n,)
     curated, weights = load("stage3/curated_indices.npy"), load("stage3/sample_weights.npy")
     assert len(curated) == round(0.8 * n)
     assert np.all(np.diff(curated) > 0)
@@ -219,6 +231,8 @@ def test_load_saved_changes_nothing(copied: Path, monkeypatch: pytest.MonkeyPatc
     before = timeless(copied)
     for name in ("embed_pairs", "cluster_embeddings", "estimate_influence", "evaluate_methods"):
         monkeypatch.setattr(stages, name, _must_not_run)
+    for name in ("estimate_pair_influence", "curate", "select_baseline"):
+        monkeypatch.setattr(stages, name, _must_not_run)
     assert run(copied, "--load_saved", "--visualize", "--save_checkpoints") == 0
     assert timeless(copied) == before
 
@@ -230,8 +244,9 @@ def _must_not_run(*_: Any, **__: Any) -> None:
 def test_changed_setting_recomputes_what_follows(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stages, "embed_pairs", _must_not_run)
-    monkeypatch.setattr(stages, "cluster_embeddings", _must_not_run)
+    for name in ("embed_pairs", "cluster_embeddings", "estimate_influence"):
+        monkeypatch.setattr(stages, name, _must_not_run)
+    monkeypatch.setattr(stages, "estimate_pair_influence", _must_not_run)
     before = timeless(copied)
     assert run(copied, "--load_saved", "--target_size_ratio", "0.5") == 0
     after = timeless(copied)
@@ -241,9 +256,44 @@ def test_changed_setting_recomputes_what_follows(
     assert len(np.load(copied / "baselines/random_indices.npy")) == 30
 
 
+def fingerprints(folder: Path) -> dict[str, str]:
+    """By the manifest's name, of every stage."""
+    manifests = {str(p.relative_to(folder)): read_json(p) for p in folder.rglob("*manifest.json")}
+    return {name: m["fingerprint"] for name, m in manifests.items() if "settings" in m}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "stale"),
+    [
+        ("influence_budget", "0.4", {"stage2/pair_influence_", "stage3/", "evaluation/"}),
+        ("weighting", "sample", {"evaluation/"}),
+    ],
+)
+def test_a_setting_makes_stale_what_follows_from_it_and_nothing_else(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, flag: str, value: str, stale: set[str]
+) -> None:
+    for name in ("embed_pairs", "cluster_embeddings", "estimate_influence", "select_baseline"):
+        monkeypatch.setattr(stages, name, _must_not_run)
+    if flag == "weighting":
+        monkeypatch.setattr(stages, "estimate_pair_influence", _must_not_run)
+        monkeypatch.setattr(stages, "curate", _must_not_run)
+    before = fingerprints(copied)
+    assert run(copied, "--load_saved", f"--{flag}", value) == 0
+    after = fingerprints(copied)
+    assert after.keys() == before.keys()
+    changed = {name.removesuffix("manifest.json") for name in after if after[name] != before[name]}
+    assert changed == stale
+    assert f"(now {value})" in (copied / "log.txt").read_text()
+    n_evaluated = np.load(copied / "stage2/pair_influence_evaluated.npy").sum()
+    assert n_evaluated == (24 if flag == "influence_budget" else 30)  # of 60
+    settings = read_json(copied / "evaluation/manifest.json")["settings"]
+    assert settings["weighting"] == ("sample" if flag == "weighting" else "loss")
+
+
 def test_skipped_stages_are_loaded(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("open_source", "embed_pairs", "cluster_embeddings", "estimate_influence"):
         monkeypatch.setattr(stages, name, _must_not_run)
+    monkeypatch.setattr(stages, "estimate_pair_influence", _must_not_run)
     before = timeless(copied)
     assert run(copied, "--skip_stage", "1", "2", "--max_weight", "2") == 0
     after = timeless(copied)
@@ -273,7 +323,8 @@ class Killed(BaseException):
     """Stands for the end of the process: no handler of the program may see it."""
 
 
-@pytest.mark.parametrize("at_write", [3, 24, 33, 45, 60])
+# In the embedding, both influences, the curation, a baseline and the evaluation.
+@pytest.mark.parametrize("at_write", [3, 33, 45, 53, 70, 100])
 def test_killed_run_continues_to_the_same_files(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_write: int
 ) -> None:
@@ -319,6 +370,7 @@ def photographs(tmp_path: Path) -> Path:
 
 def test_hostile_folder_ends_well(photographs: Path, tmp_path: Path) -> None:
     flags = [f for f in TINY if f not in ("--dataset", "synthetic")]
+    flags += ["--influence_budget", "1"]  # 38 of the photographs are for training
     out = tmp_path / "out"
     status = main.main(
         [*flags, "--output_dir", str(out), "--dataset", "folder", "--data_dir", str(photographs)]
@@ -350,8 +402,8 @@ def test_hostile_folder_ends_well(photographs: Path, tmp_path: Path) -> None:
         ),
         (["--n_clusters", "70"], "--n_clusters 70 is more than --max_train_samples 60"),
         (
-            ["--estimator", "first_order", "--influence_budget", "0.01"],
-            "--influence_budget 0.01 of 60 training pairs",
+            ["--influence_budget", "0.1"],
+            "--influence_budget 0.1 of 60 training pairs allows 6 influences; 20 are needed",
         ),
         (["--removal_folds", "1"], "--removal_folds must be 0 or at least 2"),
         (["--dataset", "folder"], "--data_dir"),
@@ -431,6 +483,7 @@ def test_defaults_are_those_promised() -> None:
         "hessian": "lanczos",
         "influence_budget": 0.1,
         "rounds": 1,
+        "weighting": "loss",
     }
     assert {name: flat[name] for name in promised} == promised
 
@@ -457,6 +510,21 @@ def test_rounds_curate_again(tmp_path: Path) -> None:
     log = (tmp_path / "o/log.txt").read_text()
     assert "round 1:" in log
     assert "round 2:" in log
+    quality = read_json(tmp_path / "o/stage2/pair_influence_quality.json")
+    first, second = quality["rounds"]
+    assert [first["round"], second["round"]] == [1, 2]
+    assert first["kept"] == second["kept"] == 48
+    assert first["kept_before_too"] is None
+    assert 36 <= second["kept_before_too"] <= 48  # 12 of 60 are dropped each time
+    # The second round's models are trained on what the first has kept, and are what is saved.
+    assert second["validation_loss"] != first["validation_loss"]
+    assert second["validation_loss"] == pytest.approx(quality["validation_loss"], abs=1e-5)
+    manifest = read_json(tmp_path / "o/stage2/pair_influence_manifest.json")
+    assert manifest["settings"]["rounds"] == 2
+    assert "target_size_ratio" in manifest["settings"]  # what is curated in between matters
+    assert manifest["inputs"].keys() == {"embedding", "clustering", "influence"}
+    curated = np.load(tmp_path / "o/stage3/curated_rows.npy")
+    assert len(curated) == second["kept"]
 
 
 def test_validation_against_retraining_is_written_shown_and_reused(

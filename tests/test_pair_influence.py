@@ -12,7 +12,6 @@ from pair_influence import (
     representation_weights,
     sample_pairs,
 )
-from settings import InputError
 from tests import reference
 from tests.reference import Problem, random_problem
 
@@ -144,31 +143,10 @@ def test_own_loss_influences_are_slopes_of_the_pairs_own_losses() -> None:
 
 def test_sampled_pairs_are_so_many_of_every_cluster() -> None:
     clusters = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [30, 3, 12]))
-    chosen = sample_pairs(clusters, 5, 1.0, rng=np.random.default_rng(1))
+    chosen = sample_pairs(clusters, 5, rng=np.random.default_rng(1))
     assert chosen.dtype == np.int64
     assert np.bincount(clusters[chosen]).tolist() == [5, 3, 5]
     assert np.all(np.diff(chosen) > 0)
-
-
-@pytest.mark.parametrize(
-    ("budget", "counts"),
-    [(1.0, [9, 3, 9]), (0.4, [7, 3, 7]), (0.25, [4, 3, 4]), (0.1, [1, 1, 1]), (3 / 45, [1, 1, 1])],
-)
-def test_the_budget_caps_the_pairs_evenly(budget: float, counts: list[int]) -> None:
-    clusters = np.repeat([0, 1, 2], [30, 3, 12])
-    chosen = sample_pairs(clusters, 9, budget, rng=np.random.default_rng(1))
-    assert np.bincount(clusters[chosen]).tolist() == counts
-    assert len(chosen) <= budget * 45 + 1e-9
-
-
-def test_a_budget_below_one_pair_a_cluster_is_an_input_error() -> None:
-    clusters = np.repeat([0, 1, 2], [30, 3, 12])
-    with pytest.raises(
-        InputError,
-        match=r"--influence_budget 0\.05 of 45 training pairs allows 2 influences, fewer than one "
-        r"for each of 3 clusters; raise it or lower --n_clusters",
-    ):
-        sample_pairs(clusters, 5, 0.05, rng=np.random.default_rng(0))
 
 
 def test_every_pair_of_a_cluster_is_as_likely() -> None:
@@ -176,7 +154,7 @@ def test_every_pair_of_a_cluster_is_as_likely() -> None:
     rng = np.random.default_rng(0)
     counts = np.zeros(12)
     for _ in range(2000):
-        counts[sample_pairs(clusters, 2, 1.0, rng=rng)] += 1
+        counts[sample_pairs(clusters, 2, rng=rng)] += 1
     # Binomial shares of 1/4 and 1/2 over 2,000 draws: deviations below 0.0112, four of them.
     np.testing.assert_allclose(counts / 2000, np.r_[[0.25] * 8, [0.5] * 4], atol=0.045)
 

@@ -163,7 +163,7 @@ def test_a_seed_decides_everything(data: Any, pool: Any) -> None:
 @pytest.fixture
 def problems(bench: Any, data: Any, pool: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(bench, "pool_of", lambda _: pool)
-    monkeypatch.setattr(bench, "ClusteringConfig", lambda: ClusteringConfig(10))
+    monkeypatch.setattr(bench, "ClusteringConfig", lambda **_: ClusteringConfig(10))
     test = bench.test_set_of.__wrapped__(Path())
     return {
         name: bench.make_problem(data.make_regime(name, pool, 0), 0, test)

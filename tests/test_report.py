@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import posixpath
 import re
 
@@ -10,7 +11,9 @@ import pytest
 
 import report
 from tests.test_summary import SUMMARIES, make_summary
-from tests.test_visualize import NASTY, make_gaps, make_validation
+from tests.test_visualize import NASTY, make_categorization, make_gaps, make_validation
+
+AGREEMENT = "image-text agreement"
 
 
 def parsed_tables(markdown: str) -> list[list[list[str]]]:
@@ -71,6 +74,7 @@ def test_every_figure_of_the_tree_is_made() -> None:
         "stage1/cluster_sizes.png",
         "stage2/influence_scores.png",
         "stage2/influence_validation.png",
+        "stage3/cells.png",
         "stage3/cluster_categorization.png",
         "stage3/weight_distribution.png",
         "evaluation/comparison_avg_recall@1.png",
@@ -89,7 +93,7 @@ def test_every_figure_of_the_tree_is_made() -> None:
     "name",
     [
         *("one seed, one cluster", "hostile text", "two methods", "full data alone", "no random"),
-        *("validated with one seed", "too few to validate"),
+        *("validated with one seed", "too few to validate", "stage 2 not loaded"),
     ],
 )
 def test_every_figure_draws(name: str) -> None:
@@ -105,9 +109,16 @@ def test_figures_without_their_data_are_left_out() -> None:
     assert set(report.figures(SUMMARIES["nothing trained"])) == {
         "stage1/cluster_sizes.png",
         "stage2/influence_scores.png",
+        "stage3/cells.png",
         "stage3/cluster_categorization.png",
         "stage3/weight_distribution.png",
     }
+    no_stage_2 = report.figures(SUMMARIES["stage 2 not loaded"])
+    assert "stage3/cells.png" in no_stage_2
+    assert not any(path.startswith("stage2") for path in no_stage_2)
+    no_stage_3 = report.figures(SUMMARIES["stage 3 not loaded"])
+    assert "stage2/influence_scores.png" in no_stage_3
+    assert not any(path.startswith("stage3") for path in no_stage_3)
 
 
 def test_one_seed_shows_no_spread() -> None:
@@ -175,6 +186,104 @@ def test_what_was_kept() -> None:
     assert highest[0][0] == str(summary.categorization[-1]["cluster"])
     first = summary.categorization[0]
     assert lowest[0][4] == f"{first['influence_percent']:+.3f} ± {first['stderr_percent']:.3f}"
+
+
+def test_kinds_of_pairs() -> None:
+    summary = make_summary(20)
+    page = section(report.results_markdown(summary), "What was kept and what was thrown away")
+    rows = table_with(page, "copies", "share kept")
+    assert [row["image-text agreement"] for row in rows] == ["lowest third", *2 * ["highest third"]]
+    lowest = rows[0]
+    n_dropped = summary.n_train - summary.n_curated
+    assert lowest["pairs"] == f"{n_dropped:,}"
+    assert (lowest["kept"], lowest["share kept"]) == ("0", "0.0 %")
+    assert lowest["influence of a pair (% / n)"] == "-80"
+    assert lowest["known faults"] == "100.0 %"
+    assert [row["copies"] for row in rows] == ["–", "–", "near copies"]
+    assert f"over n = {summary.n_train:,};" in page
+    unknown = dataclasses.replace(summary.pairs, faulty=None, influence=None)
+    rows = table_with(report.results_markdown(make_summary(20, pairs=unknown)), "copies", "kept")
+    assert "known faults" not in rows[0]
+    assert {row["influence of a pair (% / n)"] for row in rows} == {"–"}
+    no_stage_3 = report.results_markdown(SUMMARIES["stage 3 not loaded"])
+    assert {row["share kept"] for row in table_with(no_stage_3, "copies", "share kept")} == {"–"}
+    assert "By kind of pair" not in report.results_markdown(SUMMARIES["stages 2 and 3 not loaded"])
+
+
+def test_cells_that_hurt_and_help_most() -> None:
+    summary = make_summary(100)
+    assert summary.categorization is not None
+    page = report.results_markdown(summary)
+    cells = [cell for cluster in summary.categorization for cell in cluster["cells"]]
+    harmful, beneficial = (t for t in parsed_tables(page) if t[0][:2] == ["topic", AGREEMENT])
+    for listed, sign in ((harmful, 1), (beneficial, -1)):
+        strongest = sorted(cells, key=lambda c: sign * c["influence_percent"])[:10]
+        assert [row[6] for row in listed[2:]] == [
+            f"{c['influence_percent']:+.3f} ± 0.020" for c in strongest
+        ]
+        assert [row[7] for row in listed[2:]] == [
+            f"{c['pairs_kept']:,} of {c['size']:,}" for c in strongest
+        ]
+    assert harmful[2][1] in ("lowest third", "highest third")
+    assert {row[3] for row in harmful[2:]} == {"certain"}
+    assert {row[2] for row in beneficial[2:]} == {"near copies"}
+    n_harmful = sum(c["category"] == "harmful" for c in cells)
+    assert f"Of {len(cells)} cells" in page
+    assert f"{n_harmful} are harmful and 0 beneficial with certainty" in page
+
+
+def test_cells_of_one_sign() -> None:
+    categorization = make_categorization(2)
+    for cluster in categorization:
+        cluster["cells"] = [
+            cell | {"influence_percent": 0.1, "category": "beneficial"} for cell in cluster["cells"]
+        ]
+    page = report.results_markdown(make_summary(2, categorization=categorization))
+    assert "No cell is harmful." in page
+    assert "Most beneficial:" in page
+    unknown = report.results_markdown(SUMMARIES["stage 2 not loaded"])
+    assert {row[AGREEMENT] for row in table_with(unknown, "topic", "sign")} == {"–"}
+
+
+def test_groups_stand_beside_all_pairs() -> None:
+    summary = make_summary(20)
+    page = report.results_markdown(summary)
+    female, everyone = table_with(page, "group", "share kept")  # of a child no caption speaks
+    assert female == {"group": "female", "pairs": "50", "kept": "45", "share kept": "90.0 %"}
+    assert everyone["group"] == "all pairs"
+    assert everyone["kept"] == f"{summary.n_curated:,}"
+    assert "Every group keeps at least as large a share as all pairs. No least share" in page
+    few = {"a|b": {"pairs": 10, "kept": 1, "retention": 0.1}}
+    thresholds = summary.thresholds | {"min_group_retention": 0.1}
+    page = report.results_markdown(make_summary(20, group_retention=few, thresholds=thresholds))
+    assert r"A smaller share than of all pairs is kept of a\|b. At least 10.0 % of each" in page
+    assert "### Demographic groups" not in report.results_markdown(
+        make_summary(3, group_retention={})
+    )
+
+
+def test_rounds_are_reported_where_there_are_several() -> None:
+    first, second = table_with(report.results_markdown(SUMMARIES["several rounds"]), "round")
+    assert first == {
+        "round": "1",
+        "explained": "40.0 %",
+        "validation loss": "0.8500",
+        "kept": "320",
+        "of them kept before": "–",
+    }
+    assert second["of them kept before"] == "310"
+    assert "### Rounds" not in report.results_markdown(make_summary(3))
+
+
+def test_a_category_is_not_said_to_decide_what_is_dropped() -> None:
+    page = section(
+        report.results_markdown(make_summary()), "What was kept and what was thrown away"
+    )
+    assert "Dropped are the pairs of lowest value" in page.lstrip().split("\n\n")[0]
+    assert "It does not say which pairs are dropped: their own values decide" in page
+    (example,) = table_with(page, "caption", "why")
+    assert example["value"] == "-2.3"
+    assert example["why"].startswith("influence -1.8 and agreement -1.1")
 
 
 def test_few_clusters_are_all_in_one_table() -> None:

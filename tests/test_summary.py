@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from summary import Summary, enumerate_words, escape, paragraphs
+from summary import PairSummary, Summary, enumerate_words, escape, paragraphs
 from tests.test_visualize import (
     METHODS,
     NASTY,
@@ -50,6 +51,50 @@ def make_influence_info(estimator: str = "metagradient", **changes: Any) -> dict
     if estimator != "metagradient":
         info |= INVERSE_HESSIAN
     return info | changes
+
+
+def make_pair_quality(**changes: Any) -> dict[str, Any]:
+    """What stage 2 says of its influence of pairs; `changes` replace its entries."""
+    quality: dict[str, Any] = {
+        "pairs_evaluated": 40,
+        "explained": 0.4321,
+        "own_share": 0.25,
+        "repeats_agree": 0.6543,
+        "held_out_models": 10,
+        "steps": 60,
+        "validation_loss": 0.83,
+        "cells": 40,
+        "rounds": [make_round(1)],
+    }
+    return quality | changes
+
+
+def make_round(number: int) -> dict[str, Any]:
+    return {
+        "round": number,
+        "validation_loss": 0.9 - 0.05 * number,
+        "kept": 320,
+        "kept_before_too": None if number == 1 else 310,
+        "explained": 0.5 - 0.1 * number,
+    }
+
+
+def make_pairs(categorization: Sequence[dict[str, Any]]) -> PairSummary:
+    """Pairs of the cells above; those that were dropped have low agreement and are faulty."""
+    cells = [cell for cluster in categorization for cell in cluster["cells"]]
+    sizes = [cell["size"] for cell in cells]
+    kept = np.repeat([cell["pairs_kept"] > 0 for cell in cells], sizes)
+    near_copies = np.repeat([cell["near_copies"] for cell in cells], sizes)
+    return PairSummary(
+        bands=np.where(kept, 2, 0),
+        band_names=tuple(f"{w} third of agreement" for w in ("lowest", "middle", "highest")),
+        near_copies=near_copies,
+        faulty=~kept,
+        influence=np.where(kept, 120.0, -80.0),
+        cells=np.repeat([cell["cell"] for cell in cells], sizes),
+        values=np.where(kept, 1.0, -1.0),
+        kept=kept,
+    )
 
 
 def make_summary(
@@ -118,6 +163,8 @@ def make_summary(
         "influence_stderr": np.array(
             [by_cluster[k]["stderr_percent"] / 100 for k in range(n_clusters)]
         ),
+        "pair_quality": make_pair_quality(pairs_evaluated=min(40, n_train)),
+        "pairs": make_pairs(categorization),
         "clusters": [
             {"cluster": k, "size": by_cluster[k]["size"], "terms": terms[k]}
             for k in range(n_clusters)
@@ -125,6 +172,10 @@ def make_summary(
         "categorization": categorization,
         "cluster_weights": {
             str(k): 1.0 if by_cluster[k]["pairs_kept"] else 0.0 for k in range(n_clusters)
+        },
+        "group_retention": {
+            "female": {"pairs": 50, "kept": 45, "retention": 0.9},
+            "child": {"pairs": 0, "kept": 0, "retention": None},
         },
         "sample_weights": np.linspace(0.5, 1.5, max(n_curated, 1)),
         "n_curated": n_curated,
@@ -134,6 +185,9 @@ def make_summary(
             "confidence": 0.9,
             "target_size_ratio": 0.8,
             "max_weight": 5.0,
+            "agreement_weight": 0.5,
+            "copy_price": 1.0,
+            "min_group_retention": 0.0,
         },
         "metrics": make_metrics(methods, n_seeds, mean_recall),
         "encoder_metrics": dict.fromkeys(make_metrics(("random",))["same_epochs"]["random"], 12.0),
@@ -152,29 +206,32 @@ def make_summary(
                 "caption": text,
                 "key": "img_001.jpg#2",
                 "clip_score": 0.123,
-                "influence_percent": -0.4,
+                "value": -2.34,
                 "cluster": 3,
                 "terms": ["dog", "beach"],
-                "why": "harmful cluster",
+                "why": "influence -1.8 and agreement -1.1 standard deviations from the mean",
             }
         ],
     }
     return Summary(**(fields | changes))
 
 
-BARE: dict[str, Any] = dict.fromkeys(
+NO_STAGE_2: dict[str, Any] = dict.fromkeys(
     (
         "influence",
         "influence_info",
         "influence_validation",
         "influence_scores",
         "influence_stderr",
-        "categorization",
-        "cluster_weights",
-        "sample_weights",
-        "faults",
+        "pair_quality",
     )
 )
+NO_STAGE_3: dict[str, Any] = dict.fromkeys(
+    ("categorization", "cluster_weights", "group_retention", "sample_weights")
+)
+BARE: dict[str, Any] = NO_STAGE_2 | NO_STAGE_3 | {"faults": None}
+BARE["pairs"] = PairSummary(np.zeros(3, dtype=np.int64), ("any agreement",), np.ones(3, dtype=bool))
+LOADED = make_pairs(make_categorization(3))
 SUMMARIES = {
     "everything": make_summary(100, influence_validation=make_validation(20)),
     "an inverse Hessian": make_summary(influence_info=make_influence_info("first_order")),
@@ -189,6 +246,21 @@ SUMMARIES = {
     "full data alone": make_summary(3, ("full",)),
     "no random": make_summary(3, ("influencespace", "clip_score_filtering", "full"), 1),
     "stages 2 and 3 not loaded": make_summary(3, **BARE, dropped_examples=[]),
+    "stage 2 not loaded": make_summary(
+        3,
+        **NO_STAGE_2,
+        pairs=dataclasses.replace(LOADED, influence=None, cells=None),
+        dropped_examples=[],
+    ),
+    "stage 3 not loaded": make_summary(
+        3,
+        **NO_STAGE_3,
+        pairs=dataclasses.replace(LOADED, values=None, kept=None),
+        dropped_examples=[],
+    ),
+    "several rounds": make_summary(
+        3, pair_quality=make_pair_quality(rounds=[make_round(1), make_round(2)])
+    ),
     "nothing trained": make_summary(
         3, metrics={}, efficiency={}, gaps={}, histories={}, encoder_metrics={}
     ),
@@ -208,6 +280,37 @@ def test_methods_are_ranked_by_hand() -> None:
     assert SUMMARIES["influencespace alone"].best_rival("same_epochs") is None
     assert SUMMARIES["full data alone"].ranking("same_epochs") == []
     assert summary.n_dropped == summary.n_train - summary.n_curated
+
+
+# --- Pairs --------------------------------------------------------------------------------------
+
+
+def test_kinds_of_pairs_by_hand() -> None:
+    pairs = PairSummary(
+        bands=np.array([0, 0, 0, 2, 2]),
+        band_names=("low", "middle", "high"),
+        near_copies=np.array([False, False, True, False, False]),
+        faulty=np.array([True, False, True, False, False]),
+        influence=np.array([-30.0, 10.0, 5.0, 7.0, 9.0]),
+        cells=np.array([4, 4, 1, 0, 0]),
+        values=np.array([-2.0, -1.0, -1.5, 1.0, 2.0]),
+        kept=np.array([False, False, True, True, True]),
+    )
+    low = {"agreement": "low", "near_copies": False, "pairs": 2, "kept": 0, "faulty": 1}
+    assert pairs.kinds() == [  # no pair is in the middle
+        low | {"influence": -10.0},
+        {**low, "near_copies": True, "pairs": 1, "kept": 1, "influence": 5.0},
+        {**low, "agreement": "high", "kept": 2, "faulty": 0, "influence": 8.0},
+    ]
+    assert pairs.band_of_cell() == {0: "high", 1: "low", 4: "low"}
+    assert pairs.n_protected == 1  # -1.5 is kept, -1 is not
+    unknown = dataclasses.replace(
+        pairs, faulty=None, influence=None, cells=None, values=None, kept=None
+    )
+    assert unknown.kinds()[0] == {**low, "kept": None, "faulty": None, "influence": None}
+    assert unknown.band_of_cell() == {}
+    assert unknown.n_protected == 0
+    assert dataclasses.replace(pairs, kept=np.ones(5, dtype=bool)).n_protected == 0
 
 
 # --- Words --------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from train_eval import (
     retrieval_ranks,
     run_rows,
 )
-from training import TrainingConfig, train
+from training import LOSS, WEIGHTINGS, TrainingConfig, train
 
 
 def ranks_of(scores: list[list[float]], owner: list[int]) -> tuple[list[int], list[int]]:
@@ -196,7 +196,12 @@ def retrieval_set(planted: Planted) -> RetrievalSet:
 
 
 def evaluate(
-    planted: Planted, subsets: dict[str, Subset], *, n_seeds: int = 2, seed: int = 0
+    planted: Planted,
+    subsets: dict[str, Subset],
+    *,
+    n_seeds: int = 2,
+    seed: int = 0,
+    weighting: str = LOSS,
 ) -> tuple[EvaluationResult, dict[str, Parameters]]:
     models: dict[str, Parameters] = {}
     result = evaluate_methods(
@@ -205,7 +210,7 @@ def evaluate(
         planted.validation,
         retrieval_set(planted),
         TRAINING,
-        EvaluationConfig(n_seeds=n_seeds),
+        EvaluationConfig(n_seeds=n_seeds, weighting=weighting),
         rng=np.random.default_rng(seed),
         on_model=models.__setitem__,
     )
@@ -270,6 +275,30 @@ def test_sample_weights_reach_the_training(compared: Compared) -> None:
     result, _ = compared
     weighted, plain = (run_rows(result, "same_steps", m) for m in ("influencespace", "random"))
     assert not np.array_equal(result.caption_ranks[weighted], result.caption_ranks[plain])
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_weights_count_as_the_setting_says(planted: Planted, weighting: str) -> None:
+    half, weights = np.arange(0, 96, 2), np.where(np.arange(48) % 2, 1.5, 0.5)
+    subsets = {FULL: Subset(np.arange(96), None), "influencespace": Subset(half, weights)}
+    _, models = evaluate(planted, subsets, n_seeds=1, weighting=weighting)
+    seed = int(np.random.default_rng(0).integers(2**31, size=1)[0])
+    expected, _ = train(
+        planted.pairs.take(torch.from_numpy(half)),
+        TRAINING,
+        n_steps=12,
+        seed=seed,
+        sample_weights=weights,
+        weighting=weighting,
+    )
+    found = models["influencespace_same_steps_seed0"]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    full, _ = train(planted.pairs, TRAINING, n_steps=12, seed=seed)
+    assert torch.equal(models["full_same_epochs_seed0"].image_map, full.image_map)
+
+
+def test_the_weighting_is_part_of_the_fingerprint() -> None:
+    assert EvaluationConfig().fingerprint_settings()["weighting"] == LOSS
 
 
 def test_a_run_is_a_training_on_the_subset_and_its_ranks_those_of_the_model(

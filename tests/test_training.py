@@ -29,10 +29,13 @@ from tests import reference
 from tests.reference import rotated_pairs
 from training import (
     ADAM_EPSILON,
+    SAMPLE,
     Training,
     TrainingConfig,
     TrainingState,
+    drawn_pairs,
     steps_per_epoch,
+    systematic_counts,
     train,
     train_until_best,
 )
@@ -335,6 +338,113 @@ def test_pairs_of_weight_zero_are_not_trained_on() -> None:
     for a, b in zip(zeroed, deleted, strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-4)  # as above
     assert float((zeroed.image_map - plain.image_map).abs().max()) > 1e-2
+
+
+# --- Pairs drawn by weight --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weights", "offset", "counts"),
+    [
+        # Pieces of the line from 0 to 4 end at 0.5, 1, 3, 4; the points are 0.75 to 3.75.
+        ([1.0, 1.0, 4.0, 2.0], 0.25, [0, 1, 2, 1]),
+        ([1.0, 1.0, 4.0, 2.0], 0.75, [1, 0, 2, 1]),
+        ([0.0, 3.0, 0.0, 3.0, 0.0, 0.0], 0.5, [0, 3, 0, 3, 0, 0]),
+        # Ends 1.8, 3: points 0.9, 1.9, 2.9, and 0.1, 1.1, 2.1.
+        ([3.0, 0.0, 2.0], 0.1, [1, 0, 2]),
+        ([3.0, 0.0, 2.0], 0.9, [2, 0, 1]),
+        ([0.3], 0.6, [1]),
+    ],
+)
+def test_counts_by_hand(weights: list[float], offset: float, counts: list[int]) -> None:
+    found = systematic_counts(np.array(weights), offset)
+    assert found.dtype == np.int64
+    assert found.tolist() == counts
+
+
+@given(
+    weights=st.lists(st.floats(0, 5), min_size=1, max_size=60).filter(lambda w: sum(w) > 0.01),
+    offset=st.floats(0, 1, exclude_max=True),
+)
+@hypothesis_settings(deadline=None, derandomize=True)
+def test_counts_are_expectations_rounded_up_or_down(weights: list[float], offset: float) -> None:
+    counts = systematic_counts(np.array(weights), offset)
+    expected = len(weights) * np.array(weights) / sum(weights)
+    assert counts.sum() == len(weights)
+    assert counts.min() >= 0
+    # Less than one, but for the rounding of where a piece ends.
+    assert np.abs(counts - expected).max() < 1 + 1e-9
+
+
+def test_counts_are_right_on_average() -> None:
+    weights = np.random.default_rng(0).uniform(0, 3, size=20)
+    weights[4] = 0.0
+    offsets = (np.arange(1000) + 0.5) / 1000
+    mean = np.mean([systematic_counts(weights, offset) for offset in offsets], axis=0)
+    # A grid of a thousand offsets in the uniform one's place: off by one of them at either end.
+    np.testing.assert_allclose(mean, weights / weights.mean(), atol=2e-3)
+    assert mean[4] == 0
+
+
+def test_an_epoch_draws_as_many_pairs_as_there_are_and_another_epoch_others() -> None:
+    weights = np.tile([0.5, 1.5], 20)
+    rng = np.random.default_rng(0)
+    epochs = [drawn_pairs(weights, rng) for _ in range(400)]
+    counts = np.array([np.bincount(epoch, minlength=40) for epoch in epochs])
+    assert {len(epoch) for epoch in epochs} == {40}
+    assert set(counts[:, ::2].ravel().tolist()) == {0, 1}
+    assert set(counts[:, 1::2].ravel().tolist()) == {1, 2}
+    # Deviations of 1/2 over 400 epochs, five standard errors for 40 pairs.
+    np.testing.assert_allclose(counts.mean(axis=0), weights, atol=5 * 0.5 / 20)
+    # Neighbours of weight a half are drawn together, apart and not at all.
+    assert {tuple(pair) for pair in counts[:, [0, 2]].tolist()} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def test_batches_hold_pairs_by_weight_and_the_loss_no_weights() -> None:
+    weights = np.r_[np.zeros(8), np.tile([0.5, 1.5], 20)]
+    run = Training(
+        rotated_pairs(48), SMALL, n_steps=300, seed=3, sample_weights=weights, weighting=SAMPLE
+    )
+    assert run.weights is None
+    assert run.batches.shape == (300, 16)
+    counts = np.bincount(run.batches.ravel(), minlength=48) / 100  # 48 / 16 = 3 batches an epoch
+    assert counts[:8].tolist() == [0.0] * 8
+    # Expected counts are 0.6 and 1.8: deviations of 0.5 and 0.4 an epoch, five standard errors.
+    np.testing.assert_allclose(counts, weights / weights.mean(), atol=5 * 0.05)
+    for epoch in (run.batches[:3], run.batches[3:6]):
+        assert np.bincount(epoch.ravel()).max() == 2
+        assert np.any(np.diff(epoch.ravel()) < 0)  # shuffled
+    # Started again it is the same run, and it replays to the bit.
+    again = Training(
+        run.pairs, SMALL, n_steps=300, seed=3, sample_weights=weights, weighting=SAMPLE
+    )
+    np.testing.assert_array_equal(again.batches, run.batches)
+    start = run.state()
+    run.advance_to(4)
+    end = run.state()
+    run.restore(start, 0)
+    run.advance_to(4)
+    assert same_bits(run.state(), end)
+    other = Training(run.pairs, SMALL, n_steps=300, seed=4, sample_weights=weights)
+    assert not np.array_equal(other.batches, run.batches)
+
+
+@pytest.mark.parametrize("value", [1.0, 0.7])
+def test_equal_weights_draw_every_pair_once_and_train_the_unweighted_model(value: float) -> None:
+    pairs = rotated_pairs(40)
+    plain, history = train(pairs, SMALL, n_steps=8, seed=2)
+    drawn, same = train(
+        pairs, SMALL, n_steps=8, seed=2, sample_weights=np.full(40, value), weighting=SAMPLE
+    )
+    assert history == same
+    assert all(torch.equal(a, b) for a, b in zip(plain, drawn, strict=True))
+
+
+def test_without_weights_both_weightings_train_the_same_model() -> None:
+    pairs = rotated_pairs(40)
+    plain, _ = train(pairs, SMALL, n_steps=4, seed=2)
+    drawn, _ = train(pairs, SMALL, n_steps=4, seed=2, weighting=SAMPLE)
+    assert all(torch.equal(a, b) for a, b in zip(plain, drawn, strict=True))
 
 
 def test_the_logit_scale_stays_below_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from matplotlib.collections import LineCollection, PathCollection, PolyCollectio
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import AxLine
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Rectangle, StepPatch
 from matplotlib.text import Text
 
 import visualize
@@ -84,9 +84,46 @@ def make_categorization(n_clusters: int, *, nasty: bool = False) -> list[dict[st
                 "size": size,
                 "pairs_kept": kept,
                 "pairs_dropped": size - kept,
+                "cells": make_cells(size, kept, 2 * int(k)),
             }
         )
     return entries
+
+
+def make_cells(size: int, kept: int, first: int) -> list[dict[str, Any]]:
+    """A cluster's cells: the pairs that were dropped, and the others."""
+    sizes = [s for s in (size - kept, kept) if s]
+    return [
+        {
+            "cell": first + i,
+            "category": "harmful" if i == 0 else "neutral",
+            "mean_clip_score": 0.12 + 0.2 * i,
+            "near_copies": i == 1,
+            "influence_percent": (2 * i - 1) * 0.01 * (first + 1),
+            "stderr_percent": 0.02,
+            "size": s,
+            "pairs_kept": 0 if (size - kept) and i == 0 else s,
+            "meaning": "",
+        }
+        for i, s in enumerate(sizes)
+    ]
+
+
+def make_kinds(*, near_copies: bool = True, influence: bool = True) -> list[dict[str, Any]]:
+    """Four quarters of agreement, the lowest of which hurts and is mostly dropped."""
+    names = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
+    return [
+        {
+            "agreement": f"{name} of agreement",
+            "near_copies": is_copy,
+            "pairs": 1000 if not is_copy else 250,
+            "kept": (300 if band == 0 else 990) if not is_copy else 50,
+            "faulty": 700 if band == 0 else 10,
+            "influence": 100.0 * band - 150 if influence else None,
+        }
+        for band, name in enumerate(names)
+        for is_copy in ((False, True) if near_copies else (False,))
+    ]
 
 
 def make_metrics(
@@ -538,6 +575,54 @@ def test_categorization(n_clusters: int) -> None:
         offsets[:, 1], [100 * c["pairs_kept"] / c["size"] for c in categorization]
     )
     assert_no_overlap(figure, [*bars.texts, bars.title, dots.title])
+
+
+@pytest.mark.parametrize("near_copies", [True, False])
+@pytest.mark.parametrize("influence", [True, False])
+def test_cells(near_copies: bool, influence: bool) -> None:
+    kinds = make_kinds(near_copies=near_copies, influence=influence)
+    values = np.random.default_rng(0).normal(0, 1, 500)
+    kept = values > -0.8
+    faulty = values < -1
+    figure = visualize.cells(values, kept, faulty, kinds)
+    png(figure)
+    histogram, shares, *rest = figure.axes
+    assert len(rest) == influence
+    assert figure.get_suptitle().startswith(f"{(~kept).sum()} of 500 training pairs")
+    heights = [p.get_height() for p in histogram.patches if isinstance(p, Rectangle)]
+    assert sum(heights[:40]) == kept.sum()
+    assert sum(heights[40:]) == (~kept).sum()
+    outline = [p for p in histogram.patches if isinstance(p, StepPatch)]
+    assert [sum(p.get_data()[0]) for p in outline] == [faulty.sum()]
+    legend = histogram.get_legend()
+    assert legend is not None
+    assert [t.get_text() for t in legend.get_texts()] == [
+        f"kept ({kept.sum()})",
+        f"dropped ({(~kept).sum()})",
+        f"known faults ({faulty.sum()})",
+    ]
+    assert bar_widths(shares)[1::2] == [100 * k["kept"] / k["pairs"] for k in kinds]
+    assert row_names(shares)[0] == "lowest quarter"
+    assert ("second quarter, near copies" in row_names(shares)) == near_copies
+    assert texts(shares)[0] == "300 of 1,000"
+    if influence:
+        assert bar_widths(rest[0]) == [k["influence"] for k in kinds]
+        assert texts(rest[0])[0] == "−150"
+        assert "Influence:" in figure.get_supxlabel()
+    else:
+        assert "Influence:" not in figure.get_supxlabel()
+    assert_no_overlap(figure, [*shares.texts, shares.title, histogram.title])
+
+
+def test_cells_of_one_kind_without_known_faults() -> None:
+    (kind,) = make_kinds(near_copies=False)[:1]
+    kind |= {"agreement": NASTY, "pairs": 1, "kept": 1, "influence": 0.0}
+    figure = visualize.cells(np.zeros(1), np.ones(1, dtype=bool), None, [kind])
+    png(figure)
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert "known faults" not in " ".join(t.get_text() for t in legend.get_texts())
+    assert bar_widths(figure.axes[1])[1] == 100.0
 
 
 @pytest.mark.parametrize("n_clusters", [1, 3, 20, 400])

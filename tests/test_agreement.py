@@ -1,0 +1,204 @@
+"""Agreement beside other pairs, against loops over all pairs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+
+import agreement
+from agreement import fit_log_scale, neighbour_agreement, normalised_agreement
+from tests import reference
+
+CPU = torch.device("cpu")
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+def sides(n: int, *, seed: int, noise: float = 0.5, d: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Unit embeddings of images, and of captions that say much the same."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(n, d))
+    return unit(images), unit(images + noise * rng.normal(size=(n, d)))
+
+
+# --- Neighbours -------------------------------------------------------------------------------
+
+
+def slow_neighbour_agreement(
+    embeddings: np.ndarray, others: np.ndarray, witnesses: list[int]
+) -> np.ndarray:
+    """The definition, pair by pair; as many neighbours for those who are no witnesses."""
+    k, means = min(20, len(witnesses) - 1), []
+    for i in range(len(embeddings)):
+        asked = sorted(
+            (j for j in witnesses if j != i), key=lambda j: -float(embeddings[i] @ embeddings[j])
+        )[:k]
+        means.append(sum(float(others[i] @ others[j]) for j in asked) / k)
+    return np.array(means)
+
+
+@pytest.mark.parametrize(("n", "rows_at_once"), [(70, 1024), (70, 16), (12, 1024), (2, 1024)])
+def test_neighbours_are_those_of_the_definition(
+    n: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "ROWS_AT_ONCE", rows_at_once)
+    images, texts = sides(n, seed=0)
+    rng = np.random.default_rng(0)
+    found = neighbour_agreement(images, texts, np.ones(n, dtype=bool), rng=rng)
+    expected = slow_neighbour_agreement(images, texts, list(range(n)))
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # float32
+
+
+def test_only_witnesses_are_asked() -> None:
+    images, texts = sides(60, seed=1)
+    witnesses = np.random.default_rng(2).permutation(60)[:30]
+    may_witness = np.isin(np.arange(60), witnesses)
+    found = neighbour_agreement(images, texts, may_witness, rng=np.random.default_rng(0))
+    expected = slow_neighbour_agreement(images, texts, sorted(witnesses.tolist()))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    changed = texts.copy()
+    row = int(np.flatnonzero(~may_witness)[0])
+    changed[row] = -changed[row]
+    again = neighbour_agreement(images, changed, may_witness, rng=np.random.default_rng(0))
+    assert np.flatnonzero(again != found).tolist() == [row]  # its own alone
+
+
+def test_nobody_is_their_own_witness(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two pairs on each of three axes; nobody's caption is like that of the twin.
+    monkeypatch.setattr(agreement, "N_NEIGHBOURS", 1)
+    images = np.repeat(np.eye(3, dtype=np.float32), 2, axis=0)
+    texts = np.eye(6, dtype=np.float32)
+    everybody, rng = np.ones(6, dtype=bool), np.random.default_rng(0)
+    assert neighbour_agreement(images, texts, everybody, rng=rng).tolist() == [0.0] * 6
+    assert neighbour_agreement(images, images, everybody, rng=rng).tolist() == [1.0] * 6
+
+
+def test_at_most_so_many_witnesses_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "MAX_WITNESSES", 8)
+    images, texts = sides(50, seed=3)
+    may_witness = np.arange(50) % 2 == 0
+    found = neighbour_agreement(images, texts, may_witness, rng=np.random.default_rng(5))
+    drawn = np.random.default_rng(5).permutation(np.arange(0, 50, 2))[:8].tolist()
+    np.testing.assert_allclose(found, slow_neighbour_agreement(images, texts, drawn), atol=1e-6)
+    other = neighbour_agreement(images, texts, may_witness, rng=np.random.default_rng(6))
+    assert not np.allclose(other, found, atol=1e-3)
+
+
+@pytest.mark.parametrize(("n", "n_witnesses"), [(1, 1), (1, 0), (5, 1), (5, 0)])
+def test_without_others_to_ask_there_is_nothing_to_say(n: int, n_witnesses: int) -> None:
+    images, texts = sides(n, seed=0)
+    may_witness = np.arange(n) < n_witnesses
+    found = neighbour_agreement(images, texts, may_witness, rng=np.random.default_rng(0))
+    assert found.tolist() == [0.0] * n
+
+
+def test_a_wrong_caption_is_unlike_those_of_similar_images() -> None:
+    rng = np.random.default_rng(0)
+    topics = np.arange(200) % 4
+    axes = np.eye(8)[:4]
+    images = unit(axes[topics] + 0.1 * rng.normal(size=(200, 8)))
+    told = topics.copy()
+    told[:10] = (topics[:10] + 1) % 4
+    texts = unit(axes[told] + 0.1 * rng.normal(size=(200, 8)))
+    for here, there in ((images, texts), (texts, images)):
+        found = neighbour_agreement(here, there, np.ones(200, dtype=bool), rng=rng)
+        assert found[:10].max() < 0.4 < found[10:].min()
+
+
+# --- Normalised -------------------------------------------------------------------------------
+
+
+def mean_loss(images: np.ndarray, texts: np.ndarray, log_scale: float) -> float:
+    cosines = images.astype(np.float64) @ texts.T.astype(np.float64)
+    return float(reference.pair_losses(math.exp(log_scale) * cosines).mean())
+
+
+def test_the_temperature_is_that_of_least_loss() -> None:
+    images, texts = sides(40, seed=4, noise=0.7)
+    fitted = float(
+        fit_log_scale(
+            torch.from_numpy(images), torch.from_numpy(texts), rng=np.random.default_rng(0)
+        )
+    )
+    best = minimize_scalar(
+        lambda s: mean_loss(images, texts, s), bounds=(0, math.log(100)), method="bounded"
+    ).x
+    assert 0.5 < best < 4  # inside, so that neither end of the grid would do
+    assert fitted == pytest.approx(best, abs=0.06)  # half a step of the grid
+
+
+def test_the_temperature_stays_within_clips_bounds() -> None:
+    axes = torch.eye(8)
+    assert float(fit_log_scale(axes, axes, rng=np.random.default_rng(0))) == pytest.approx(
+        math.log(100)
+    )
+    against = fit_log_scale(axes, -axes, rng=np.random.default_rng(0))
+    assert float(against) == 0
+
+
+def test_normalised_agreement_by_the_formula() -> None:
+    images, texts = sides(30, seed=5, noise=0.8)
+    found = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0))
+    grid = np.linspace(0, math.log(100), 47)
+    tau = math.exp(-grid[np.argmin([mean_loss(images, texts, s) for s in grid])])
+    expected = []
+    for i in range(30):
+        rows = math.log(sum(math.exp(float(images[i] @ texts[j]) / tau) for j in range(30)))
+        columns = math.log(sum(math.exp(float(images[j] @ texts[i]) / tau) for j in range(30)))
+        expected.append(float(images[i] @ texts[i]) - tau / 2 * (rows + columns))
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # float32
+
+
+def test_every_pair_is_in_batches_of_the_given_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Equal pairs: whatever the temperature tau, s = c - (c + tau log b), and tau = 1 is tried first.
+    monkeypatch.setattr(agreement, "NORMALISATION_BATCH", 4)
+    same = np.tile(np.float32([0.6, 0.8]), (10, 1))
+    found = normalised_agreement(same, same, CPU, rng=np.random.default_rng(0))
+    np.testing.assert_allclose(found, -math.log(4), atol=1e-6)
+
+
+def test_batches_are_averaged_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Halves of 200 have log 2 less in the denominators; what else changes is the luck of the draw.
+    images, texts = sides(200, seed=6)
+    whole = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0))
+    monkeypatch.setattr(agreement, "NORMALISATION_BATCH", 100)
+    halves = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0))
+    assert np.corrcoef(whole, halves)[0, 1] > 0.99
+    tau = math.exp(
+        -float(
+            fit_log_scale(
+                torch.from_numpy(images), torch.from_numpy(texts), rng=np.random.default_rng(0)
+            )
+        )
+    )
+    assert (halves - whole).mean() == pytest.approx(tau * math.log(2), rel=0.05)
+
+
+def test_a_caption_that_suits_most_images_scores_lower_than_its_cosine() -> None:
+    rng = np.random.default_rng(7)
+    scene = np.eye(12)[0]
+    images = unit(scene + 0.7 * rng.normal(size=(80, 12)))
+    texts = unit(images + 0.15 * rng.normal(size=(80, 12)))
+    texts[:8] = unit(np.tile(scene, (8, 1)))  # boilerplate
+    cosines = (images * texts).sum(axis=1)
+    found = normalised_agreement(images, texts, CPU, rng=rng)
+
+    def place(scores: np.ndarray) -> float:
+        """Mean share of right captions below the boilerplate."""
+        return float((scores[:8, None] > scores[None, 8:]).mean())
+
+    assert place(found) <= place(cosines)
+    assert found[:8].max() < np.median(found[8:])
+    standard = [(s - s.mean()) / s.std() for s in (found, cosines)]
+    assert standard[0][:8].mean() < standard[1][:8].mean()
+
+
+def test_a_single_pair_agrees_as_well_as_with_itself() -> None:
+    images, texts = sides(1, seed=0)
+    assert normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).tolist() == [0.0]
