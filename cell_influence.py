@@ -9,7 +9,6 @@ and so inferred for the rest. A cell whose sign is undecided although its pairs 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from agreement import neighbour_agreement, normalised_agreement
 from cross_fitting import CrossFit, cross_fit, held_out_influences
 from model import PairTensors
 from pooling import PooledInfluence, own_share, pool_influence
-from settings import InputError, Settings, setting
+from settings import Settings, setting
 from training import TrainingConfig
 
 SMALLEST_CELL = 4  # pairs that a refined cell keeps at least
@@ -36,8 +35,8 @@ class CellInfluenceConfig(Settings):
 
     influence_budget: float = setting(
         0.1,
-        "most pairs whose own influence is evaluated, as a share of the training pairs; that of "
-        "the others is inferred",
+        "most pairs whose own influence is evaluated, as a share of the training pairs, but at "
+        "least 20 pairs; that of the others is inferred",
         above=0,
         at_most=1,
     )
@@ -110,19 +109,9 @@ def estimate_pair_influence(
         rng: the stage's generator.
         kept: an earlier round's curated set, which the models are trained on; all by default.
         previous: that round's result, whose evaluated pairs are evaluated again.
-
-    Raises:
-        InputError: the budget allows too few pairs.
     """
     n = len(known.clip_scores)
-    budget = config.influence_budget
-    allowed = min(n, int(budget * n + 1e-9))
-    if allowed < min(MIN_EVALUATED, n):
-        raise InputError(
-            f"--influence_budget {budget:g} of {n} training pairs allows "
-            f"{allowed} influences; {min(MIN_EVALUATED, n)} are needed, so pass at least "
-            f"{math.ceil(100 * min(MIN_EVALUATED, n) / n) / 100:g}"
-        )
+    allowed = max(int(config.influence_budget * n + 1e-9), min(MIN_EVALUATED, n))
     trained_on = np.ones(n, dtype=bool) if kept is None else kept
     cross = cross_fit(
         known.pairs,

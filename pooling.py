@@ -128,7 +128,7 @@ def pool_influence(
             [np.sqrt(((block @ root) ** 2).sum(axis=1)) for block in design.blocks()]
         ),
         noise_variance=error,
-        explained=1 - error / variance if variance > 0 else 0.0,
+        explained=1 - error / variance if measured.min() < measured.max() else 0.0,
         _design=design,
         _root=root,
     )

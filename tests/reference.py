@@ -193,3 +193,64 @@ def planted_problem(
         for part in (slice(n), slice(n, None))
     ]
     return Planted(as_tensors[0], as_tensors[1], clusters, wrong)
+
+
+class Scattered(NamedTuple):
+    """Pairs of a few topics, two an image, with wrong captions scattered over all of them."""
+
+    pairs: PairTensors
+    validation: PairTensors
+    image_embeddings: np.ndarray  # (n, d) unit rows, as of an encoder that sees some of it
+    text_embeddings: np.ndarray  # (n, d)
+    topics: np.ndarray  # (n,)
+    image_ids: np.ndarray  # (n,)
+    wrong: np.ndarray  # (n,) bool
+
+
+def scattered_problem(
+    *, seed: int, n_images: int = 150, n_validation: int = 60, n_topics: int = 3, share: float = 0.2
+) -> Scattered:
+    """Images and texts are linear in a latent vector; wrong texts are those of other images."""
+    rng = np.random.default_rng(seed)
+    n = 2 * n_images
+    image_ids = np.repeat(np.arange(n_images), 2)
+    of_image = rng.integers(0, n_topics, size=n_images + n_validation)
+    centres = rng.normal(size=(n_topics, 6))
+    latent = centres[of_image] + rng.normal(size=(len(of_image), 6))
+    shown = np.append(image_ids, np.arange(n_images, len(of_image)))  # a pair of each held-out one
+    told = shown.copy()
+    wrong = np.sort(rng.choice(n, size=int(share * n), replace=False))
+    told[wrong] = (told[wrong] + rng.integers(1, n_images, size=len(wrong))) % n_images
+
+    def features(latent: np.ndarray, d: int, noise: float) -> np.ndarray:
+        made = latent @ rng.normal(size=(6, d)) / math.sqrt(6 * d)
+        return np.asarray(made + noise * rng.normal(size=made.shape) / math.sqrt(d))
+
+    images, texts = features(latent, 10, 0.05)[shown], features(latent[told], 8, 0.05)
+
+    def tensors(part: slice) -> PairTensors:
+        return PairTensors(
+            torch.from_numpy(images[part]).float(), torch.from_numpy(texts[part]).float()
+        )
+
+    to_joint = rng.normal(size=(6, 12))
+    embeddings = []
+    for side in (latent[shown[:n]], latent[told[:n]]):
+        joint = side @ to_joint + 3 * rng.normal(size=(n, 12))
+        embeddings.append((joint / np.linalg.norm(joint, axis=1, keepdims=True)).astype(np.float32))
+    is_wrong = np.isin(np.arange(n), wrong)
+    return Scattered(
+        tensors(slice(n)),
+        tensors(slice(n, None)),
+        embeddings[0],
+        embeddings[1],
+        of_image[image_ids],
+        image_ids,
+        is_wrong,
+    )
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """How often a positive scores above a negative, ties half, over all couples of them."""
+    couples = scores[positive][:, None] - scores[~positive][None, :]
+    return float((couples > 0).mean() + (couples == 0).mean() / 2)

@@ -57,7 +57,7 @@ def pictures(n: int, *, seed: int, scene: float = 0.0) -> np.ndarray:
     """Features of n pictures that share a scene to some extent, on either side of the mean."""
     rng = np.random.default_rng(seed)
     shared = scene * rng.normal(size=(2, 48))[np.arange(n) % 2]
-    return (shared + rng.normal(size=(n, 48))).astype(np.float32)
+    return np.asarray(shared + rng.normal(size=(n, 48)), dtype=np.float32)
 
 
 def with_copies(
@@ -84,7 +84,7 @@ def slow_better_copies(
     n, counts = len(images), []
     nearby = {}
     for i in range(n):
-        others = sorted((cosine[i, j] for j in range(n) if j != i and groups[j] == groups[i]))
+        others = sorted(cosine[i, j] for j in range(n) if j != i and groups[j] == groups[i])
         nearby[i] = 1 - others[-20:][0] if others else 0.0
     for i in range(n):
         count = 0

@@ -130,6 +130,44 @@ def test_fewer_than_one_cluster_is_an_input_error() -> None:
         ClusteringConfig(n_clusters=0)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"), [("agreement_bands", 0), ("near_copy_similarity", 2)]
+)
+def test_wrong_settings_are_input_errors(setting: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"--{setting} must be"):
+        ClusteringConfig(**{setting: value})
+
+
+def test_clusters_are_split_into_cells_by_agreement_and_copies() -> None:
+    # Images far apart but for two that are one; captions put them into two topics all the same.
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(40, 8))
+    images[7] = images[3]
+    points = np.concatenate([images, np.zeros((40, 8))], axis=1)
+    points[:, 8] = 20.0 * (np.arange(40) % 2)
+    result = run(points, 2)
+    assert same_grouping(result.cluster_assignments, np.arange(40) % 2)
+    assert np.flatnonzero(result.better_copies).tolist() == [3]  # agreement grows with the row
+    # Four bands of ten rows in each of two topics, and a cell for the copy.
+    kinds = np.arange(40) // 10 * 2 + np.arange(40) % 2
+    kinds[3] = 99
+    assert same_grouping(result.cell_assignments, kinds)
+    told = [(cell["cell"], cell["size"]) for c in result.clusters for cell in c["cells"]]
+    assert sorted(told) == list(enumerate(np.bincount(result.cell_assignments).tolist()))
+    for c in result.clusters:
+        assert sum(cell["size"] for cell in c["cells"]) == c["size"]
+    # Copies are looked for in other features where they are given.
+    apart = cluster_embeddings(
+        points.astype(np.float32),
+        np.linspace(0, 1, 40).astype(np.float32),
+        ["caption"] * 40,
+        ClusteringConfig(n_clusters=2),
+        rng=np.random.default_rng(0),
+        image_features=rng.normal(size=(40, 8)).astype(np.float32),
+    )
+    assert not apart.better_copies.any()
+
+
 def test_descriptions_by_hand() -> None:
     assignments = np.array([1, 0, 1, 1, 0, 1, 1, 1])
     # Distances to their centres: 0 and 0.5 in cluster 0; 5, 3, 1, 4, 2, 0 in cluster 1.

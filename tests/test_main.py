@@ -41,7 +41,8 @@ stage2/cell_influence_stderr.npy stage2/pair_influence_quality.json
 stage2/pair_influence_manifest.json
 stage3/cluster_categorization.json stage3/cluster_weights.json stage3/curated_indices.npy
 stage3/sample_weights.npy stage3/curated_rows.npy stage3/pair_values.npy
-stage3/group_retention.json stage3/cells.png stage3/cluster_categorization.png stage3/weight_distribution.png
+stage3/group_retention.json stage3/cells.png stage3/cluster_categorization.png
+stage3/weight_distribution.png
 stage3/manifest.json baselines/random_indices.npy baselines/clip_score_filtering_indices.npy
 baselines/diversity_sampling_indices.npy baselines/coreset_selection_indices.npy
 baselines/individual_influence_indices.npy baselines/semdedup_indices.npy

@@ -209,6 +209,30 @@ def test_rows_are_measured_written_and_summarized(
     assert (tmp_path / "regimes.json").exists()
 
 
+def test_influencespace_chooses_within_its_budget(
+    bench: Any, problems: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problems["wrong_20"]
+    known = len(np.unique(problem.clusters.cluster_assignments))
+    flat = argparse.Namespace(influence_scores=np.zeros(known), influence_stderr=np.zeros(known))
+    monkeypatch.setattr(bench, "influence_of", lambda _: (flat, 2.0))
+    quick = {"held_out_repeats": 1, "held_out_steps": 10}
+    variants = {
+        "tenth": bench.Variant(cells=quick),
+        "all": bench.Variant(cells={**quick, "influence_budget": 1.0}, equal_weights=True),
+        "twice": bench.Variant(cells=quick, rounds=2),
+    }
+    chosen = {
+        name: bench.influencespace(variant)(problem, 0.8, 0) for name, variant in variants.items()
+    }
+    for one in chosen.values():
+        assert len(one.rows) == len(set(one.rows.tolist())) == 80
+        assert one.seconds > 2
+    assert chosen["all"].weights is None
+    assert chosen["tenth"].weights.mean() == pytest.approx(1)
+    assert set(bench.ABLATION) <= set(bench.METHODS)
+
+
 def options(bench: Any, **given: Any) -> argparse.Namespace:
     defaults = {"keep": [0.8], "comparisons": ["same_epochs", "same_steps"]}
     return argparse.Namespace(**{**defaults, **given})

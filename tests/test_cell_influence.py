@@ -1,0 +1,322 @@
+"""Budgets, planted wrong captions found from a tenth of the pairs, and how cells are refined."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from cell_influence import (
+    SMALLEST_CELL,
+    CellInfluenceConfig,
+    KnownPairs,
+    PairInfluence,
+    _spread_evenly,
+    estimate_pair_influence,
+    refine_cells,
+)
+from pooling import PooledInfluence, pool_influence
+from settings import InputError
+from tests.reference import Scattered, auc, scattered_problem
+from training import TrainingConfig
+
+TRAINING = TrainingConfig(embed_dim=6, num_epochs=30, batch_size=32, learning_rate=0.02)
+N_REPEATS = 3
+
+
+@pytest.fixture(scope="module")
+def problem() -> Scattered:
+    return scattered_problem(seed=0, n_images=300, n_validation=150)
+
+
+@pytest.fixture(scope="module")
+def small() -> Scattered:
+    """Where it does not matter how much is found."""
+    return scattered_problem(seed=0)
+
+
+QUICK: dict[str, Any] = {"held_out_repeats": 1, "held_out_steps": 12}
+
+
+def known_pairs(problem: Scattered) -> KnownPairs:
+    """A cell for the lower and the upper half of agreement of each topic."""
+    scores = (problem.image_embeddings * problem.text_embeddings).sum(axis=1)
+    lower = (scores < np.median(scores)).astype(np.int64)
+    return KnownPairs(
+        problem.pairs,
+        problem.image_embeddings,
+        problem.text_embeddings,
+        scores,
+        problem.image_ids,
+        problem.topics,
+        2 * problem.topics + lower,
+        np.zeros(len(scores), dtype=np.int64),
+        {"women": np.arange(len(scores)) % 3 == 0},
+    )
+
+
+def estimate(problem: Scattered, *, seed: int = 0, **changes: Any) -> PairInfluence:
+    more = {name: changes.pop(name) for name in ("kept", "previous") if name in changes}
+    return estimate_pair_influence(
+        known_pairs(problem),
+        problem.validation,
+        CellInfluenceConfig(**{"held_out_repeats": N_REPEATS, "held_out_steps": 120} | changes),
+        TRAINING,
+        max_steps=120,
+        rng=np.random.default_rng(seed),
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def tenth(problem: Scattered) -> PairInfluence:
+    return estimate(problem)
+
+
+# --- The budget -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(0.1, 30), (0.0999, 29), (0.07, 21), (1.0, 300), (0.0666, 20), (0.001, 20)],
+)
+def test_exactly_so_many_pairs_are_evaluated_as_the_budget_allows(
+    small: Scattered, budget: float, expected: int
+) -> None:
+    # Of 300, but never fewer than the additive model needs.
+    found = estimate(small, influence_budget=budget, **QUICK)
+    assert int(found.pair_influence_evaluated.sum()) == expected
+    assert found.quality["pairs_evaluated"] == expected
+
+
+def test_of_a_few_pairs_all_are_evaluated() -> None:
+    few = scattered_problem(seed=1, n_images=8)
+    found = estimate(few, influence_budget=0.01, **QUICK)
+    assert found.pair_influence_evaluated.all()
+    assert np.isfinite(found.pair_influence).all()
+
+
+@given(n=st.integers(1, 60), n_chosen=st.integers(1, 60), seed=st.integers(0, 9))
+@hypothesis_settings(deadline=None, derandomize=True)
+def test_evaluated_pairs_are_spread_over_agreement(n: int, n_chosen: int, seed: int) -> None:
+    n_chosen = min(n, n_chosen)
+    rng = np.random.default_rng(seed)
+    scores = rng.permutation(n).astype(np.float64)  # its own rank
+    chosen = _spread_evenly(scores, n_chosen, rng)
+    assert np.all(np.diff(chosen) > 0)
+    small, n_larger = divmod(n, n_chosen)
+    strata = [small + 1] * n_larger + [small] * (n_chosen - n_larger)
+    ends = np.cumsum(strata)
+    assert np.searchsorted(ends, np.sort(scores[chosen]), side="right").tolist() == list(
+        range(n_chosen)
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "rule"),
+    [
+        ("influence_budget", 0.0, "> 0"),
+        ("influence_budget", 1.5, "<= 1"),
+        ("held_out_repeats", 0, ">= 1"),
+        ("held_out_steps", 0, ">= 1"),
+        ("rounds", 0, ">= 1"),
+    ],
+)
+def test_wrong_settings_are_input_errors(setting: str, value: Any, rule: str) -> None:
+    with pytest.raises(InputError, match=f"--{setting} must be {rule}; got {value:g}"):
+        CellInfluenceConfig(**{setting: value})
+
+
+# --- What is found ----------------------------------------------------------------------------
+
+
+def test_a_tenth_tells_wrong_captions_from_right_ones(
+    problem: Scattered, tenth: PairInfluence
+) -> None:
+    inferred = ~tenth.pair_influence_evaluated
+    assert auc(-tenth.pair_influence[inferred], problem.wrong[inferred]) > 0.9
+    assert tenth.pair_influence[problem.wrong].mean() < 0
+    assert tenth.pair_influence[~problem.wrong].mean() > 0
+    # The worst cells are those of low agreement.
+    worst = tenth.cell_assignments == int(tenth.cell_influence.argmin())
+    assert problem.wrong[worst].mean() > 2 * problem.wrong.mean()
+
+
+def test_inferred_influence_is_like_that_of_every_pair_evaluated(
+    problem: Scattered, tenth: PairInfluence
+) -> None:
+    everything = estimate(problem, influence_budget=1.0)
+    inferred = ~tenth.pair_influence_evaluated
+    alike = np.corrcoef(tenth.pair_influence[inferred], everything.pair_influence[inferred])[0, 1]
+    assert alike > 0.6
+    assert everything.pair_influence_evaluated.all()
+    # What is inferred from all is surer than what is inferred from a tenth.
+    assert everything.pair_influence_stderr.mean() < tenth.pair_influence_stderr.mean()
+
+
+def test_shuffled_features_leave_nothing_to_tell(problem: Scattered) -> None:
+    # Influence of features that say nothing, in the same places: no wrong caption is found.
+    order = np.random.default_rng(0).permutation(len(problem.wrong))
+    shuffled = problem._replace(
+        pairs=problem.pairs._replace(texts=problem.pairs.texts[order]),
+        text_embeddings=problem.text_embeddings[order],
+    )
+    assert abs(auc(-estimate(shuffled).pair_influence, problem.wrong) - 0.5) < 0.12
+
+
+def test_the_arrays_fit_together(problem: Scattered, tenth: PairInfluence) -> None:
+    n, cells = len(problem.wrong), tenth.cell_assignments
+    n_cells = len(tenth.cell_influence)
+    assert sorted(set(cells.tolist())) == list(range(n_cells))
+    assert len(tenth.cell_influence_stderr) == n_cells == tenth.quality["cells"]
+    for c in range(n_cells):
+        members = tenth.pair_influence[cells == c]
+        assert tenth.cell_influence[c] == pytest.approx(sum(members) / len(members), abs=1e-12)
+        assert len(set(known_pairs(problem).cell_assignments[cells == c])) == 1
+        # A mean over pairs is no less certain than they are on average.
+        errors = tenth.pair_influence_stderr[cells == c]
+        assert 0 < tenth.cell_influence_stderr[c] <= errors.mean() * (1 + 1e-9)
+    for array in (tenth.pair_influence_stderr, tenth.held_out_losses, tenth.agreement):
+        assert array.shape == (n,)
+        assert np.isfinite(array).all()
+    assert np.all(tenth.pair_influence_stderr > 0)
+    quality = tenth.quality
+    assert quality["validation_loss"] == tenth.validation_loss > 0
+    assert quality["held_out_models"] == 2 * N_REPEATS
+    assert 1 <= quality["steps"] <= 120
+    assert 0 <= quality["own_share"] <= 1
+    assert quality["explained"] <= 1
+    assert 0 < quality["repeats_agree"] <= 1
+
+
+def test_the_same_generator_gives_the_same_bits(small: Scattered) -> None:
+    first, again, other = (estimate(small, seed=seed, **QUICK) for seed in (0, 0, 1))
+    for field in dataclasses.fields(PairInfluence):
+        np.testing.assert_equal(getattr(again, field.name), getattr(first, field.name))
+    assert not np.array_equal(other.pair_influence_evaluated, first.pair_influence_evaluated)
+
+
+# --- Settings and rounds ----------------------------------------------------------------------
+
+
+def test_cells_may_be_kept_whole(small: Scattered) -> None:
+    quick = QUICK | {"held_out_repeats": 2}
+    split, whole = (estimate(small, keep_cells_whole=keep, **quick) for keep in (False, True))
+    np.testing.assert_array_equal(whole.cell_assignments, known_pairs(small).cell_assignments)
+    np.testing.assert_array_equal(whole.pair_influence, split.pair_influence)
+    means = [whole.pair_influence[whole.cell_assignments == c].mean() for c in range(6)]
+    np.testing.assert_allclose(whole.cell_influence, means, rtol=1e-9, atol=1e-12)
+
+
+def test_one_repeat_counts_half_and_cannot_agree_with_others(small: Scattered) -> None:
+    once = estimate(small, **QUICK)
+    assert once.quality["own_share"] == 0.5
+    assert once.quality["repeats_agree"] is None
+
+
+def test_topics_may_be_ignored(small: Scattered) -> None:
+    # Pairs of equal kind, as far as is known, are then told apart by no topic of theirs.
+    plain, ignored = (estimate(small, ignore_topics=ignore, **QUICK) for ignore in (False, True))
+    assert not np.array_equal(ignored.pair_influence, plain.pair_influence)
+    np.testing.assert_array_equal(ignored.pair_influence_evaluated, plain.pair_influence_evaluated)
+    # Cells stay those of the topics all the same.
+    for c in range(len(ignored.cell_influence)):
+        assert len(set(small.topics[ignored.cell_assignments == c].tolist())) == 1
+
+
+def test_a_second_round_evaluates_the_same_pairs_on_other_models(
+    problem: Scattered, tenth: PairInfluence
+) -> None:
+    kept = tenth.pair_influence > np.quantile(tenth.pair_influence, 0.2)
+    second = estimate(problem, seed=1, kept=kept, previous=tenth)
+    np.testing.assert_array_equal(second.pair_influence_evaluated, tenth.pair_influence_evaluated)
+    assert not np.array_equal(second.pair_influence, tenth.pair_influence)
+    # Trained on the cleaner set, models expect less of validation pairs and more of wrong ones.
+    assert problem.wrong[kept].mean() < 0.5 * problem.wrong.mean()
+    fresh = estimate(problem, seed=1)
+    assert second.validation_loss < fresh.validation_loss
+    assert auc(-second.pair_influence, problem.wrong) > 0.85
+
+
+# --- Refined cells ----------------------------------------------------------------------------
+
+
+def pooled_with_error(n: int, error: float) -> PooledInfluence:
+    """A model that knows nothing of pairs: each has this error, and so has every mean of them."""
+    measured = np.tile([1.0, -1.0], 50)
+    pooled = pool_influence(
+        measured, np.arange(100), [np.zeros(max(n, 100))], np.zeros(max(n, 100), dtype=np.int64)
+    )
+    found = pooled.mean_stderr(np.arange(n))
+    assert found == pytest.approx(pooled.stderr[0])
+    return dataclasses.replace(pooled, _root=pooled._root * error / found)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    error=st.sampled_from([1e-3, 0.1, 0.5, 3.0]),
+    seed=st.integers(0, 99),
+)
+@hypothesis_settings(deadline=None, derandomize=True)
+def test_refined_cells_are_parts_of_no_less_than_the_smallest_size(
+    sizes: list[int], error: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    cells = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    influence = rng.normal(size=len(cells))
+    refined = refine_cells(cells, influence, pooled_with_error(len(cells), error))
+    parts = sorted(set(refined.tolist()))
+    assert parts == list(range(len(parts)))
+    for part in parts:
+        (cell,) = set(cells[refined == part])
+        assert (refined == part).sum() >= min(SMALLEST_CELL, sizes[cell])
+        # It is settled: small, its sign decided, or its pairs alike.
+        values, bar = influence[refined == part], 1.6448536 * error
+        settled = abs(values.mean()) >= bar or values.std() <= bar
+        assert settled or len(values) < 2 * SMALLEST_CELL
+    for cell in range(len(sizes)):
+        # Parts follow one another in influence: none lies within another.
+        values = influence[cells == cell]
+        in_order = refined[cells == cell][np.argsort(values)]
+        assert (np.diff(in_order) != 0).sum() + 1 == len(set(in_order.tolist()))
+
+
+def test_refinement_by_hand() -> None:
+    # Errors of 0.1, so a bar of 0.164. Undecided and spread: halved. Decided: whole. Alike: whole.
+    # Too small: whole.
+    undecided = np.array([1.0, -1, 1, -1, 1, -1, 1, -1])
+    for values, n_parts in (
+        (undecided, 2),
+        (undecided + 0.17, 1),
+        (undecided + 0.16, 2),
+        (undecided * 0.16, 1),
+        (undecided * 0.17, 2),
+        (undecided[:7] - undecided[:7].mean(), 1),
+    ):
+        cells = np.zeros(len(values), dtype=np.int64)
+        refined = refine_cells(cells, values, pooled_with_error(len(values), 0.1))
+        assert len(set(refined.tolist())) == n_parts
+        if n_parts == 2:
+            assert len(set(refined[values > np.median(values)].tolist())) == 1
+            assert np.bincount(refined).tolist() == [4, 4]
+
+
+def test_cells_are_halved_until_they_are_settled() -> None:
+    values = np.linspace(-1, 1, 64)
+    for error in (1e-3, 0.05, 0.2):
+        refined = refine_cells(np.zeros(64, dtype=np.int64), values, pooled_with_error(64, error))
+        bar, todo, settled = 1.6448536 * error, [values], []
+        while todo:
+            part = todo.pop()
+            if len(part) >= 8 and abs(part.mean()) < bar < part.std():
+                todo += [part[: len(part) // 2], part[len(part) // 2 :]]
+            else:
+                settled.append(part.tolist())
+        found = [values[refined == c].tolist() for c in range(int(refined.max()) + 1)]
+        assert sorted(found) == sorted(settled)
+        assert len(found) == 2  # both halves have a sign
