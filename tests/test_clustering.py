@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_fewer_than_one_cluster_is_an_input_error() -> None:
 @pytest.mark.parametrize(
     ("setting", "value"), [("agreement_bands", 0), ("near_copy_similarity", 2)]
 )
-def test_wrong_settings_are_input_errors(setting: str, value: float) -> None:
+def test_wrong_settings_are_input_errors(setting: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"--{setting} must be"):
         ClusteringConfig(**{setting: value})
 
