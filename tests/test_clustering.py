@@ -132,7 +132,7 @@ def test_fewer_than_one_cluster_is_an_input_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("agreement_bands", 0), ("near_copy_similarity", 2)]
+    ("setting", "value"), [("agreement_bands", 0), ("near_copy_similarity", 2.0)]
 )
 def test_wrong_settings_are_input_errors(setting: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"--{setting} must be"):
@@ -142,10 +142,10 @@ def test_wrong_settings_are_input_errors(setting: str, value: Any) -> None:
 def test_clusters_are_split_into_cells_by_agreement_and_copies() -> None:
     # Images far apart but for two that are one; captions put them into two topics all the same.
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(40, 8))
+    images = rng.normal(size=(40, 30))
     images[7] = images[3]
-    points = np.concatenate([images, np.zeros((40, 8))], axis=1)
-    points[:, 8] = 20.0 * (np.arange(40) % 2)
+    points = np.concatenate([images, np.zeros((40, 30))], axis=1)
+    points[:, 30] = 40.0 * (np.arange(40) % 2)
     result = run(points, 2)
     assert same_grouping(result.cluster_assignments, np.arange(40) % 2)
     assert np.flatnonzero(result.better_copies).tolist() == [3]  # agreement grows with the row
@@ -164,7 +164,7 @@ def test_clusters_are_split_into_cells_by_agreement_and_copies() -> None:
         ["caption"] * 40,
         ClusteringConfig(n_clusters=2),
         rng=np.random.default_rng(0),
-        image_features=rng.normal(size=(40, 8)).astype(np.float32),
+        image_features=rng.normal(size=(40, 30)).astype(np.float32),
     )
     assert not apart.better_copies.any()
 
