@@ -21,7 +21,7 @@ from agreement import neighbour_agreement, normalised_agreement
 from cross_fitting import CrossFit, cross_fit, held_out_influences
 from model import PairTensors
 from pooling import PooledInfluence, own_share, pool_influence
-from settings import Settings, setting
+from settings import InputError, Settings, setting
 from training import TrainingConfig
 
 SMALLEST_CELL = 4  # pairs that a refined cell keeps at least
@@ -109,8 +109,16 @@ def estimate_pair_influence(
         rng: the stage's generator.
         kept: an earlier round's curated set, which the models are trained on; all by default.
         previous: that round's result, whose evaluated pairs are evaluated again.
+
+    Raises:
+        InputError: all pairs show one image.
     """
     n = len(known.clip_scores)
+    if known.image_ids.min() == known.image_ids.max():
+        raise InputError(
+            "all training pairs show one image, so that no model can be asked about an image it "
+            "has not seen; add data or raise --max_train_samples"
+        )
     allowed = max(int(config.influence_budget * n + 1e-9), min(MIN_EVALUATED, n))
     trained_on = np.ones(n, dtype=bool) if kept is None else kept
     cross = cross_fit(

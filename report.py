@@ -167,7 +167,8 @@ def _kind_table(summary: Summary) -> str:
     rows = []
     for kind in kinds:
         row = [_band(kind["agreement"]), _copies(kind["near_copies"]), f"{kind['pairs']:,}"]
-        row += [quantity(kind["kept"], 0), _share_kept(kind["kept"], kind["pairs"])]
+        row.append("–" if kind["kept"] is None else f"{kind['kept']:,}")
+        row.append(_share_kept(kind["kept"], kind["pairs"]))
         row.append("–" if kind["influence"] is None else f"{kind['influence']:+,.0f}")
         row += [share(kind["faulty"], kind["pairs"])] if pairs.faulty is not None else []
         rows.append(row)

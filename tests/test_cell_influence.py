@@ -132,6 +132,19 @@ def test_wrong_settings_are_input_errors(setting: str, value: Any, rule: str) ->
         CellInfluenceConfig(**{setting: value})
 
 
+def test_pairs_of_one_image_are_an_input_error(small: Scattered) -> None:
+    one = known_pairs(small)._replace(image_ids=np.zeros(len(small.wrong), dtype=np.int64))
+    with pytest.raises(InputError, match="all training pairs show one image"):
+        estimate_pair_influence(
+            one,
+            small.validation,
+            CellInfluenceConfig(**QUICK),
+            TRAINING,
+            max_steps=12,
+            rng=np.random.default_rng(0),
+        )
+
+
 # --- What is found ----------------------------------------------------------------------------
 
 
