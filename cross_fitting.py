@@ -176,9 +176,8 @@ def held_out_influences(
     """What adding each pair would spare the validation loss, nats, once a repeat.
 
     The influence of `pair_influences` with v = grad L_val, on models that have not trained on the
-    pair. Early in training the directions that an inverse Hessian would weigh up are not yet
-    fitted, so that none is taken: on planted wrong captions it told less
-    (benchmarks/regimes.py, ablation).
+    pair. No inverse Hessian is taken: it would weigh up the directions that have not been fitted
+    yet, and tell wrong captions from right ones less well.
 
     Args:
         cross: the models.

@@ -8,8 +8,7 @@ near copy that is better than it. The exact solution of
 
 says which pairs are pruned and which are raised. The proximal term keeps weights near one, where
 first-order influence holds; without it the whole budget goes to a few pairs at the cap. Influence
-is pooled over cells, but a cell whose pairs differ is not treated as one: with cell means in the
-place of values, 6.4 % instead of 5.2 % of the pairs kept had wrong captions (20 % planted).
+is pooled over cells, but a cell whose pairs differ is not treated as one.
 """
 
 from __future__ import annotations
