@@ -22,6 +22,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,12 +39,21 @@ SPLITS = ("train", "validation", "test")
 MISSING_FILE = "missing file"
 UNREADABLE_FILE = "unreadable file"
 EMPTY_FILE = "empty file"
+FILE_TOO_LARGE = "file too large"
 OUTSIDE_FOLDER = "path outside the folder"
 BROKEN_IMAGE = "broken image"
 IMAGE_TOO_LARGE = "image too large"
 EMPTY_CAPTION = "empty caption"
+MISSING_CAPTION = "missing caption"
+DAMAGED_CAPTION = "damaged caption"
+CAPTION_TOO_LONG = "caption too long"
+DUPLICATE_KEY = "duplicate key"
 DUPLICATE_PAIR = "duplicate pair"
 IMAGE_IN_ANOTHER_SPLIT = "image in another split"
+
+MAX_FILE_BYTES = 2**28  # of an image; what claims to be larger is not read
+MAX_CAPTION_CHARACTERS = 10_000
+MAX_SHOWN_CHARACTERS = 500  # of a caption in the list of what was skipped
 
 
 @dataclass(frozen=True)
@@ -86,13 +96,15 @@ class Caption:
 
     Attributes:
         position: index of the pair in the source, over all its splits.
-        text: the caption as written.
+        text: the caption as written; None where there is none.
         fault: ground truth of synthetic pairs: wrong_caption, boilerplate, near_copy or "".
+        row: of the table that it stands in, from 0; -1 where it stands in none.
     """
 
     position: int
-    text: str
+    text: str | None
     fault: str = ""
+    row: int = -1
 
 
 @dataclass(frozen=True)
@@ -104,12 +116,18 @@ class ImageRecord:
         read: returns the file's bytes; called in a worker thread, may raise OSError and others.
         captions: the candidate pairs.
         group: ground truth of synthetic images: rare or "".
+        shard: the file that holds many images, as a path from the data folder; "" without one.
+        member: the image's own file, in the folder or in its shard; "" in a table.
+        uid: the name that DataComp gave the pair, 32 hex digits, or "".
     """
 
     key: str
     read: Callable[[], bytes]
     captions: tuple[Caption, ...]
     group: str = ""
+    shard: str = ""
+    member: str = ""
+    uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,6 +175,14 @@ class PairSource(ABC):
         """
         raise KeyError(key)
 
+    def read_again(self, keys: Iterable[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """What reads each of the images named, in the order given: that of the source is fastest.
+
+        Nothing else must have been read from a source that cannot go back.
+        """
+        for key in keys:
+            yield key, partial(self.read_image, key)
+
 
 # --- Cleaning -------------------------------------------------------------------------------------
 
@@ -174,6 +200,24 @@ def normalize_caption(text: str) -> str:
     while text and (text[-1].isspace() or unicodedata.category(text[-1]).startswith("P")):
         text = text[:-1]
     return text
+
+
+def caption_fault(text: str | None) -> tuple[str, str] | None:
+    """Why a caption cannot be used, a short reason and what exactly is wrong; None if it can."""
+    if text is None:
+        return MISSING_CAPTION, ""
+    if not text.strip():
+        return EMPTY_CAPTION, ""
+    if len(text) > MAX_CAPTION_CHARACTERS:
+        return CAPTION_TOO_LONG, f"{len(text):,} characters"
+    if "\0" in text or "\ufffd" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        return DAMAGED_CAPTION, "it holds bytes that are no text"
+    return None
+
+
+def pair_id(image: bytes, caption: str) -> str:
+    """The 128-bit name of a pair, 32 hex digits: half the SHA-256 of image file and caption."""
+    return hashlib.sha256(image + caption.encode()).hexdigest()[:32]
 
 
 _UPRIGHT = {  # EXIF orientation: what brings the picture upright
@@ -248,8 +292,33 @@ def _scale_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 @dataclass(frozen=True)
 class _Read:
-    sha256: str
+    hash: Any  # hashlib's object, which has seen the image file
     pixels: np.ndarray | None
+
+    @property
+    def sha256(self) -> str:
+        return str(self.hash.hexdigest())
+
+    def pair_id(self, caption: str) -> str:
+        """`pair_id` without the image file at hand."""
+        both = self.hash.copy()
+        both.update(caption.encode())
+        return str(both.hexdigest()[:32])
+
+
+def decode_pixels(
+    preprocess: Callable[[PIL.Image.Image], np.ndarray], max_pixels: int
+) -> Callable[[bytes], np.ndarray]:
+    """What makes an encoder's input of an image file; it raises `UnusableImage`."""
+
+    def decode(data: bytes) -> np.ndarray:
+        image = decode_image(data, max_pixels)
+        try:
+            return preprocess(image)
+        except MemoryError as error:  # any other error of it is the program's, not the image's
+            raise UnusableImage(IMAGE_TOO_LARGE, "it does not fit into memory") from error
+
+    return decode
 
 
 class PairReader:
@@ -265,12 +334,19 @@ class PairReader:
         source: PairSource,
         config: DataConfig,
         *,
-        preprocess: Callable[[PIL.Image.Image], np.ndarray],
+        decode: Callable[[bytes], np.ndarray],
     ) -> None:
-        self.source, self._config, self._preprocess = source, config, preprocess
+        """Nothing is read yet.
+
+        Args:
+            source: where the pairs come from.
+            config: limits and workers.
+            decode: an encoder's input from an image file, see `decode_pixels`; thread-safe.
+        """
+        self.source, self._config, self._decode = source, config, decode
         self._limits = config.limits()
         self._n_kept = dict.fromkeys(SPLITS, 0)  # test: images, else pairs
-        self._owners: dict[str, tuple[str, int]] = {}  # sha256: split and row
+        self._owners: dict[str, tuple[str, int, int]] = {}  # sha256: split, row, first position
         self._positions: dict[tuple[str, str], int] = {}  # (sha256, normalised caption)
         self._pairs: list[tuple[Hashable, ...]] = []
         self._skipped: list[tuple[Hashable, ...]] = []
@@ -291,16 +367,23 @@ class PairReader:
         first_skipped = len(self._skipped)
         for record, outcome in self._outcomes(split, known):
             n_tried += len(record.captions)
+            if not _has_usable_caption(record):
+                for caption in record.captions:
+                    fault = caption_fault(caption.text)
+                    self._skip(split, record, [caption], *(fault or (EMPTY_CAPTION, "")))
+                continue
             if isinstance(outcome, UnusableImage):
                 known[record.key] = outcome
                 self._skip(split, record, record.captions, outcome.reason, outcome.detail)
                 continue
             is_new = outcome.sha256 not in self._owners
-            owner, row = self._owners.get(outcome.sha256, (split, n_rows))
+            owner, row, first = self._owners.get(outcome.sha256, (split, n_rows, -1))
             if owner != split:
-                self._skip(split, record, record.captions, IMAGE_IN_ANOTHER_SPLIT, owner)
+                self._skip(
+                    split, record, record.captions, IMAGE_IN_ANOTHER_SPLIT, owner, outcome, first
+                )
             else:
-                self._keep(split, record, outcome.sha256, row)
+                self._keep(split, record, outcome, row)
             if outcome.sha256 not in self._owners:  # a spare caption may need the pixels yet
                 continue
             known[record.key] = replace(outcome, pixels=None)
@@ -318,14 +401,19 @@ class PairReader:
 
     def pairs(self) -> pd.DataFrame:
         """The kept pairs, split by split, by position: what was read and in which image row."""
-        columns = ["split", "position", "key", "image_row", "caption"]
-        columns += ["image_sha256", "fault", "group"]
+        columns = ["split", "position", "key", "image_row", "caption", "image_sha256", "fault"]
+        columns += ["group", "id", "shard", "member", "row", "uid"]
         rows = sorted(self._pairs, key=lambda pair: (SPLITS.index(str(pair[0])), pair[1]))
         return pd.DataFrame(rows, columns=columns)
 
     def skipped(self) -> pd.DataFrame:
-        """The candidate pairs that were tried and not kept, in the order in which they were."""
+        """The candidate pairs that were tried and not kept, in the order in which they were.
+
+        `id` is "" where the image could not be read, `duplicate_of` the position of the pair that
+        stayed in a duplicate's place, else -1.
+        """
         columns = ["split", "position", "key", "reason", "detail", "caption"]
+        columns += ["id", "shard", "member", "row", "duplicate_of"]
         return pd.DataFrame(self._skipped, columns=columns)
 
     def _outcomes(
@@ -372,9 +460,10 @@ class PairReader:
         return self._wanted(split) - sum(in_flight)
 
     def _read(self, record: ImageRecord) -> _Read | UnusableImage:
+        if not _has_usable_caption(record):  # then its captions are judged, not the image
+            return UnusableImage(MISSING_CAPTION)
         try:
             data = record.read()
-            image = decode_image(data, self._config.max_image_pixels)
         except UnusableImage as unusable:
             return unusable
         except (FileNotFoundError, NotADirectoryError):
@@ -382,30 +471,40 @@ class PairReader:
         except Exception as error:  # a source may read through any library
             return UnusableImage(UNREADABLE_FILE, f"{type(error).__name__}: {error}")
         try:
-            pixels = self._preprocess(image)
-        except MemoryError:  # any other error of it is the program's, not the image's
-            return UnusableImage(IMAGE_TOO_LARGE, "it does not fit into memory")
-        return _Read(hashlib.sha256(data).hexdigest(), pixels)
+            pixels = self._decode(data)
+        except UnusableImage as unusable:
+            return unusable
+        return _Read(hashlib.sha256(data), pixels)
 
-    def _keep(self, split: str, record: ImageRecord, sha256: str, row: int) -> None:
+    def _keep(self, split: str, record: ImageRecord, image: _Read, row: int) -> None:
         """Keep the usable captions of an image as far as the split needs them."""
+        sha256 = image.sha256
         for caption in record.captions:
             if split != "test" and self._wanted(split) <= 0:
                 break
-            text = caption.text.strip()
+            fault = caption_fault(caption.text)
+            if fault is not None:
+                self._skip(split, record, [caption], *fault)
+                continue
+            text = str(caption.text).strip()
             pair = (sha256, normalize_caption(text))
-            if not text:
-                self._skip(split, record, [caption], EMPTY_CAPTION)
-            elif pair in self._positions:
-                first = f"same as position {self._positions[pair]}"
-                self._skip(split, record, [caption], DUPLICATE_PAIR, first)
-            else:
-                self._positions[pair] = caption.position
-                source = (split, caption.position, record.key, row, text)
-                self._pairs.append((*source, sha256, caption.fault, record.group))
-                is_new = sha256 not in self._owners
-                self._owners[sha256] = (split, row)
-                self._n_kept[split] += is_new if split == "test" else 1
+            if pair in self._positions:
+                first = self._positions[pair]
+                detail = f"same as position {first}"
+                self._skip(split, record, [caption], DUPLICATE_PAIR, detail, image, first)
+                continue
+            self._positions[pair] = caption.position
+            self._pairs.append(
+                (
+                    *(split, caption.position, record.key, row, text, sha256, caption.fault),
+                    *(record.group, image.pair_id(text), record.shard, record.member),
+                    *(caption.row, record.uid),
+                )
+            )
+            is_new = sha256 not in self._owners
+            if is_new:
+                self._owners[sha256] = (split, row, caption.position)
+            self._n_kept[split] += is_new if split == "test" else 1
 
     def _skip(
         self,
@@ -414,10 +513,29 @@ class PairReader:
         captions: Iterable[Caption],
         reason: str,
         detail: str = "",
+        image: _Read | None = None,
+        duplicate_of: int = -1,
     ) -> None:
         for caption in captions:
-            where = (split, caption.position, record.key)
-            self._skipped.append((*where, reason, detail, caption.text))
+            text = (caption.text or "").strip()
+            usable = image is not None and caption_fault(text) is None
+            self._skipped.append(
+                (
+                    *(split, caption.position, record.key, reason, detail, _shown(text)),
+                    image.pair_id(text) if image is not None and usable else "",
+                    *(record.shard, record.member, caption.row, duplicate_of),
+                )
+            )
+
+
+def _has_usable_caption(record: ImageRecord) -> bool:
+    return any(caption_fault(caption.text) is None for caption in record.captions)
+
+
+def _shown(text: str) -> str:
+    """A caption that any file can hold, cut off where it is very long."""
+    text = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
 
 
 # --- The Hub --------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from cell_influence import KnownPairs, PairInfluence, estimate_pair_influence
 from clustering import ClusterAssignment, cluster_embeddings
 from config import Config
 from curation import CurationInputs, CurationResult, curate, representation
-from data import PairReader, PairSource
+from data import PairReader, PairSource, decode_pixels
 from embedding import EmbeddingResult, embed_pairs
 from encoders import EMBEDDED_WARNING, load_encoder, resolve_dtype
 from influence import InfluenceResult, estimate_influence
@@ -133,7 +133,8 @@ def embed(run: Run) -> Saved:
         chosen = replace(config.embedding, encoder_model=encoder_model)
         used = encoder or load_encoder(chosen, device=run.device)
         data = replace(config.data, dataset=dataset)
-        reader = PairReader(source or run.open_source(dataset), data, preprocess=used.preprocess)
+        decode = decode_pixels(used.preprocess, data.max_image_pixels)
+        reader = PairReader(source or run.open_source(dataset), data, decode=decode)
         return embed_pairs(reader, used, chosen, rng=run.rng(stage.name))
 
     for auto, resolved, fallback, warning in (

@@ -25,7 +25,7 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data import DataConfig, PairReader  # noqa: E402
+from data import DataConfig, PairReader, decode_pixels  # noqa: E402
 from embedding import READ_ORDER  # noqa: E402
 from encoders import EmbeddedEncoder  # noqa: E402
 from joint import embed_across_folds  # noqa: E402
@@ -100,7 +100,9 @@ def main() -> None:
     )
     encoder = EmbeddedEncoder(torch.device("cpu"), torch.float32)
     source = open_source(config, rng=np.random.default_rng(0))
-    reader = PairReader(source, config, preprocess=encoder.preprocess)
+    reader = PairReader(
+        source, config, decode=decode_pixels(encoder.preprocess, config.max_image_pixels)
+    )
     started = time.perf_counter()
     images = image_features(reader, encoder)
     image_seconds = time.perf_counter() - started

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from data import Caption, DataConfig, ImageRecord, PairReader, PairSource
+from data import Caption, DataConfig, ImageRecord, PairReader, PairSource, decode_pixels
 
 SMALL: dict[str, Any] = {"max_train_samples": 100, "max_val_samples": 10, "max_test_samples": 10}
 
@@ -35,7 +35,8 @@ def record(number: int, *texts: str, data: bytes | None = None) -> ImageRecord:
 
 def read_all(source: PairSource, **settings: Any) -> tuple[PairReader, dict[str, np.ndarray]]:
     config = DataConfig(**SMALL | {"num_workers": 2} | settings)
-    reader = PairReader(source, config, preprocess=lambda image: np.asarray(image)[0, 0])
+    decode = decode_pixels(lambda image: np.asarray(image)[0, 0], config.max_image_pixels)
+    reader = PairReader(source, config, decode=decode)
     pixels = {}
     for split in ("test", "validation", "train"):
         images = list(reader.images(split))

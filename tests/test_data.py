@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from candidates import IndexedSource, StreamSource
 from data import (
     BROKEN_IMAGE,
     EMPTY_FILE,
@@ -29,11 +30,11 @@ from data import (
     PairReader,
     UnusableImage,
     decode_image,
+    decode_pixels,
     hub_answers,
     normalize_caption,
 )
 from settings import InputError
-from sources import IndexedSource, StreamSource
 from tests.helpers import SMALL, encode, picture, read_all, record
 
 
@@ -199,7 +200,9 @@ def test_a_fault_of_preprocessing_is_not_hidden() -> None:
     def fail(image: PIL.Image.Image) -> np.ndarray:
         raise RuntimeError("a bug")
 
-    reader = PairReader(source_of(train=[], **EVALUATION), DataConfig(**SMALL), preprocess=fail)
+    reader = PairReader(
+        source_of(train=[], **EVALUATION), DataConfig(**SMALL), decode=decode_pixels(fail, 1000)
+    )
     with pytest.raises(RuntimeError, match="a bug"):
         list(reader.images("test"))
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from data import DataConfig, PairReader, PairSource, decode_image
+from data import DataConfig, PairReader, PairSource, decode_image, decode_pixels
 from embedding import EmbeddingResult, embed_pairs
 from encoders import EmbeddedEncoder, EmbeddingConfig, Encoded, Encoder
 from settings import InputError
@@ -26,7 +26,7 @@ def scenes() -> DataConfig:
 
 
 def embed(source: PairSource, encoder: Encoder, config: EmbeddingConfig) -> EmbeddingResult:
-    reader = PairReader(source, scenes(), preprocess=encoder.preprocess)
+    reader = PairReader(source, scenes(), decode=decode_pixels(encoder.preprocess, 10**6))
     return embed_pairs(reader, encoder, config, rng=np.random.default_rng(1))
 
 

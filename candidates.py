@@ -1,0 +1,203 @@
+"""Candidate pairs: which image is in which split, and in which order candidates are tried.
+
+Splits are by image: test keeps every caption of an image, validation one, and training gives every
+image one caption before any image gives a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from typing import TypeVar
+
+import numpy as np
+
+from data import SPLITS, ImageRecord, PairSource
+
+T = TypeVar("T")
+
+SPLIT_NAMES = {
+    "train": ("train", "training", "restval"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+CARVED_SHARE = 0.2  # the most of the training images that a missing split may take
+SPARE_HANDS = 20  # a hand of spare candidates is this fraction of what is asked for
+
+
+def digest(*parts: object) -> str:
+    """Hex digest of anything that JSON can write, the order of keys left aside."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+# --- Two kinds of source --------------------------------------------------------------------------
+
+
+class IndexedSource(PairSource):
+    """Pairs of which every one can be reached at any time."""
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        fingerprint: str,
+        official: Mapping[str, Sequence[ImageRecord]],
+        limits: Mapping[str, int],
+        rng: np.random.Generator,
+    ) -> None:
+        splits, note = complete_splits(official, limits, rng)
+        super().__init__(name, f"{description}; {note}", fingerprint)
+        self._splits, self._limits = splits, limits
+        self._seeds = {split: int(rng.integers(2**63)) for split in SPLITS}
+        self._by_key = {image.key: image for image in chain.from_iterable(splits.values())}
+
+    def records(self, split: str) -> Iterator[ImageRecord]:
+        """Candidates of a split; see `order_candidates`. Every call gives the same order."""
+        rng = np.random.default_rng(self._seeds[split])
+        return order_candidates(self._splits[split], split, self._limits[split], rng)
+
+    def n_images(self, split: str) -> int:
+        """Number of candidate images of a split."""
+        return len(self._splits[split])
+
+    def read_image(self, key: str) -> bytes:
+        """The bytes of one image; see `PairSource.read_image`."""
+        return self._by_key[key].read()
+
+
+class StreamSource(PairSource):
+    """Pairs that come one after the other and are taken as they come.
+
+    Without a test stream the validation stream is the test set, and a split that is still missing
+    takes the first images of the training stream: test, then validation, then training.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        fingerprint: str,
+        streams: Mapping[str, Iterator[ImageRecord]],
+        n_train_pairs: int | None,
+    ) -> None:
+        super().__init__(name, description, fingerprint)
+        self._streams = dict(streams)
+        if "train" not in self._streams:
+            self._streams = {"train": chain.from_iterable(streams.values())}
+        elif "test" not in self._streams and "validation" in self._streams:
+            self._streams["test"] = self._streams.pop("validation")
+        self._carved_pairs = CARVED_SHARE * (n_train_pairs or float("inf"))
+
+    def records(self, split: str) -> Iterator[ImageRecord]:
+        """Candidates of a split; a second call goes on where the first one stopped."""
+        if split in self._streams:
+            records = self._streams[split]
+        else:
+            records = _until(self._streams["train"], self._carved_pairs)
+        if split != "validation":
+            return records
+        return (replace(record, captions=record.captions[:1]) for record in records)
+
+    def read_again(self, keys: Iterable[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """What reads each of the images named, in one pass; see `PairSource.read_again`."""
+        streams = chain.from_iterable(
+            self._streams[split] for split in SPLITS if split in self._streams
+        )
+        wanted = list(dict.fromkeys(keys))
+        missing = set(wanted)
+        for record in streams:
+            if not missing:
+                return
+            if record.key in missing:
+                missing.remove(record.key)
+                yield record.key, record.read
+
+
+def _until(records: Iterator[ImageRecord], n_pairs: float) -> Iterator[ImageRecord]:
+    """Records up to a number of pairs; takes none from the iterator beyond those it yields."""
+    for record in records:
+        yield record
+        n_pairs -= len(record.captions)
+        if n_pairs <= 0:
+            return
+
+
+# --- Splits and order -----------------------------------------------------------------------------
+
+
+def complete_splits(
+    official: Mapping[str, Sequence[T]], limits: Mapping[str, int], rng: np.random.Generator
+) -> tuple[dict[str, list[T]], str]:
+    """Images by split, the missing splits carved out of training at random.
+
+    Without test images the official validation images become the test images. A carved split has
+    the size asked for, but never more than a fifth of the training images.
+
+    Returns:
+        Images by split, and one phrase that says what was done.
+    """
+    splits = {split: list(official.get(split, ())) for split in SPLITS}
+    notes = []
+    if not splits["train"]:
+        splits = {"train": [*splits["validation"], *splits["test"]], "validation": [], "test": []}
+    elif not splits["test"] and splits["validation"]:
+        splits["test"], splits["validation"] = splits["validation"], []
+        notes.append("test is the official validation split")
+    rest = splits["train"]
+    most = max(1, int(CARVED_SHARE * len(rest)))
+    missing = [split for split in ("test", "validation") if not splits[split]]
+    if missing:
+        rest = [rest[i] for i in rng.permutation(len(rest))]
+        notes.append(f"{' and '.join(missing)} drawn at random from train")
+    for split in missing:
+        size = min(limits[split], most)
+        splits[split], rest = rest[:size], rest[size:]
+    splits["train"] = rest
+    sizes = ", ".join(f"{split} {len(splits[split]):,}" for split in SPLITS)
+    return splits, "; ".join([f"images: {sizes}", *notes])
+
+
+def order_candidates(
+    images: Sequence[ImageRecord], split: str, limit: int, rng: np.random.Generator
+) -> Iterator[ImageRecord]:
+    """Candidate images, drawn at random, in the order in which they are tried.
+
+    For training the first `limit` pairs are dealt in rounds, one caption of every image a round.
+    Validation images give one caption, test images all of theirs. What is drawn first is tried
+    first, in the order of the source, because reading on is faster than jumping; what replaces
+    unusable pairs follows in small hands, each in the order of the source again.
+    """
+    order = [images[i] for i in rng.permutation(len(images))]
+    dealt: Iterator[ImageRecord]
+    if split == "test":
+        dealt = iter(order)
+    else:
+        hands = [[im.captions[i] for i in rng.permutation(len(im.captions))] for im in order]
+        n_rounds = max(map(len, hands), default=0) if split == "train" else 1
+        dealt = (
+            replace(order[i], captions=(hand[number],))
+            for number in range(n_rounds)
+            for i, hand in enumerate(hands)
+            if number < len(hand)
+        )
+    yield from _in_source_order(islice(dealt, limit))
+    while spare := list(islice(dealt, max(1, limit // SPARE_HANDS))):
+        yield from _in_source_order(spare)
+
+
+def _in_source_order(records: Iterable[ImageRecord]) -> list[ImageRecord]:
+    """Records by position, those of the same image joined."""
+    joined: dict[str, ImageRecord] = {}
+    for record in records:
+        captions = joined[record.key].captions if record.key in joined else ()
+        joined[record.key] = replace(record, captions=captions + record.captions)
+    return sorted(joined.values(), key=lambda record: min(c.position for c in record.captions))
+
+
+def official_split(name: str) -> str | None:
+    """The split that a name means, if any."""
+    return SPLIT_OF.get(name.strip().casefold())
