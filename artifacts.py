@@ -35,7 +35,7 @@ from settings import InputError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 4  # raise when a stage's arithmetic changes: saved results become stale
+SCHEMA_VERSION = 5  # raise when a stage's arithmetic changes: saved results become stale
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "datasets", "pillow")
 MANIFEST_KEYS = {"fingerprint", "settings", "inputs", "values", "files", "seconds"}
 Result = TypeVar("Result")
@@ -78,6 +78,7 @@ INFLUENCE_VALIDATION = Stage(
     "influence_validation", "stage2", manifest="influence_validation_manifest.json", number=2
 )
 CURATION = Stage("curation", "stage3", number=3)
+LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3)
 EVALUATION = Stage("evaluation", "evaluation")
 
 
@@ -296,6 +297,20 @@ class Store:
         fingerprint = provenance.fingerprint(stage)
         if manifest.get("fingerprint") != fingerprint:
             raise StaleError(f"was made with {_changes(manifest, provenance)}")
+        value = self._read_result(stage, manifest, result_type)
+        return Saved(value, fingerprint, float(manifest["seconds"]))
+
+    def read(self, stage: Stage, result_type: type[Result]) -> Result:
+        """A stage's result as it was saved, whatever the settings were.
+
+        Raises:
+            StaleError: missing or damaged.
+        """
+        return self._read_result(stage, self.manifest(stage), result_type)
+
+    def _read_result(
+        self, stage: Stage, manifest: Mapping[str, Any], result_type: type[Result]
+    ) -> Result:
         values: dict[str, Any] = {}
         for f in fields(cast(Any, result_type)):
             if f.name in manifest["values"]:
@@ -309,7 +324,7 @@ class Store:
             if not names:
                 raise StaleError(f"has no {f.name}")
             values[f.name] = self._read_checked(stage, names[0], manifest["files"][names[0]])
-        return Saved(result_type(**values), fingerprint, float(manifest["seconds"]))
+        return result_type(**values)
 
     def _read_checked(self, stage: Stage, name: str, expected: Mapping[str, Any]) -> Any:
         path = self.root / stage.folder / name

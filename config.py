@@ -26,6 +26,14 @@ class RunConfig(Settings):
 
     output_dir: str = setting("./output", "folder for everything the run writes")
     seed: int = setting(42, "every random choice of the run follows from it", at_least=0)
+    explain: str | None = setting(
+        None,
+        "print what happened to the pairs of this key or id in the run in --output_dir, and stop",
+        type=str,
+    )
+    dry_run: bool = setting(
+        False, "read some of the data, show pairs, counts, expected time and disk, and stop"
+    )
     log_file: str = setting("log.txt", "log file; a relative path is inside --output_dir")
     debug: bool = setting(False, "a run of under a minute: small data, few seeds")
     device: str = setting("auto", "where models run", choices=("auto", "cpu", "cuda", "mps"))
@@ -136,9 +144,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
     n, k = config.data.max_train_samples, config.clustering.n_clusters
     if k > n:
         raise InputError(f"--n_clusters {k} is more than --max_train_samples {n}; change one")
+    if config.data.embeddings_dir is not None and config.data.dataset != "auto":
+        raise InputError(
+            f"--embeddings_dir stands for the data set; leave --dataset {config.data.dataset} out"
+        )
+    if config.data.embeddings_dir is not None and config.embedding.encoder_model != "auto":
+        raise InputError(
+            f"--embeddings_dir needs no encoder; leave --encoder_model "
+            f"{config.embedding.encoder_model} out"
+        )
     if config.data.data_dir is not None and config.data.dataset in ("synthetic", "hf"):
         raise InputError(
             f"--data_dir is not used by --dataset {config.data.dataset}; "
-            "pass --dataset folder or coco, or leave it out"
+            "pass --dataset folder, coco, webdataset or parquet, or leave it out"
         )
     return config

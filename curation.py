@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
@@ -126,6 +126,14 @@ class CurationResult:
         return weights
 
 
+class ValueParts(NamedTuple):
+    """What adds up to the value of each of n pairs, standard deviations."""
+
+    influence: Float64[np.ndarray, " n"]
+    agreement: Float64[np.ndarray, " n"]
+    copies: Float64[np.ndarray, " n"]  # at most zero
+
+
 def curated_size(n: int, target_size_ratio: float) -> int:
     """How many of n pairs are kept, at least one."""
     return max(1, round(target_size_ratio * n))
@@ -192,8 +200,22 @@ def pair_values(
 
     Influence and agreement err on different pairs, so that joining them tells more than either.
     """
-    joined = _standardised(influence) + config.agreement_weight * _standardised(agreement)
-    return np.asarray(joined - config.copy_price * better_copies)
+    parts = value_parts(influence, agreement, better_copies, config)
+    return np.asarray(parts.influence + parts.agreement + parts.copies)
+
+
+def value_parts(
+    influence: Float[np.ndarray, " n"],
+    agreement: Float[np.ndarray, " n"],
+    better_copies: Int64[np.ndarray, " n"],
+    config: CurationConfig,
+) -> ValueParts:
+    """The summands of `pair_values`."""
+    return ValueParts(
+        _standardised(influence),
+        config.agreement_weight * _standardised(agreement),
+        -config.copy_price * better_copies,
+    )
 
 
 def _standardised(values: np.ndarray) -> Float64[np.ndarray, " n"]:

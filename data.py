@@ -63,18 +63,27 @@ class DataConfig(Settings):
     dataset: str = setting(
         "auto",
         "where the pairs come from; auto: COCO where it can be had, else synthetic scenes",
-        choices=("auto", "coco", "synthetic", "folder", "hf"),
+        choices=("auto", "coco", "synthetic", "folder", "webdataset", "parquet", "hf"),
     )
     data_dir: str | None = setting(
-        None, "local data: COCO's official layout, or a folder of images and captions", type=str
+        None,
+        "local data: COCO's official layout, a folder of images and captions, of parquet files or "
+        "of tar shards, or a brace pattern of shards",
+        type=str,
+    )
+    embeddings_dir: str | None = setting(
+        None,
+        "embeddings that you already have, in clip-retrieval's layout (img_emb, text_emb, "
+        "metadata): stage 1 then only clusters",
+        type=str,
     )
     hf_dataset: str = setting(
         "jxie/coco_captions", "Hub data set, or local save_to_disk or parquet folder"
     )
-    image_column: str = setting("image", "column of --hf_dataset that holds the image")
-    caption_column: str = setting("caption", "column of --hf_dataset that holds the caption")
+    image_column: str = setting("image", "column of a table that holds the image")
+    caption_column: str = setting("caption", "column of a table that holds the caption")
     id_column: str = setting(
-        "cocoid", "column of --hf_dataset that tells which rows show the same image, if it exists"
+        "cocoid", "column of a table that tells which rows show the same image, if it exists"
     )
     max_train_samples: int = setting(5000, "most training pairs", at_least=2)
     max_val_samples: int = setting(1000, "most validation images, one caption each", at_least=2)

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64
 from tqdm import tqdm
 
 from data import SPLITS, PairReader
-from encoders import EmbeddingConfig, Encoded, Encoder
+from encoders import EmbeddingConfig, Encoded, Encoder, GivenEmbeddings
 from joint import embed_across_folds, unit_rows
 from settings import InputError
 
@@ -77,7 +77,10 @@ def embed_pairs(
     started = time.perf_counter()
     images = _encode_images(reader, encoder, config)
     pairs = reader.pairs()
-    texts = _encode_texts(pairs["caption"].tolist(), encoder, config)
+    if isinstance(encoder, GivenEmbeddings):
+        texts = encoder.texts_at(pairs["position"].to_numpy(np.int64))
+    else:
+        texts = _encode_texts(pairs["caption"].tolist(), encoder, config)
     seconds = time.perf_counter() - started
     logger.info(
         "%s: %s images and %s captions in %.1f s, %.1f pairs a second",

@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,6 +105,45 @@ class Encoder(ABC):
     @abstractmethod
     def encode_texts(self, captions: Sequence[str]) -> Encoded:
         """Features and projections of a batch of captions."""
+
+
+class GivenEmbeddings(Encoder):
+    """Stands where an encoder would for embeddings that are there already: their rows are read.
+
+    They serve as features and as projections.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        texts_at: Callable[[Int64[np.ndarray, " m"]], Float32[np.ndarray, "m d"]],
+    ) -> None:
+        self.name, self._texts_at = name, texts_at
+
+    def preprocess(self, image: PIL.Image.Image) -> np.ndarray:
+        """There is no image to preprocess.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("embeddings are read, not made")
+
+    def encode_images(self, pixels: Float32[np.ndarray, "m d"]) -> Encoded:
+        """The rows themselves."""
+        return Encoded(pixels, pixels)
+
+    def encode_texts(self, captions: Sequence[str]) -> Encoded:
+        """Text embeddings belong to pairs, not to captions.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("embeddings are read, not made; see texts_at")
+
+    def texts_at(self, positions: Int64[np.ndarray, " m"]) -> Encoded:
+        """The text embeddings of the pairs at these positions of the source."""
+        rows = self._texts_at(positions)
+        return Encoded(rows, rows)
 
 
 def load_encoder(config: EmbeddingConfig, *, device: torch.device) -> Encoder:

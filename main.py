@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from artifacts import Store
 from config import Config, parse_arguments
-from results import write_results
+from results import explain_pair, write_results
 from settings import InputError
 from stages import (
     Run,
@@ -27,6 +27,7 @@ from stages import (
     embed,
     evaluate,
     model_inputs,
+    record,
     score,
     score_pairs,
     select,
@@ -41,6 +42,9 @@ def run_pipeline(config: Config, command: str) -> None:
     """Everything, from the data to the results page."""
     started = time.perf_counter()
     store = Store.open(config.run.output_dir)
+    if config.run.explain is not None:
+        print(explain_pair(store, config.run.explain))
+        return
     with _logging(store, config.run.log_file):
         logger.info("%s", command)
         run = Run(config, store, resolve_device(config.run.device))
@@ -51,6 +55,7 @@ def run_pipeline(config: Config, command: str) -> None:
         validated = validate(run, embedded, clustered, influence, inputs)
         pair_influence = score_pairs(run, embedded, clustered, influence, inputs)
         curated = select(run, embedded, clustered, influence, pair_influence, inputs)
+        ledger = record(run, embedded, clustered, pair_influence, curated)
         rivals = select_baselines(run, embedded, clustered, influence, inputs)
         evaluated, subsets = evaluate(run, embedded, curated, rivals, inputs)
         write_results(
@@ -63,6 +68,7 @@ def run_pipeline(config: Config, command: str) -> None:
             curated.value,
             subsets,
             evaluated.value,
+            ledger.value,
             command=command,
             started=started,
         )

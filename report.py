@@ -78,6 +78,8 @@ def results_markdown(summary: Summary) -> str:
         bullets(key_findings(summary)),
         "## Data",
         _data(summary),
+        "## What happened to every pair",
+        _decision_table(summary),
         "## What was kept and what was thrown away",
         _kept(summary),
         "## Performance",
@@ -117,6 +119,25 @@ def _data(summary: Summary) -> str:
             f" No image is in two of the three. {skipped}",
             f"The training pairs form {count(len(summary.clusters), 'cluster')} by topic.",
             _images(summary, "stage1/cluster_sizes.png"),
+        )
+    )
+
+
+def _decision_table(summary: Summary) -> str:
+    """Every pair that was seen, by what became of it."""
+    if summary.decisions is None:
+        return "The ledger needs stage 3, which was not run or loaded."
+    rows = [
+        [escape(d["split"]), escape(d["decision"]), escape(d["reason"]), f"{d['pairs']:,}"]
+        for d in summary.decisions
+    ]
+    total = sum(int(d["pairs"]) for d in summary.decisions)
+    rows.append(["**all**", "", "", f"**{total:,}**"])
+    return paragraphs(
+        (
+            "One row a pair is in `stage3/ledger.parquet`; these are its sums. `--explain KEY` "
+            "tells the story of a pair.",
+            table(["split", "decision", "reason", "pairs"], rows, n_left=3),
         )
     )
 

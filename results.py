@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import artifacts
 import report
+from artifacts import StaleError, Store
 from cell_influence import PairInfluence
 from cells import agreement_bands, band_name
 from clustering import ClusterAssignment
@@ -22,6 +23,8 @@ from data import UnusableImage, decode_image
 from embedding import EmbeddingResult
 from influence import InfluenceResult
 from influence_validation import InfluenceValidation
+from ledger import Ledger, count_decisions, explain
+from settings import InputError
 from stages import Run
 from summary import PairSummary, Summary
 from train_eval import (
@@ -59,6 +62,7 @@ def write_results(
     curated: CurationResult | None,
     subsets: Mapping[str, Subset],
     evaluated: EvaluationResult,
+    ledger: Ledger | None,
     *,
     command: str,
     started: float,
@@ -118,6 +122,7 @@ def write_results(
         clusters=clustered.clusters,
         categorization=curated.categorization if curated else None,
         cluster_weights=curated.cluster_weights if curated else None,
+        decisions=count_decisions(ledger.ledger) if ledger else None,
         group_retention=curated.group_retention if curated else None,
         sample_weights=curated.sample_weights if curated else None,
         n_curated=curated_size(len(embedded.indices), run.config.curation.target_size_ratio),
@@ -255,6 +260,23 @@ def draw_contact_sheets(
         run.store.write_figure(path, contact_sheet(images, titles, heading=heading, n_columns=6))
         drawn.append(path)
     return tuple(drawn)
+
+
+def explain_pair(store: Store, name: str) -> str:
+    """What happened to the pairs of a key or an id in the run that a folder holds.
+
+    Raises:
+        InputError: there is no whole run in it, or no such pair.
+    """
+    try:
+        ledger = store.read(artifacts.LEDGER, Ledger)
+        curated = store.read(artifacts.CURATION, CurationResult)
+        ratio = store.manifest(artifacts.CURATION)["settings"]["target_size_ratio"]
+    except StaleError as error:
+        raise InputError(
+            f"--explain: {store.root / artifacts.LEDGER.folder} {error}; run the pipeline first"
+        ) from error
+    return explain(ledger, name, curated.categorization, float(ratio))
 
 
 def central_rows(

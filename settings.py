@@ -100,9 +100,17 @@ def from_flags(settings_type: type[SomeSettings], given: Mapping[str, Any]) -> S
         InputError: a value is outside what its `setting` permits.
     """
     values = {f.name: given[f.name] for f in fields(settings_type) if f.name in given}
-    return settings_type(
-        **{n: tuple(dict.fromkeys(v)) if isinstance(v, list) else v for n, v in values.items()}
-    )
+    return settings_type(**{n: _split(v) if isinstance(v, list) else v for n, v in values.items()})
+
+
+def _split(values: list[Any]) -> tuple[Any, ...]:
+    """Each value once; words may also be separated by commas."""
+    words = [
+        word
+        for value in values
+        for word in (filter(None, value.split(",")) if isinstance(value, str) else [value])
+    ]
+    return tuple(dict.fromkeys(words))
 
 
 def _add_flag(group: argparse._ArgumentGroup, f: Field[Any]) -> None:

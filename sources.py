@@ -39,6 +39,14 @@ def open_source(config: DataConfig, *, rng: np.random.Generator) -> PairSource:
     """
     if config.dataset == "folder":
         return open_folder(config, rng)
+    if config.dataset == "webdataset":
+        from shards import open_shards
+
+        return open_shards(config, rng)
+    if config.dataset == "parquet":
+        from parquet_files import open_parquet
+
+        return open_parquet(config, rng)
     if config.dataset == "hf":
         return open_hf("hf", config, rng)
     if config.dataset == "synthetic":

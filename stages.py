@@ -31,12 +31,13 @@ from baselines import (
 from cell_influence import KnownPairs, PairInfluence, estimate_pair_influence
 from clustering import ClusterAssignment, cluster_embeddings
 from config import Config
-from curation import CurationInputs, CurationResult, curate, representation
+from curation import CurationInputs, CurationResult, curate, representation, value_parts
 from data import PairReader, PairSource, decode_pixels
 from embedding import EmbeddingResult, embed_pairs
-from encoders import EMBEDDED_WARNING, load_encoder, resolve_dtype
+from encoders import EMBEDDED_WARNING, GivenEmbeddings, load_encoder, resolve_dtype
 from influence import InfluenceResult, estimate_influence
 from influence_validation import InfluenceValidation, validate_influence
+from ledger import Ledger, LedgerInputs, make_ledger
 from model import PairTensors, Parameters, fit_feature_scaling
 from removal import nearest_clusters
 from sources import SYNTHETIC_WARNING, open_source
@@ -101,6 +102,10 @@ class Run:
 
     def open_source(self, dataset: str) -> PairSource:
         """The data set named, with the choices that the seed makes."""
+        if self.config.data.embeddings_dir is not None:
+            from precomputed import open_embeddings
+
+            return open_embeddings(self.config.data, rng=self.rng("data")).source
         return open_source(replace(self.config.data, dataset=dataset), rng=self.rng("data"))
 
 
@@ -114,13 +119,21 @@ def embed(run: Run) -> Saved:
             earlier = run.store.manifest(stage)
         except StaleError:
             logger.debug("no earlier embedding")
+    if earlier and earlier["settings"].get("embeddings_dir") != config.data.embeddings_dir:
+        earlier = {}  # of other data: it says nothing about what `auto` means
     if earlier:  # what `auto` meant when it was saved, it still means
         dataset = earlier["settings"]["dataset"] if dataset == "auto" else dataset
         if encoder_model == "auto":
             encoder_model = earlier["settings"]["encoder_model"]
-    source = None
+    source, given = None, None
     if mode is Mode.LOAD and earlier:
         data_fingerprint = earlier["inputs"]["data set"]
+    elif config.data.embeddings_dir is not None:
+        from precomputed import open_embeddings
+
+        given = open_embeddings(config.data, rng=run.rng("data"))
+        source, encoder_model = given.source, given.name
+        dataset, data_fingerprint = source.name, source.fingerprint
     else:
         source = run.open_source(dataset)
         dataset, data_fingerprint = source.name, source.fingerprint
@@ -130,6 +143,10 @@ def embed(run: Run) -> Saved:
         encoder_model = encoder.name
 
     def compute() -> EmbeddingResult:
+        if given is not None:
+            reader = PairReader(given.source, config.data, decode=given.decode)
+            texts = GivenEmbeddings(given.name, given.texts_at)
+            return embed_pairs(reader, texts, config.embedding, rng=run.rng(stage.name))
         chosen = replace(config.embedding, encoder_model=encoder_model)
         used = encoder or load_encoder(chosen, device=run.device)
         data = replace(config.data, dataset=dataset)
@@ -393,6 +410,43 @@ def select(
             "pair_influence": pair_influence.fingerprint,
         },
         run.mode(stage, needed_later=INFLUENCESPACE in run.config.evaluation.methods),
+    )
+
+
+def record(
+    run: Run, embedded: Saved, clustered: Saved, pair_influence: Saved, curated: Saved
+) -> Saved:
+    """Stage 3: the ledger, what happened to every pair."""
+
+    def compute() -> Ledger:
+        e, c, p = embedded.value, clustered.value, pair_influence.value
+        parts = value_parts(p.pair_influence, p.agreement, c.better_copies, run.config.curation)
+        return make_ledger(
+            LedgerInputs(
+                pairs=e.pairs,
+                skipped=e.skipped,
+                clip_scores=e.clip_scores,
+                cluster_assignments=c.cluster_assignments,
+                cell_assignments=p.cell_assignments,
+                better_copies=c.better_copies,
+                relative_influence=p.pair_influence / p.validation_loss,
+                evaluated=p.pair_influence_evaluated,
+                influence_parts=parts.influence,
+                agreement_parts=parts.agreement,
+                pair_values=curated.value.pair_values,
+                weights=curated.value.training_weights(len(e.indices)),
+                clusters=curated.value.categorization,
+                groups=training_groups(e),
+            )
+        )
+
+    return run.have(
+        artifacts.LEDGER,
+        Ledger,
+        compute,
+        {},
+        {"curation": curated.fingerprint},
+        run.mode(artifacts.LEDGER, needed_later=curated.value is not None),
     )
 
 

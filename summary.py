@@ -105,6 +105,7 @@ class Summary:
     clusters: list[dict[str, Any]]
     categorization: list[dict[str, Any]] | None
     cluster_weights: dict[str, float] | None
+    decisions: list[dict[str, Any]] | None  # split, decision, reason, pairs: sums of the ledger
     group_retention: dict[str, dict[str, Any]] | None  # stage3/group_retention.json
     sample_weights: np.ndarray | None  # (m,)
     n_curated: int

@@ -20,6 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "clustering": {"cells", "settings"},
     "curation": {"settings"},
     "model": set(),
+    "ledger": {"settings"},
     "data": {"settings"},
     "candidates": {"data"},
     "files": {"data"},

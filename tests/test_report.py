@@ -425,3 +425,12 @@ def test_console_summary_stays_short() -> None:
 def test_console_summary_says_who_lost() -> None:
     text = report.console_summary(make_summary(mean_recall={"influencespace": 25.0}))
     assert "Same number of epochs: InfluenceSpace loses to random by 3.20 points" in text
+
+
+def test_what_happened_to_every_pair_is_a_table() -> None:
+    page = report.results_markdown(make_summary(3))
+    section = page.split("## What happened to every pair")[1].split("## ")[0]
+    assert "| train | skipped | broken \\| image | 1,234 |" in section
+    total = 1234 + make_summary(3).n_curated
+    assert f"| **all** |  |  | **{total:,}** |" in section
+    assert "needs stage 3" in report.results_markdown(make_summary(3, decisions=None))

@@ -173,6 +173,20 @@ def make_summary(
         "cluster_weights": {
             str(k): 1.0 if by_cluster[k]["pairs_kept"] else 0.0 for k in range(n_clusters)
         },
+        "decisions": [
+            {
+                "split": "train",
+                "decision": "kept",
+                "reason": "its value is above the cut",
+                "pairs": n_curated,
+            },
+            {
+                "split": "train",
+                "decision": "skipped",
+                "reason": "broken | image",
+                "pairs": 1234,
+            },
+        ],
         "group_retention": {
             "female": {"pairs": 50, "kept": 45, "retention": 0.9},
             "child": {"pairs": 0, "kept": 0, "retention": None},
@@ -227,7 +241,7 @@ NO_STAGE_2: dict[str, Any] = dict.fromkeys(
     )
 )
 NO_STAGE_3: dict[str, Any] = dict.fromkeys(
-    ("categorization", "cluster_weights", "group_retention", "sample_weights")
+    ("categorization", "cluster_weights", "decisions", "group_retention", "sample_weights")
 )
 BARE: dict[str, Any] = NO_STAGE_2 | NO_STAGE_3 | {"faults": None}
 BARE["pairs"] = PairSummary(np.zeros(3, dtype=np.int64), ("any agreement",), np.ones(3, dtype=bool))
