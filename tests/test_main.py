@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from PIL import Image
 import config
 import main
 import stages
-from artifacts import Store
+from artifacts import Store, stage_rng
 from baselines import BASELINES, NEED_CLUSTERS, NEED_REFERENCE
 from curation import faults_dropped
+from data import PairSource
 from settings import InputError
+from sources import open_source
 from train_eval import METHODS
 
 TINY = (
@@ -41,7 +44,8 @@ stage2/cell_influence_stderr.npy stage2/pair_influence_quality.json
 stage2/pair_influence_manifest.json
 stage3/cluster_categorization.json stage3/cluster_weights.json stage3/curated_indices.npy
 stage3/sample_weights.npy stage3/curated_rows.npy stage3/pair_values.npy
-stage3/group_retention.json stage3/cells.png stage3/cluster_categorization.png
+stage3/group_retention.json stage3/ledger.parquet stage3/ledger_manifest.json stage3/cells.png
+stage3/cluster_categorization.png
 stage3/weight_distribution.png
 stage3/manifest.json baselines/random_indices.npy baselines/clip_score_filtering_indices.npy
 baselines/diversity_sampling_indices.npy baselines/coreset_selection_indices.npy
@@ -161,6 +165,64 @@ def test_baselines_are_stale_when_what_they_use_changes(finished: Path) -> None:
         assert read_json(finished / f"baselines/{name}_manifest.json")["inputs"].keys() == used
 
 
+def test_the_ledger_has_a_row_for_every_pair_seen(finished: Path) -> None:
+    ledger = pd.read_parquet(finished / "stage3/ledger.parquet")
+    pairs = pd.read_parquet(finished / "stage1/pairs.parquet")
+    skipped = pd.read_csv(finished / "stage1/skipped.csv", keep_default_na=False)
+    seen = sorted([*pairs["position"], *skipped["position"]])
+    assert ledger["position"].tolist() == seen
+    kept = ledger[ledger["decision"] == "kept"]
+    assert kept["position"].tolist() == np.load(finished / "stage3/curated_indices.npy").tolist()
+    np.testing.assert_array_equal(kept["weight"], np.load(finished / "stage3/sample_weights.npy"))
+    train = ledger[(ledger["split"] == "train") & (ledger["status"] == "read")]
+    scores = np.load(finished / "stage1/clip_scores.npy")
+    np.testing.assert_allclose(train["clip_score"], scores, rtol=1e-12)
+    assert train["evaluated"].sum() == 30
+    assert ledger["id"].is_unique
+    source = _scenes()
+    images = {r.key: r.read() for r in source.records("train")}
+    for row in train.head(5).itertuples():
+        both = images[str(row.key)] + str(row.caption).encode()
+        assert row.id == hashlib.sha256(both).hexdigest()[:32]
+
+
+def _scenes() -> PairSource:
+    """The drawn scenes of these runs."""
+    parsed = config.parse_arguments(TINY)
+    return open_source(parsed.data, rng=stage_rng(parsed.run.seed, "data"))
+
+
+def test_counts_on_the_results_page_are_sums_over_the_ledger(finished: Path) -> None:
+    page = (finished / "results/results.md").read_text()
+    section = page.split("## What happened to every pair")[1].split("## ")[0]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if "|" in line]
+    counted = {(s, d, r): int(n.replace(",", "")) for s, d, r, n in lines[2:-1]}
+    ledger = pd.read_parquet(finished / "stage3/ledger.parquet")
+    sums = ledger.groupby(["split", "decision", "decision_reason"]).size()
+    assert counted == {tuple(names): n for names, n in sums.items()}
+    assert lines[-1][-1] == f"**{len(ledger):,}**"
+    kept, read = (ledger["decision"] == "kept").sum(), (ledger["split"] == "train").sum()
+    assert f"Kept {kept:,} of {read:,} training pairs" in page
+
+
+def test_explain_tells_the_story_of_a_pair(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = timeless(finished)
+    ledger = pd.read_parquet(finished / "stage3/ledger.parquet")
+    dropped = ledger[ledger["decision"] == "dropped"].iloc[0]
+    for name in (dropped["key"], dropped["id"]):
+        assert main.main(["--output_dir", str(finished), "--explain", name]) == 0
+        story = capsys.readouterr().out
+        assert dropped["caption"] in story
+        assert f"decision    dropped: {dropped['decision_reason']}" in story
+    assert main.main(["--output_dir", str(finished), "--explain", "nothing like it"]) == 2
+    assert "error: --explain nothing like it: no pair" in capsys.readouterr().err
+    assert main.main(["--output_dir", str(finished / "stage1"), "--explain", "x"]) == 2
+    assert "run the pipeline first" in capsys.readouterr().err
+    assert timeless(finished) == before
+
+
 def test_metrics_follow_from_the_ranks(finished: Path) -> None:
     runs = read_json(finished / "evaluation/runs.json")
     ranks = np.load(finished / "evaluation/caption_ranks.npy")
@@ -266,7 +328,11 @@ def fingerprints(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("flag", "value", "stale"),
     [
-        ("influence_budget", "0.4", {"stage2/pair_influence_", "stage3/", "evaluation/"}),
+        (
+            "influence_budget",
+            "0.4",
+            {"stage2/pair_influence_", "stage3/", "stage3/ledger_", "evaluation/"},
+        ),
         ("weighting", "sample", {"evaluation/"}),
     ],
 )
