@@ -211,9 +211,7 @@ def score(run: Run, embedded: Saved, clustered: Saved, inputs: ModelInputs) -> S
     """Stage 2: how much every cluster helps or hurts."""
     stage, config = artifacts.INFLUENCE, run.config
     methods = config.evaluation.methods
-    curation_runs = INFLUENCESPACE in methods and artifacts.CURATION.number not in (
-        config.execution.skip_stage
-    )
+    curation_runs = artifacts.CURATION.number not in config.execution.skip_stage
     terms = [c["terms"] for c in clustered.value.clusters]
 
     def compute() -> InfluenceResult:
@@ -300,8 +298,7 @@ def score_pairs(
     if rounds > 1:  # what is curated in between decides what comes after
         settings |= config.curation.fingerprint_settings()
         upstream["influence"] = influence.fingerprint
-    skipped = artifacts.CURATION.number in config.execution.skip_stage
-    needed = INFLUENCESPACE in config.evaluation.methods and not skipped
+    needed = artifacts.CURATION.number not in config.execution.skip_stage
     return run.have(
         stage, PairInfluence, compute, settings, upstream, run.mode(stage, needed_later=needed)
     )

@@ -386,6 +386,15 @@ def test_unneeded_skipped_stages_are_left_out(tmp_path: Path) -> None:
     assert (tmp_path / "o/results/results.md").is_file()
 
 
+def test_curation_needs_stage_2_whatever_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "o", "--skip_stage", "2", "--methods", "full", "random") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: --skip_stage 2:")
+    assert "has no saved result" in error
+
+
 class Killed(BaseException):
     """Stands for the end of the process: no handler of the program may see it."""
 
