@@ -103,15 +103,16 @@ class StreamSource(PairSource):
         return (replace(record, captions=record.captions[:1]) for record in records)
 
     def read_again(self, keys: Iterable[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """What reads each of the images named, in one pass; see `PairSource.read_again`."""
-        streams = chain.from_iterable(
+        """What reads each of the images named, once each, in one pass and in its order.
+
+        Nothing is taken from the streams beyond the last of them; what they do not hold is left
+        out. See `PairSource.read_again`.
+        """
+        records = chain.from_iterable(
             self._streams[split] for split in SPLITS if split in self._streams
         )
-        wanted = list(dict.fromkeys(keys))
-        missing = set(wanted)
-        for record in streams:
-            if not missing:
-                return
+        missing = set(keys)
+        while missing and (record := next(records, None)) is not None:
             if record.key in missing:
                 missing.remove(record.key)
                 yield record.key, record.read

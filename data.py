@@ -187,7 +187,8 @@ class PairSource(ABC):
     def read_again(self, keys: Iterable[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
         """What reads each of the images named, in the order given: that of the source is fastest.
 
-        Nothing else must have been read from a source that cannot go back.
+        A stream gives each once, in its own order, leaves out what it does not hold, and must not
+        have been read before.
         """
         for key in keys:
             yield key, partial(self.read_image, key)

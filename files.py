@@ -26,8 +26,8 @@ def list_files(root: Path) -> dict[str, tuple[int, int]]:
     return files
 
 
-def read_file(root: Path, key: str) -> bytes:
-    """The bytes of a file under a folder.
+def read_file(root: Path, key: str, max_bytes: int | None = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file under a folder, of any size where `max_bytes` is None.
 
     Raises:
         UnusableImage: the path leads out of the folder, or the file is far too large.
@@ -35,10 +35,10 @@ def read_file(root: Path, key: str) -> bytes:
     """
     base, path = os.path.realpath(root), os.path.realpath(root / key)
     if os.path.commonpath([base, path]) != base:
-        raise UnusableImage(OUTSIDE_FOLDER, key)
+        raise UnusableImage(OUTSIDE_FOLDER, storable_name(key))
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise FileNotFoundError(key)
-    if os.stat(path).st_size > MAX_FILE_BYTES:
+    if max_bytes is not None and os.stat(path).st_size > max_bytes:
         raise UnusableImage(FILE_TOO_LARGE, f"{os.stat(path).st_size:,} bytes")
     return Path(path).read_bytes()
 
@@ -46,6 +46,11 @@ def read_file(root: Path, key: str) -> bytes:
 def clean_path(path: str) -> str:
     """A path with forward slashes and without detours."""
     return posixpath.normpath(path.replace("\\", "/")) if path else ""
+
+
+def storable_name(path: str) -> str:
+    """A path as any file can hold it: what is no Unicode, as in a name in Latin-1, written out."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def decode_text(data: bytes, origin: object) -> str:

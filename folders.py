@@ -17,7 +17,7 @@ import numpy as np
 
 from candidates import SPLIT_OF, IndexedSource, digest, official_split
 from data import SPLITS, Caption, DataConfig, ImageRecord, UnusableImage
-from files import clean_path, decode_text, list_files, read_file
+from files import clean_path, decode_text, list_files, read_file, storable_name
 from settings import InputError
 
 logger = logging.getLogger(__name__)
@@ -53,17 +53,19 @@ def open_coco_files(data_dir: str, config: DataConfig, rng: np.random.Generator)
             f"--data_dir {data_dir} holds no COCO (annotations/captions_train2017.json, "
             "train2017/, val2017/); for images and captions of your own use --dataset folder"
         )
-    pairs: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str | None]] = []
     splits: dict[str, str] = {}
     for path in paths:
+        data = _read_table_file(root, path)
         folder = path.stem.removeprefix("captions_")
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(data)
             files = {image["id"]: f"{folder}/{image['file_name']}" for image in content["images"]}
             rows = content["annotations"]
             for row in rows:  # an annotation without its image is a missing file
                 unknown = f"{folder}/image {row['image_id']}"
-                pairs.append((files.setdefault(row["image_id"], unknown), str(row["caption"])))
+                text = None if row["caption"] is None else str(row["caption"])
+                pairs.append((files.setdefault(row["image_id"], unknown), text))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged or no COCO captions file: {error!r}") from error
         splits |= dict.fromkeys(files.values(), SPLIT_OF[folder.removesuffix(year)])
@@ -110,9 +112,8 @@ def _file_source(
     for key, texts in captions.items():
         split = splits.get(key) if splits else "train"
         if split is not None:
-            official[split].append(
-                ImageRecord(key, partial(read_file, root, key), tuple(texts), member=key)
-            )
+            read, member = partial(read_file, root, key), storable_name(key)
+            official[split].append(ImageRecord(member, read, tuple(texts), member=member))
     n_left_out = len(captions) - sum(map(len, official.values()))
     description += f": {len(captions):,} images, {len(pairs):,} captions"
     if n_left_out:
@@ -165,8 +166,9 @@ def _caption_lines(root: Path, name: str) -> list[str | None]:
     return [line for line in lines if line.strip()] or [""]
 
 
-def _read_metadata(root: Path, name: str) -> list[tuple[str, str]]:
+def _read_metadata(root: Path, name: str) -> Sequence[tuple[str, str | None]]:
     path = root / name
+    pairs: Sequence[tuple[str, str | None]] | None
     pairs = read_json_lines(path) if name.endswith("l") else read_table(path, CAPTION_COLUMNS)
     if pairs is None:
         raise InputError(
@@ -210,21 +212,27 @@ def read_table(path: Path, value_columns: Sequence[str]) -> list[tuple[str, str]
 
 
 def _table_text(path: Path) -> str:
+    return decode_text(_read_table_file(path.parent, path), path)
+
+
+def _read_table_file(root: Path, path: Path) -> bytes:
     try:
-        return decode_text(read_file(path.parent, path.name), path)
+        return read_file(root, path.relative_to(root).as_posix(), max_bytes=None)
     except UnusableImage as error:
         raise InputError(f"{path} cannot be used ({error}); put a copy in its place") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); correct it") from error
 
 
-def read_json_lines(path: Path) -> list[tuple[str, str]] | None:
+def read_json_lines(path: Path) -> list[tuple[str, str | None]] | None:
     """(file, caption) of every line of a JSON lines file; a list of captions gives several.
+
+    A line with null or an empty list has one missing caption.
 
     Raises:
         InputError: a line is not a JSON object.
     """
-    pairs = []
+    pairs: list[tuple[str, str | None]] = []
     for number, line in enumerate(_table_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -236,8 +244,8 @@ def read_json_lines(path: Path) -> list[tuple[str, str]] | None:
         column = next((name for name in CAPTION_COLUMNS if name in row), None)
         if file is None or column is None:
             return None
-        captions = row[column] if isinstance(row[column], list) else [row[column]]
-        pairs += [(str(file), "" if text is None else str(text)) for text in captions]
+        captions = (row[column] or [None]) if isinstance(row[column], list) else [row[column]]
+        pairs += [(str(file), None if text is None else str(text)) for text in captions]
     return pairs
 
 

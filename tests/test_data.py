@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import threading
 import zlib
@@ -21,18 +22,26 @@ from hypothesis import strategies as st
 from candidates import IndexedSource, StreamSource
 from data import (
     BROKEN_IMAGE,
+    CAPTION_TOO_LONG,
+    DAMAGED_CAPTION,
+    DUPLICATE_PAIR,
+    EMPTY_CAPTION,
     EMPTY_FILE,
     IMAGE_IN_ANOTHER_SPLIT,
     IMAGE_TOO_LARGE,
+    MISSING_CAPTION,
     SPLITS,
+    Caption,
     DataConfig,
     ImageRecord,
     PairReader,
     UnusableImage,
+    caption_fault,
     decode_image,
     decode_pixels,
     hub_answers,
     normalize_caption,
+    pair_id,
 )
 from settings import InputError
 from tests.helpers import SMALL, encode, picture, read_all, record
@@ -207,6 +216,83 @@ def test_a_fault_of_preprocessing_is_not_hidden() -> None:
         list(reader.images("test"))
 
 
+# --- Names and places -----------------------------------------------------------------------------
+
+
+def half_sha256(image: bytes, caption: str) -> str:
+    return hashlib.sha256(image + caption.encode("utf-8")).digest()[:16].hex()
+
+
+def texts_of(number: int, *texts: str | None, **places: Any) -> ImageRecord:
+    """Captions that may be missing, each in a row of its own from 100 times the number."""
+    captions = tuple(
+        Caption(10 * number + i, text, row=100 * number + i) for i, text in enumerate(texts)
+    )
+    return replace(record(number), captions=captions, **places)
+
+
+def test_the_name_of_a_pair_is_half_a_sha256() -> None:
+    assert pair_id(b"ab", "c") == "ba7816bf8f01cfea414140de5dae2223"  # FIPS 180's "abc"
+    assert pair_id(b"", "") == "e3b0c44298fc1c149afbf4c8996fb924"
+    assert pair_id(b"\x00", "été") == hashlib.sha256(b"\0\xc3\xa9t\xc3\xa9").hexdigest()[:32]
+
+
+@given(st.binary(max_size=100), st.text())
+def test_the_name_of_any_pair(image: bytes, caption: str) -> None:
+    assert pair_id(image, caption) == half_sha256(image, caption)
+
+
+def test_kept_pairs_know_their_name_and_their_place() -> None:
+    places = {"shard": "a/00001.tar", "member": "x/7.png", "uid": "0123456789abcdef" * 2}
+    train = [texts_of(7, " Seven ", "Siete", **places), texts_of(8, "Eight")]
+    pairs = read_all(source_of(train=train, **EVALUATION))[0].pairs()
+    columns = ["position", "caption", "id", "shard", "member", "row", "uid"]
+    seven = ("a/00001.tar", "x/7.png"), "0123456789abcdef0123456789abcdef"
+    assert pairs.query("split == 'train'")[columns].values.tolist() == [
+        [70, "Seven", half_sha256(picture(7), "Seven"), *seven[0], 700, seven[1]],
+        [71, "Siete", half_sha256(picture(7), "Siete"), *seven[0], 701, seven[1]],
+        [80, "Eight", half_sha256(picture(8), "Eight"), "", "", 800, ""],
+    ]
+    others = pairs.query("split != 'train'")
+    assert others[["id", "shard", "member", "row", "uid"]].values.tolist() == [
+        [half_sha256(picture(number), caption), "", "", -1, ""]
+        for number, caption in [
+            (91, "a validation image"),
+            (90, "a test image"),
+            (90, "seen twice"),
+        ]
+    ]
+
+
+def test_skipped_pairs_know_their_name_and_their_place() -> None:
+    same, place = picture(40), {"shard": "0.tar", "member": "m.png"}
+    train = [
+        replace(texts_of(1, "First", "second", **place), read=lambda: same),
+        replace(texts_of(2, "first.", "SECOND ", "second", **place), read=lambda: same),
+        replace(texts_of(3, "leaks", None, **place), read=lambda: picture(90)),
+        replace(texts_of(4, "junk", **place), read=lambda: b"junk"),
+        texts_of(5, "kept", "  ", **place),
+    ]
+    reader, _ = read_all(source_of(train=train, **EVALUATION))
+    skipped = reader.skipped()
+    assert (skipped["split"] == "train").all()
+    assert (skipped["shard"] == "0.tar").all()
+    assert (skipped["member"] == "m.png").all()
+    found = skipped.set_index("position")[["reason", "id", "row", "duplicate_of"]]
+    assert found.sort_index().T.to_dict("list") == {
+        20: [DUPLICATE_PAIR, half_sha256(same, "first."), 200, 10],
+        21: [DUPLICATE_PAIR, half_sha256(same, "SECOND"), 201, 11],
+        22: [DUPLICATE_PAIR, half_sha256(same, "second"), 202, 11],
+        30: [IMAGE_IN_ANOTHER_SPLIT, half_sha256(picture(90), "leaks"), 300, 900],
+        31: [IMAGE_IN_ANOTHER_SPLIT, "", 301, 900],
+        40: [BROKEN_IMAGE, "", 400, -1],
+        51: [EMPTY_CAPTION, "", 501, -1],
+    }
+    names = reader.pairs().set_index("position")["id"]
+    assert names[11] == found.loc[22, "id"] != found.loc[21, "id"]  # the very same pair
+    assert 900 in names
+
+
 # --- Images ---------------------------------------------------------------------------------------
 
 
@@ -320,6 +406,93 @@ def test_normalising_is_idempotent_and_ignores_case_space_and_final_stops(text: 
 @pytest.mark.parametrize("text", ["A  dog\truns.", "a dog runs", "A DOG RUNS !!", "ａ dog runs…"])
 def test_captions_that_are_the_same(text: str) -> None:
     assert normalize_caption(text) == "a dog runs"
+
+
+LONGEST = "x" * 10_000
+FAULTS: list[tuple[str | None, str, str]] = [
+    (None, MISSING_CAPTION, ""),
+    ("", EMPTY_CAPTION, ""),
+    (" \t\n\u3000", EMPTY_CAPTION, ""),
+    ("a \0 dog", DAMAGED_CAPTION, "it holds bytes that are no text"),
+    ("a d\ufffdg", DAMAGED_CAPTION, "it holds bytes that are no text"),
+    ("a dog\ud800", DAMAGED_CAPTION, "it holds bytes that are no text"),
+    ("\udfff", DAMAGED_CAPTION, "it holds bytes that are no text"),
+    (LONGEST + "x", CAPTION_TOO_LONG, "10,001 characters"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason", "detail"), FAULTS)
+def test_captions_that_cannot_be_used(text: str | None, reason: str, detail: str) -> None:
+    assert caption_fault(text) == (reason, detail)
+
+
+@pytest.mark.parametrize("text", ["a", " a ", "0", "\U0001f415", "\ud7ff\ue000", LONGEST])
+def test_captions_that_can_be_used(text: str) -> None:
+    assert caption_fault(text) is None
+
+
+@given(st.text(st.characters(exclude_categories=[]), max_size=20))
+def test_a_usable_caption_has_bytes(text: str) -> None:
+    if caption_fault(text) is None:
+        assert text.encode().decode().strip()
+    else:
+        assert not text.strip() or any(c in "\0\ufffd" or 0xD800 <= ord(c) <= 0xDFFF for c in text)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_image_without_a_usable_caption_is_not_read(num_workers: int) -> None:
+    reads: Counter[str] = Counter()
+
+    def counting(image: ImageRecord) -> ImageRecord:
+        def read() -> bytes:
+            reads[image.key] += 1
+            return image.read()
+
+        return replace(image, read=read)
+
+    hopeless = [counting(texts_of(i, text)) for i, (text, *_) in enumerate(FAULTS)]
+    hopeless.append(counting(texts_of(20, *(text for text, *_ in FAULTS))))
+    good = counting(texts_of(30, None, "kept", "a\0"))
+    source = source_of(train=[*hopeless, good], **EVALUATION)
+    reader, pixels = read_all(source, num_workers=num_workers)
+    assert reads == {"030": 1}
+    assert reader.pairs().query("split == 'train'")["position"].tolist() == [301]
+    assert pixels["train"].tolist() == [[30, 0, 7]]
+    skipped = reader.skipped().set_index("position").sort_index()
+    faults = [[reason, detail, "", -1] for _, reason, detail in FAULTS]
+    damaged = [DAMAGED_CAPTION, "it holds bytes that are no text", "", -1]
+    assert skipped[["reason", "detail", "id", "duplicate_of"]].values.tolist() == [
+        *faults,
+        *faults,
+        [MISSING_CAPTION, "", "", -1],
+        damaged,
+    ]
+
+
+def test_skipped_captions_are_shown_as_any_file_can_hold_them() -> None:
+    texts = ["y" * 500, "z" * 501, LONGEST + "x", "a\0b", "a\ud800b", None, " c "]
+    train = [replace(texts_of(1, *texts), read=lambda: b"junk"), record(2, "kept")]
+    reader, _ = read_all(source_of(train=train, **EVALUATION))
+    skipped = reader.skipped().set_index("position")["caption"].sort_index()
+    assert skipped.tolist() == [
+        "y" * 500,
+        "z" * 500 + "…",
+        "x" * 500 + "…",
+        "a\ufffdb",
+        "a?b",
+        "",
+        "c",
+    ]
+
+
+def test_the_name_of_a_long_duplicate_is_that_of_the_whole_caption() -> None:
+    long = "w" * 600
+    train = [record(1, long, data=picture(5)), record(2, long.upper(), data=picture(5))]
+    reader, _ = read_all(source_of(train=train, **EVALUATION))
+    assert reader.skipped()[["id", "caption", "duplicate_of"]].values.tolist() == [
+        [half_sha256(picture(5), "W" * 600), "W" * 500 + "…", 10]
+    ]
+    assert long in set(reader.pairs()["caption"])
 
 
 # --- The Hub --------------------------------------------------------------------------------------
