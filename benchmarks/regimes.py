@@ -6,12 +6,7 @@ One training is one row of `regimes.csv`, and a row that is there is not compute
 was stopped goes on where it was, and a method whose `version` was raised is computed anew. A seed
 decides the pairs, their faults, the selections and the trainings, so that methods are compared in
 pairs. `--plot_only` draws tables and figure from the rows alone; `--estimate` computes one set of
-pairs and tells how long the rest would take.
-
-    recovered gain = (method - random) / (oracle - random)        of mean recall, over seeds
-
-with the oracle told which pairs are faulty. The best rival is the baseline of highest mean recall
-on the test images themselves, chosen after the fact: a harder rival than any method chosen before.
+pairs and tells how long the rest would take. `regimes_report.py` makes tables and figure.
 """
 
 from __future__ import annotations
@@ -39,12 +34,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +44,16 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from flickr8k_regimes import N_TRAINING, REGIMES, Pool, Regime, load_pool, make_regime  # noqa: E402
+from regimes_report import (  # noqa: E402
+    BOTH,
+    METRICS,
+    ORACLE,
+    RANDOM,
+    RECALLS,
+    RESULTS,
+    SAME_EPOCHS,
+    write_summary,
+)
 
 from artifacts import hardware, package_versions, stage_rng  # noqa: E402
 from baselines import BASELINES, NEED_REFERENCE, BaselineInputs, select_baseline  # noqa: E402
@@ -87,7 +89,6 @@ from train_eval import (  # noqa: E402
     COMPARISONS,
     FULL,
     INFLUENCESPACE,
-    RECALL_AT,
     caption_groups,
     recall_metrics,
     retrieval_ranks,
@@ -101,47 +102,15 @@ from training import (  # noqa: E402
     train,
     train_until_best,
 )
-from visualize import COMPARISON_LABELS, GREY, INK, LINE_COLORS, PALE, method_label  # noqa: E402
 
 CPU = torch.device("cpu")
 TRAINING = TrainingConfig()
-ORACLE, RANDOM = "oracle", "random"
-BOTH = "both"  # the comparisons that a row of the full data serves
 RULES = "1"  # to be raised where the data, the training or a metric changes
 KEEP, N_SEEDS = (0.4, 0.6, 0.8), 5
-SAME_EPOCHS, SAME_STEPS = COMPARISONS
 REFERENCE_REPORTS, PATIENCE = 40, 10  # early stopping of the rivals' reference model, as ours
 NEED_TOPICS = ("diversity_sampling", "semdedup", "density_pruning")
-RESULTS, FIGURE = ROOT / "benchmarks/results", ROOT / "docs/regimes.png"
-FIGURE_KEEP, FIGURE_COMPARISON = 0.8, SAME_STEPS
-REGIME_LABELS = {
-    "clean": "Clean",
-    "wrong_20": "20 % wrong captions",
-    "wrong_40": "40 % wrong captions",
-    "wrong_20_concentrated": "20 % wrong, in some topics",
-    "near_copies": "Half of it near copies",
-    "boilerplate_20": "20 % boilerplate captions",
-    "rare_group": "Women thinned to a tenth",
-}
 
 KEYS = ("regime", "keep", "method", "seed", "comparison", "version")
-RECALLS = tuple(
-    f"{way}_recall@{k}" for k in RECALL_AT for way in ("image_to_text", "text_to_image")
-)
-METRICS = (
-    "mean_recall",
-    *RECALLS,
-    "validation_loss",
-    "test_loss",
-    "faults_left",
-    "gap",
-    *(f"{group}_recall@10" for group in ("female", "male")),
-    "age_gap",
-    *(f"{group}_recall@10" for group in ("child", "adult")),
-    "validation_loss_estimate",
-    "seconds",
-    "pairs_evaluated",
-)
 COLUMNS = (*KEYS, *METRICS, "n_pairs", "n_steps", "training_seconds")
 
 
@@ -342,10 +311,12 @@ def reference_model(problem: Problem) -> tuple[Parameters, float]:
 class Variant(NamedTuple):
     """InfluenceSpace with other settings than the defaults: what each part is worth."""
 
+    label: str = ""  # what is different, in tables
     cells: Mapping[str, Any] = MappingProxyType({})  # of `CellInfluenceConfig`
     curation: Mapping[str, Any] = MappingProxyType({})  # of `CurationConfig`
     rounds: int = CellInfluenceConfig().rounds
     equal_weights: bool = False
+    women: float = 1.0  # times the weight of captions about women and girls
     weighting: str = LOSS
     n_clusters: int = ClusteringConfig().n_clusters
 
@@ -361,9 +332,14 @@ def influencespace(variant: Variant) -> Callable[[Problem, float, int], Chosen]:
         dropped = np.ones(n)
         dropped[curated.curated_rows] = 0.0
         foreseen = float(np.mean(dropped * estimate.pair_influence))  # nats, to first order
+        weights = curated.sample_weights
+        if variant.women != 1.0:
+            about_women = groups_of(problem.regime)["female"][curated.curated_rows]
+            weights = weights * np.where(about_women, variant.women, 1.0)
+            weights = weights / weights.mean()
         return Chosen(
             curated.curated_rows,
-            None if variant.equal_weights else curated.sample_weights,
+            None if variant.equal_weights else weights,
             problem.clustering_seconds + seconds,
             int(estimate.pair_influence_evaluated.sum()),
             estimate.validation_loss + foreseen,
@@ -463,20 +439,22 @@ def choosing(
 
 
 ABLATION = {
-    "every_pair_evaluated": Variant(cells={"influence_budget": 1.0}),
-    "budget_0.03": Variant(cells={"influence_budget": 0.03}),
-    "one_repeat": Variant(cells={"held_out_repeats": 1}),
-    "topics_ignored": Variant(cells={"ignore_topics": True}),
-    "cells_kept_whole": Variant(cells={"keep_cells_whole": True}),
-    "influence_alone": Variant(curation={"agreement_weight": 0.0}),
-    "agreement_half": Variant(curation={"agreement_weight": 0.5}),
-    "copies_free": Variant(curation={"copy_price": 0.0}),
-    "equal_weights": Variant(equal_weights=True),
-    "weights_drawn": Variant(weighting=SAMPLE),
-    "no_raising": Variant(curation={"max_weight": 1.0}),
-    "20_clusters": Variant(n_clusters=20),
-    "400_clusters": Variant(n_clusters=400),
-    "two_rounds": Variant(rounds=2),
+    "every_pair_evaluated": Variant("every pair evaluated", cells={"influence_budget": 1.0}),
+    "budget_0.03": Variant("3 % of the pairs evaluated", cells={"influence_budget": 0.03}),
+    "one_repeat": Variant("one repeat instead of five", cells={"held_out_repeats": 1}),
+    "topics_ignored": Variant("topics ignored", cells={"ignore_topics": True}),
+    "cells_kept_whole": Variant("cells kept whole", cells={"keep_cells_whole": True}),
+    "influence_alone": Variant("influence alone", curation={"agreement_weight": 0.0}),
+    "agreement_half": Variant("agreement counts half", curation={"agreement_weight": 0.5}),
+    "copies_free": Variant("near copies not charged for", curation={"copy_price": 0.0}),
+    "equal_weights": Variant("equal weights", equal_weights=True),
+    "weights_drawn": Variant("weights drawn (sampling)", weighting=SAMPLE),
+    "no_raising": Variant("no cluster raised", curation={"max_weight": 1.0}),
+    "20_clusters": Variant("20 clusters", n_clusters=20),
+    "400_clusters": Variant("400 clusters", n_clusters=400),
+    "two_rounds": Variant("two rounds", rounds=2),
+    "women_twice": Variant("captions about women weigh twice", women=2.0),
+    "women_five_times": Variant("captions about women weigh five times", women=5.0),
 }
 
 
@@ -816,367 +794,7 @@ def hours_left(frame: pd.DataFrame, units: Sequence[Unit], n_jobs: int) -> float
     return total / n_jobs / 3600
 
 
-# --- Summary ----------------------------------------------------------------------------------
-
-
-def stderr(values: pd.Series) -> float:
-    """Standard error of the mean of two values or more."""
-    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
-def mean_and_stderr(values: pd.Series) -> dict[str, float | None]:
-    """Mean over seeds and its standard error, None where one seed has none."""
-    values = values.dropna()
-    return {
-        "mean": float(np.mean(values)) if len(values) else None,
-        "stderr": stderr(values) if len(values) > 1 else None,
-    }
-
-
-def recovered_gain(
-    method: pd.Series, random: pd.Series, oracle: pd.Series
-) -> dict[str, float | None] | None:
-    """(method - random) / (oracle - random) of means over the seeds that all three have.
-
-    With its standard error by the jackknife over seeds. None where oracle and random differ by no
-    more than two standard errors: there is nothing to recover.
-    """
-    runs = pd.concat({"method": method, "random": random, "oracle": oracle}, axis=1).dropna()
-    won, possible = runs["method"] - runs["random"], runs["oracle"] - runs["random"]
-    error = stderr(possible) if len(runs) > 1 else 0.0
-    if runs.empty or possible.mean() <= 2 * error:
-        return None
-    spread = None
-    if len(runs) > 1 and (possible.sum() != possible).all():
-        without = (won.sum() - won) / (possible.sum() - possible)
-        spread = float(np.sqrt((len(runs) - 1) * np.var(without)))
-    return {"mean": float(won.mean() / possible.mean()), "stderr": spread}
-
-
-def summarize_cell(cell: pd.DataFrame) -> dict[str, Any]:
-    """One regime, share kept and comparison: every method, and InfluenceSpace against the best.
-
-    Args:
-        cell: its rows, those of the full data included.
-    """
-    present = [m for m in METHODS if (cell["method"] == m).any()]
-    runs = {m: cell[cell["method"] == m].set_index("seed") for m in present}
-    methods: dict[str, dict[str, Any]] = {}
-    for method, rows in runs.items():
-        summary: dict[str, Any] = {m: mean_and_stderr(rows[m].astype(float)) for m in METRICS}
-        summary["n_seeds"] = len(rows)
-        if RANDOM in runs:
-            change = percent_change(rows, runs[RANDOM])
-            summary["recall_rise_percent"] = mean_and_stderr(change["mean_recall"])
-            summary["validation_loss_fall_percent"] = mean_and_stderr(-change["validation_loss"])
-            summary["test_loss_fall_percent"] = mean_and_stderr(-change["test_loss"])
-        if RANDOM in runs and ORACLE in runs:
-            recalls = (runs[m]["mean_recall"] for m in (method, RANDOM, ORACLE))
-            summary["recovered_gain"] = recovered_gain(*recalls)
-        if FULL in runs:
-            for metric in ("mean_recall", "gap"):
-                both = rows.index.intersection(runs[FULL].index)
-                if len(both):
-                    ratio = rows[metric][both].mean() / runs[FULL][metric][both].mean()
-                    summary[f"{metric}_against_full_percent"] = 100 * (float(ratio) - 1)
-        methods[method] = summary
-    return {"methods": methods, **against_best_rival(runs)}
-
-
-def percent_change(rows: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
-    """Relative change of recall and losses against the run of the same seed."""
-    columns = ["mean_recall", "validation_loss", "test_loss"]
-    return 100 * (rows[columns] / base[columns].reindex(rows.index) - 1)
-
-
-def against_best_rival(runs: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """The rival of highest mean recall, and what InfluenceSpace has above it, paired by seed."""
-    means = {m: runs[m]["mean_recall"].mean() for m in BASELINES if m in runs}
-    if not means:
-        return {"best_rival": None, "difference": None}
-    best = max(means, key=lambda m: means[m])
-    if INFLUENCESPACE not in runs:
-        return {"best_rival": best, "difference": None}
-    paired = (runs[INFLUENCESPACE]["mean_recall"] - runs[best]["mean_recall"]).dropna()
-    difference = {**mean_and_stderr(paired), "n_seeds": len(paired)} if len(paired) else None
-    return {"best_rival": best, "difference": difference}
-
-
-def summarize(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """All cells, by comparison, regime and share kept."""
-    cells = []
-    for comparison in (SAME_STEPS, SAME_EPOCHS):
-        for regime in REGIMES:
-            rows = frame[frame["regime"] == regime]
-            chosen = rows[rows["comparison"] == comparison]
-            for keep in sorted(chosen["keep"].unique()):
-                cell = pd.concat([chosen[chosen["keep"] == keep], rows[rows["comparison"] == BOTH]])
-                named = {"comparison": comparison, "regime": regime, "keep": float(keep)}
-                cells.append(named | summarize_cell(cell))
-    return cells
-
-
-def verdicts(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """In how many regimes InfluenceSpace holds its own, by comparison and share kept."""
-    found = []
-    for comparison, keep in dict.fromkeys((c["comparison"], c["keep"]) for c in cells):
-        here = [
-            c["difference"]
-            for c in cells
-            if (c["comparison"], c["keep"]) == (comparison, keep) and c["difference"]
-        ]
-        found.append(
-            {
-                "comparison": comparison,
-                "keep": keep,
-                "regimes": len(here),
-                "above": sum(d["mean"] > 0 for d in here),
-                "within_one_stderr_or_above": sum(d["mean"] >= -(d["stderr"] or 0) for d in here),
-            }
-        )
-    return found
-
-
-# --- Tables -----------------------------------------------------------------------------------
-
-
-def quantity(value: Mapping[str, float | None] | None, digits: int = 2, sign: str = "") -> str:
-    """Mean ± standard error."""
-    if value is None or value["mean"] is None:
-        return "–"
-    error = value.get("stderr")
-    spread = "" if error is None else f" ± {error:.{digits}f}"
-    return f"{value['mean']:{sign}.{digits}f}{spread}"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table."""
-    return [
-        "| " + " | ".join(header) + " |",
-        "|" + "---|" * len(header),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-    ]
-
-
-def headline(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """InfluenceSpace and its best rival between random and the oracle."""
-    rows = []
-    for cell in cells:
-        methods, best = cell["methods"], cell["best_rival"]
-        ours, rival = methods.get(INFLUENCESPACE, {}), methods.get(best, {})
-
-        def recall(method: str, methods: Any = methods) -> str:
-            return quantity(methods.get(method, {}).get("mean_recall"))
-
-        rows.append(
-            [
-                cell["regime"],
-                f"{cell['keep']:g}",
-                *(recall(m) for m in (FULL, RANDOM, ORACLE, INFLUENCESPACE)),
-                f"{method_label(best)} {recall(best)}" if best else "–",
-                quantity(cell["difference"], sign="+"),
-                quantity(ours.get("recovered_gain")),
-                quantity(rival.get("recovered_gain")),
-                quantity(ours.get("validation_loss_fall_percent"), 1, "+"),
-                quantity(ours.get("test_loss_fall_percent"), 1, "+"),
-                quantity(ours.get("recall_rise_percent"), 1, "+"),
-            ]
-        )
-    header = (
-        "regime;keep;full data;random;oracle;InfluenceSpace;best rival;"
-        "InfluenceSpace − best rival;recovered gain;of the best rival;"
-        "validation loss falls by (%);test loss falls by (%);recall rises by (%)"
-    )
-    return markdown_table(header.split(";"), rows)
-
-
-def recall_tables(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """Every method in every regime, a table a share kept."""
-    lines = []
-    for keep in dict.fromkeys(c["keep"] for c in cells):
-        here = [c for c in cells if c["keep"] == keep]
-        names = [m for m in METHODS if any(m in c["methods"] for c in here)]
-        rows = [
-            [
-                method_label(method),
-                *(quantity(c["methods"].get(method, {}).get("mean_recall")) for c in here),
-            ]
-            for method in names
-        ]
-        lines += [f"### Mean recall, keep {keep:g}", ""]
-        lines += markdown_table(["method", *(c["regime"] for c in here)], rows)
-    return lines
-
-
-def group_table(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """The gap between captions about women and about men in the regime that thins the former."""
-    rows = [
-        [
-            f"{cell['keep']:g}",
-            method_label(method),
-            quantity(summary["mean_recall"]),
-            percent(summary.get("mean_recall_against_full_percent")),
-            quantity(summary["gap"]),
-            percent(summary.get("gap_against_full_percent")),
-            quantity(summary["female_recall@10"]),
-            quantity(summary["male_recall@10"]),
-        ]
-        for cell in cells
-        if cell["regime"] == "rare_group"
-        for method, summary in cell["methods"].items()
-    ]
-    if not rows:
-        return []
-    header = (
-        "keep;method;mean recall;against full data;gap female/male;against full data;"
-        "recall@10 female;recall@10 male"
-    )
-    return ["### Rare group", "", *markdown_table(header.split(";"), rows)]
-
-
-def percent(value: float | None) -> str:
-    """A signed share."""
-    return "–" if value is None else f"{value:+.1f} %"
-
-
-def cost_table(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """What choosing costs, and what it leaves in, averaged over regimes and shares kept."""
-    rows = []
-    for method in METHODS:
-        found = [c["methods"][method] for c in cells if method in c["methods"]]
-        if found:
-            means = [
-                np.mean([s[metric]["mean"] for s in found])
-                for metric in ("seconds", "pairs_evaluated", "faults_left")
-            ]
-            cost = [f"{means[0]:.1f}", f"{means[1]:,.0f}", f"{100 * means[2]:.1f} %"]
-            rows.append([method_label(method), *cost])
-    header = ["method", "seconds to choose", "pairs evaluated", "faulty among the kept"]
-    return ["### Cost, mean over regimes and shares kept", "", *markdown_table(header, rows)]
-
-
-def markdown(cells: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> str:
-    """The whole results page."""
-    lines = [
-        "# Who wins where",
-        "",
-        f"`{about['command']}`, {about['hardware']['cpu_cores']} CPU cores, "
-        f"torch {about['packages'].get('torch', torch.__version__)}. Mean ± standard error over "
-        f"seeds; recall in percent, mean of recall@1, 5 and 10 in both directions on 1,000 unseen "
-        f"images. The best rival is chosen on these results.",
-        "",
-    ]
-    for comparison in dict.fromkeys(c["comparison"] for c in cells):
-        here = [c for c in cells if c["comparison"] == comparison]
-        lines += [f"## {COMPARISON_LABELS[comparison]} as the full data", "", *headline(here)]
-        lines += [
-            f"Keep {v['keep']:g}: InfluenceSpace is above the best rival in {v['above']} of "
-            f"{v['regimes']} regimes, above or within one standard error in "
-            f"{v['within_one_stderr_or_above']}.\n"
-            for v in verdicts(here)
-        ]
-        lines += [*recall_tables(here), *group_table(here), *cost_table(here)]
-    return "\n".join(lines)
-
-
-# --- Figure -----------------------------------------------------------------------------------
-
-
-def figure(cells: Sequence[dict[str, Any]], file: Path) -> None:
-    """A panel a regime: mean recall of every method, InfluenceSpace in blue."""
-    shown = [c for c in cells if (c["keep"], c["comparison"]) == (FIGURE_KEEP, FIGURE_COMPARISON)]
-    if not shown:
-        return
-    names = _by_rank(shown)
-    with mpl.rc_context({"font.size": 9}):
-        n_columns = min(4, len(shown) + 1)
-        n_rows = -(-(len(shown) + 1) // n_columns)
-        drawn = Figure(figsize=(10.5, 0.9 + 2.75 * n_rows), layout="constrained")
-        axes = drawn.subplots(n_rows, n_columns, squeeze=False).reshape(-1)
-        for i, (axis, cell) in enumerate(zip(axes, shown, strict=False)):
-            _panel(axis, cell, names, labelled=i % n_columns == 0)
-        for axis in axes[len(shown) :]:
-            axis.axis("off")
-        _legend(axes[len(shown)])
-        drawn.suptitle(
-            f"Mean recall on unseen images (%) after training on {100 * FIGURE_KEEP:g} % of the "
-            f"pairs, {COMPARISON_LABELS[FIGURE_COMPARISON].lower()}; methods by mean rank",
-            fontsize=10.5,
-        )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(file, dpi=150)
-
-
-def _by_rank(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """InfluenceSpace and the rivals, by their mean rank over the regimes."""
-    names = [m for m in (INFLUENCESPACE, *BASELINES) if all(m in c["methods"] for c in cells)]
-    recalls = [[c["methods"][m]["mean_recall"]["mean"] for m in names] for c in cells]
-    ranks = pd.DataFrame(recalls, columns=names).rank(axis=1, ascending=False).mean()
-    return ranks.sort_values().index.tolist()
-
-
-REFERENCE_LINES = {
-    ORACLE: ("#009E73", "--", "Oracle: knows the faults"),
-    FULL: (LINE_COLORS[FULL], "-", "Full data"),
-    RANDOM: ("#999999", ":", "Random"),
-}
-
-
-def _panel(axis: Axes, cell: dict[str, Any], names: Sequence[str], *, labelled: bool) -> None:
-    methods = cell["methods"]
-    for name, (color, style, _) in REFERENCE_LINES.items():
-        if name in methods:
-            at = methods[name]["mean_recall"]["mean"]
-            axis.axvline(at, color=color, linestyle=style, linewidth=1.2, zorder=1)
-    for y, name in enumerate(names):
-        recall = methods[name]["mean_recall"]
-        color, size = GREY, 4.5
-        if name == cell["best_rival"]:
-            color, size = LINE_COLORS["clip_score_filtering"], 6.0
-        if name == INFLUENCESPACE:
-            color, size = LINE_COLORS[INFLUENCESPACE], 7.0
-        axis.errorbar(
-            recall["mean"], y, xerr=recall["stderr"], fmt="o", color=color, markersize=size,
-            elinewidth=1.4, zorder=3,
-        )  # fmt: skip
-    axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.set_yticks(range(len(names)), [method_label(n) for n in names] if labelled else [])
-    for label, name in zip(axis.get_yticklabels(), names, strict=False):
-        if name == INFLUENCESPACE:
-            label.set(color=LINE_COLORS[INFLUENCESPACE], fontweight="bold")
-    axis.set_title(REGIME_LABELS[cell["regime"]], fontsize=9, color=INK)
-    axis.grid(axis="y", color=PALE, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.tick_params(axis="y", length=0)
-    axis.locator_params(axis="x", nbins=5)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-
-
-def _legend(axis: Axes) -> None:
-    for name, size, label in (
-        (INFLUENCESPACE, 7.0, "InfluenceSpace"),
-        ("clip_score_filtering", 6.0, "best rival of the panel"),
-    ):
-        axis.plot([], [], "o", color=LINE_COLORS[name], markersize=size, label=label)
-    axis.plot([], [], "o", color=GREY, markersize=4.5, label="other rivals")
-    for color, style, label in REFERENCE_LINES.values():
-        axis.plot([], [], color=color, linestyle=style, linewidth=1.2, label=label)
-    axis.legend(loc="center", frameon=False, title="± standard error over seeds")
-
-
 # --- Everything -------------------------------------------------------------------------------
-
-
-def write_summary(frame: pd.DataFrame, out: Path, about: dict[str, Any]) -> None:
-    """JSON, table and figure of the rows; the table is printed too."""
-    cells = summarize(frame)
-    summary = {**about, "verdicts": verdicts(cells), "cells": cells}
-    (out / "regimes.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    text = markdown(cells, about)
-    (out / "regimes.md").write_text(text)
-    print(text)
-    figure(cells, FIGURE if out.resolve() == RESULTS.resolve() else out / "regimes.png")
 
 
 def arguments() -> argparse.Namespace:
@@ -1206,6 +824,7 @@ def main() -> None:
     """Compute what is missing, then tables and figure."""
     args = arguments()
     file = args.out / "regimes.csv"
+    labels = {name: variant.label for name, variant in ABLATION.items()}
     about = {
         "command": "python benchmarks/regimes.py --data_dir path/to/flickr8k --work_dir WORK",
         "hardware": hardware(),
@@ -1216,7 +835,7 @@ def main() -> None:
         if saved.exists():  # where the rows come from
             old = json.loads(saved.read_text())
             about = {key: old[key] for key in about}
-        write_summary(read_rows(file), args.out, about)
+        write_summary(read_rows(file), args.out, about, labels)
         return
     pool_file = args.work_dir / "pool.npz"
     load_pool(
@@ -1239,7 +858,7 @@ def main() -> None:
     units = units_of(args, keys_of(read_rows(file)))
     if units:
         compute(units, pool_file, file, args.jobs)
-    write_summary(read_rows(file), args.out, about)
+    write_summary(read_rows(file), args.out, about, labels)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,30 @@ from clustering import ClusteringConfig
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 N_TRAIN_IMAGES, N_TRAINING, N_VALIDATION, N_TEST = 120, 100, 20, 30
 D_IMAGE, D_TEXT = 12, 8
+ABOUT = {"command": "it", "hardware": {"cpu_cores": 1}, "packages": {"torch": "0"}}
 
 
 @pytest.fixture(scope="module")
-def modules() -> Iterator[tuple[Any, Any]]:
+def modules() -> Iterator[dict[str, Any]]:
     sys.path.append(BENCHMARKS)  # last: some of its files have the names of modules
-    yield importlib.import_module("regimes"), importlib.import_module("flickr8k_regimes")
+    names = ("regimes", "regimes_report", "flickr8k_regimes")
+    yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(BENCHMARKS)
 
 
 @pytest.fixture
-def bench(modules: tuple[Any, Any]) -> Any:
-    return modules[0]
+def bench(modules: dict[str, Any]) -> Any:
+    return modules["regimes"]
 
 
 @pytest.fixture
-def data(modules: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    made = modules[1]
+def report(modules: dict[str, Any]) -> Any:
+    return modules["regimes_report"]
+
+
+@pytest.fixture
+def data(modules: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    made = modules["flickr8k_regimes"]
     for name, value in (("N_TRAINING", N_TRAINING), ("N_VALIDATION", N_VALIDATION), ("TOPICS", 8)):
         monkeypatch.setattr(made, name, value)
     return made
@@ -184,7 +192,11 @@ def test_the_oracle_drops_faulty_pairs_first(bench: Any, problems: dict[str, Any
 
 
 def test_rows_are_measured_written_and_summarized(
-    bench: Any, problems: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bench: Any,
+    report: Any,
+    problems: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     args = options(bench, methods=["full", "oracle", "random"], regimes=["wrong_20"], seeds=1)
     (unit,) = bench.units_of(args, set())
@@ -203,10 +215,12 @@ def test_rows_are_measured_written_and_summarized(
     assert frame.set_index("method").loc["full", "faults_left"] == 0.2
     assert bench.units_of(args, bench.keys_of(frame)) == []
 
-    about = {"command": "it", "hardware": {"cpu_cores": 1}, "packages": {"torch": "0"}}
-    bench.write_summary(frame, tmp_path, about)
-    assert "| wrong_20 | 0.8 |" in capsys.readouterr().out
-    assert (tmp_path / "regimes.json").exists()
+    report.write_summary(frame, tmp_path, ABOUT, {"two_rounds": "two rounds"})
+    printed = capsys.readouterr().out
+    assert "| wrong_20 | 0.8 |" in printed
+    assert "What each part is worth" not in printed
+    summary = json.loads((tmp_path / "regimes.json").read_text())
+    assert list(summary) == [*ABOUT, "verdicts", "cells"]
 
 
 def test_influencespace_chooses_within_its_budget(
@@ -230,7 +244,13 @@ def test_influencespace_chooses_within_its_budget(
         assert one.seconds > 2
     assert chosen["all"].weights is None
     assert chosen["tenth"].weights.mean() == pytest.approx(1)
-    assert set(bench.ABLATION) <= set(bench.METHODS)
+
+
+def test_every_method_is_reported_and_every_variant_has_a_label(bench: Any, report: Any) -> None:
+    assert tuple(bench.METHODS) == (*report.METHODS, *bench.ABLATION)
+    labels = [variant.label for variant in bench.ABLATION.values()]
+    assert all(labels)
+    assert len(set(labels)) == len(labels)
 
 
 def options(bench: Any, **given: Any) -> argparse.Namespace:
@@ -275,31 +295,168 @@ def test_a_killed_run_goes_on_and_a_new_version_counts_for_one_method(
     assert (job.method, job.keep, job.comparison) == ("influencespace", 0.8, "same_steps")
 
 
-def test_recovered_gain_by_hand(bench: Any) -> None:
+def test_recovered_gain_by_hand(report: Any) -> None:
     random, oracle = pd.Series([10.0, 12.0, 11.0]), pd.Series([20.0, 23.0, 20.0])
-    assert bench.recovered_gain(random, random, oracle)["mean"] == 0
-    gain = bench.recovered_gain(random + 5, random, oracle)
+    assert report.recovered_gain(random, random, oracle)["mean"] == 0
+    gain = report.recovered_gain(random + 5, random, oracle)
     assert gain["mean"] == pytest.approx(0.5)
     # Without each seed in turn: 10 / 20, 10 / 19, 10 / 21.
     spread = np.sqrt(2 * np.var([10 / 20, 10 / 19, 10 / 21]))
     assert gain["stderr"] == pytest.approx(spread)
-    assert bench.recovered_gain(random, random, random) is None
-    assert bench.recovered_gain(oracle, random, random + np.array([9.0, -9.0, 1.0])) is None
+    assert report.recovered_gain(random, random, random) is None
+    assert report.recovered_gain(oracle, random, random + np.array([9.0, -9.0, 1.0])) is None
 
 
-def test_the_difference_to_the_best_rival_is_paired_by_seed(bench: Any, tmp_path: Path) -> None:
+def runs(
+    bench: Any,
+    file: Path,
+    method: str,
+    regime: str,
+    metrics: Mapping[str, Mapping[int, float]],
+) -> None:
+    """Rows of one method and regime: of each metric, its value by seed."""
+    whole = {"keep": 1.0, "comparison": "both"}
+    given = {
+        "method": method,
+        "regime": regime,
+        "version": bench.version_of(method),
+        **(whole if method == "full" else {"keep": 0.8}),
+    }
+    for seed in next(iter(metrics.values())):
+        values = {name: float(by_seed[seed]) for name, by_seed in metrics.items()}
+        written(bench, file, **given, seed=seed, **values)
+
+
+def test_the_difference_to_the_best_rival_is_paired_by_seed(
+    bench: Any, report: Any, tmp_path: Path
+) -> None:
     file = tmp_path / "regimes.csv"
     recalls = {"influencespace": (20, 31, 40), "random": (10, 20, 30), "semdedup": (19, 29, 39)}
     for method, values in recalls.items():
-        for seed, recall in enumerate(values):
-            version = bench.version_of(method)
-            given = {"method": method, "keep": 0.8, "version": version, "seed": seed}
-            written(bench, file, **given, mean_recall=float(recall))
-    (cell,) = bench.summarize(bench.read_rows(file))
+        runs(bench, file, method, "clean", {"mean_recall": dict(enumerate(values))})
+    (cell,) = report.summarize(bench.read_rows(file))
     assert cell["best_rival"] == "semdedup"
     assert cell["difference"]["mean"] == pytest.approx(4 / 3)
     assert cell["difference"]["stderr"] == pytest.approx(1 / 3)  # of 1, 2, 1
-    assert bench.verdicts([cell])[0]["above"] == 1
+    assert report.verdicts([cell])[0]["above"] == 1
     assert cell["methods"]["influencespace"]["recall_rise_percent"]["mean"] == pytest.approx(
         100 * np.mean([20 / 10, 31 / 20, 40 / 30]) - 100
+    )
+
+
+# --- Variants ---------------------------------------------------------------------------------
+
+LABELS = {
+    "budget_0.03": "a small budget",
+    "topics_ignored": "topics ignored",
+    "two_rounds": "two rounds",
+    "women_twice": "women weigh twice",
+    "women_five_times": "women weigh five times",
+}
+
+
+def test_a_variant_is_paired_with_influencespace_by_regime_and_seed(
+    bench: Any, report: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "regimes.csv"
+    for method, regime, recalls in (
+        ("influencespace", "wrong_20", {0: 20, 1: 22}),
+        ("influencespace", "clean", {0: 30, 1: 32, 2: 90}),
+        ("influencespace", "near_copies", {0: 50}),
+        ("random", "clean", {0: 11}),
+        ("budget_0.03", "clean", {0: 29, 1: 30}),  # -1, -2
+        ("budget_0.03", "wrong_20", {0: 21, 1: 26}),  # +1, +4; a seed over its regimes: 0, +1
+        ("two_rounds", "clean", {1: 33, 3: 70}),  # +1, and a seed without InfluenceSpace
+        ("topics_ignored", "boilerplate_20", {0: 40}),  # a regime without InfluenceSpace
+    ):
+        runs(bench, file, method, regime, {"mean_recall": recalls})
+    frame = bench.read_rows(file)
+    (tmp_path / "out").mkdir()
+    report.write_summary(frame, tmp_path / "out", ABOUT, LABELS)
+    before, after = capsys.readouterr().out.split("## What each part is worth")
+
+    assert [line for line in after.splitlines() if line.startswith(("| ", "### ", "Seeds"))] == [
+        "### Same number of steps as the full data, keep 0.8",
+        "Seeds: 1 to 2.",
+        "| variant | clean | wrong_20 | mean over its regimes |",
+        "| InfluenceSpace | 31.00 ± 1.00 | 21.00 ± 1.00 | 26.00 ± 1.00 |",
+        "| a small budget | -1.50 ± 0.50 | +2.50 ± 1.50 | +0.50 ± 0.50 |",
+        "| two rounds | +1.00 | – | +1.00 |",
+    ]
+    assert "| Random |" in before
+    for name in ("Budget 0.03", "Two rounds", "Topics ignored", *LABELS.values()):
+        assert name not in before
+
+    summary = json.loads((tmp_path / "out/regimes.json").read_text())
+    (part,) = summary["ablation"]["differences"]
+    assert (part["comparison"], part["keep"]) == ("same_steps", 0.8)
+    assert list(part["variants"]) == ["budget_0.03", "two_rounds"]
+    assert part["variants"]["budget_0.03"] == {
+        "label": "a small budget",
+        "regimes": {
+            "clean": {"mean": -1.5, "stderr": pytest.approx(0.5), "n_seeds": 2},
+            "wrong_20": {"mean": 2.5, "stderr": pytest.approx(1.5), "n_seeds": 2},
+        },
+        "mean": {"mean": 0.5, "stderr": pytest.approx(0.5)},
+    }
+    assert summary["ablation"]["rare_group"] == []
+    assert {m for cell in summary["cells"] for m in cell["methods"]} == {"influencespace", "random"}
+
+
+def test_the_mean_over_regimes_has_no_error_where_a_seed_misses_one(report: Any) -> None:
+    whole = pd.DataFrame({"clean": [1.0, 3.0], "wrong_20": [2.0, 8.0]})
+    assert report.over_regimes(whole)["mean"] == {"mean": 3.5, "stderr": pytest.approx(2.0)}
+    partly = pd.DataFrame({"clean": [1.0, 3.0], "wrong_20": [2.0, np.nan], "wrong_40": np.nan})
+    assert report.over_regimes(partly) == {
+        "regimes": {
+            "clean": {"mean": 2.0, "stderr": pytest.approx(1.0), "n_seeds": 2},
+            "wrong_20": {"mean": 2.0, "stderr": None, "n_seeds": 1},
+        },
+        "mean": {"mean": 2.0, "stderr": None},
+    }
+
+
+def test_nothing_is_said_of_variants_without_influencespace_beside_them(
+    bench: Any, report: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "regimes.csv"
+    runs(bench, file, "women_twice", "rare_group", {"mean_recall": {0: 1}})
+    runs(bench, file, "influencespace", "rare_group", {"mean_recall": {1: 1}})
+    frame = bench.read_rows(file)
+    assert report.ablation(frame, LABELS) == {}
+    assert "What each part" not in report.markdown(report.summarize(frame), ABOUT, {})
+    runs(bench, file, "women_twice", "rare_group", {"mean_recall": {1: 1}})
+    assert report.ablation(bench.read_rows(file), LABELS)["differences"] != []
+
+
+def test_groups_where_women_weigh_more_are_shown_over_the_seeds_of_all(
+    bench: Any, report: Any, tmp_path: Path
+) -> None:
+    def groups(gap: dict[int, float], female: float, male: float) -> dict[str, dict[int, float]]:
+        return {
+            "gap": gap,
+            "female_recall@10": dict.fromkeys(gap, female),
+            "male_recall@10": dict.fromkeys(gap, male),
+        }
+
+    file = tmp_path / "regimes.csv"
+    runs(bench, file, "full", "rare_group", groups({0: 8, 1: 10, 2: 90}, 30, 39))
+    runs(bench, file, "influencespace", "rare_group", groups({0: 5, 1: 7, 2: 80}, 31, 37))
+    runs(bench, file, "two_rounds", "rare_group", groups({0: 3, 1: 3}, 31, 34))
+    runs(bench, file, "women_twice", "rare_group", groups({0: 1, 1: 2}, 34, 35.5))
+    runs(bench, file, "women_twice", "clean", groups({0: 60, 1: 60}, 20, 80))
+    frame = bench.read_rows(file)
+    parts = report.ablation(frame, LABELS)
+    (cell,) = parts["rare_group"]
+    assert list(cell["methods"]) == ["full", "influencespace", "women_twice"]
+    assert cell["methods"]["influencespace"]["gap"] == {"mean": 6.0, "stderr": pytest.approx(1.0)}
+
+    text = report.markdown(report.summarize(frame), ABOUT, parts)
+    section = text.split("### Rare group")[1].split("###")[0]
+    assert section.endswith(
+        "| keep | method | gap female/male | recall@10 female | recall@10 male |\n"
+        "|---|---|---|---|---|\n"
+        "| 0.8 | Full data | 9.00 ± 1.00 | 30.00 ± 0.00 | 39.00 ± 0.00 |\n"
+        "| 0.8 | InfluenceSpace | 6.00 ± 1.00 | 31.00 ± 0.00 | 37.00 ± 0.00 |\n"
+        "| 0.8 | women weigh twice | 1.50 ± 0.50 | 34.00 ± 0.00 | 35.50 ± 0.00 |\n\n"
     )
