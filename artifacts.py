@@ -21,11 +21,11 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -160,22 +160,65 @@ class Store:
         Raises:
             InputError: the disk is full or the folder cannot be written to.
         """
-        path = self.path(relative)
+        with self.writing(relative) as file:
+            file.write(data)
+        return self.root / relative
+
+    @contextmanager
+    def writing(self, relative: str) -> Iterator[BinaryIO]:
+        """A file to fill, which takes its name when it is whole and on the disk.
+
+        On any error nothing of it remains; what had the name before stays. An `OSError` in the
+        block is taken for one of writing.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written to.
+        """
+        path = self.root / relative
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except OSError as error:
+        except BaseException as error:
             with suppress(OSError):
                 temporary.unlink()
+            if not isinstance(error, OSError):
+                raise
             raise InputError(
                 f"--output_dir: {path} cannot be written ({error.strerror}); "
                 "free some space or choose another folder"
             ) from error
-        return path
+
+    def remove_files(self, folder: str, names: Iterable[str]) -> None:
+        """Remove files of a folder, as far as they exist, and the subfolders that this empties.
+
+        Raises:
+            InputError: a name leads out of the folder, or a file cannot be removed.
+        """
+        root = (self.root / folder).resolve()
+        for name in names:
+            path = root / name
+            if not path.parent.resolve().is_relative_to(root) or path.name in ("", ".."):
+                raise InputError(f"--output_dir: {name} is not inside {root}; delete {root}")
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"--output_dir: {path} cannot be removed ({error.strerror}); remove it"
+                ) from error
+            for parent in path.parents:
+                if parent == root or not parent.is_dir() or any(parent.iterdir()):
+                    break
+                parent.rmdir()
+
+    def remove_temporary(self, folder: str) -> None:
+        """Remove what a run that was killed left unfinished anywhere in a folder."""
+        paths = (self.root / folder).rglob(".*.tmp")
+        self.remove_files(folder, [str(p.relative_to(self.root / folder)) for p in paths])
 
     def write_text(self, relative: str, text: str) -> Path:
         """Write a whole UTF-8 file or nothing."""

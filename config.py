@@ -13,6 +13,7 @@ from clustering import ClusteringConfig
 from curation import CurationConfig
 from data import DataConfig
 from encoders import EmbeddingConfig
+from export import ExportConfig
 from influence import InfluenceConfig
 from influence_validation import InfluenceValidationConfig
 from settings import InputError, Settings, add_flags, from_flags, setting
@@ -74,6 +75,7 @@ class Config(NamedTuple):
     curation: CurationConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
+    export: ExportConfig
     execution: ExecutionConfig
 
     def flat(self) -> dict[str, Any]:
@@ -92,6 +94,7 @@ GROUPS: Mapping[str, type[Settings]] = {
     "stage 3, curation": CurationConfig,
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
+    "export": ExportConfig,
     "execution control": ExecutionConfig,
 }
 

@@ -128,6 +128,7 @@ class ImageRecord:
         shard: the file that holds many images, as a path from the data folder; "" without one.
         member: the image's own file, in the folder or in its shard; "" in a table.
         uid: the name that DataComp gave the pair, 32 hex digits, or "".
+        problem: why the image must not be read, where that was known when the source was opened.
     """
 
     key: str
@@ -137,6 +138,7 @@ class ImageRecord:
     shard: str = ""
     member: str = ""
     uid: str = ""
+    problem: UnusableImage | None = None
 
 
 @dataclass(frozen=True)
@@ -377,7 +379,7 @@ class PairReader:
         first_skipped = len(self._skipped)
         for record, outcome in self._outcomes(split, known):
             n_tried += len(record.captions)
-            if not _has_usable_caption(record):
+            if record.problem is None and not _has_usable_caption(record):
                 for caption in record.captions:
                     fault = caption_fault(caption.text)
                     self._skip(split, record, [caption], *(fault or (EMPTY_CAPTION, "")))
@@ -470,6 +472,8 @@ class PairReader:
         return self._wanted(split) - sum(in_flight)
 
     def _read(self, record: ImageRecord) -> _Read | UnusableImage:
+        if record.problem is not None:
+            return record.problem
         if not _has_usable_caption(record):  # then its captions are judged, not the image
             return UnusableImage(MISSING_CAPTION)
         try:

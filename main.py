@@ -13,12 +13,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from artifacts import Store
 from config import Config, parse_arguments
+from dry_run import preview
 from results import explain_pair, write_results
 from settings import InputError
 from stages import (
@@ -26,6 +28,7 @@ from stages import (
     cluster,
     embed,
     evaluate,
+    export,
     model_inputs,
     record,
     score,
@@ -41,6 +44,10 @@ logger = logging.getLogger(__name__)
 def run_pipeline(config: Config, command: str) -> None:
     """Everything, from the data to the results page."""
     started = time.perf_counter()
+    if config.run.dry_run:  # no folder is made and no log; warnings reach the terminal all the same
+        store = Store(Path(config.run.output_dir))
+        print(preview(Run(config, store, resolve_device(config.run.device))))
+        return
     store = Store.open(config.run.output_dir)
     if config.run.explain is not None:
         print(explain_pair(store, config.run.explain))
@@ -56,6 +63,7 @@ def run_pipeline(config: Config, command: str) -> None:
         pair_influence = score_pairs(run, embedded, clustered, influence, inputs)
         curated = select(run, embedded, clustered, influence, pair_influence, inputs)
         ledger = record(run, embedded, clustered, pair_influence, curated)
+        exported = export(run, embedded, ledger)
         rivals = select_baselines(run, embedded, clustered, influence, inputs)
         evaluated, subsets = evaluate(run, embedded, curated, rivals, inputs)
         write_results(
@@ -72,6 +80,8 @@ def run_pipeline(config: Config, command: str) -> None:
             command=command,
             started=started,
         )
+        for line in exported.lines():
+            print(line)
 
 
 def resolve_device(name: str) -> torch.device:

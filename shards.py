@@ -643,8 +643,13 @@ def _record(shard: _Shard, sample: _Sample, key: str, position: int) -> ImageRec
         read = partial(_miss, key)
     else:
         read = partial(_read_image, shard.path, image.offset, image.size)
-    member = "" if image is None else image.name
-    return ImageRecord(key, read, captions, shard=shard.name, member=member, uid=sample.uid)
+    return ImageRecord(
+        *(key, read, captions),
+        shard=shard.name,
+        member="" if image is None else image.name,
+        uid=sample.uid,
+        problem=None if problem is None else UnusableImage(*problem),
+    )
 
 
 def _refuse(reason: str, detail: str) -> NoReturn:

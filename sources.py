@@ -16,7 +16,9 @@ from candidates import IndexedSource, digest
 from data import SPLITS, Caption, DataConfig, ImageRecord, PairSource
 from folders import open_coco_files, open_folder
 from hub import open_hf
+from parquet_files import open_parquet
 from settings import InputError
+from shards import open_shards
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +42,8 @@ def open_source(config: DataConfig, *, rng: np.random.Generator) -> PairSource:
     if config.dataset == "folder":
         return open_folder(config, rng)
     if config.dataset == "webdataset":
-        from shards import open_shards
-
         return open_shards(config, rng)
     if config.dataset == "parquet":
-        from parquet_files import open_parquet
-
         return open_parquet(config, rng)
     if config.dataset == "hf":
         return open_hf("hf", config, rng)

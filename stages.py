@@ -35,10 +35,12 @@ from curation import CurationInputs, CurationResult, curate, representation, val
 from data import PairReader, PairSource, decode_pixels
 from embedding import EmbeddingResult, embed_pairs
 from encoders import EMBEDDED_WARNING, GivenEmbeddings, load_encoder, resolve_dtype
+from export import ExportReport, export_curated
 from influence import InfluenceResult, estimate_influence
 from influence_validation import InfluenceValidation, validate_influence
-from ledger import Ledger, LedgerInputs, make_ledger
+from ledger import Ledger, LedgerInputs, curated_pairs, make_ledger
 from model import PairTensors, Parameters, fit_feature_scaling
+from precomputed import EmbeddingFiles, open_embeddings
 from removal import nearest_clusters
 from sources import SYNTHETIC_WARNING, open_source
 from train_eval import (
@@ -103,8 +105,6 @@ class Run:
     def open_source(self, dataset: str) -> PairSource:
         """The data set named, with the choices that the seed makes."""
         if self.config.data.embeddings_dir is not None:
-            from precomputed import open_embeddings
-
             return open_embeddings(self.config.data, rng=self.rng("data")).source
         return open_source(replace(self.config.data, dataset=dataset), rng=self.rng("data"))
 
@@ -125,12 +125,11 @@ def embed(run: Run) -> Saved:
         dataset = earlier["settings"]["dataset"] if dataset == "auto" else dataset
         if encoder_model == "auto":
             encoder_model = earlier["settings"]["encoder_model"]
-    source, given = None, None
+    source: PairSource | None = None
+    given: EmbeddingFiles | None = None
     if mode is Mode.LOAD and earlier:
         data_fingerprint = earlier["inputs"]["data set"]
     elif config.data.embeddings_dir is not None:
-        from precomputed import open_embeddings
-
         given = open_embeddings(config.data, rng=run.rng("data"))
         source, encoder_model = given.source, given.name
         dataset, data_fingerprint = source.name, source.fingerprint
@@ -406,7 +405,11 @@ def select(
             "influence": influence.fingerprint,
             "pair_influence": pair_influence.fingerprint,
         },
-        run.mode(stage, needed_later=INFLUENCESPACE in run.config.evaluation.methods),
+        run.mode(
+            stage,
+            needed_later=INFLUENCESPACE in run.config.evaluation.methods
+            or bool(run.config.export.export),
+        ),
     )
 
 
@@ -444,6 +447,31 @@ def record(
         {},
         {"curation": curated.fingerprint},
         run.mode(artifacts.LEDGER, needed_later=curated.value is not None),
+    )
+
+
+def export(run: Run, embedded: Saved, ledger: Saved) -> ExportReport:
+    """The curated set as trainers read it, in the formats asked for.
+
+    Raises:
+        InputError: the curation was neither run nor loaded.
+    """
+    config = run.config.export
+    if not config.export:
+        return ExportReport(())
+    dataset = run.store.manifest(artifacts.EMBEDDING)["settings"]["dataset"]
+    return export_curated(
+        curated_pairs(ledger.value.ledger),
+        lambda: run.open_source(dataset),
+        run.store,
+        config,
+        fingerprint=ledger.fingerprint,
+        about={
+            "dataset": dataset,
+            "source": embedded.value.source,
+            "encoder": embedded.value.encoder,
+        },
+        n_workers=run.config.data.num_workers,
     )
 
 

@@ -21,6 +21,7 @@ ARROWS: dict[str, set[str]] = {
     "curation": {"settings"},
     "model": set(),
     "ledger": {"settings"},
+    "export": {"artifacts", "data", "settings"},
     "data": {"settings"},
     "candidates": {"data"},
     "files": {"data"},
@@ -62,7 +63,7 @@ ARROWS: dict[str, set[str]] = {
     "findings": {"summary", "visualize"},
     "report": {"findings", "summary", "visualize"},
     "config": {
-        *("cell_influence", "clustering", "curation", "data", "encoders", "influence"),
+        *("cell_influence", "clustering", "curation", "data", "encoders", "export", "influence"),
         *("influence_validation", "settings", "train_eval", "training"),
     },
 }
@@ -72,6 +73,7 @@ ARROWS["stages"] = {*ARROWS} - {
     *("settings", "synthetic"),
 }
 ARROWS["results"] = {*ARROWS}
+ARROWS["dry_run"] = {*ARROWS} - {"results"}
 PROJECT = {*ARROWS, "main"}
 PRESENT = sorted(path.stem for path in ROOT.glob("*.py"))
 

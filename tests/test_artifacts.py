@@ -253,3 +253,70 @@ def test_checkpoints_are_complete_only_for_their_evaluation(store: Store) -> Non
     checkpoints.finish()
     assert checkpoints.complete()
     assert not artifacts.Checkpoints(store, "xyz").complete()
+
+
+def test_a_file_takes_its_name_when_it_is_whole(store: Store) -> None:
+    path = store.root / "a/b/file"
+    with store.writing("a/b/file") as file:
+        file.write(b"one ")
+        file.write(b"two")
+        assert not path.exists()
+    assert path.read_bytes() == b"one two"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (OSError(28, "No space left on device"), InputError, "cannot be written .No space left"),
+        (KeyError("bug"), KeyError, "bug"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+    ],
+)
+def test_a_file_that_is_given_up_leaves_the_old_one(
+    store: Store, error: BaseException, raised: type[BaseException], words: str
+) -> None:
+    def give_up() -> None:
+        with store.writing("file") as file:
+            file.write(b"new")
+            raise error
+
+    store.write_text("file", "old")
+    with pytest.raises(raised, match=words):
+        give_up()
+    assert {p.name: p.read_text() for p in store.root.iterdir()} == {"file": "old"}
+
+
+def test_files_are_removed_with_the_folders_that_this_empties(store: Store) -> None:
+    for name in ("a/b/c/1", "a/b/2", "a/3", "d/4"):
+        store.write_text(f"x/{name}", "")
+    store.remove_files("x", ["a/b/c/1", "a/b/2", "d/4", "no/such/file"])
+    left = {str(p.relative_to(store.root)) for p in store.root.rglob("*")}
+    assert left == {"x", "x/a", "x/a/3"}
+    store.remove_files("x", ["a/3"])
+    assert list((store.root / "x").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../y/1", "a/../../y/1", "..", ".", "link/1", "{root}/y/1"])
+def test_nothing_is_removed_outside_of_the_folder(store: Store, name: str) -> None:
+    store.write_text("x/1", "")
+    outside = store.write_text("y/1", "")
+    (store.root / "x/link").symlink_to(store.root / "y")
+    with pytest.raises(InputError, match="is not inside"):
+        store.remove_files("x", [name.format(root=store.root.resolve())])
+    assert outside.exists()
+
+
+def test_a_folder_is_no_file_to_remove(store: Store) -> None:
+    store.write_text("x/a/1", "")
+    with pytest.raises(InputError, match="cannot be removed"):
+        store.remove_files("x", ["a"])
+
+
+def test_what_a_killed_run_left_is_removed(store: Store) -> None:
+    for name in (".f.1.tmp", "a/.g.22.tmp", "a/whole", "mine.tmp"):
+        store.write_text(f"x/{name}", "")
+    store.write_text("y/.other.1.tmp", "")
+    store.remove_temporary("x")
+    left = {str(p.relative_to(store.root)) for p in store.root.rglob("*") if p.is_file()}
+    assert left == {"x/a/whole", "x/mine.tmp", "y/.other.1.tmp"}
