@@ -689,10 +689,11 @@ def stage1_arrays(sizes: Sizes, widths: Widths, n_clusters: int) -> dict[str, in
     }
 
 
-def expected_bytes(config: Config, sizes: Sizes, sample: Sample) -> dict[str, float | None]:
+def expected_bytes(config: Config, sizes: Sizes, sample: Sample) -> dict[str, int | None]:
     """What the run leaves on disk, by part; None where the photographs' size is not known.
 
-    It is also the most that there is on the way: a file is written under another name and renamed.
+    In a new folder it is also the most that there is on the way: a file is written under another
+    name and renamed.
 
     Args:
         config: settings of the run.
@@ -703,10 +704,10 @@ def expected_bytes(config: Config, sizes: Sizes, sample: Sample) -> dict[str, fl
     n_clusters, n_trainings = config.clustering.n_clusters, n_trained(config)
     text = _mean_text_bytes(sample.pairs)
     model = 4 * (sample.widths.image + sample.widths.text) * config.training.embed_dim
-    needed: dict[str, float | None] = {
+    needed: dict[str, int | None] = {
         "stage 1, arrays": sum(stage1_arrays(sizes, sample.widths, n_clusters).values()),
-        "stage 1, tables": (n + v + q) * (text + TABLE_ROW) + n_clusters * CLUSTER_BYTES,
-        "later stages": n * (LATER_ROW + text)
+        "stage 1, tables": round((n + v + q) * (text + TABLE_ROW)) + n_clusters * CLUSTER_BYTES,
+        "later stages": round(n * (LATER_ROW + text))
         + model
         + n_trainings * (8 * (e + q) + TRAINING_BYTES),
         "figures, pages": FIGURE_BYTES
@@ -720,7 +721,7 @@ def expected_bytes(config: Config, sizes: Sizes, sample: Sample) -> dict[str, fl
 
 def export_bytes(
     formats: Sequence[str], n_pairs: int, image_bytes: float | None, text_bytes: float
-) -> dict[str, float | None]:
+) -> dict[str, int | None]:
     """What the exports of the kept pairs take, by format.
 
     Args:
@@ -732,14 +733,11 @@ def export_bytes(
     Returns:
         None for a format with images whose size is not known.
     """
-    needed: dict[str, float | None] = {}
+    needed: dict[str, int | None] = {}
     for name in formats:
         row = EXPORTED_ROW[name] + (0 if name == "datacomp" else text_bytes)
-        if name in WITHOUT_IMAGES:
-            needed[f"export, {name}"] = n_pairs * row
-        else:
-            with_image = None if image_bytes is None else n_pairs * (image_bytes + row)
-            needed[f"export, {name}"] = with_image
+        image = 0.0 if name in WITHOUT_IMAGES else image_bytes
+        needed[f"export, {name}"] = None if image is None else round(n_pairs * (image + row))
     return needed
 
 
@@ -832,7 +830,7 @@ def _work(config: Config, sizes: Sizes) -> dict[str, str]:
         f"{config.influence.estimator}",
         "pair influence": f"{2 * repeats} held-out models of up to "
         f"{min(n_steps, config.cell_influence.held_out_steps):,} steps, "
-        f"{config.cell_influence.rounds} round(s)",
+        f"rounds: {config.cell_influence.rounds}",
         "baselines": f"{len(set(BASELINES) & set(config.evaluation.methods))} subsets",
         "evaluation": f"{methods} methods x {config.evaluation.n_seeds} seeds x "
         f"{len(COMPARISONS)} comparisons: {n_trained(config)} trainings",
@@ -840,7 +838,7 @@ def _work(config: Config, sizes: Sizes) -> dict[str, str]:
     }
 
 
-def _disk_lines(needed: Mapping[str, float | None], output_dir: Path) -> list[str]:
+def _disk_lines(needed: Mapping[str, int | None], output_dir: Path) -> list[str]:
     rows = [(f"  {n}", "unknown" if b is None else _bytes(b)) for n, b in needed.items()]
     rows.append(("  in all", _bytes(sum(b for b in needed.values() if b is not None))))
     rows.append(("  free there", _bytes(free_bytes(output_dir))))
@@ -888,10 +886,11 @@ def _duration(seconds: float) -> str:
     return f"{minutes / 60:.1f} h"
 
 
-def _bytes(count: float) -> str:
+def _bytes(count: int) -> str:
     """With two or three digits that count."""
+    size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 9.95 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 9.95 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -64,9 +64,8 @@ def open_coco_files(data_dir: str, config: DataConfig, rng: np.random.Generator)
             rows = content["annotations"]
             for row in rows:  # an annotation without its image is a missing file
                 unknown = f"{folder}/image {row['image_id']}"
-                text = None if row["caption"] is None else str(row["caption"])
-                pairs.append((files.setdefault(row["image_id"], unknown), text))
-        except (ValueError, KeyError, TypeError) as error:
+                pairs.append((files.setdefault(row["image_id"], unknown), _as_text(row["caption"])))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is damaged or no COCO captions file: {error!r}") from error
         splits |= dict.fromkeys(files.values(), SPLIT_OF[folder.removesuffix(year)])
     description = f"COCO {year} in {root}"
@@ -227,7 +226,7 @@ def _read_table_file(root: Path, path: Path) -> bytes:
 def read_json_lines(path: Path) -> list[tuple[str, str | None]] | None:
     """(file, caption) of every line of a JSON lines file; a list of captions gives several.
 
-    A line with null or an empty list has one missing caption.
+    An empty list is one missing caption, and so is everything in the place of a text.
 
     Raises:
         InputError: a line is not a JSON object.
@@ -245,8 +244,13 @@ def read_json_lines(path: Path) -> list[tuple[str, str | None]] | None:
         if file is None or column is None:
             return None
         captions = (row[column] or [None]) if isinstance(row[column], list) else [row[column]]
-        pairs += [(str(file), None if text is None else str(text)) for text in captions]
+        pairs += [(str(file), _as_text(text)) for text in captions]
     return pairs
+
+
+def _as_text(value: object) -> str | None:
+    """A caption in JSON; None where something else stands in its place."""
+    return value if isinstance(value, str) else None
 
 
 def _read_splits(root: Path, files: Mapping[str, object], keys: Iterable[str]) -> dict[str, str]:

@@ -108,7 +108,8 @@ def _table_source(
         caption_column, *ids, image_column = _check_columns(table.column_names, config)
         images = table.select_columns([image_column]).with_format(None)
         images = images.cast_column(image_column, datasets.Image(decode=False))
-        columns = table.select_columns([caption_column, *ids]).with_format(None)[:]
+        texts = table.select_columns([caption_column, *ids]).with_format("arrow")[:]
+        columns = {name: _cells(texts.column(name)) for name in texts.column_names}
         keys = columns[ids[0]] if ids else range(len(table))
         captions: dict[Hashable, list[Caption]] = {}
         first_rows: dict[Hashable, int] = {}
@@ -207,6 +208,25 @@ def _check_columns(columns: Sequence[str], config: DataConfig) -> list[str]:
             )
     ids = [config.id_column] if config.id_column in columns else []
     return [config.caption_column, *ids, config.image_column]
+
+
+def _cells(column: Any) -> list[Any]:
+    """The cells of a `pyarrow.ChunkedArray`; what is no UTF-8 in texts becomes U+FFFD."""
+    try:
+        cells: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:  # Arrow does not look whether what it calls text is UTF-8
+        import pyarrow as pa
+
+        is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        column = column.cast(pa.list_(pa.binary()) if is_list else pa.binary())
+        return [_decode(cell) for cell in column.to_pylist()]
+    return cells
+
+
+def _decode(cell: Any) -> Any:
+    if isinstance(cell, list):
+        return [_decode(text) for text in cell]
+    return None if cell is None else cell.decode("utf-8", "replace")
 
 
 def _as_text(value: object, column: str) -> list[str | None]:

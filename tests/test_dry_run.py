@@ -402,7 +402,7 @@ def test_exports_take_about_the_bytes_that_are_foretold(tmp_path: Path) -> None:
     store, config = Store.open(str(tmp_path)), ExportConfig(export=FORMATS)
     export_curated(curated, lambda: source, store, config, fingerprint="0", about={})
     mean = float(np.mean([len(data) for data in images.values()]))
-    foretold = export_bytes(FORMATS, 200, mean, len("000") + len("a picture of 000"))
+    foretold = export_bytes(FORMATS, 200, mean, 19.0)
     for name in FORMATS:
         files = [p for p in (tmp_path / "curated" / name).rglob("*") if p.is_file()]
         taken = sum(p.stat().st_size for p in files)
@@ -503,7 +503,7 @@ def test_more_pairs_and_more_seeds_never_take_less(
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0.04, "0.0 s"), (9.96, "10 s"), (99.4, "99 s"), (150, "2.5 min"), (7200, "2.0 h")],
+    [(0.04, "0.0 s"), (9.96, "10 s"), (99.4, "99 s"), (150.0, "2.5 min"), (7200.0, "2.0 h")],
 )
 def test_durations_have_the_digits_that_count(seconds: float, shown: str) -> None:
     assert dry_run._duration(seconds) == shown
@@ -511,9 +511,15 @@ def test_durations_have_the_digits_that_count(seconds: float, shown: str) -> Non
 
 @pytest.mark.parametrize(
     ("count", "shown"),
-    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (999_900, "1.0 MB"), (5.2e12, "5.2 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1500, "1.5 kB"),
+        (999_900, "1.0 MB"),
+        (5_200_000_000_000, "5.2 TB"),
+    ],
 )
-def test_sizes_are_decimal(count: float, shown: str) -> None:
+def test_sizes_are_decimal(count: int, shown: str) -> None:
     assert dry_run._bytes(count) == shown
 
 
