@@ -138,8 +138,9 @@ def export_curated(
 
     Args:
         curated: a row a kept pair, sorted by position, with position, id, uid, key, caption,
-            image_sha256, weight (mean one), cluster, cell, clip_score, influence (NaN where it
-            was not estimated), evaluated and group.
+            image_sha256 ("" where it is not known and not to be compared), weight (mean one),
+            cluster, cell, clip_score, influence (NaN where it was not estimated), evaluated and
+            group.
         source: opens the data set anew.
         store: the run's folder.
         config: formats and shard size.
@@ -327,7 +328,7 @@ def _read(read: Callable[[], bytes], expected: set[str], prepare: Prepare) -> _I
     try:
         data = read()
         sha256 = hashlib.sha256(data).hexdigest()
-        return prepare(data, sha256) if sha256 in expected else IMAGE_CHANGED
+        return prepare(data, sha256) if {sha256, ""} & expected else IMAGE_CHANGED
     except UnusableImage as unusable:
         return unusable.reason
     except (FileNotFoundError, NotADirectoryError):
@@ -428,7 +429,7 @@ class _OpenShard:
 
     def add(self, pair: Any, outcome: _Image | str) -> None:
         self.n_left -= 1
-        if isinstance(outcome, _Image) and outcome.source_sha256 != pair.image_sha256:
+        if isinstance(outcome, _Image) and pair.image_sha256 not in ("", outcome.source_sha256):
             outcome = IMAGE_CHANGED
         if isinstance(outcome, str):
             self.record.not_exported.append([pair.name, pair.key, outcome])

@@ -460,8 +460,11 @@ def export(run: Run, embedded: Saved, ledger: Saved) -> ExportReport:
     if not config.export:
         return ExportReport(())
     dataset = run.store.manifest(artifacts.EMBEDDING)["settings"]["dataset"]
+    curated = curated_pairs(ledger.value.ledger)
+    if run.config.data.embeddings_dir is not None:  # hashes of embeddings, not of image files
+        curated["image_sha256"] = ""
     return export_curated(
-        curated_pairs(ledger.value.ledger),
+        curated,
         lambda: run.open_source(dataset),
         run.store,
         config,

@@ -125,7 +125,10 @@ def test_commands(command: str, data: Path, capsys: pytest.CaptureFixture[str]) 
         ledger = pd.read_parquet("out/stage3/ledger.parquet")
         assert (ledger["decision"] == "kept").sum() == 32
         assert "Kept" in printed
-    if "--export" in words:
+    if "--embeddings_dir" in words:
+        sizes = json.loads((data / "out/curated/webdataset/sizes.json").read_text())
+        assert sum(sizes.values()) == 32
+    elif "--export" in words:
         script = commands("My trainer is")[-1]
         assert script == "sh out/curated/webdataset/train_open_clip.sh"
         assert (data / "out/curated/webdataset/train_open_clip.sh").is_file()
