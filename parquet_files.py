@@ -60,6 +60,7 @@ BYTES_AT_ONCE = 2**24
 BATCHES_KEPT = 8  # for threads that ask a little late, fewer where they make more than
 BYTES_KEPT = 2**28
 MAX_OPEN_FILES = 4
+MAX_OPEN_GROUPS = 2  # of a file
 BUFFER_BYTES = 2**20  # a column is read in such pieces; without a buffer a row group at a time
 
 # What damaged bytes make Arrow and its wrappers raise; InputError is a ValueError too.
@@ -468,12 +469,21 @@ class _ImageReader:
             return self._open[table.path].cell(row)
 
 
+@dataclass
+class _Cursor:
+    """How far a row group is decoded: the next row, and what decodes it and those that follow."""
+
+    next: int
+    batches: Iterator[Any]
+
+
 class _ImageColumn:
     """The binary cells of one file, decoded from front to back; the last ones are kept.
 
     A row behind them is reached from the start of its row group, and row groups without a row that
-    is asked for are not touched. Held at a time are a page, which the writer chose, and
-    `BATCHES_KEPT` batches.
+    is asked for are not touched. The row group before is held open, because one thread may be in
+    the next while another still wants the end of this. Held at a time are a page of each, which
+    the writer chose, and `BATCHES_KEPT` batches.
     """
 
     def __init__(self, path: Path, leaf: tuple[str, ...]) -> None:
@@ -482,12 +492,11 @@ class _ImageColumn:
         self._starts = np.cumsum([0, *_group_sizes(self._file)])
         self._kept: deque[tuple[int, Any]] = deque()  # first row, cells
         self._lost: dict[int, tuple[int, str]] = {}  # by row group: first row, problem
-        self._group, self._next = -1, 0
-        self._batches: Iterator[Any] = iter(())
+        self._cursors: OrderedDict[int, _Cursor] = OrderedDict()  # by row group, last used last
 
     def close(self) -> None:
         """Let go of the file and of what was decoded."""
-        self._batches = iter(())
+        self._cursors.clear()
         self._kept.clear()
         self._file.close(force=True)
 
@@ -503,11 +512,13 @@ class _ImageColumn:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         if group in self._lost and row >= self._lost[group][0]:
             raise UnusableImage(DAMAGED_TABLE, self._lost[group][1])
-        if group != self._group or row < self._next:
-            self._group, self._next = group, int(self._starts[group])
-            self._batches = self._decode(group)
+        if group not in self._cursors or row < self._cursors[group].next:
+            self._cursors[group] = _Cursor(int(self._starts[group]), self._decode(group))
+        self._cursors.move_to_end(group)
+        if len(self._cursors) > MAX_OPEN_GROUPS:
+            self._cursors.popitem(last=False)
         while found is None:
-            self._decode_on()
+            self._decode_on(group)
             found = self._recall(row)
         return found
 
@@ -517,18 +528,19 @@ class _ImageColumn:
                 return cells[row - first]
         return None
 
-    def _decode_on(self) -> None:
+    def _decode_on(self, group: int) -> None:
+        cursor = self._cursors[group]
         try:
-            cells = next(self._batches, None)
+            cells = next(cursor.batches, None)
             if cells is None:
-                raise pa.ArrowInvalid(f"row group {self._group} ends early")
+                raise pa.ArrowInvalid(f"row group {group} ends early")
         except _DAMAGE as error:
             problem = _problem(error)
-            self._lost[self._group] = (self._next, problem)
-            self._group = -1
+            self._lost[group] = (cursor.next, problem)
+            del self._cursors[group]
             raise UnusableImage(DAMAGED_TABLE, problem) from error
-        self._kept.append((self._next, cells))
-        self._next += len(cells)
+        self._kept.append((cursor.next, cells))
+        cursor.next += len(cells)
         while len(self._kept) > 1 and (
             len(self._kept) > BATCHES_KEPT
             or sum(cells.nbytes for _, cells in self._kept) > BYTES_KEPT

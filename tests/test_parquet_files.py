@@ -459,20 +459,28 @@ def test_one_huge_row_group_needs_little_memory(
     assert 0 < most < n_images * n_bytes / 6  # 39 MB in all; kept are 8 batches of 256 KiB
 
 
-def test_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_late_threads_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in range(2):
+        numbers = range(100 * part, 100 * part + 100)
+        table(tmp_path, f"{part}.parquet", pairs_of(numbers), row_group_size=50)
+    records = stored(tmp_path)
+    decoded = Decoded(monkeypatch)
+    # Sixteen images at a time, the last of them first: across row groups, across files.
+    order = [i for start in range(0, 200, 16) for i in reversed(range(200)[start : start + 16])]
+    assert [records[i].read() for i in order] == [picture(i) for i in order]
+    assert sorted(decoded.groups(), key=str) == [[0], [0], [1], [1]]
+    assert sum(sum(sizes) for _, _, sizes in decoded.calls) == 200
+
+
+def test_many_threads(tmp_path: Path) -> None:
     for part in range(6):
         numbers = range(50 * part, 50 * part + 50)
         table(tmp_path, f"{part}.parquet", pairs_of(numbers), row_group_size=25)
     records = stored(tmp_path)
-    decoded = Decoded(monkeypatch)
-    with ThreadPoolExecutor(8) as executor:
-        data = list(executor.map(lambda record: record.read(), records))
-    assert data == [picture(i) for i in range(300)]
-    assert decoded.groups().count([0]) == decoded.groups().count([1]) == 6
-    order = np.random.default_rng(0).permutation(300)
-    with ThreadPoolExecutor(8) as executor:
-        data = list(executor.map(lambda i: records[i].read(), order))
-    assert data == [picture(int(i)) for i in order]
+    for order in (range(300), np.random.default_rng(0).permutation(300).tolist()):
+        with ThreadPoolExecutor(8) as executor:
+            data = list(executor.map(lambda i: records[i].read(), order))
+        assert data == [picture(i) for i in order]
 
 
 def test_threads_of_the_reader_see_every_image(tmp_path: Path) -> None:
