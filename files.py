@@ -26,8 +26,8 @@ def list_files(root: Path) -> dict[str, tuple[int, int]]:
     return files
 
 
-def read_file(root: Path, key: str, max_bytes: int | None = MAX_FILE_BYTES) -> bytes:
-    """The bytes of a file under a folder, of any size where `max_bytes` is None.
+def read_file(root: Path, key: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file under a folder.
 
     Raises:
         UnusableImage: the path leads out of the folder, or the file is far too large.
@@ -38,7 +38,7 @@ def read_file(root: Path, key: str, max_bytes: int | None = MAX_FILE_BYTES) -> b
         raise UnusableImage(OUTSIDE_FOLDER, storable_name(key))
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise FileNotFoundError(key)
-    if max_bytes is not None and os.stat(path).st_size > max_bytes:
+    if os.stat(path).st_size > max_bytes:
         raise UnusableImage(FILE_TOO_LARGE, f"{os.stat(path).st_size:,} bytes")
     return Path(path).read_bytes()
 

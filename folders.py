@@ -16,12 +16,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from candidates import SPLIT_OF, IndexedSource, digest, official_split
-from data import SPLITS, Caption, DataConfig, ImageRecord, UnusableImage
+from data import OUTSIDE_FOLDER, SPLITS, Caption, DataConfig, ImageRecord, UnusableImage
 from files import clean_path, decode_text, list_files, read_file, storable_name
 from settings import InputError
 
 logger = logging.getLogger(__name__)
 
+MAX_TABLE_BYTES = 2**29  # of captions, which are read whole
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FILE_COLUMNS = ("image", "file", "filename", "file_name", "image_name", "filepath", "path")
 CAPTION_COLUMNS = ("caption", "title", "text", "comment", "description")
@@ -216,9 +217,11 @@ def _table_text(path: Path) -> str:
 
 def _read_table_file(root: Path, path: Path) -> bytes:
     try:
-        return read_file(root, path.relative_to(root).as_posix(), max_bytes=None)
+        return read_file(root, path.relative_to(root).as_posix(), MAX_TABLE_BYTES)
     except UnusableImage as error:
-        raise InputError(f"{path} cannot be used ({error}); put a copy in its place") from error
+        outside = error.reason == OUTSIDE_FOLDER
+        remedy = "put a copy in its place" if outside else "use parquet files or tar shards"
+        raise InputError(f"{path} cannot be used ({error}); {remedy}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); correct it") from error
 

@@ -306,6 +306,13 @@ def test_a_link_to_a_text_inside_is_followed(tmp_path: Path) -> None:
     assert all_candidates(open_folder(tmp_path)) == {("a.png", "A cat")}
 
 
+def test_caption_files_far_too_large_are_refused(tmp_path: Path) -> None:
+    with (tmp_path / "captions.csv").open("wb") as file:
+        file.truncate(2**29 + 1)  # takes no room on the disk
+    with pytest.raises(InputError, match=r"captions.csv .*536,870,913 bytes\); use parquet files"):
+        open_folder(tmp_path)
+
+
 def test_fingerprint_follows_the_data(tmp_path: Path) -> None:
     write(tmp_path, photographs(3) | {"captions.csv": "image,caption\n000.png,One\n001.png,Two\n"})
     first = open_folder(tmp_path).fingerprint
