@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -214,6 +214,9 @@ def normalize_caption(text: str) -> str:
     return text
 
 
+_NO_TEXT = re.compile("[\0\ufffd\ud800-\udfff]")  # NUL, what decoders put for damage, surrogates
+
+
 def caption_fault(text: str | None) -> tuple[str, str] | None:
     """Why a caption cannot be used, a short reason and what exactly is wrong; None if it can."""
     if text is None:
@@ -222,7 +225,7 @@ def caption_fault(text: str | None) -> tuple[str, str] | None:
         return EMPTY_CAPTION, ""
     if len(text) > MAX_CAPTION_CHARACTERS:
         return CAPTION_TOO_LONG, f"{len(text):,} characters"
-    if "\0" in text or "\ufffd" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    if _NO_TEXT.search(text):
         return DAMAGED_CAPTION, "it holds bytes that are no text"
     return None
 
@@ -293,7 +296,7 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         layer = image.convert("RGBA")
         white = PIL.Image.new("RGBA", layer.size, "white")
         return PIL.Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _scale_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -403,7 +406,7 @@ class PairReader:
                 self._keep(split, record, outcome, row)
             if outcome.sha256 not in self._owners:  # a spare caption may need the pixels yet
                 continue
-            known[record.key] = replace(outcome, pixels=None)
+            known[record.key] = _Read(outcome.hash, pixels=None)
             if is_new and outcome.pixels is not None:
                 n_rows += 1
                 yield UsableImage(row, outcome.pixels)

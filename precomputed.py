@@ -526,8 +526,8 @@ def _records(
     splits = _official_splits(rows.splits)
     official: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
     for row, key in zip(order, keys, strict=True):
-        problem = problems.get(row)
-        read = partial(images.bytes_at, row) if problem is None else partial(_refuse, problem)
+        fault = problems.get(row)
+        read = partial(images.bytes_at, row) if fault is None else partial(_refuse, fault)
         # A name of several pairs would be one of none.
         uids = {rows.uids[caption.position] for caption in captions[row]}
         record = ImageRecord(
@@ -535,6 +535,7 @@ def _records(
             shard=rows.shards[row],
             member=rows.paths[row],
             uid=rows.uids[row] if len(uids) == 1 else "",
+            problem=None if fault is None else UnusableImage(EMBEDDING_NOT_USABLE, fault),
         )
         official[splits[row]].append(record)
     return official

@@ -531,7 +531,7 @@ def _samples(members: Sequence[_Member], shard: str) -> tuple[list[_Sample], Cou
         ignored.update(member.extension for member in group if not _is_used(member))
         if used:
             sample = _sample(used, texts)
-            samples.append(replace(sample, is_repeat=sample.key in seen))
+            samples.append(replace(sample, is_repeat=True) if sample.key in seen else sample)
             seen.add(sample.key)
     return samples, ignored
 

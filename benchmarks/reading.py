@@ -56,7 +56,7 @@ FILE_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # as file
 SHARD_SIZE = 500
 ROWS_PER_GROUP = 100  # what the Hub uses for images
 BATCH_SIZE = 64
-N_PROCESSES = 2
+N_WORKERS = 2
 CURATION = (
     "--encoder_model embedded --max_train_samples 5000 --methods full influencespace random "
     "--n_seeds 1 --seed 0"
@@ -97,14 +97,14 @@ def write_layouts(data_dir: Path, n: int, layouts: Path) -> None:
     Raises:
         SystemExit: there are other photographs.
     """
-    about = {"data_dir": str(data_dir.resolve()), "n": n, "shard_size": SHARD_SIZE}
+    photographs, images = load_photographs(data_dir, n), data_dir / "Images"
+    about = {"data_dir": str(data_dir.resolve()), "n": len(photographs), "files": SHARD_SIZE}
     if layouts.exists():
         if json.loads((layouts / "about.json").read_text()) != about:
             raise SystemExit(f"--work_dir: {layouts} holds other photographs; give another folder")
         return
     unfinished = layouts.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    photographs, images = load_photographs(data_dir, n), data_dir / "Images"
     write_folder(photographs, images, unfinished / "folder")
     write_shards(photographs, images, unfinished / "shards")
     write_parquet(photographs, images, unfinished / "parquet")
@@ -175,11 +175,13 @@ class Reader(NamedTuple):
 
     Attributes:
         layout: what it reads.
+        library: what it is made with.
         open: from the layout's folder and the end that images are read to, what `read` takes.
-        read: the SHA-256 of every image that was read.
+        read: the SHA-256 of every image that was read, of duplicates once or more often.
     """
 
     layout: str
+    library: str
     open: Callable[[Path, Prepare], Any]
     read: Callable[[Any], list[str]]
 
@@ -248,7 +250,7 @@ def open_webdataset(n_workers: int, root: Path, prepare: Prepare) -> Iterable[Ba
     batches: Any = samples.batched(BATCH_SIZE, collation_fn=_make_batch)
     if n_workers:
         batches = torch.utils.data.DataLoader(batches, batch_size=None, num_workers=n_workers)
-    return iter(batches)
+    return (batch for batch in batches)
 
 
 def _read_member(
@@ -276,8 +278,7 @@ def open_datasets(n_workers: int, root: Path, prepare: Prepare) -> Iterable[Batc
     read = partial(_read_rows, prepare, datasets.Image())
     if not n_workers:
         return map(read, _batches(rows))
-    options = {"batch_size": BATCH_SIZE, "num_workers": n_workers, "collate_fn": read}
-    return iter(torch.utils.data.DataLoader(rows, **options))
+    return torch.utils.data.DataLoader(rows, BATCH_SIZE, num_workers=n_workers, collate_fn=read)
 
 
 def arrow_copy(root: Path) -> Path:
@@ -298,11 +299,18 @@ def _read_rows(prepare: Prepare, feature: Any, rows: Iterable[Mapping[str, Any]]
 
 OURS = {layout: f"InfluenceSpace, {layout}" for layout in LAYOUTS}
 READERS = {
-    **{OURS[layout]: Reader(layout, partial(open_ours, layout), read_ours) for layout in LAYOUTS},
-    "webdataset": Reader("shards", partial(open_webdataset, 0), read_batches),
-    "webdataset, 2 workers": Reader("shards", partial(open_webdataset, 2), read_batches),
-    "datasets": Reader("parquet", partial(open_datasets, 0), read_batches),
-    "datasets, 2 workers": Reader("parquet", partial(open_datasets, 2), read_batches),
+    **{
+        OURS[layout]: Reader(layout, "data", partial(open_ours, layout), read_ours)
+        for layout in LAYOUTS
+    },
+    **{
+        name + ending: Reader(layout, name, partial(open_rival, n_workers), read_batches)
+        for name, layout, open_rival in (
+            ("webdataset", "shards", open_webdataset),
+            ("datasets", "parquet", open_datasets),
+        )
+        for ending, n_workers in (("", 0), (f", {N_WORKERS} workers", N_WORKERS))
+    },
 }
 
 
@@ -313,6 +321,8 @@ def measure(name: str, task: str, layouts: Path) -> dict[str, Any]:
     """Speed, cores and memory of one reader in this process, which should do nothing else."""
     reader = READERS[name]
     root, prepare = layouts / reader.layout, prepare_for(task)
+    for library in ("torch", reader.library):  # which takes seconds, and memory
+        importlib.import_module(library)
     for path in root.rglob("*.*"):  # into the page cache
         path.read_bytes()
     load = os.getloadavg()[0]
@@ -324,7 +334,7 @@ def measure(name: str, task: str, layouts: Path) -> dict[str, Any]:
     return {
         "reader": name,
         "task": task,
-        "images": len(hashes),
+        "images": json.loads((layouts / "about.json").read_text())["n"],
         "images_sha256": hashlib.sha256("".join(sorted(set(hashes))).encode()).hexdigest(),
         "opening_seconds": opening,
         "reading_seconds": seconds - opening,
@@ -360,7 +370,8 @@ def measure_apart(name: str, task: str, work_dir: Path) -> dict[str, Any]:
         SystemExit: it failed.
     """
     command = [sys.executable, __file__, "--work_dir", str(work_dir), "--measure", name, task]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed to read; what it said stands above")
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -394,12 +405,14 @@ def measure_all(work_dir: Path, n_repeats: int) -> dict[str, Any]:
 def summarise(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Mean and standard deviation over the repeats, for every task and reader.
 
-    `ratio` is the images a second beside ours on the same layout in the same repeat.
+    Opening counts: ours reads all captions then. `ratio` is the images a second beside ours on the
+    same layout in the same repeat.
     """
+    seconds = rows["opening_seconds"] + rows["reading_seconds"]
     rows = rows.assign(
-        images_per_second=rows["images"] / rows["reading_seconds"],
+        images_per_second=rows["images"] / seconds,
         cpu_ms_per_image=1000 * rows["cpu_seconds"] / rows["images"],
-        busy_cores=rows["cpu_seconds"] / (rows["opening_seconds"] + rows["reading_seconds"]),
+        busy_cores=rows["cpu_seconds"] / seconds,
         ours=rows["reader"].map(lambda name: OURS[READERS[name].layout]),
     )
     rows["repeat"] = rows.groupby(["task", "reader"]).cumcount()
@@ -459,7 +472,7 @@ def render(results: Mapping[str, Any]) -> str:
     """The results as a page."""
     parts = ["# How fast pairs are read", f"`{results['command']}`, {_machine(results)}."]
     if "speed" in results:
-        parts += _speed_parts(results["speed"])
+        parts += _speed_parts(results["speed"], results["data"])
     if "curation" in results:
         parts += ["## Whether the layout changes what is curated", _verdict(results["curation"])]
     return "\n\n".join(parts) + "\n"
@@ -472,19 +485,21 @@ def _machine(results: Mapping[str, Any]) -> str:
     return ", ".join([f"{results['hardware']['cpu_cores']} CPU cores", *named])
 
 
-def _speed_parts(speed: Mapping[str, Any]) -> list[str]:
+def _speed_parts(speed: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
     n_repeats = len(speed["rows"]) // len(speed["summary"])
     loads = [row["load_average"] for row in speed["rows"]]
     ends = {PREPARED: "Decoded and prepared for the encoder", DECODED: "Decoded at full size"}
     parts = [
-        f"{speed['summary'][0]['images']:,} images a reading, all with the same bytes; mean ± "
-        f"standard deviation over {n_repeats} repeats. Every reader decodes with Pillow, hashes "
-        "the file and parses the captions. *Beside ours*: images a second over those of "
-        "InfluenceSpace on the same files in the same repeat. *Busy cores*: CPU seconds over "
-        "seconds. Other work ran on the machine meanwhile, with a load average of "
-        f"{min(loads):.1f} to {max(loads):.1f} at the start of a reading, so that ratios and CPU "
-        "time an image say more than images a second. Memory is that of the process, libraries "
-        "included, and of the largest worker process, which counts what both share again."
+        f"{data['images']:,} images a reading, by the median {data['width']} x {data['height']} "
+        f"pixels and {data['kib']:.1f} KiB, the same bytes for all readers; mean ± standard "
+        f"deviation over {n_repeats} repeats. Every reader decodes with Pillow, hashes the file "
+        "and parses the captions; opening, in which InfluenceSpace reads all captions, counts. "
+        "*Beside ours*: images a second over those of InfluenceSpace on the same files in the same "
+        "repeat. *Busy cores*: CPU seconds over seconds. Other work ran on the machine meanwhile, "
+        f"with a load average of {min(loads):.1f} to {max(loads):.1f} at the start of a reading: "
+        "ratios and CPU time an image say more than images a second. Memory is that of the "
+        "process, libraries included, and of the largest worker process, in which what both share "
+        "counts again."
     ]
     for task, title in ends.items():
         rows = [row for row in speed["summary"] if row["task"] == task]
@@ -504,7 +519,7 @@ def _speed_table(rows: Sequence[Mapping[str, Any]]) -> str:
         mean, std = row["mean"], row["std"]
         memory = f"{mean['peak_mib']:.0f}"
         if mean["worker_peak_mib"]:
-            memory += f" + {N_PROCESSES} × {mean['worker_peak_mib']:.0f}"
+            memory += f" + {N_WORKERS} × {mean['worker_peak_mib']:.0f}"
         is_ours = row["reader"] in OURS.values()
         cells = [
             row["reader"],
@@ -550,7 +565,7 @@ def main() -> None:
     args = parser.parse_args()
     layouts = args.work_dir / "layouts"
     if args.measure:
-        print(json.dumps(measure(*args.measure, layouts)))
+        print(json.dumps(measure(args.measure[0], args.measure[1], layouts)))
         return
     if args.data_dir is None or not (args.data_dir / "captions.txt").is_file():
         parser.error(f"--data_dir {args.data_dir} holds no captions.txt; give a Flickr8k download")
@@ -560,7 +575,7 @@ def main() -> None:
     results["command"] = (
         "python benchmarks/reading.py --data_dir path/to/flickr8k --work_dir WORK --curate"
     )
-    results |= {"hardware": hardware(), "packages": installed()}
+    results |= {"hardware": hardware(), "packages": installed(), "data": describe(layouts)}
     if args.repeats:
         results["speed"] = measure_all(args.work_dir, args.repeats)
     if args.curate:
@@ -569,6 +584,17 @@ def main() -> None:
     path.write_text(json.dumps(results, indent=2) + "\n")
     path.with_suffix(".md").write_text(render(results))
     print(render(results))
+
+
+def describe(layouts: Path) -> dict[str, Any]:
+    """How many photographs there are, and how large they are in the middle."""
+    images = list((layouts / "folder/Images").iterdir())
+    sizes = []
+    for path in images:
+        with PIL.Image.open(path) as image:
+            sizes.append((*image.size, path.stat().st_size / 1024))
+    width, height, kib = np.median(sizes, axis=0).tolist()
+    return {"images": len(images), "width": int(width), "height": int(height), "kib": round(kib, 1)}
 
 
 def installed() -> dict[str, str]:

@@ -39,7 +39,6 @@ from hypothesis import strategies as st
 import hub
 import main
 import stages
-from artifacts import Store
 from data import (
     BROKEN_IMAGE,
     CAPTION_TOO_LONG,
@@ -73,7 +72,11 @@ from sources import open_source
 from tests.helpers import encode, offline_datasets, picture, record, write
 from tests.test_main import timeless
 
-ROOMY = {"max_train_samples": 1000, "max_val_samples": 1000, "max_test_samples": 1000}
+ROOMY: dict[str, Any] = {
+    "max_train_samples": 1000,
+    "max_val_samples": 1000,
+    "max_test_samples": 1000,
+}
 N_GOOD = 20
 
 Member = tuple[str, bytes | str] | tarfile.TarInfo
@@ -229,14 +232,16 @@ def drain(reader: PairReader) -> Seen:
             pairs["split"], pairs["position"], pairs["image_row"], strict=True
         )
     }
-    lost = skipped.set_index("position")
-    kept = pairs.set_index("position")
+
+    def by_position(table: pd.DataFrame, column: str) -> dict[int, str]:
+        return dict(zip(table["position"].tolist(), table[column].tolist(), strict=True))
+
     return Seen(
-        kept["caption"].to_dict(),
-        kept["key"].to_dict() | lost["key"].to_dict(),
+        by_position(pairs, "caption"),
+        by_position(pairs, "key") | by_position(skipped, "key"),
         pixels,
-        lost["reason"].to_dict(),
-        lost["detail"].to_dict(),
+        by_position(skipped, "reason"),
+        by_position(skipped, "detail"),
     )
 
 
@@ -261,7 +266,10 @@ def png(
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
         for name, content in parts
     )
 
@@ -343,7 +351,9 @@ USABLE: dict[str, tuple[str, bytes, tuple[int, int], Colours, int]] = {
     ),
     "broken EXIF": (
         "jpg",
-        encode(two_colours(), "JPEG", quality=95, subsampling=0, exif=b"Exif\0\0II*\0\xff\xff\xff\xff"),
+        encode(
+            two_colours(), "JPEG", quality=95, subsampling=0, exif=b"Exif\0\0II*\0\xff\xff\xff\xff"
+        ),
         *((8, 16), {(4, 2): (255, 0, 0), (4, 13): (0, 0, 255)}, 8),
     ),
     # To be turned clockwise: what is left comes to the top.
@@ -457,7 +467,7 @@ def test_the_limit_of_pixels_is_the_users(tmp_path: Path, source: str) -> None:
 
 # --- B. Captions ----------------------------------------------------------------------------------
 
-LONG = "long " * 20_000
+LONG = "x" * 100_000
 BAD_TEXTS: dict[str, tuple[str, str]] = {
     "empty": ("", EMPTY_CAPTION),
     "blank": (" \t\u3000\u2003 ", EMPTY_CAPTION),
@@ -467,7 +477,13 @@ BAD_TEXTS: dict[str, tuple[str, str]] = {
 }
 GOOD_TEXTS = [
     *("שלום עולם", "\u202eكلب في الحديقة\u202c", "👩‍👩‍👧 🏳️‍🌈 🐕", "犬が走る"),
-    *("e\u0301te\u0301", "ＦＵＬＬ ½ ﬁ", "100% %s {0} \\n $HOME", '"quoted", and; more\tthan', "=1+1"),
+    *(
+        "e\u0301te\u0301",
+        "ＦＵＬＬ ½ ﬁ",
+        "100% %s {0} \\n $HOME",
+        '"quoted", and; more\tthan',
+        "=1+1",
+    ),
 ]
 
 
@@ -494,11 +510,14 @@ JSON_CELLS: list[tuple[object, list[str | None]]] = [  # reasons, None for what 
     ({"text": "a dog"}, [MISSING_CAPTION]),
 ]
 LIST_CELLS: list[tuple[object, list[str | None]]] = [
-    (["", None, "kept", "  ", "kept too"], [EMPTY_CAPTION, MISSING_CAPTION, None, EMPTY_CAPTION, None]),
+    (
+        ["", None, "kept", "  ", "kept too"],
+        [EMPTY_CAPTION, MISSING_CAPTION, None, EMPTY_CAPTION, None],
+    ),
     ([], [MISSING_CAPTION]),
     ([None], [MISSING_CAPTION]),
 ]
-CELLS = {
+CELLS: dict[str, list[tuple[object, list[str | None]]]] = {
     "json lines": [*JSON_CELLS, *LIST_CELLS, ([7, "of a number"], [MISSING_CAPTION, None])],
     "webdataset json": [*JSON_CELLS, *LIST_CELLS, ([7, "of a number"], [MISSING_CAPTION, None])],
     "coco": [*JSON_CELLS, (["a", "list"], [MISSING_CAPTION])],
@@ -605,7 +624,9 @@ def test_damaged_annotations_get_one_line(tmp_path: Path, content: bytes) -> Non
         open_any({"dataset": "coco", "data_dir": str(tmp_path)})
 
 
-@pytest.mark.parametrize("line", ["[" * 200_000, "7", '{"file_name": "a.png", "caption": ', "{} {}"])
+@pytest.mark.parametrize(
+    "line", ["[" * 200_000, "7", '{"file_name": "a.png", "caption": ', "{} {}"]
+)
 def test_damaged_lines_get_one_line(tmp_path: Path, line: str) -> None:
     place = as_json_lines(tmp_path, good(3))
     with (tmp_path / "metadata.jsonl").open("a") as file:
@@ -617,7 +638,14 @@ def test_damaged_lines_get_one_line(tmp_path: Path, line: str) -> None:
 # --- C. Names and structure -----------------------------------------------------------------------
 
 NAMES = [
-    *("a b.png", " lead.png".strip(), "\u00e9te.png", "e\u0301te.png", "new\nline.png", "tab\t.png"),
+    *(
+        "a b.png",
+        " lead.png".strip(),
+        "\u00e9te.png",
+        "e\u0301te.png",
+        "new\nline.png",
+        "tab\t.png",
+    ),
     *("100%.png", "%s%d%n.png", "x" * 240 + ".png", "deep/er/and deeper/ü.png", "犬🐕.png"),
     *("'single' \"double\".png", "-rf.png", "semi;colon,comma|bar.png", "a#2.png", "$HOME.png"),
     *("{a,b}.png", "*.png", "back`tick.png"),
@@ -885,3 +913,613 @@ def test_embeddings_of_objects_are_refused_unopened(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^--embeddings_dir [^\n]*img_emb_0.npy[^\n]*$"):
         read_embeddings(tmp_path / "in")
     assert not sprung.exists()
+
+
+def test_an_embedding_of_no_use_goes_before_its_caption(tmp_path: Path) -> None:
+    as_embeddings(tmp_path)
+    captions = ["" if i in (0, 3) else f"pair {i}" for i in range(60)]  # only row 3 is no use
+    pq.write_table(pa.table({"caption": captions}), tmp_path / "metadata/metadata_0.parquet")
+    reasons = read_embeddings(tmp_path).reasons
+    assert (reasons[0], reasons[3]) == (EMPTY_CAPTION, EMBEDDING_NOT_USABLE)
+
+
+# --- D. Whole runs --------------------------------------------------------------------------------
+
+QUICK = (
+    "--n_clusters 3 --samples_per_cluster 3 --influence_budget 1 --num_epochs 1 --n_seeds 1 "
+    "--influence_seeds 1 --held_out_repeats 1 --removal_folds 0 --batch_size 8 --embed_dim 16 "
+    "--device cpu --num_workers 2 --methods influencespace random "
+    "--max_train_samples 1000 --max_val_samples 1000 --max_test_samples 1000"
+).split()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without figures, which other tests look at, and with one encoder for all of them."""
+    monkeypatch.setattr("report.figures", lambda summary: {})
+    monkeypatch.setattr(stages, "load_encoder", _load_encoder_once)
+
+
+@functools.cache
+def _load_encoder_once(config: Any, *, device: Any) -> Any:
+    return load_encoder(config, device=device)
+
+
+def flags_of(place: Mapping[str, str]) -> list[str]:
+    flags = [text for name, value in place.items() for text in (f"--{name}", value)]
+    return flags if "embeddings_dir" in place else [*flags, "--encoder_model", "embedded"]
+
+
+def run(out: Path, *flags: str) -> int:
+    return main.main([*QUICK, *flags, "--output_dir", str(out)])
+
+
+def half_hostile() -> tuple[list[Item], dict[int, str]]:
+    """Pairs of which about half are no use, and why, by position; the last two are one pair."""
+    rng = np.random.default_rng(0)
+    bad: list[tuple[Item, str]] = []
+    for name, (extension, data, reason, _) in UNUSABLE.items():
+        bad += [
+            (Item(f"bad/{name} {i}.{extension}", data + bytes(i), name), reason) for i in (0, 1)
+        ]
+    bad = [(item, reason) for item, reason in bad if item.image != b"\0"]
+    for name, (text, reason) in BAD_TEXTS.items():
+        bad += [
+            (Item(f"text/{name} {i}.png", picture(300 + len(bad) + i), text), reason)
+            for i in (0, 1)
+        ]
+    items = [item for item, _ in bad]
+    for number in range(40):
+        shade = tuple(int(v) for v in rng.integers(0, 255, 3))
+        image = encode(PIL.Image.new("RGB", (16, 16), shade))
+        items.append(Item(f"good/{number}.png", image, f"a square {number} of shade {shade[0]}"))
+    twin = items[-1]
+    items.append(Item("good/twin.png", twin.image, f"{twin.caption.upper()} !"))
+    return items, dict(enumerate(reason for _, reason in bad))
+
+
+def page_counts(out: Path) -> dict[tuple[str, str, str], int]:
+    """Pairs by split, decision and reason as the results page counts them; the sum is there too."""
+    page = (out / "results/results.md").read_text()
+    section = page.split("## What happened to every pair")[1].split("## ")[0]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if "|" in line]
+    counts = {(s, d, r): int(n.replace(",", "")) for s, d, r, n in lines[2:-1]}
+    assert lines[-1][-1] == f"**{sum(counts.values()):,}**"
+    return counts
+
+
+RUN_SOURCES = [*WITH_IMAGES, "texts beside", "hf parquet", "embeddings"]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("source", RUN_SOURCES)
+def test_a_run_on_half_hostile_data(tmp_path: Path, source: str) -> None:
+    twins: tuple[int, ...] = ()
+    if source == "embeddings":
+        place, expected = as_embeddings(tmp_path / "in")
+        n = 60
+    else:
+        items, expected = half_hostile()
+        n, twins = len(items), (len(items) - 2, len(items) - 1)
+        place = ALL_WRITERS[source](tmp_path / "in", items)
+    assert run(tmp_path / "out", *flags_of(place)) == 0
+    ledger = pd.read_parquet(tmp_path / "out/stage3/ledger.parquet")
+    assert ledger["position"].tolist() == [*range(n)]  # every pair, once
+    lost = ledger[ledger["decision"] == "skipped"].set_index("position")["reason"].to_dict()
+    skipped = pd.read_csv(tmp_path / "out/stage1/skipped.csv", keep_default_na=False)
+    assert skipped.set_index("position")["reason"].to_dict() == lost
+    if twins:  # which of the two stays depends on the splits
+        [twin] = [position for position in twins if position in lost]
+        assert lost.pop(twin) in (DUPLICATE_PAIR, IMAGE_IN_ANOTHER_SPLIT)
+    assert lost == expected
+    counts = page_counts(tmp_path / "out")
+    assert sum(counts.values()) == n
+    on_page: Counter[str] = Counter()
+    for (_, decision, reason), number in counts.items():
+        on_page.update({reason: number} if decision == "skipped" else {})
+    assert all(on_page[reason] >= number for reason, number in Counter(expected.values()).items())
+    assert sum(on_page.values()) == len(expected) + bool(twins)
+    before = timeless(tmp_path / "out")
+    assert run(tmp_path / "out", *flags_of(place), "--load_saved") == 0
+    assert timeless(tmp_path / "out") == before
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], int]:
+    """A run on embeddings, its flags and how many files it wrote."""
+    root = tmp_path_factory.mktemp("finished")
+    place, _ = as_embeddings(root / "in")
+    written = 0
+    sync = os.fsync
+
+    def counting(file: int) -> None:
+        nonlocal written
+        written += 1
+        sync(file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("report.figures", lambda summary: {})
+        patch.setattr(os, "fsync", counting)
+        assert run(root / "out", *flags_of(place)) == 0
+    return root / "out", flags_of(place), written
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, list[str], int], tmp_path: Path) -> Path:
+    subprocess.run(["cp", "-r", str(finished[0]), str(tmp_path / "out")], check=True)
+    return tmp_path / "out"
+
+
+def error_line(captured: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error, which is the last."""
+    lines = captured.readouterr().err.strip().splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert "Traceback" not in "".join(lines)
+    return lines[-1]
+
+
+DAMAGE: dict[str, tuple[str, bytes]] = {
+    "manifest": ("stage1/embedding_manifest.json", b'{"fingerprint": '),
+    "manifest of another kind": ("stage1/embedding_manifest.json", b"[]"),
+    "array": ("stage1/image_embeddings.npy", b"\x93NUMPY\x01\0"),
+    "empty array": ("stage1/cluster_assignments.npy", b""),
+    "table": ("stage1/pairs.parquet", b"PAR1"),
+    "list": ("stage1/skipped.csv", b"\xff\xfe"),
+}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("name", "content"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_made_good_or_refused(
+    finished: tuple[Path, list[str], int],
+    copied: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: bytes,
+) -> None:
+    _, flags, _ = finished
+    before = timeless(copied)
+    (copied / name).write_bytes(content)
+    damaged = timeless(copied)
+    assert run(copied, *flags, "--skip_stage", "1") == 2
+    assert error_line(capsys).startswith("error: --skip_stage 1: ")
+    assert timeless(copied) == damaged  # nothing is lost by asking
+    assert run(copied, *flags, "--load_saved") == 0
+    stage = "clustering" if "cluster" in name else "embedding"
+    log = (copied / "log.txt").read_text()
+    assert log.count(" recomputed: ") == 1
+    assert f"{stage:<10} recomputed: " in log
+    assert timeless(copied) == before
+
+
+# --- E. A full disk -------------------------------------------------------------------------------
+
+
+def n_reused(out: Path) -> int:
+    return (out / "log.txt").read_text().count(" reuse from ")
+
+
+def stage_manifests(out: Path) -> int:
+    return sum("settings" in json.loads(p.read_bytes()) for p in out.rglob("*manifest.json"))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("share", [0.05, 0.35, 0.65, 0.95])
+def test_a_disk_that_is_full_loses_nothing(
+    finished: tuple[Path, list[str], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    share: float,
+) -> None:
+    whole, flags, n_writes = finished
+    out, left, sync = tmp_path / "out", int(share * n_writes), os.fsync
+
+    def full(file: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert run(out, *flags) == 2
+    message = error_line(capsys)
+    assert message.startswith(f"error: --output_dir: {out}/")
+    assert "No space left on device" in message
+    assert not list(out.rglob("*.tmp"))
+    n_saved = stage_manifests(out)
+    assert run(out, *flags, "--load_saved") == 0
+    assert n_reused(out) == n_saved
+    assert timeless(out) == timeless(whole)
+
+
+@pytest.mark.parametrize("out", ["/proc/no/such", "/sys/kernel/out", "/dev/null/out"])
+def test_an_output_folder_that_cannot_be_made(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(Path(out), "--dataset", "synthetic") == 2
+    assert f"--output_dir {out} cannot be written to" in error_line(capsys)
+
+
+def test_an_output_folder_that_is_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = write(tmp_path, {"out/kept.txt": "kept"}) / "out"
+    opened = io.open
+
+    def read_only(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if set("wax+") & set(mode) and str(file).startswith(str(out)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(file, mode, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", read_only)
+    monkeypatch.setattr("builtins.open", read_only)
+    assert run(out, "--dataset", "synthetic") == 2
+    message = error_line(capsys)
+    assert f"--output_dir {out} cannot be written to (Read-only file system)" in message
+    assert [p.name for p in out.iterdir()] == ["kept.txt"]
+
+
+# --- F. Runs that are killed ----------------------------------------------------------------------
+
+N_CHAINS = 10  # of two kills each
+FILE_LIMITS = (40_000,)  # bytes that the system lets a file have
+KILLED = (
+    "--dataset synthetic --encoder_model embedded --max_train_samples 24 --max_val_samples 4 "
+    "--max_test_samples 4 --n_clusters 3 --samples_per_cluster 3 --influence_budget 1 "
+    "--num_epochs 1 --n_seeds 1 --influence_seeds 1 --held_out_repeats 1 --held_out_steps 20 "
+    "--removal_folds 0 --batch_size 8 --embed_dim 8 --device cpu --num_workers 0 "
+    "--save_checkpoints --methods influencespace random semdedup --export webdataset parquet list"
+).split()
+
+
+def kill_and_continue(root: Path) -> None:
+    """Runs of which each is killed twice, and one that is not; in a process of its own.
+
+    The process imports everything once; every run is a fork of it.
+    """
+    import report
+    from encoders import load_lite0, load_wordllama
+
+    hub._import_datasets()
+    networks = load_lite0(), load_wordllama()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("encoders.load_lite0", lambda: networks[0])
+        patch.setattr("encoders.load_wordllama", lambda: networks[1])
+        figures = report.figures  # two are enough
+        patch.setattr(report, "figures", lambda s: dict([*figures(s).items()][:2]))
+        kills: list[tuple[bool, int]] = []
+        started = time.monotonic()
+        assert _wait(_spawn(root / "out")) == 0
+        seconds = time.monotonic() - started
+        (root / "out").rename(root / "whole")
+        rng = np.random.default_rng(7)
+        n_files = _n_files(root / "whole")
+        for chain in range(N_CHAINS):
+            process = _spawn(root / "out")
+            time.sleep(seconds * (chain + rng.random()) / N_CHAINS)
+            kills.append((_kill(process), _n_files(root / "out")))
+            process = _spawn(root / "out", "--load_saved")
+            more = rng.integers(1, max(2, n_files - kills[-1][1]))
+            _wait_for_files(root / "out", kills[-1][1] + int(more), 2 * seconds)
+            time.sleep(rng.random() / 20)
+            kills.append((_kill(process), _n_files(root / "out")))
+            assert _wait(_spawn(root / "out", "--load_saved")) == 0
+            (root / "out").rename(root / f"chain{chain}")
+        for limit in FILE_LIMITS:
+            assert _wait(_spawn(root / "out", file_limit=limit)) == 2
+            write(root, {f"limited{limit}.txt": (root / "stderr.txt").read_text()})
+            assert _wait(_spawn(root / "out", "--load_saved")) == 0
+            (root / "out").rename(root / f"limited{limit}")
+    write(root, {"kills.json": json.dumps(kills)})
+
+
+def _n_files(folder: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
+def _wait_for_files(folder: Path, number: int, seconds: float) -> None:
+    """Until a folder holds so many files, but no longer than so many seconds."""
+    end = time.monotonic() + seconds
+    while _n_files(folder) < number and time.monotonic() < end:
+        time.sleep(0.002)
+
+
+def _kill(process: int) -> bool:
+    """Whether a process had not ended before it was killed."""
+    os.kill(process, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+
+
+def _spawn(out: Path, *flags: str, file_limit: int | None = None) -> int:
+    """A run in a process of its own: its number."""
+    import resource
+
+    process = os.fork()
+    if process:
+        return process
+    status = 70
+    try:
+        with open(out.parent / "stderr.txt", "wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        if file_limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        status = main.main([*KILLED, *flags, "--output_dir", str(out)])
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def _wait(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def in_a_process_of_its_own(call: str, root: Path) -> None:
+    code = f"import sys, pathlib; from {__name__} import {call}; {call}(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(root)],
+        cwd=Path(main.__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
+def test_killed_at_any_moment_a_run_continues_to_the_same_files(tmp_path: Path) -> None:
+    in_a_process_of_its_own("kill_and_continue", tmp_path)
+    kills = json.loads((tmp_path / "kills.json").read_text())
+    assert len(kills) == 2 * N_CHAINS
+    assert sum(was_killed for was_killed, _ in kills) >= N_CHAINS  # others had ended before
+    assert len({n_files for was_killed, n_files in kills if was_killed}) >= 4  # at several places
+    whole = timeless(tmp_path / "whole")
+    assert {"curated", "stage1", "stage2", "stage3", "evaluation"} <= {
+        name.split("/")[0] for name in whole
+    }
+    for chain in range(N_CHAINS):
+        again = timeless(tmp_path / f"chain{chain}")
+        unfinished = [name for name in again if name.endswith(".tmp")]
+        assert len(unfinished) <= 2  # at most the one that each kill has interrupted
+        again = {name: content for name, content in again.items() if name not in unfinished}
+        assert again.keys() == whole.keys()
+        assert [name for name in whole if again[name] != whole[name]] == []
+    for limit in FILE_LIMITS:
+        lines = (tmp_path / f"limited{limit}.txt").read_text().splitlines()
+        assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+        assert lines[-1].startswith(f"error: --output_dir: {tmp_path}/out/")
+        assert "(File too large)" in lines[-1]
+        assert "Traceback" not in "".join(lines)
+        assert timeless(tmp_path / f"limited{limit}") == whole
+
+
+# --- G. Memory ------------------------------------------------------------------------------------
+
+N_LARGE, LARGE_BYTES = 128, 2**22  # half a gigabyte in all
+MEMORY_BYTES = 2**28
+
+
+def large(number: int) -> bytes:
+    return picture(number) + bytes(LARGE_BYTES)
+
+
+def with_a_hole(path: Path, content: bytes, n_bytes: int) -> None:
+    """Append content that goes on with zeros, which take no room on the disk."""
+    with path.open("ab") as file:
+        start = file.tell()
+        file.write(content)
+        file.truncate(start + n_bytes)
+        file.seek(0, os.SEEK_END)
+
+
+def write_large(root: Path) -> dict[str, dict[str, str]]:
+    for name in ("folder", "webdataset", "parquet"):
+        (root / name).mkdir()
+    writer = pq.ParquetWriter(
+        root / "parquet/0.parquet",
+        pa.schema([("image", pa.binary()), ("caption", pa.string())]),
+        use_dictionary=False,
+    )
+    rows = ["image,caption"]
+    for number in range(N_LARGE):
+        size, text = len(picture(number)) + LARGE_BYTES, f"large {number}"
+        with_a_hole(root / f"folder/{number}.png", picture(number), size)
+        rows.append(f"{number}.png,{text}")
+        info = tarfile.TarInfo(f"{number}.png")
+        info.size = size
+        with_a_hole(
+            root / "webdataset/0.tar", info.tobuf() + picture(number), 512 + -(-size // 512) * 512
+        )
+        with_a_hole(root / "webdataset/0.tar", tar([(f"{number}.txt", text)])[:1024], 1024)
+    with_a_hole(root / "webdataset/0.tar", b"", 1024)
+    write(root, {"folder/captions.txt": "\n".join(rows)})
+    for start in range(0, N_LARGE, 32):
+        numbers = range(start, start + 32)
+        columns = {
+            "image": pa.array(map(large, numbers), pa.binary()),
+            "caption": [f"large {i}" for i in numbers],
+        }
+        writer.write_table(pa.table(columns), row_group_size=32)
+    writer.close()
+    return {
+        name: {"dataset": name, "data_dir": str(root / name)}
+        for name in ("folder", "webdataset", "parquet")
+    }
+
+
+def write_claims(root: Path) -> dict[str, dict[str, str]]:
+    """Good pairs, and one image that is, or claims to be, of 5 GB; nearly all of it a hole."""
+    places = {name: ALL_WRITERS[name](root / name, good()) for name in ("folder", "webdataset")}
+    with_a_hole(root / "folder/huge.png", picture(200), 5 * 2**30)
+    with (root / "folder/captions.txt").open("a") as file:
+        file.write("huge.png,huge\n")
+    info = tarfile.TarInfo("huge.png")
+    info.size = 5 * 2**30
+    path = root / "webdataset/2.tar"
+    with_a_hole(path, tar([("huge.txt", "huge")])[:1024], 1024)
+    with_a_hole(path, info.tobuf(tarfile.GNU_FORMAT) + picture(200), 512 + info.size)
+    with_a_hole(path, tar([("last.png", picture(201)), ("last.txt", "last")]), 10_240)
+    info.name = "cut.png"  # and one that claims it alone
+    with_a_hole(root / "webdataset/3.tar", info.tobuf(tarfile.GNU_FORMAT) + picture(202), 2048)
+    return places
+
+
+def decode_bombs() -> dict[str, str]:
+    reasons = {}
+    for name, (_, data) in PICTURES.items():
+        try:
+            decode_image(data, DataConfig.max_image_pixels)
+        except UnusableImage as unusable:
+            reasons[name] = unusable.reason
+    return reasons
+
+
+def measure_memory(root: Path) -> None:
+    """Growth of the memory at its peak, bytes, and what was found, of every kind of reading."""
+    logging.disable(logging.WARNING)
+    found: dict[str, tuple[int, Any]] = {"bombs": _measure(decode_bombs)}
+    (root / "large").mkdir()
+    for name, place in write_large(root / "large").items():
+        found[f"large {name}"] = _measure(functools.partial(_count_pairs, place))
+    for name, place in write_claims(root / "claims").items():
+        found[f"claim {name}"] = _measure(functools.partial(_list_reasons, place))
+    write(root, {"memory.json": json.dumps(found)})
+
+
+def _read_corners(place: Mapping[str, str]) -> Seen:
+    source, config = open_any(place, num_workers=4)
+    decode = decode_pixels(lambda image: np.asarray(image)[:1, :1].copy(), config.max_image_pixels)
+    return drain(PairReader(source, config, decode=decode))
+
+
+def _count_pairs(place: Mapping[str, str]) -> int:
+    return len(_read_corners(place).captions)
+
+
+def _list_reasons(place: Mapping[str, str]) -> dict[str, str]:
+    seen = _read_corners(place)
+    return {seen.keys[position]: reason for position, reason in seen.reasons.items()}
+
+
+def _measure(work: Callable[[], Any]) -> tuple[int, Any]:
+    """Growth of a fork's memory at its peak while it works, bytes, and the result."""
+    import resource
+
+    read_end, write_end = os.pipe()
+    process = os.fork()
+    if process == 0:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        result = work()
+        grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        os.write(write_end, json.dumps((grown, result)).encode())
+        os._exit(0)
+    os.close(write_end)
+    with open(read_end, "rb") as file:
+        content = file.read()
+    assert _wait(process) == 0
+    grown, result = json.loads(content)
+    return grown, result
+
+
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, Any]]:
+    root = tmp_path_factory.mktemp("memory")
+    in_a_process_of_its_own("measure_memory", root)
+    found: dict[str, tuple[int, Any]] = json.loads((root / "memory.json").read_text())
+    return found
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in kB on Linux")
+
+
+@linux
+@pytest.mark.parametrize("source", ["folder", "webdataset", "parquet"])
+def test_large_data_takes_little_memory(memory: dict[str, tuple[int, Any]], source: str) -> None:
+    grown, n_pairs = memory[f"large {source}"]
+    assert n_pairs == N_LARGE
+    assert 0 < grown < MEMORY_BYTES < N_LARGE * LARGE_BYTES
+
+
+@linux
+def test_claims_of_gigabytes_are_not_believed(memory: dict[str, tuple[int, Any]]) -> None:
+    grown, reasons = memory["claim folder"]
+    assert reasons == {"huge.png": FILE_TOO_LARGE}
+    assert grown < MEMORY_BYTES // 2
+    grown, reasons = memory["claim webdataset"]
+    assert reasons == {"2/huge": FILE_TOO_LARGE, "3/cut": TRUNCATED_SHARD}
+    assert grown < MEMORY_BYTES // 2
+
+
+@linux
+def test_bombs_are_defused(memory: dict[str, tuple[int, Any]]) -> None:
+    grown, reasons = memory["bombs"]
+    assert reasons == {name: reason for name, (_, _, reason, _) in UNUSABLE.items()}
+    assert grown < MEMORY_BYTES  # the texts may take 64 MB, as Pillow counts
+
+
+# --- H. Damage of any kind ------------------------------------------------------------------------
+
+Damage = list[tuple[str, float, bytes]]
+damages = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "cut", "insert"]),
+        st.floats(0, 1, exclude_max=True),
+        st.binary(min_size=1, max_size=8),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def apply_damage(data: bytes, damage: Damage) -> bytes:
+    content = bytearray(data)
+    for kind, share, other in damage:
+        place = int(share * len(content))
+        if kind == "flip":
+            for i, mask in enumerate(other[: len(content) - place]):
+                content[place + i] ^= mask
+        elif kind == "insert":
+            content[place:place] = other
+        else:
+            del content[place : place + 16 * other[0] + 1]
+    return bytes(content)
+
+
+@pytest.fixture(scope="module", params=[*ALL_WRITERS, "embeddings"])
+def sound(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, str], list[str]]:
+    """Sound data: where, the settings to read it with, and the files, tables first."""
+    root = tmp_path_factory.mktemp("sound") / "0"
+    if request.param == "embeddings":
+        place, _ = as_embeddings(root, 30)
+    else:
+        items = [*good(12), Item("photo.jpg", encode(NOISE, "JPEG"), "noise")]
+        place = ALL_WRITERS[request.param](root, items)
+    files = [str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()]
+    return root, place, sorted(files, key=lambda name: (name.endswith((".png", ".jpg")), name))
+
+
+@given(which=st.integers(0, 2**16), damage=damages)
+@settings(derandomize=True, max_examples=40, deadline=None, database=None)
+def test_no_damage_ends_in_anything_but_a_line(
+    sound: tuple[Path, dict[str, str], list[str]], which: int, damage: Damage
+) -> None:
+    root, place, files = sound
+    # A new folder each time: a table that is mapped into memory must not shrink.
+    copy = root.with_name(f"{time.monotonic_ns()}")
+    subprocess.run(["cp", "-r", str(root), str(copy)], check=True)
+    # Tables as often as photographs, of which there are many.
+    n_tables = sum(not name.endswith((".png", ".jpg")) for name in files)
+    name = files[which % (n_tables if which % 2 else len(files))]
+    (copy / name).write_bytes(apply_damage((root / name).read_bytes(), damage))
+    try:
+        if "embeddings_dir" in place:
+            seen = read_embeddings(copy)
+        else:
+            seen = read({key: value.replace(str(root), str(copy)) for key, value in place.items()})
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - either outcome will do
+    else:
+        assert seen.captions

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import logging
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from data import DataConfig
+from data import SPLITS, DataConfig
 from sources import SYNTHETIC_WARNING, open_source
-from tests.helpers import SMALL, offline_datasets, read_all
+from tests.helpers import SMALL, offline_datasets, picture, read_all, write
 
 
 @pytest.fixture
@@ -46,3 +53,91 @@ def test_synthetic_source_and_its_ground_truth() -> None:
     again = open_source(config, rng=np.random.default_rng(0))
     other = open_source(config, rng=np.random.default_rng(1))
     assert again.fingerprint == source.fingerprint != other.fingerprint
+
+
+# --- One data set in three layouts ----------------------------------------------------------------
+
+N_PICTURES = 40
+SPLIT_SIZES = {  # images; at most a fifth of the training images are carved out for another split
+    "official": {"train": 24, "validation": 8, "test": 8},
+    "no test": {"train": 30, "validation": 10},
+    "train alone": {"train": N_PICTURES},
+}
+N_READ = {"official": (8, 8), "no test": (6, 10), "train alone": (8, 8)}  # validation, test
+
+
+def captions_of(number: int) -> list[str]:
+    return [f"picture {number}", f"a caption, and another of {number}"]
+
+
+def numbers_by_split(sizes: Mapping[str, int]) -> dict[str, range]:
+    ends = np.cumsum([0, *sizes.values()]).tolist()
+    return {split: range(ends[i], ends[i + 1]) for i, split in enumerate(sizes)}
+
+
+def as_folder(root: Path, sizes: Mapping[str, int]) -> Path:
+    captions, splits = ["image,caption"], ["image,split"]
+    for split, numbers in numbers_by_split(sizes).items():
+        for i in numbers:
+            write(root, {f"{i:03d}.png": picture(i)})
+            captions += [f'{i:03d}.png,"{text}"' for text in captions_of(i)]
+            splits.append(f"{i:03d}.png,{split}")
+    tables = {"captions.txt": "\n".join(captions), "splits.csv": "\n".join(splits)}
+    return write(root, tables)
+
+
+def as_shards(root: Path, sizes: Mapping[str, int]) -> Path:
+    root.mkdir()
+    for split, numbers in numbers_by_split(sizes).items():
+        for start in numbers[::5]:
+            with tarfile.open(root / f"{split}-{start}.tar", "w") as archive:
+                for i in numbers[start - numbers[0] :][:5]:
+                    labels = json.dumps({"captions": captions_of(i)}).encode()
+                    for name, content in ((f"{i}.png", picture(i)), (f"{i}.json", labels)):
+                        header = tarfile.TarInfo(name)
+                        header.size = len(content)
+                        archive.addfile(header, io.BytesIO(content))
+    return root
+
+
+def as_parquet(root: Path, sizes: Mapping[str, int]) -> Path:
+    root.mkdir()
+    for split, numbers in numbers_by_split(sizes).items():
+        images = [{"bytes": picture(i), "path": f"{i}.png"} for i in numbers]
+        table = pa.table({"image": images, "caption": [captions_of(i) for i in numbers]})
+        pq.write_table(table, root / f"{split}.parquet", row_group_size=7)
+    return root
+
+
+@pytest.mark.parametrize("layout", SPLIT_SIZES)
+def test_the_layout_of_the_data_changes_no_pair(layout: str, tmp_path: Path) -> None:
+    sizes = SPLIT_SIZES[layout]
+    places = {
+        "folder": as_folder(tmp_path / "folder", sizes),
+        "webdataset": as_shards(tmp_path / "shards", sizes),
+        "parquet": as_parquet(tmp_path / "parquet", sizes),
+    }
+    ids: dict[str, dict[str, list[str]]] = {}
+    for dataset, place in places.items():
+        config = DataConfig(dataset, str(place), **SMALL | {"max_train_samples": 30})
+        source = open_source(config, rng=np.random.default_rng(3))
+        pairs = read_all(source, max_train_samples=30)[0].pairs()
+        ids[dataset] = {
+            split: pairs.loc[pairs["split"] == split, "id"].tolist() for split in SPLITS
+        }
+    assert ids["folder"] == ids["webdataset"] == ids["parquet"]
+
+    number_of = {
+        hashlib.sha256(picture(i) + text.encode()).hexdigest()[:32]: i
+        for i in range(N_PICTURES)
+        for text in captions_of(i)
+    }
+    numbers = {split: [number_of[name] for name in ids["folder"][split]] for split in SPLITS}
+    assert len(numbers["train"]) == 30
+    n_validation, n_test = N_READ[layout]
+    assert len(set(numbers["validation"])) == len(numbers["validation"]) == n_validation
+    assert len(set(numbers["test"])) == n_test
+    assert len(numbers["test"]) == 2 * n_test
+    if layout == "official":
+        given = numbers_by_split(sizes)
+        assert all(set(numbers[split]) <= set(given[split]) for split in SPLITS)
