@@ -182,8 +182,8 @@ table = {use.format("'path/to/this/folder'")}
 | `weight` | how often the pair should be seen, mean one |
 | `cluster`, `cell` | its topic, and the part of it in which pairs agree alike |
 | `clip_score` | cosine of image and caption |
-| `influence` | change of the validation loss without the pair; positive helps; may be missing |
-| `group` | ground truth of synthetic scenes, else empty |
+| `influence` | relative change of the validation loss without the pair, times n; positive helps |
+| `group` | demographic groups that the caption names |
 
 Images and captions remain under the licence of the data set they come from.
 """

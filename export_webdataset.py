@@ -28,6 +28,7 @@ SCRIPT = "train_open_clip.sh"
 MAX_BUCKETS = 8
 WEIGHT_TOLERANCE = 0.1  # a pair's weight may differ from its bucket's by this share of it
 MAX_WORKERS = 4  # of the training command where every worker needs a shard
+PAIRS_A_WORKER = 1024  # at least, so that it can fill a batch
 
 
 # --- Weights --------------------------------------------------------------------------------------
@@ -190,8 +191,13 @@ def _finish_tars(
             factors.append(bucket.factor)
             n_shards += len(own)
     extras[SCRIPT] = open_clip_script(groups, factors, sum(sizes.values()), n_shards)
+    command = [line for line in extras[SCRIPT].splitlines() if line.startswith("  --")]
     lines = [
         f"train open_clip: sh {job.place(SCRIPT)} --model ViT-B-32",
+        "which runs: python -m open_clip_train.main "
+        + " ".join(line.strip(" \\") for line in command).replace(
+            "$here", str(job.store.root.resolve() / job.folder)
+        ),
         f"{n_shards:,} shards, of weight {', '.join(f'{factor:.3g}' for factor in factors)}",
     ]
     return extras, lines
@@ -208,8 +214,9 @@ def open_clip_script(
     drawn shard from its beginning, every pair once. So a pair is seen in proportion to its
     group's factor, also where the shards differ in size; the more nearly, the more shards an
     epoch holds, since the epoch's end cuts the last ones off. It refuses factors without
-    --dataset-resampled. With one group no factor is needed, and an epoch shows every pair once;
-    then each worker needs a shard of its own.
+    --dataset-resampled. With one group no factor is needed and no shard is drawn twice; then each
+    worker needs a shard of its own, and one whose shards hold less than a batch would wait for
+    ever.
 
     Args:
         groups: shards of one weight each, as brace patterns from the script's folder.
@@ -226,8 +233,9 @@ def open_clip_script(
         flags += ["--dataset-resampled", f"--train-data-upsampling-factors {shown}"]
         note = "Shards are drawn by their weight; an epoch has as many samples as there are pairs."
     else:
-        flags.append(f"--workers {min(MAX_WORKERS, n_shards)}")
-        note = "Every GPU times --workers needs a shard of its own."
+        workers = max(1, min(MAX_WORKERS, n_shards, n_pairs // PAIRS_A_WORKER))
+        flags.append(f"--workers {workers}")
+        note = "Every worker of every GPU needs a shard of its own with a whole batch of pairs."
     lines = [
         "#!/bin/sh",
         "# Trains open_clip 3.x on the curated pairs; further flags are passed on, for example",

@@ -21,7 +21,7 @@ import webdataset  # type: ignore[import-untyped]
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from export_webdataset import weight_buckets
+from export_webdataset import open_clip_script, weight_buckets
 from tests.exports import (
     CASE,
     Fake,
@@ -232,8 +232,9 @@ def test_equal_weights_need_no_factors(tmp_path: Path) -> None:
     assert "--train-data-upsampling-factors" not in words
     paths = webdataset.shardlists.expand_urls(value_of("--train-data", words))
     assert sorted(paths) == shards(tmp_path)
-    # open_clip wants a shard for every worker.
-    assert int(value_of("--workers", words)) == len(paths) == 2
+    # open_clip wants a shard for every worker, and a batch of pairs, or it waits for ever.
+    assert len(paths) == 2
+    assert int(value_of("--workers", words)) == 1
     sizes = json.loads((Path(paths[0]).parent / "sizes.json").read_bytes())
     assert sum(sizes[Path(path).name] for path in paths) == len(CASE.table)
     [line] = [line for line in report.lines() if "train open_clip" in line]
@@ -257,3 +258,13 @@ def test_a_weight_without_images_is_not_trained_on(tmp_path: Path) -> None:
     assert "weight-5.00" not in value_of("--train-data", words)
     assert "--dataset-resampled" not in words
     assert value_of("--train-num-samples", words) == "13"
+
+
+@pytest.mark.parametrize(
+    ("n_pairs", "n_shards", "workers"), [(3, 1, 1), (4000, 1, 1), (4000, 8, 3), (10**6, 100, 4)]
+)
+def test_every_worker_has_a_shard_and_pairs_enough(
+    n_pairs: int, n_shards: int, workers: int
+) -> None:
+    script = open_clip_script(["weight-1.00/x.tar"], [1.0], n_pairs, n_shards)
+    assert f"--workers {workers} " in script
