@@ -199,7 +199,7 @@ def test_counts_on_the_results_page_are_sums_over_the_ledger(finished: Path) -> 
     counted = {(s, d, r): int(n.replace(",", "")) for s, d, r, n in lines[2:-1]}
     ledger = pd.read_parquet(finished / "stage3/ledger.parquet")
     sums = ledger.groupby(["split", "decision", "decision_reason"]).size()
-    assert counted == {tuple(names): n for names, n in sums.items()}
+    assert counted == dict(zip(sums.index, sums, strict=True))
     assert lines[-1][-1] == f"**{len(ledger):,}**"
     kept, read = (ledger["decision"] == "kept").sum(), (ledger["split"] == "train").sum()
     assert f"Kept {kept:,} of {read:,} training pairs" in page

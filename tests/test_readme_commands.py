@@ -86,12 +86,12 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pd.DataFrame(
         {"image_path": list(files), "caption": [captions(i)[0] for i in range(N)]}
     ).to_parquet(tmp_path / "embeddings/metadata/metadata_0.parquet")
-    content = {
+    coco = {
         "images": [{"id": i, "file_name": f"{i:03d}.png"} for i in range(N)],
         "annotations": [{"image_id": i, "caption": text} for i in range(N) for text in captions(i)],
     }
     write(tmp_path / "coco/train2017", files)
-    write(tmp_path / "coco/annotations", {"captions_train2017.json": json.dumps(content)})
+    write(tmp_path / "coco/annotations", {"captions_train2017.json": json.dumps(coco)})
     saved = datasets.Dataset.from_dict(
         {"image": cells, "caption": [c[0] for c in map(captions, range(N))]}
     )
