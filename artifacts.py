@@ -308,6 +308,7 @@ class Store:
             "seconds": round(seconds, 3),
         }
         encoded = _json_bytes(manifest, indent=2) + b"\n"
+        self.remove_temporary(stage.folder)
         self.path(manifest_name).unlink(missing_ok=True)
         for name, data in contents.items():
             self.write_bytes(f"{stage.folder}/{name}", data)

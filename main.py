@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -102,12 +102,35 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+class _LogFile(logging.FileHandler):
+    """A log file; a run goes on without the rest of it where the disk is full."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - overrides
+        """Say so once, on the terminal."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+            return
+        if not self._has_failed:
+            self._has_failed = True
+            print(f"{self.baseFilename} cannot be written any more", file=sys.stderr)
+
+    def close(self) -> None:
+        """Close the file; what could not be written is lost."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def _logging(store: Store, log_file: str) -> Iterator[None]:
     """Log to the terminal and to the log file of the run, around progress bars."""
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     try:
-        handlers.append(logging.FileHandler(store.log_path(log_file), mode="w", encoding="utf-8"))
+        path = store.log_path(log_file)
+        if path.exists() and not path.is_file():  # a device may be read without end
+            raise InputError(f"--log_file {log_file} is no plain file; name another")
+        handlers.append(_LogFile(path, mode="w", encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--log_file {log_file} cannot be written ({error.strerror})") from error
     handlers[0].setFormatter(logging.Formatter("%(message)s"))

@@ -569,6 +569,8 @@ def main() -> None:
         return
     if args.data_dir is None or not (args.data_dir / "captions.txt").is_file():
         parser.error(f"--data_dir {args.data_dir} holds no captions.txt; give a Flickr8k download")
+    if args.repeats == 1 or args.repeats < 0:
+        parser.error(f"--repeats must be 0 or at least 2, for a deviation; got {args.repeats}")
     write_layouts(args.data_dir, args.n, layouts)
     path = args.result_dir / "reading.json"
     results = json.loads(path.read_text()) if path.exists() else {}

@@ -394,6 +394,9 @@ UNUSABLE: dict[str, tuple[str, bytes, str, str]] = {
     "web page": ("jpg", PAGE, BROKEN_IMAGE, "cannot identify image file"),
     "drawing": ("png", DRAWING, BROKEN_IMAGE, "cannot identify image file"),
     "text": ("png", b"not an image", BROKEN_IMAGE, "cannot identify image file"),
+    # Pillow would have Ghostscript run it.
+    "program": ("jpg", encode(NOISE, "EPS"), BROKEN_IMAGE, "cannot identify image file"),
+    "icon": ("png", encode(NOISE, "ICO", sizes=[(64, 64)]), BROKEN_IMAGE, "cannot identify"),
     "huge PNG": ("png", png(10**5, 10**5, 8, 2, b""), IMAGE_TOO_LARGE, "100000 x 100000"),
     "huge JPEG": ("jpg", jpeg_that_claims(65_500, 65_500), IMAGE_TOO_LARGE, "65500 x 65500"),
     "text bomb": (
@@ -463,6 +466,14 @@ def test_the_limit_of_pixels_is_the_users(tmp_path: Path, source: str) -> None:
     seen = read(place, max_image_pixels=10_000)
     assert seen.reasons == {1: IMAGE_TOO_LARGE, 2: IMAGE_TOO_LARGE}
     assert seen.details == {1: "101 x 100", 2: "1 x 10001"}
+
+
+def test_the_limit_of_pixels_may_be_above_that_of_pillow() -> None:
+    data = png(200_000, 1000, 8, 0, b"")  # no pixels: whoever goes on after the header finds out
+    for limit, reason in ((2 * 10**8 - 1, IMAGE_TOO_LARGE), (2 * 10**8, BROKEN_IMAGE)):
+        with pytest.raises(UnusableImage) as raised:
+            decode_image(data, limit)
+        assert raised.value.reason == reason
 
 
 # --- B. Captions ----------------------------------------------------------------------------------
@@ -1255,7 +1266,8 @@ def _wait(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def in_a_process_of_its_own(call: str, root: Path) -> None:
+def in_a_process_of_its_own(call: str, root: Path, status: int = 0) -> str:
+    """What a function of this module, in a process of its own, says on its way to its status."""
     code = f"import sys, pathlib; from {__name__} import {call}; {call}(pathlib.Path(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, str(root)],
@@ -1264,7 +1276,8 @@ def in_a_process_of_its_own(call: str, root: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
+    return done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked here")
@@ -1292,6 +1305,29 @@ def test_killed_at_any_moment_a_run_continues_to_the_same_files(tmp_path: Path) 
         assert "(File too large)" in lines[-1]
         assert "Traceback" not in "".join(lines)
         assert timeless(tmp_path / f"limited{limit}") == whole
+
+
+def run_without_room_for_a_log(root: Path) -> None:
+    import resource
+
+    place, _ = as_embeddings(root / "in")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+    sys.exit(run(root / "out", *flags_of(place)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="files have no limits here")
+def test_a_disk_too_full_for_the_log_gets_one_line(tmp_path: Path) -> None:
+    lines = in_a_process_of_its_own("run_without_room_for_a_log", tmp_path, 2).splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert lines[-1].startswith(f"error: --output_dir: {tmp_path}/out/")
+    assert sum("log.txt cannot be written any more" in line for line in lines) == 1
+    assert "Traceback" not in "".join(lines)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_log_file_that_is_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--dataset", "synthetic", "--log_file", "/dev/full") == 2
+    assert "--log_file /dev/full is no plain file" in error_line(capsys)
 
 
 # --- G. Memory ------------------------------------------------------------------------------------
@@ -1502,7 +1538,7 @@ def sound(
 
 
 @given(which=st.integers(0, 2**16), damage=damages)
-@settings(derandomize=True, max_examples=40, deadline=None, database=None)
+@settings(derandomize=True, max_examples=60, deadline=None, database=None)
 def test_no_damage_ends_in_anything_but_a_line(
     sound: tuple[Path, dict[str, str], list[str]], which: int, damage: Damage
 ) -> None:

@@ -589,7 +589,11 @@ def test_any_damaged_header_is_refused_or_understood(
         assert str(error).startswith("--embeddings_dir ")  # noqa: PT017 - either is right
         return
     records = [r for split in SPLITS for r in files.source.records(split)]
-    assert {len(r.read()) for r in records} <= {4 * WIDTH}
+    for record in records:
+        try:
+            assert len(record.read()) == 4 * WIDTH
+        except UnusableImage as unusable:  # a shifted row may be next to zero
+            assert unusable.reason == EMBEDDING_NOT_USABLE  # noqa: PT017 - either is right
 
 
 def damaged_tables() -> dict[str, bytes]:
