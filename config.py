@@ -13,7 +13,7 @@ from clustering import ClusteringConfig
 from curation import CurationConfig
 from data import DataConfig
 from encoders import EmbeddingConfig
-from export import ExportConfig
+from export import NEED_IMAGES, ExportConfig
 from influence import InfluenceConfig
 from influence_validation import InfluenceValidationConfig
 from settings import InputError, Settings, add_flags, from_flags, setting
@@ -155,6 +155,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
         raise InputError(
             f"--embeddings_dir needs no encoder; leave --encoder_model "
             f"{config.embedding.encoder_model} out"
+        )
+    need_images = [name for name in config.export.export if name in NEED_IMAGES]
+    if need_images and config.data.embeddings_dir is not None and config.data.data_dir is None:
+        raise InputError(
+            f"--export {','.join(need_images)} needs the images behind --embeddings_dir; pass the "
+            "folder that their image_path starts from as --data_dir"
         )
     if config.data.data_dir is not None and config.data.dataset in ("synthetic", "hf"):
         raise InputError(

@@ -25,7 +25,16 @@ import pandas as pd
 
 from artifacts import Store
 from data import PairSource
-from export_folder import EXPORT_VERSION, FormatReport, Job, claim, complete, csv_text
+from export_folder import (
+    EXPORT_VERSION,
+    FOLDER,
+    MANIFEST,
+    FormatReport,
+    Job,
+    claim,
+    complete,
+    csv_text,
+)
 from export_shards import export_in_shards
 from export_tables import HF, PARQUET
 from export_webdataset import WEBDATASET
@@ -34,6 +43,7 @@ from settings import InputError, Settings, setting
 logger = logging.getLogger(__name__)
 
 FORMATS = ("webdataset", "datacomp", "parquet", "hf", "list")
+NEED_IMAGES = ("webdataset", "parquet", "hf")
 LIST_ROWS = 10_000  # of the list that are put into words at once
 
 
@@ -113,6 +123,24 @@ def export_curated(
             *(report.files, report.bytes, report.folder),
         )
     return ExportReport(tuple(reports[name] for name in config.export))
+
+
+def outdated_exports(store: Store, config: ExportConfig, fingerprint: str) -> list[str]:
+    """The formats that lie in the run's folder from another curation and are not written now."""
+    found = []
+    for name in FORMATS:
+        path = store.root / FOLDER / name / MANIFEST
+        if name in config.export or not path.is_file():
+            continue
+        try:
+            manifest = json.loads(path.read_bytes())
+            digest = _digest(EXPORT_VERSION, name, fingerprint, manifest["settings"])
+            is_old = manifest["fingerprint"] != digest
+        except (OSError, ValueError, KeyError, TypeError):
+            is_old = True
+        if is_old:
+            found.append(name)
+    return found
 
 
 def _in_reading_order(curated: pd.DataFrame) -> pd.DataFrame:

@@ -104,7 +104,7 @@ def _finish_parquet(
 ) -> tuple[dict[str, str], list[str]]:
     n_pairs = sum(record.pairs for record in records.values())
     use = "datasets.load_dataset({}, split='train')"
-    card = PARQUET_FRONT_MATTER + _card(job, n_pairs, use)
+    card = _front_matter(job) + _card(job, n_pairs, use)
     return {"README.md": card}, [f"read it: {use.format(_python_path(job))}"]
 
 
@@ -145,15 +145,21 @@ def _python_path(job: Job) -> str:
     return repr(str(job.store.root.resolve() / job.folder))
 
 
-PARQUET_FRONT_MATTER = """---
+def _front_matter(job: Job) -> str:
+    """Where the rows are, for `datasets` and the Hub.
+
+    Named after the export, because `datasets` keeps what it has once read under this name and the
+    folder's own, whatever the files hold by now.
+    """
+    return f"""---
 configs:
-- config_name: default
+- config_name: curated-{job.fingerprint[:12]}
   data_files:
   - split: train
     path: data/train-*.parquet
 ---
 
-"""  # tells `datasets` and the Hub where the rows are
+"""
 
 
 def _card(job: Job, n_pairs: int, use: str) -> str:

@@ -35,7 +35,7 @@ from curation import CurationInputs, CurationResult, curate, representation, val
 from data import PairReader, PairSource, decode_pixels
 from embedding import EmbeddingResult, embed_pairs
 from encoders import EMBEDDED_WARNING, GivenEmbeddings, load_encoder, resolve_dtype
-from export import ExportReport, export_curated
+from export import ExportReport, export_curated, outdated_exports
 from influence import InfluenceResult, estimate_influence
 from influence_validation import InfluenceValidation, validate_influence
 from ledger import Ledger, LedgerInputs, curated_pairs, make_ledger
@@ -283,7 +283,13 @@ def score_pairs(
                     "explained": result.quality["explained"],
                 }
             )
-            logger.info("round %d: %s", round_number, history[-1])
+            logger.info(
+                "round %d: validation loss %.4f, %s pairs kept; the inference explains %.0f %%",
+                round_number,
+                result.validation_loss,
+                f"{now.sum():,}",
+                100 * float(result.quality["explained"]),
+            )
             kept = now
         assert result is not None, "there is at least one round"
         return dataclasses.replace(result, quality={**result.quality, "rounds": history})
@@ -457,6 +463,14 @@ def export(run: Run, embedded: Saved, ledger: Saved) -> ExportReport:
         InputError: the curation was neither run nor loaded.
     """
     config = run.config.export
+    old = outdated_exports(run.store, config, ledger.fingerprint)
+    if old:
+        logger.warning(
+            "%s: %s of another curation; add --export %s to write it anew",
+            run.store.root / "curated",
+            " and ".join(old),
+            ",".join(old),
+        )
     if not config.export:
         return ExportReport(())
     dataset = run.store.manifest(artifacts.EMBEDDING)["settings"]["dataset"]

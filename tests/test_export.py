@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import FORMATS, ExportConfig, ExportReport
+from artifacts import Store
+from export import FORMATS, ExportConfig, ExportReport, outdated_exports
 from settings import InputError
 from tests.exports import (
     CASE,
@@ -134,3 +135,12 @@ def test_list_is_quoted_csv_by_position(tmp_path: Path) -> None:
         rows = list(csv.reader(file, quoting=csv.QUOTE_NONNUMERIC))
     assert rows[0] == ["id", "uid", "key", "caption", "weight"]
     assert rows[1:] == table[["id", "uid", "key", "caption", "weight"]].to_numpy().tolist()
+
+
+def test_exports_of_another_curation_are_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert outdated_exports(store, ExportConfig(), "first") == []
+    run_export(tmp_path, CASE, "list", "datacomp", fingerprint="first")
+    assert outdated_exports(store, ExportConfig(), "first") == []
+    assert outdated_exports(store, ExportConfig(), "second") == ["datacomp", "list"]
+    assert outdated_exports(store, ExportConfig(export=("list",)), "second") == ["datacomp"]

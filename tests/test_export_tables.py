@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.exports import (
     read_rows,
     run_export,
 )
+from tests.helpers import offline_datasets
 
 
 @pytest.mark.parametrize("name", ["parquet", "hf"])
@@ -55,3 +57,14 @@ def test_large_images_make_smaller_row_groups(
     run_export(tmp_path, CASE, "parquet", size=100)
     file = pq.ParquetFile(tmp_path / "curated/parquet/data/train-00000-of-00001.parquet")
     assert file.num_row_groups == len(CASE.table) / 2
+
+
+def test_datasets_reads_a_second_export_and_not_the_first_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = offline_datasets(tmp_path, monkeypatch)
+    folder = str(tmp_path / "curated/parquet")
+    for n in (len(CASE.table), 3):  # in one cache, under one name
+        case = dataclasses.replace(CASE, table=CASE.table.head(n))
+        run_export(tmp_path, case, "parquet", fingerprint=f"{n} pairs")
+        assert len(datasets.load_dataset(folder, split="train")) == n
