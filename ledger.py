@@ -189,7 +189,7 @@ def find_pairs(ledger: pd.DataFrame, name: str) -> pd.DataFrame:
     hint = f"; did you mean {', '.join(near)}" if near else ""
     raise InputError(
         f"--explain {name}: no pair of that key or id was seen in this run{hint}; "
-        "stage3/ledger.parquet lists them all"
+        "stage3/ledger.parquet lists them all (what --max_train_samples leaves out is not read)"
     )
 
 
@@ -225,7 +225,7 @@ def _story(
     place += [f"row {row['row']}"] if row["row"] >= 0 else []
     lines = [
         ("key", row["key"]),
-        ("id", row["id"] or "none, the image was not read"),
+        ("id", row["id"] or "none: its image or caption cannot be used"),
         ("caption", row["caption"] or "none"),
         ("source", ", ".join(place) or "drawn"),
     ]

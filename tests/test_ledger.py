@@ -214,5 +214,5 @@ def test_stories(made: Ledger) -> None:
     assert "instead     photo 0.jpg: caption 0" in both
     assert "groups      male,child" in both
     broken = explain(made, "broken.jpg", CLUSTERS, 0.5)
-    assert "id          none, the image was not read" in broken
+    assert "id          none: its image or caption cannot be used" in broken
     assert "held out in the test split" in explain(made, "photo 7.jpg", CLUSTERS, 0.5)
