@@ -35,7 +35,7 @@ from settings import InputError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 5  # raise when a stage's arithmetic changes: saved results become stale
+SCHEMA_VERSION = 6  # raise when a stage's arithmetic changes: saved results become stale
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "datasets", "pillow")
 MANIFEST_KEYS = {"fingerprint", "settings", "inputs", "values", "files", "seconds"}
 Result = TypeVar("Result")
@@ -80,6 +80,10 @@ INFLUENCE_VALIDATION = Stage(
 CURATION = Stage("curation", "stage3", number=3)
 LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3)
 EVALUATION = Stage("evaluation", "evaluation")
+STAGES = (
+    *(EMBEDDING, CLUSTERING, INFLUENCE, PAIR_INFLUENCE, INFLUENCE_VALIDATION, CURATION, LEDGER),
+    EVALUATION,
+)
 
 
 def baseline_stage(method: str) -> Stage:
@@ -118,6 +122,14 @@ class Saved:
 
 class StaleError(Exception):
     """A saved result that is missing, damaged or made with other settings; the text says which."""
+
+
+class MissingError(StaleError):
+    """Nothing is saved."""
+
+
+class OtherSettingsError(StaleError):
+    """It was made with other settings or inputs."""
 
 
 @dataclass(frozen=True)
@@ -263,14 +275,18 @@ class Store:
             try:
                 saved = self.load(stage, provenance, result_type)
             except StaleError as error:
+                folder = self.root / stage.folder
                 if mode is Mode.LOAD:
+                    repeat = isinstance(error, OtherSettingsError)
                     raise InputError(
-                        f"--skip_stage {stage.number}: {self.root / stage.folder} {error}; "
-                        f"run again without --skip_stage {stage.number}"
+                        f"--skip_stage {stage.number}: {folder} {error}; "
+                        + ("repeat the flags it was made with or " if repeat else "")
+                        + f"leave out --skip_stage {stage.number}"
                     ) from error
-                logger.warning(
-                    "%-10s recomputed: %s %s", stage.name, self.root / stage.folder, error
-                )
+                if isinstance(error, MissingError):
+                    logger.info("%-10s not saved yet in %s, so it is computed", stage.name, folder)
+                else:
+                    logger.warning("%-10s recomputed: %s %s", stage.name, folder, error)
             else:
                 logger.info("%-10s %s from %s", stage.name, mode.value, self.root / stage.folder)
                 return saved
@@ -324,10 +340,11 @@ class Store:
         try:
             manifest = json.loads(path.read_bytes())
         except FileNotFoundError:
-            raise StaleError("has no saved result") from None
+            raise MissingError("has no saved result") from None
         except (OSError, ValueError) as error:
             raise StaleError(f"has a damaged {stage.manifest} ({error})") from error
-        if not isinstance(manifest, dict) or not manifest.keys() >= MANIFEST_KEYS:
+        is_whole = isinstance(manifest, dict) and manifest.keys() >= MANIFEST_KEYS
+        if not is_whole or not isinstance(manifest["settings"], dict):
             raise StaleError(f"has a damaged {stage.manifest}")
         return cast(dict[str, Any], manifest)
 
@@ -340,7 +357,7 @@ class Store:
         manifest = self.manifest(stage)
         fingerprint = provenance.fingerprint(stage)
         if manifest.get("fingerprint") != fingerprint:
-            raise StaleError(f"was made with {_changes(manifest, provenance)}")
+            raise OtherSettingsError(f"was made with {_changes(manifest, provenance)}")
         value = self._read_result(stage, manifest, result_type)
         return Saved(value, fingerprint, float(manifest["seconds"]))
 
@@ -388,13 +405,7 @@ def _changes(manifest: Mapping[str, Any], provenance: Provenance) -> str:
         changes.append(f"schema version {manifest.get('schema_version')} (now {SCHEMA_VERSION})")
     if manifest.get("seed") != provenance.seed:
         changes.append(f"--seed {manifest.get('seed')} (now {provenance.seed})")
-    old = manifest.get("settings", {})
-    new = json.loads(_json_bytes(dict(provenance.settings)))
-    changes += [
-        f"--{name} {_shown(old.get(name))} (now {_shown(new.get(name))})"
-        for name in sorted(old.keys() & new.keys())  # others belong to what changed
-        if old.get(name) != new.get(name)
-    ]
+    changes += changed_settings(manifest["settings"], provenance.settings)
     inputs = manifest.get("inputs", {})
     changed = [n for n, value in provenance.inputs.items() if inputs.get(n) != value]
     if changed:
@@ -402,7 +413,19 @@ def _changes(manifest: Mapping[str, Any], provenance: Provenance) -> str:
     return ", ".join(changes) or "other settings"
 
 
+def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """What differs between saved settings and current ones that both have, a phrase each."""
+    current = json.loads(_json_bytes(dict(current)))
+    return [
+        f"--{name} {_shown(saved[name])} (now {_shown(current[name])})"
+        for name in sorted(saved.keys() & current.keys())  # others belong to what changed
+        if saved[name] != current[name]
+    ]
+
+
 def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from data import SPLITS, ImageRecord, PairSource
+from data import SPLITS, Caption, ImageRecord, PairSource
 
 T = TypeVar("T")
 
@@ -63,6 +63,10 @@ class IndexedSource(PairSource):
     def n_images(self, split: str) -> int:
         """Number of candidate images of a split."""
         return len(self._splits[split])
+
+    def n_captions(self, split: str) -> int:
+        """Number of captions of a split, all of every image."""
+        return sum(len(image.captions) for image in self._splits[split])
 
     def read_image(self, key: str) -> bytes:
         """The bytes of one image; see `PairSource.read_image`."""
@@ -173,14 +177,14 @@ def order_candidates(
     unusable pairs follows in small hands, each in the order of the source again.
     """
     order = [images[i] for i in rng.permutation(len(images))]
-    dealt: Iterator[ImageRecord]
+    dealt: Iterator[tuple[ImageRecord, tuple[Caption, ...]]]
     if split == "test":
-        dealt = iter(order)
+        dealt = ((image, image.captions) for image in order)
     else:
         hands = [[im.captions[i] for i in rng.permutation(len(im.captions))] for im in order]
         n_rounds = max(map(len, hands), default=0) if split == "train" else 1
         dealt = (
-            replace(order[i], captions=(hand[number],))
+            (order[i], (hand[number],))
             for number in range(n_rounds)
             for i, hand in enumerate(hands)
             if number < len(hand)
@@ -190,13 +194,20 @@ def order_candidates(
         yield from _in_source_order(spare)
 
 
-def _in_source_order(records: Iterable[ImageRecord]) -> list[ImageRecord]:
-    """Records by position, those of the same image joined."""
-    joined: dict[str, ImageRecord] = {}
-    for record in records:
-        captions = joined[record.key].captions if record.key in joined else ()
-        joined[record.key] = replace(record, captions=captions + record.captions)
-    return sorted(joined.values(), key=lambda record: min(c.position for c in record.captions))
+def _in_source_order(
+    dealt: Iterable[tuple[ImageRecord, tuple[Caption, ...]]],
+) -> list[ImageRecord]:
+    """Records with the captions dealt to them, by position; those of the same image joined."""
+    images: dict[str, ImageRecord] = {}
+    captions: dict[str, tuple[Caption, ...]] = {}
+    for image, given in dealt:
+        images[image.key] = image
+        captions[image.key] = captions.get(image.key, ()) + given
+    joined = [
+        image if captions[key] == image.captions else replace(image, captions=captions[key])
+        for key, image in images.items()
+    ]
+    return sorted(joined, key=lambda record: min(c.position for c in record.captions))
 
 
 def official_split(name: str) -> str | None:

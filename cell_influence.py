@@ -86,6 +86,15 @@ class PairInfluence:
     validation_loss: float
     quality: dict[str, Any] = field(metadata={"file": "pair_influence_quality.json"})
 
+    @property
+    def counted(self) -> Float[np.ndarray, " n"]:
+        """The influence that pairs are chosen by: none of it where the inference explains nothing.
+
+        Leave-one-out, the mean of all evaluated pairs then foretells one better than the model.
+        """
+        explains = self.quality["explained"] > 0
+        return self.pair_influence if explains else np.zeros_like(self.pair_influence)
+
 
 def estimate_pair_influence(
     known: KnownPairs,

@@ -58,7 +58,8 @@ class ExecutionConfig(Settings):
     )
     visualize: bool = setting(
         False,
-        "also draw contact sheets: a photograph of every cluster, some of what is kept and dropped",
+        "also draw contact sheets: a photograph of each of up to 60 clusters, some of what is kept "
+        "and dropped",
     )
 
 

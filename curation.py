@@ -104,6 +104,7 @@ class CurationInputs:
     groups: Mapping[str, Bool[np.ndarray, " n"]]  # demographic groups, by name
     clusters: Sequence[Mapping[str, Any]]  # descriptions: `terms`, `cells`
     agreement: Float[np.ndarray, " n"] | None = None  # normalised CLIP score, or the plain one
+    counted_influence: Float[np.ndarray, " n"] | None = None  # in values; else all of it
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ def curate(inputs: CurationInputs, config: CurationConfig) -> CurationResult:
     target = curated_size(n, config.target_size_ratio)
     categories = categorize(inputs.influence_scores, inputs.influence_stderr, config)
     agreement = inputs.clip_scores if inputs.agreement is None else inputs.agreement
-    values = pair_values(inputs.pair_influence, agreement, inputs.better_copies, config)
+    counted = inputs.counted_influence
+    influence = inputs.pair_influence if counted is None else counted
+    values = pair_values(influence, agreement, inputs.better_copies, config)
     stderr = inputs.cell_influence_stderr / max(float(inputs.pair_influence.std()), 1e-12)
     rho = config.rho or default_rho(stderr, sizes)
     cell_categories = categorize_cells(

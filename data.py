@@ -18,10 +18,11 @@ import unicodedata
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 SPLITS = ("train", "validation", "test")
+SAMPLE_FLAGS = dict(
+    zip(SPLITS, ("max_train_samples", "max_val_samples", "max_test_samples"), strict=True)
+)
 
 MISSING_FILE = "missing file"
 UNREADABLE_FILE = "unreadable file"
@@ -43,6 +47,7 @@ FILE_TOO_LARGE = "file too large"
 OUTSIDE_FOLDER = "path outside the folder"
 BROKEN_IMAGE = "broken image"
 IMAGE_TOO_LARGE = "image too large"
+IMAGE_TOO_SMALL = "image too small"
 EMPTY_CAPTION = "empty caption"
 MISSING_CAPTION = "missing caption"
 DAMAGED_CAPTION = "damaged caption"
@@ -52,6 +57,7 @@ DUPLICATE_PAIR = "duplicate pair"
 IMAGE_IN_ANOTHER_SPLIT = "image in another split"
 
 MAX_FILE_BYTES = 2**28  # of an image; what claims to be larger is not read
+MIN_SIDE = 2  # pixels; what is narrower is a tracking pixel or a rule, not a picture
 MAX_CAPTION_CHARACTERS = 10_000
 MAX_SHOWN_CHARACTERS = 500  # of a caption in the list of what was skipped
 
@@ -93,10 +99,22 @@ class DataConfig(Settings):
     )
     max_image_pixels: int = setting(89_478_485, "images with more pixels are skipped", at_least=1)
 
+    def warn_of_unused(self, used: Sequence[str], source: str) -> None:
+        """Say which flags about a source were given to one that does not use them."""
+        unused = [
+            f"--{name}"
+            for name in ("hf_dataset", "image_column", "caption_column", "id_column")
+            if name not in used and getattr(self, name) != getattr(DataConfig, name)
+        ]
+        if unused:
+            logger.warning(
+                "%s: not used by %s; leave %s out",
+                *(", ".join(unused), source, "it" if len(unused) == 1 else "them"),
+            )
+
     def limits(self) -> dict[str, int]:
         """The most samples of each split: pairs, images of one pair, images."""
-        counts = (self.max_train_samples, self.max_val_samples, self.max_test_samples)
-        return dict(zip(SPLITS, counts, strict=True))
+        return {split: getattr(self, flag) for split, flag in SAMPLE_FLAGS.items()}
 
 
 @dataclass(frozen=True)
@@ -175,6 +193,10 @@ class PairSource(ABC):
 
     def n_images(self, split: str) -> int | None:
         """Number of candidate images of a split; None where that is not known."""
+        return None
+
+    def n_captions(self, split: str) -> int | None:
+        """Number of captions of a split, all of every image; None where that is not known."""
         return None
 
     def read_image(self, key: str) -> bytes:
@@ -262,7 +284,7 @@ def decode_image(data: bytes, max_pixels: int) -> PIL.Image.Image:
         max_pixels: width times height above which the header alone is read.
 
     Raises:
-        UnusableImage: empty file, broken image or image too large.
+        UnusableImage: empty file, broken image, image too large or too small.
     """
     if not data:
         raise UnusableImage(EMPTY_FILE)
@@ -270,6 +292,9 @@ def decode_image(data: bytes, max_pixels: int) -> PIL.Image.Image:
         image = PIL.Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > max_pixels:
             raise UnusableImage(IMAGE_TOO_LARGE, f"{image.width} x {image.height}")
+        if min(image.size) < MIN_SIDE:
+            size = f"{image.width} x {image.height}"
+            raise UnusableImage(IMAGE_TOO_SMALL, f"{size}: a side has fewer than {MIN_SIDE} pixels")
         image.load()
         return _to_rgb(_upright(image))
     except UnusableImage:
@@ -370,6 +395,7 @@ class PairReader:
         self._positions: dict[tuple[str, str], int] = {}  # (sha256, normalised caption)
         self._pairs: list[tuple[Hashable, ...]] = []
         self._skipped: list[tuple[Hashable, ...]] = []
+        self._ended: set[str] = set()  # splits of which every candidate was asked for
 
     def n_expected(self, split: str) -> int:
         """The most images that `images` can yield, for a progress bar."""
@@ -436,6 +462,22 @@ class PairReader:
         columns += ["id", "shard", "member", "row", "duplicate_of"]
         return pd.DataFrame(self._skipped, columns=columns)
 
+    def left_out(self) -> str:
+        """What of the source the limits left unread, in a phrase; "" where that is nothing."""
+        read = Counter(str(row[0]) for row in chain(self._pairs, self._skipped))
+        parts, total = [], 0
+        for split, flag in SAMPLE_FLAGS.items():
+            n_captions = self.source.n_captions(split)
+            if n_captions is None:
+                return "" if self._ended >= {*SPLITS} else "the rest of the source was not read"
+            if rest := n_captions - read[split]:
+                once = ", one caption an image" if split == "validation" else ""
+                parts.append(f"{rest:,} of {split} (--{flag} {self._limits[split]}{once})")
+                total += rest
+        if not parts:
+            return ""
+        return f"{total:,} further captions of the source were not read: {', '.join(parts)}"
+
     def _outcomes(
         self, split: str, known: Mapping[str, _Read | UnusableImage]
     ) -> Iterator[tuple[ImageRecord, _Read | UnusableImage]]:
@@ -458,6 +500,7 @@ class PairReader:
                 while len(pending) < window and self._demand(split, pending) > 0:
                     record = next(records, None)
                     if record is None:
+                        self._ended.add(split)
                         break
                     if executor is None or record.key in submitted:
                         pending.append((record, partial(recall, record)))

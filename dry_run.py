@@ -93,7 +93,7 @@ EXPORTED_ROW = {  # beside the image, the caption and the key
     "datacomp": 16,
     "parquet": 80,
     "hf": 150,
-    "list": 50,
+    "list": 82,
 }
 WITHOUT_IMAGES = ("datacomp", "list")
 
@@ -771,13 +771,20 @@ def _skipped_lines(sample: Sample) -> list[str]:
     counts = [(f"  {n:,}", str(reason)) for reason, n in skipped["reason"].value_counts().items()]
     repeated = skipped["reason"].duplicated()
     examples = pd.concat([skipped[~repeated], skipped[repeated]])[:N_SHOWN_SKIPPED]
+    keys = dict(zip(sample.pairs["position"], sample.pairs["key"], strict=True))
     named = [
-        (f"  {_end(_printable(key))}", reason, _printable(detail))
-        for key, reason, detail in zip(
-            examples["key"], examples["reason"], examples["detail"], strict=True
+        (f"  {_end(_printable(key))}", reason, _detail(detail, keys.get(first)))
+        for key, reason, detail, first in zip(
+            *(examples[name] for name in ("key", "reason", "detail", "duplicate_of")), strict=True
         )
     ]
     return [heading, *_table(counts, left=True), "such as", *_table(named, left=True)]
+
+
+def _detail(detail: str, first_key: str | None) -> str:
+    """What is wrong with a pair, with the key of the one that stayed in its place."""
+    same = f": {_end(_printable(first_key))}" if first_key is not None else ""
+    return _printable(detail) + same
 
 
 def _pair_lines(sample: Sample) -> list[str]:

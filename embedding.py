@@ -50,7 +50,7 @@ class EmbeddingResult:
     pairs: pd.DataFrame
     skipped: pd.DataFrame = field(metadata={"file": "skipped.csv"})
     encoder: str  # the one really used
-    source: str  # the data set, in one line
+    source: str  # the data set, and what of it was not read, in one line
 
     def split_pairs(self, split: str) -> pd.DataFrame:
         """The kept pairs of one split, in the order of its arrays."""
@@ -91,6 +91,10 @@ def embed_pairs(
         len(pairs) / seconds,
     )
 
+    left_out = reader.left_out()
+    if left_out:
+        logger.info("%s", left_out)
+
     rows = {split: np.flatnonzero(pairs["split"] == split) for split in SPLITS}
     image_rows = pairs["image_row"].to_numpy(np.int64)
     pair_images = {split: images[split].take(image_rows[rows[split]]) for split in SPLITS}
@@ -122,7 +126,7 @@ def embed_pairs(
         pairs=pairs,
         skipped=reader.skipped(),
         encoder=encoder.name,
-        source=reader.source.description,
+        source="; ".join(filter(None, [reader.source.description, left_out])),
     )
 
 

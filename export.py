@@ -181,7 +181,7 @@ def _export_datacomp(job: Job) -> FormatReport:
     share stands there once.
     """
     has_uid = job.table["uid"] != ""
-    names = job.table["uid"].where(has_uid, job.table["id"]).unique()
+    names = _uids(job.table).unique()
     halves = [(int(name[:16], 16), int(name[16:], 16)) for name in names]
     subset = np.sort(np.array(halves, dtype=np.dtype("u8,u8")))
     which = "the data set's own names" if has_uid.all() else "ids, as in the exported JSON"
@@ -200,10 +200,16 @@ def _export_datacomp(job: Job) -> FormatReport:
     return complete(job, ["subset.npy"], {}, lines)
 
 
+def _uids(table: pd.DataFrame) -> pd.Series[str]:
+    """The data set's own name of every pair, or its id where there is none, as in the JSON."""
+    return table["uid"].where(table["uid"] != "", table["id"])
+
+
 def _export_list(job: Job) -> FormatReport:
     """`curated.csv`, by position."""
     claim(job, ["curated.csv"])
-    table = job.table.sort_values("position")[["name", "uid", "key", "caption", "weight"]]
+    table = job.table.assign(uid=_uids(job.table)).sort_values("position")
+    table = table[["name", "uid", "key", "caption", "weight"]]
     table = table.rename(columns={"name": "id"})
     with job.store.writing(f"{job.folder}/curated.csv") as file:
         for start in range(0, len(table), LIST_ROWS):

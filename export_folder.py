@@ -99,7 +99,7 @@ def claim(job: Job, names: Sequence[str]) -> None:
             same = manifest["fingerprint"] == job.fingerprint
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"--export {job.name}: {path} is damaged ({error!r}); delete the folder"
+                f"--export {job.name}: {path} is damaged ({error!r}); delete {folder} and run again"
             ) from error
         job.store.remove_temporary(job.folder)
         kept = set(names) if same else set()

@@ -108,7 +108,10 @@ def _next(readers: Iterator[T]) -> T | None:
     try:
         return next(readers, None)
     except OSError as error:  # of the data set as a whole, which is no error of writing
-        raise InputError(f"--export: the data set cannot be read again: {error}") from error
+        raise InputError(
+            f"--export: the data set cannot be read again: {error}; mend that and run "
+            "again with --load_saved"
+        ) from error
 
 
 def read_pairs(

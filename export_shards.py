@@ -118,9 +118,10 @@ def export_in_shards(job: Job, format_: ShardFormat) -> FormatReport:
     if left_out:
         extras[NOT_EXPORTED] = csv_text(pd.DataFrame(left_out, columns=["id", "key", "reason"]))
         logger.warning(
-            "--export %s: %d of %d pairs are left out (%s), see %s; delete the folder to try again",
+            "--export %s: %d of %d pairs are left out (%s), see %s; put their images back, delete "
+            "%s and run again",
             *(job.name, len(left_out), len(job.table)),
-            *(_counted(reasons), job.place(NOT_EXPORTED)),
+            *(_counted(reasons), job.place(NOT_EXPORTED), job.place()),
         )
         lines.append(f"{len(left_out):,} pairs left out, see {job.place(NOT_EXPORTED)}")
     converted: Counter[str] = Counter()
@@ -139,11 +140,11 @@ def _nothing_exported(job: Job, reasons: Counter[str]) -> str:
     if set(reasons) == {NO_IMAGE}:
         return (
             f"--export {job.name}: images are needed, and this data set has none to read; "
-            "use --export list datacomp"
+            "use --export list,datacomp"
         )
     return (
         f"--export {job.name}: none of the {len(job.table):,} images can be read again "
-        f"({_counted(reasons)}); put the data set back as it was"
+        f"({_counted(reasons)}); put the data set back as it was and run again"
     )
 
 

@@ -29,7 +29,7 @@ def _features() -> Any:
     """The columns of a table as `datasets` knows them."""
     import datasets  # takes seconds
 
-    words = dict.fromkeys(("caption", "id", "key"), "string")
+    words = dict.fromkeys(("caption", "id", "uid", "key"), "string")
     numbers = {"weight": "float64", "cluster": "int64", "cell": "int64", "clip_score": "float64"}
     columns = {**words, **numbers, "influence": "float64", "group": "string"}
     values = {name: datasets.Value(kind) for name, kind in columns.items()}
@@ -52,6 +52,7 @@ class _TableWriter(ShardWriter):
                 "image": {"bytes": image.data, "path": f"{pair.name}{extension}"},
                 "caption": pair.caption,
                 "id": pair.name,
+                "uid": pair.uid or pair.id,
                 "key": pair.key,
                 "weight": float(pair.weight),
                 "cluster": int(pair.cluster),

@@ -7,6 +7,7 @@ import logging
 import os
 import posixpath
 import stat
+from functools import lru_cache
 from pathlib import Path
 
 from data import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER, UnusableImage
@@ -33,14 +34,31 @@ def read_file(root: Path, key: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         UnusableImage: the path leads out of the folder, or the file is far too large.
         OSError: there is no such file, or it cannot be read.
     """
-    base, path = os.path.realpath(root), os.path.realpath(root / key)
-    if os.path.commonpath([base, path]) != base:
-        raise UnusableImage(OUTSIDE_FOLDER, storable_name(key))
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    folder, name = os.path.split(os.path.join(root, key))
+    real_folder = _real_folder(os.fspath(root), folder)
+    path = os.path.join(real_folder or "", name)
+    if real_folder is None or name in (os.curdir, os.pardir) or os.path.islink(path):
+        path = os.path.realpath(root / key)
+        if not _is_inside(os.path.realpath(root), path):
+            raise UnusableImage(OUTSIDE_FOLDER, storable_name(key))
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(key)
-    if os.stat(path).st_size > max_bytes:
-        raise UnusableImage(FILE_TOO_LARGE, f"{os.stat(path).st_size:,} bytes")
-    return Path(path).read_bytes()
+    if status.st_size > max_bytes:
+        raise UnusableImage(FILE_TOO_LARGE, f"{status.st_size:,} bytes")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@lru_cache(maxsize=1024)  # else every part of the path is looked at again for every image
+def _real_folder(root: str, folder: str) -> str | None:
+    """Where a folder really is; None outside `root`."""
+    base, real = os.path.realpath(root), os.path.realpath(folder)
+    return real if _is_inside(base, real) else None
+
+
+def _is_inside(base: str, path: str) -> bool:
+    return os.path.commonpath([base, path]) == base
 
 
 def clean_path(path: str) -> str:
@@ -75,5 +93,6 @@ def decode_text(data: bytes, origin: object) -> str:
             texts.append(line.decode("cp1252", errors="replace"))
             n_other += 1
     if n_other:
-        logger.warning("%s: %d lines are not UTF-8; read as Windows-1252", origin, n_other)
+        lines_are = "line is" if n_other == 1 else "lines are"
+        logger.warning("%s: %d %s not UTF-8; read as Windows-1252", *(origin, n_other, lines_are))
     return "\n".join(texts).replace("\0", "\ufffd")

@@ -8,6 +8,7 @@ twice that on without a "narrowly".
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,8 +37,10 @@ from visualize import (
     count,
     effective_size,
     method_label,
+    seconds_text,
 )
 
+N_REASONS = 4  # named in the printed summary
 FLAT_SPECTRUM = 0.5  # last over second eigenvalue above which low rank explains little
 CLEAR = 2.0  # standard errors from which a difference is more than narrow
 MAX_USEFUL_SEEDS = 1000  # above which no number of seeds is advised
@@ -113,16 +116,17 @@ def against(v: Verdict, other: str) -> str:
     """The verdict as the end of a sentence."""
     ratio = in_standard_errors(v)
     if v.standard_error is None:
-        why = "in the only seed, so the spread is unknown"
+        why = " (one seed: no spread is known; run with more --n_seeds)"
     else:
-        why = f"{ratio:.1f} standard errors" if ratio is not None else "without spread over seeds"
-    if v.outcome == "undecided":
-        return (
-            f"shows no difference beyond the spread from {other}: {v.difference:+.2f} points, {why}"
+        why = (
+            f", {ratio:.1f} standard errors" if ratio is not None else ", without spread over seeds"
         )
+    if v.outcome == "undecided":
+        beyond = "" if v.standard_error is None else " beyond the spread"
+        return f"shows no difference{beyond} from {other}: {v.difference:+.2f} points{why}"
     verb = "beats" if v.outcome == "wins" else "loses to"
     narrowly = "narrowly " if ratio is not None and ratio < CLEAR else ""
-    return f"{narrowly}{verb} {other} by {abs(v.difference):.2f} points, {why}"
+    return f"{narrowly}{verb} {other} by {abs(v.difference):.2f} points{why}"
 
 
 def versus_random(summary: Summary, comparison: str, method: str) -> str:
@@ -169,6 +173,15 @@ def kept_sentence(summary: Summary) -> str:
         f"Kept {summary.n_curated:,} of {summary.n_train:,} training pairs"
         f" ({share(summary.n_curated, summary.n_train)})."
     )
+
+
+def skipped_sentence(summary: Summary) -> str:
+    """How many pairs could not be used and why; empty where all could."""
+    reasons = [f"{n:,} {reason}" for reason, n in Counter(summary.skipped).most_common() if n]
+    if not reasons:
+        return ""
+    named = [*reasons[:N_REASONS], "others"] if len(reasons) > N_REASONS else reasons
+    return f"Skipped {sum(summary.skipped.values()):,}: {', '.join(named)} (stage1/skipped.csv)."
 
 
 def weights_sentence(summary: Summary) -> str:
@@ -237,6 +250,8 @@ def _share_of(kept: np.ndarray, rows: np.ndarray) -> str:
 def answer(summary: Summary) -> str:
     """The opening paragraph: how many pairs were kept and how the models trained on them fare."""
     sentences = [f"**{kept_sentence(summary)}**"]
+    if summary.sample_weights is not None and (doubt := caution_sentence(summary)):
+        sentences.append(doubt)
     for comparison in summary.metrics:
         sentences += _answer_for(summary, comparison)
     if summary.metrics:
@@ -339,11 +354,12 @@ def _time_finding(summary: Summary) -> list[str]:
     seconds = [e["same_epochs"]["training_seconds"] for e in (full, own)]
     saved = seconds[0]["mean"] - seconds[1]["mean"]
     choosing = own["curation_seconds"]
+    took = f"Choosing the pairs took {seconds_text(choosing)} s"
     if saved <= max(cell["std"] or 0.0 for cell in seconds):  # no more than runs differ anyway
-        return [f"Choosing the pairs took {choosing:.1f} s and saved no measurable training time."]
+        return [f"{took} and saved no measurable training time."]
     balance = "more" if choosing > saved else "less"
     return [
-        f"Choosing the pairs took {choosing:.1f} s, {balance} than the {saved:.1f} s that one"
+        f"{took}, {balance} than the {seconds_text(saved)} s that one"
         f" training run of the same number of epochs saves"
         + (f" ({math.ceil(choosing / saved):,} such runs pay for it)." if choosing > saved else ".")
     ]
@@ -495,6 +511,44 @@ def _explained(explained: float) -> str:
         f"The inference explains{little} {share(explained, 1)} of the variance of the evaluated"
         " pairs' influence, each left out of the fit in its turn. Part of what is left is noise of"
         " the measurement."
+    )
+
+
+def caution(quality: Mapping[str, Any] | None) -> str:
+    """A clause that takes back the signs of inferred influence where little of it is explained."""
+    explained = 1.0 if quality is None else quality["explained"]
+    if explained >= EXPLAINS_LITTLE:
+        return ""
+    known = f"only {share(explained, 1)}" if explained > 0 else "nothing"
+    decides = "" if explained > 0 else "; agreement alone decides what is kept"
+    return (
+        f"the inference explains {known} of how evaluated pairs differ, so the sign of an inferred"
+        f" influence is weak evidence{decides}"
+    )
+
+
+def caution_sentence(summary: Summary) -> str:
+    """The caution as a sentence; empty where the inference explains enough."""
+    clause = caution(summary.pair_quality)
+    return f"Beware: {clause}." if clause else ""
+
+
+def cells_beside_clusters(summary: Summary) -> str:
+    """Why a cell and its cluster may have different signs; empty where not both are shown."""
+    if not any(cluster.get("cells") for cluster in summary.categorization or ()):
+        return ""
+    corrected = (summary.influence_info or {}).get("removal_correction")
+    return (
+        "A cell and its cluster may have different signs: a cell's influence adds up small,"
+        " first-order changes, one for each of its pairs and asked of models that have not trained"
+        " on it, whereas a cluster's influence predicts what leaving the whole cluster out of"
+        " training costs"
+        + (
+            ", with what retraining without it showed beyond the first order, where the pairs of"
+            " other clusters step in."
+            if corrected
+            else "."
+        )
     )
 
 

@@ -28,8 +28,9 @@ FILE_COLUMNS = ("image", "file", "filename", "file_name", "image_name", "filepat
 CAPTION_COLUMNS = ("caption", "title", "text", "comment", "description")
 CAPTION_FILES = ("captions.txt", "captions.csv", "captions.tsv", "results.csv")
 SPLIT_FILE = "splits.csv"
+TOKEN_FILES = (".token", ".token.txt")  # how the captions of Flickr8k and Flickr30k end
 FOLDER_LAYOUTS = (
-    "captions.txt or a CSV with a header of file and caption, metadata.csv or metadata.jsonl "
+    "captions.txt or a CSV or TSV of file and caption, metadata.csv or metadata.jsonl "
     "with file_name and caption, or a name.txt beside each name.jpg"
 )
 
@@ -52,7 +53,8 @@ def open_coco_files(data_dir: str, config: DataConfig, rng: np.random.Generator)
     else:
         raise InputError(
             f"--data_dir {data_dir} holds no COCO (annotations/captions_train2017.json, "
-            "train2017/, val2017/); for images and captions of your own use --dataset folder"
+            "train2017/, val2017/); for images and captions of your own use --dataset folder, "
+            "webdataset or parquet"
         )
     pairs: list[tuple[str, str | None]] = []
     splits: dict[str, str] = {}
@@ -89,10 +91,20 @@ def open_folder(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     files = list_files(root)
     pairs, where = _read_captions(root, files)
     if not pairs:
-        raise InputError(f"--data_dir {root} holds no captions; understood are {FOLDER_LAYOUTS}")
+        raise InputError(
+            f"--data_dir {root} holds no captions; understood are {FOLDER_LAYOUTS}{_others(files)}"
+        )
     splits = _read_splits(root, files, [key for key, _ in pairs])
     description = f"folder {root}, {where}"
     return _file_source("folder", description, root, pairs, splits, files, config, rng)
+
+
+def _others(files: Iterable[str]) -> str:
+    """A hint where the files are those of another kind of source."""
+    for suffix, dataset in ((".tar", "webdataset"), (".parquet", "parquet")):
+        if found := sum(file.endswith(suffix) for file in files):
+            return f". It holds {found:,} {suffix} files: --dataset {dataset} reads such"
+    return ""
 
 
 def _file_source(
@@ -131,14 +143,14 @@ def _read_captions(
     """(image path from the root, caption) of every pair of a folder, and where they were found."""
     named = [name for name in CAPTION_FILES if name in files]
     metadata = [f for f in files if posixpath.basename(f) in ("metadata.csv", "metadata.jsonl")]
-    tables = [f for f in files if "/" not in f and f.endswith((".csv", ".tsv"))]
+    tables = [f for f in files if "/" not in f and f.endswith((".csv", ".tsv", *TOKEN_FILES))]
     others = sorted(set(tables) - {*named, SPLIT_FILE})
     for name in named:
-        if pairs := read_table(root / name, CAPTION_COLUMNS):
+        if pairs := _read_caption_table(root / name):
             return _locate(pairs, files), name
     if metadata:
         return [pair for name in metadata for pair in _read_metadata(root, name)], metadata[0]
-    usable = {f: pairs for f in others if (pairs := read_table(root / f, CAPTION_COLUMNS))}
+    usable = {f: pairs for f in others if (pairs := _read_caption_table(root / f))}
     if len(usable) > 1:
         raise InputError(
             f"--data_dir {root}: {', '.join(usable)} all hold captions; rename one captions.csv"
@@ -177,6 +189,45 @@ def _read_metadata(root: Path, name: str) -> Sequence[tuple[str, str | None]]:
         )
     folder = posixpath.dirname(name)
     return [(clean_path(posixpath.join(folder, file)), caption) for file, caption in pairs]
+
+
+def _read_caption_table(path: Path) -> list[tuple[str, str]] | None:
+    """(file, caption) of every row, with a header or without; None where there is neither."""
+    rows = read_table(path, CAPTION_COLUMNS)
+    return read_headless_table(path) if rows is None else rows
+
+
+def read_headless_table(path: Path) -> list[tuple[str, str]] | None:
+    """(file, caption) of every line "file, delimiter, caption", as in Flickr8k.token.txt.
+
+    The number of the caption that may follow the file's name, as in `1.jpg#0`, is left out.
+
+    Returns:
+        Rows, or None where the first line does not begin with the name of an image.
+    """
+    text = _table_text(path)
+    first_line = text.lstrip().split("\n", 1)[0]
+    for delimiter in "\t,;|":
+        file, found, _ = first_line.partition(delimiter)
+        if found and _without_number(file.strip('"')).lower().endswith(IMAGE_SUFFIXES):
+            break
+    else:
+        return None
+    csv.field_size_limit(2**31 - 1)
+    lines = io.StringIO(text, newline="")
+    if delimiter == "\t":  # it needs no quotes, and captions may hold any
+        rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    else:
+        rows = csv.reader(lines, delimiter=delimiter)
+    return [
+        (_without_number(row[0]), delimiter.join(row[1:]))
+        for row in rows
+        if any(field.strip() for field in row)
+    ]
+
+
+def _without_number(file: str) -> str:
+    return re.sub(r"#\d+$", "", file.strip())
 
 
 def read_table(path: Path, value_columns: Sequence[str]) -> list[tuple[str, str]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -14,8 +15,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from candidates import SPLIT_NAMES, SPLIT_OF, IndexedSource, StreamSource, digest
-from data import SPLITS, Caption, DataConfig, ImageRecord, PairSource, hub_answers
-from files import list_files
+from data import (
+    OUTSIDE_FOLDER,
+    SPLITS,
+    Caption,
+    DataConfig,
+    ImageRecord,
+    PairSource,
+    UnusableImage,
+    hub_answers,
+)
+from files import list_files, read_file, storable_name
 from settings import InputError
 
 logger = logging.getLogger(__name__)
@@ -24,6 +34,7 @@ T = TypeVar("T")
 
 # A stream does not tell how long it is, so the positions of its splits start this far apart.
 STREAM_STRIDE = 10**12
+HUB_PREFIX = "hf://datasets/"
 
 
 def open_hf(name: str, config: DataConfig, rng: np.random.Generator) -> PairSource:
@@ -36,7 +47,7 @@ def open_hf(name: str, config: DataConfig, rng: np.random.Generator) -> PairSour
     if Path(repo).is_dir():
         folder = Path(repo)
         tables, version = _local_tables(folder), sorted(list_files(folder).items())
-        return _table_source(name, f"folder {repo}", tables, version, config, rng)
+        return _table_source(name, f"folder {repo}", tables, version, folder, config, rng)
     if hub_answers(repo, "dataset"):
         return _hub_stream(name, config)
     cached = _cached_tables(repo)
@@ -51,7 +62,8 @@ def open_hf(name: str, config: DataConfig, rng: np.random.Generator) -> PairSour
         for part, table in cached.items()
         for file in table.cache_files
     ]
-    return _table_source(name, f"{repo}, from the local cache", cached, cache_files, config, rng)
+    origin = f"{repo}, from the local cache"
+    return _table_source(name, origin, cached, cache_files, None, config, rng)
 
 
 def _local_tables(folder: Path) -> Mapping[str, Any]:
@@ -94,14 +106,16 @@ def _table_source(
     origin: str,
     tables: Mapping[str, Any],
     version: object,
+    folder: Path | None,
     config: DataConfig,
     rng: np.random.Generator,
 ) -> IndexedSource:
     """Pairs of `datasets.Dataset` tables, rows of the same id taken together.
 
-    `version` stands for the images in the fingerprint: it changes when the files do.
+    `version` stands for the images in the fingerprint: it changes when the files do. Images that
+    a cell names by their path are opened in `folder` and in the local caches alone.
     """
-    datasets = _import_datasets()
+    datasets, roots = _import_datasets(), _image_roots(folder)
     official: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
     n_pairs, seen = 0, []
     for part, table in _by_official_split(tables).items():
@@ -121,7 +135,7 @@ def _table_source(
         official[part if part in SPLITS else "train"] += [
             ImageRecord(
                 f"{part}/{key}",
-                partial(_row_bytes, images, row, image_column),
+                partial(_row_bytes, images, row, image_column, roots),
                 tuple(c),
                 shard=part,
             )
@@ -166,7 +180,7 @@ def _stream_records(
         InputError: the stream breaks off.
     """
     caption_column, *ids, image_column = columns
-    position = first_position
+    position, roots = first_position, _image_roots(None)
     try:
         for key, group in groupby(enumerate(rows), key=lambda r: r[1][ids[0]] if ids else r[0]):
             members = list(group)
@@ -179,7 +193,7 @@ def _stream_records(
                 Caption(position + i, text, row=number) for i, (number, text) in enumerate(texts)
             )
             position += len(captions)
-            read = partial(_cell_bytes, members[0][1][image_column])
+            read = partial(_cell_bytes, members[0][1][image_column], roots, HUB_PREFIX)
             yield ImageRecord(f"{part}/{key}", read, captions, shard=part)
     except InputError:
         raise
@@ -237,20 +251,50 @@ def _as_text(value: object, column: str) -> list[str | None]:
     return list(values)
 
 
-def _row_bytes(table: Any, row: int, column: str) -> bytes:
-    return _cell_bytes(table[row][column])
+def _image_roots(folder: Path | None) -> tuple[Path, ...]:
+    """Where images may lie that a cell names by their path: in the data set, in the caches."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    settings = _import_datasets().config
+    caches = (settings.HF_DATASETS_CACHE, settings.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    return (*([folder] if folder else []), *map(Path, caches))
 
 
-def _cell_bytes(cell: Any) -> bytes:
-    """The bytes of a cell of `datasets.Image(decode=False)`."""
+def _row_bytes(table: Any, row: int, column: str, roots: Sequence[Path]) -> bytes:
+    return _cell_bytes(table[row][column], roots)
+
+
+def _cell_bytes(cell: Any, roots: Sequence[Path], remote: str | None = None) -> bytes:
+    """The bytes of a cell of `datasets.Image(decode=False)`.
+
+    Args:
+        cell: of a table.
+        roots: the folders that a path may lead to; a relative one starts from the first.
+        remote: how addresses begin that may be opened too; None: no address may.
+
+    Raises:
+        UnusableImage: its path leads elsewhere.
+        OSError: it is empty, or there is no such file.
+    """
     if not cell or (cell["bytes"] is None and not cell["path"]):
         raise FileNotFoundError("empty cell")
     if cell["bytes"] is not None:
         return bytes(cell["bytes"])
-    from datasets.utils.file_utils import xopen
+    path = str(cell["path"])
+    if remote is not None and path.rpartition("::")[2].startswith(remote):
+        from datasets.utils.file_utils import xopen
 
-    with xopen(cell["path"], "rb") as file:
-        return bytes(file.read())
+        with xopen(path, "rb") as file:
+            return bytes(file.read())
+    if "://" in path:
+        raise UnusableImage(OUTSIDE_FOLDER, storable_name(path))
+    for root in roots:
+        try:
+            return read_file(root, os.path.abspath(path))
+        except UnusableImage as error:
+            if error.reason != OUTSIDE_FOLDER:
+                raise
+    return read_file(roots[0], path)
 
 
 def _import_datasets() -> Any:

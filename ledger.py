@@ -22,7 +22,7 @@ VALUABLE = "its value is above the cut"
 PROTECTED = "protected: one of the best of its cluster or group"
 RAISED = "weight raised: a beneficial cell of a rare topic"
 UNCUT = "nothing was to be dropped"
-HARMFUL = "its influence hurts held-out data"
+HARMFUL = "its influence is low beside that of others"
 DISAGREES = "image and caption disagree"
 NEAR_COPY = "near copy of a better pair"
 ID_DIGITS = 32
@@ -173,12 +173,13 @@ def curated_pairs(ledger: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_pairs(ledger: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The rows of a key, of an id or of the beginning of an id.
+    """The rows of a key, of an id, of the beginning of an id or of a uid of the data.
 
     Raises:
         InputError: there is none; names that look like it are given.
     """
-    found = ledger[(ledger["key"] == name) | (ledger["id"] == name) | (ledger["member"] == name)]
+    columns = ["key", "id", "member", "uid"]
+    found = ledger[(ledger[columns] == name).any(axis=1)]
     if found.empty and 6 <= len(name) <= ID_DIGITS:
         found = ledger[ledger["id"].str.startswith(name.lower())]
     if not found.empty:
@@ -188,13 +189,18 @@ def find_pairs(ledger: pd.DataFrame, name: str) -> pd.DataFrame:
     near = near or difflib.get_close_matches(name, keys.head(100_000).tolist(), 3, 0.5)
     hint = f"; did you mean {', '.join(near)}" if near else ""
     raise InputError(
-        f"--explain {name}: no pair of that key or id was seen in this run{hint}; "
+        f"--explain {name}: no pair of that key, uid or id (its first six digits or more) was seen "
+        f"in this run{hint}; "
         "stage3/ledger.parquet lists them all (what --max_train_samples leaves out is not read)"
     )
 
 
 def explain(
-    ledger: Ledger, name: str, clusters: Sequence[Mapping[str, Any]], target_size_ratio: float
+    ledger: Ledger,
+    name: str,
+    clusters: Sequence[Mapping[str, Any]],
+    target_size_ratio: float,
+    caution: str = "",
 ) -> str:
     """The story of the pairs of a key or an id, for people.
 
@@ -203,13 +209,14 @@ def explain(
         name: see `find_pairs`.
         clusters: stage3/cluster_categorization.json.
         target_size_ratio: the share that was to be kept.
+        caution: why inferred influence says little, where it does; "" where it can be believed.
 
     Raises:
         InputError: there is no such pair.
     """
     rows = find_pairs(ledger.ledger, name)
     return "\n\n".join(
-        _story({str(k): v for k, v in row.items()}, ledger, clusters, target_size_ratio)
+        _story({str(k): v for k, v in row.items()}, ledger, clusters, target_size_ratio, caution)
         for row in rows.to_dict("records")
     )
 
@@ -219,6 +226,7 @@ def _story(
     ledger: Ledger,
     clusters: Sequence[Mapping[str, Any]],
     target_size_ratio: float,
+    caution: str,
 ) -> str:
     place = [str(row["shard"])] if row["shard"] else []
     place += [str(row["member"])] if row["member"] else []
@@ -240,7 +248,7 @@ def _story(
     elif row["split"] != "train":
         lines.append(("decision", f"held out in the {row['split']} split: it measures"))
     else:
-        lines += _training_story(row, ledger.cut, clusters, target_size_ratio)
+        lines += _training_story(row, ledger.cut, clusters, target_size_ratio, caution)
     return "\n".join(f"{name:<12}{text}" for name, text in lines)
 
 
@@ -249,11 +257,14 @@ def _training_story(
     cut: float | None,
     clusters: Sequence[Mapping[str, Any]],
     target_size_ratio: float,
+    caution: str,
 ) -> list[tuple[str, str]]:
     cluster = next(entry for entry in clusters if entry["cluster"] == row["cluster"])
     cell = next(cell for cell in cluster["cells"] if cell["cell"] == row["cell"])
     how = "evaluated" if row["evaluated"] else "inferred from pairs like it"
-    direction = "helps" if row["influence"] > 0 else "hurts"
+    judged = f"it {'helps' if row['influence'] > 0 else 'hurts'} held-out data"
+    if caution and not row["evaluated"]:
+        judged = caution
     copies = int(row["better_copies"])
     parts = [
         f"influence {row['influence_part']:+.2f}",
@@ -271,7 +282,7 @@ def _training_story(
         ),
         ("cell", f"{row['cell']}: {cell['meaning']}"),
         ("agreement", f"CLIP score {row['clip_score']:.3f}"),
-        ("influence", f"{row['influence']:+.4f}: it {direction} held-out data ({how})"),
+        ("influence", f"{row['influence']:+.4f}: {judged} ({how})"),
         ("near copies", f"{copies} with a better caption" if copies else "none that is better"),
         *([("groups", str(row["group"]))] if row["group"] else []),
         ("value", f"{row['value']:+.2f} = {', '.join(parts)} (standard deviations){where}"),

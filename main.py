@@ -36,9 +36,12 @@ from stages import (
     select,
     select_baselines,
     validate,
+    warn_of_replacing,
 )
 
 logger = logging.getLogger(__name__)
+
+NEXT_RUN = "-" * 40 + " next run"  # in the log file, below what earlier runs wrote
 
 
 def run_pipeline(config: Config, command: str) -> None:
@@ -55,6 +58,7 @@ def run_pipeline(config: Config, command: str) -> None:
     with _logging(store, config.run.log_file):
         logger.info("%s", command)
         run = Run(config, store, resolve_device(config.run.device))
+        warn_of_replacing(run)
         embedded = embed(run)
         inputs = model_inputs(embedded.value, run.device)
         clustered = cluster(run, embedded)
@@ -122,19 +126,45 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
+class _Once(logging.Filter):
+    """Lets a warning through once: a run may open its data set several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is no warning, or a new one."""
+        if record.levelno != logging.WARNING:
+            return True
+        message = record.getMessage()
+        is_new = message not in self._said
+        self._said.add(message)
+        return is_new
+
+
+def _log_record(level: int, message: str) -> logging.LogRecord:
+    return logging.LogRecord("influencespace", level, "", 0, message, None, None)
+
+
 @contextmanager
 def _logging(store: Store, log_file: str) -> Iterator[None]:
-    """Log to the terminal and to the log file of the run, around progress bars."""
+    """Log to the terminal and, after earlier runs, to the log file, around progress bars."""
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     try:
         path = store.log_path(log_file)
         if path.exists() and not path.is_file():  # a device may be read without end
             raise InputError(f"--log_file {log_file} is no plain file; name another")
-        handlers.append(_LogFile(path, mode="w", encoding="utf-8"))
+        has_earlier = path.exists() and path.stat().st_size > 0
+        handlers.append(_LogFile(path, mode="a", encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--log_file {log_file} cannot be written ({error.strerror})") from error
     handlers[0].setFormatter(logging.Formatter("%(message)s"))
     handlers[1].setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    for handler in handlers:
+        handler.addFilter(_Once())
+    if has_earlier:
+        handlers[1].handle(_log_record(logging.INFO, NEXT_RUN))
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.INFO)
@@ -146,9 +176,7 @@ def _logging(store: Store, log_file: str) -> Iterator[None]:
         with logging_redirect_tqdm():
             yield
     except InputError as error:
-        handlers[1].handle(
-            logging.LogRecord("influencespace", logging.ERROR, "", 0, str(error), None, None)
-        )
+        handlers[1].handle(_log_record(logging.ERROR, str(error)))
         raise
     finally:
         root.setLevel(level)
@@ -162,9 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         run_pipeline(parse_arguments(given), shlex.join(["python", "main.py", *given]))
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # as in `--dry_run | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("interrupted; what is saved stays, continue with --load_saved", file=sys.stderr)
         return 130

@@ -30,6 +30,7 @@ from candidates import SPLIT_OF, IndexedSource, digest
 from data import (
     FILE_TOO_LARGE,
     MAX_FILE_BYTES,
+    MISSING_FILE,
     SPLITS,
     Caption,
     DataConfig,
@@ -128,6 +129,7 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     n_pairs = sum(len(record.captions) for record in records)
     description = f"{len(tables):,} parquet files in {config.data_dir}: "
     description += f"{len(records):,} images, {n_pairs:,} captions"
+    description += _columns_note(tables, config)
     if problems:
         description += f", {len(problems):,} damaged files left out"
     versions = {storable_name(name): version for name, version in listed.items()}
@@ -255,6 +257,16 @@ def _choose_column(
             f"{path}; there are {', '.join(names)}"
         )
     return column
+
+
+def _columns_note(tables: Iterable[_Table], config: DataConfig) -> str:
+    """Which columns were found where those of the flags were not there."""
+    layouts = [table.layout for table in tables]
+    found = dict.fromkeys(((x.data or x.path)[0], x.caption[0]) for x in layouts)
+    if set(found) == {(config.image_column, config.caption_column)}:
+        return ""
+    columns = " or ".join(f"{image} and {caption}" for image, caption in found)
+    return f", in the columns {storable_name(columns)}"
 
 
 def _wrong_type(flag: str, column: str, schema: Any, path: Path, needed: str) -> InputError:
@@ -430,13 +442,13 @@ class _ImageReader:
 
         Raises:
             UnusableImage: the table is damaged there, the image far too large or out of the folder.
-            OSError: there is none, or it cannot be read.
+            OSError: it cannot be read.
         """
         data = self._cell(table, row).as_buffer() if table.layout.data else None
         if data is None:
             path = table.paths[row]
             if not path:
-                raise FileNotFoundError(f"{table.path}, row {row}")
+                raise UnusableImage(MISSING_FILE, "no image in this row")
             return read_file(self._root, self._locate(table, path))
         if data.size > MAX_FILE_BYTES:
             raise UnusableImage(FILE_TOO_LARGE, f"{data.size:,} bytes")

@@ -118,6 +118,7 @@ def open_embeddings(config: DataConfig, rng: np.random.Generator) -> EmbeddingFi
             there is no caption column.
     """
     root = _embeddings_root(config)
+    config.warn_of_unused(("caption_column",), "--embeddings_dir")
     image_root = None if config.data_dir is None else Path(config.data_dir)
     if image_root is not None and not image_root.is_dir():
         raise InputError(

@@ -16,11 +16,14 @@ import visualize
 from findings import (
     against,
     answer,
+    caution_sentence,
+    cells_beside_clusters,
     compare,
     estimate,
     kept_sentence,
     key_findings,
     limitations,
+    skipped_sentence,
     validation,
     value_sentence,
     versus_random,
@@ -54,7 +57,10 @@ from visualize import (
     count,
     mean_and_spread,
     method_label,
+    seconds_and_spread,
+    seconds_text,
     shorten,
+    signed,
 )
 
 RECALL_AT = (1, 5, 10)
@@ -63,6 +69,7 @@ N_LISTED = 8  # clusters listed at either end
 N_CELLS = 10  # cells listed at either end
 MAX_CONSOLE_WARNINGS = 4
 MAX_CONSOLE_METHODS = 12
+GAP_FIGURES = ("results/demographic_gaps.png", "evaluation/fairness_comparison.png")
 
 
 # --- The page ---------------------------------------------------------------------------------
@@ -190,15 +197,17 @@ def _kind_table(summary: Summary) -> str:
         row = [_band(kind["agreement"]), _copies(kind["near_copies"]), f"{kind['pairs']:,}"]
         row.append("–" if kind["kept"] is None else f"{kind['kept']:,}")
         row.append(_share_kept(kind["kept"], kind["pairs"]))
-        row.append("–" if kind["influence"] is None else f"{kind['influence']:+,.0f}")
+        row.append("–" if kind["influence"] is None else signed(kind["influence"]))
         row += [share(kind["faulty"], kind["pairs"])] if pairs.faulty is not None else []
         rows.append(row)
+    doubt = caution_sentence(summary) if pairs.influence is not None else ""
     text = (
         "What hurts is often spread over all topics: a kind of pair shows it, a topic's mean does"
         " not. Near copies: the set has a copy of the image with a better caption. Influence:"
         " leaving such a pair out changes the validation loss by this many percent over"
         f" n = {summary.n_train:,}; positive helps, negative hurts."
         + (" Known faults: as planted, near copies among them." if pairs.faulty is not None else "")
+        + (f" {doubt}" if doubt else "")
     )
     return f"### By kind of pair, over all topics\n\n{text}\n\n{table(header, rows, 2)}"
 
@@ -225,35 +234,50 @@ def _cell_tables(summary: Summary) -> str:
     if not cells:
         return ""
     cells.sort(key=lambda cell: cell["influence_percent"])
-    numbers = {c: sum(cell["category"] == c for cell in cells) for c in CATEGORIES}
+    doubt = caution_sentence(summary)
+    clear = [cell["category"] for cell in cells if _is_clear(cell)]
+    harmful, beneficial = (clear.count(category) for category in ("harmful", "beneficial"))
+    certain = (
+        f"{harmful:,} are harmful and {beneficial:,} beneficial with certainty; of"
+        f" {len(cells) - len(clear):,} the sign is not certain."
+        if not doubt
+        else f"{harmful:,} have an influence clearly below zero by their standard errors and"
+        f" {beneficial:,} one clearly above it, but no sign is certain. {doubt}"
+    )
     text = (
         f"Of {count(len(cells), 'cell')} (pairs of one topic, alike in agreement and copies)"
-        f" {numbers['harmful']:,} are harmful and {numbers['beneficial']:,} beneficial with"
-        f" certainty; of {numbers['neutral']:,} the sign is not certain. Influence: the first-order"
-        " change of the validation loss if the cell were left out, ± the standard error of the"
-        " inference."
+        f" {certain} Influence: the first-order change of the validation loss if the cell were left"
+        " out, ± the standard error of the inference. A single pair's sign is never called certain."
     )
     bands = summary.pairs.band_of_cell()
     parts = [f"### The most harmful and the most beneficial cells\n\n{text}"]
-    harmful = [cell for cell in cells if cell["influence_percent"] < 0][:N_CELLS]
-    beneficial = [cell for cell in cells[::-1] if cell["influence_percent"] > 0][:N_CELLS]
-    for word, listed in (("harmful", harmful), ("beneficial", beneficial)):
+    below = [cell for cell in cells if cell["influence_percent"] < 0][:N_CELLS]
+    above = [cell for cell in cells[::-1] if cell["influence_percent"] > 0][:N_CELLS]
+    for word, listed in (("harmful", below), ("beneficial", above)):
         parts.append(
-            f"Most {word}:\n\n{_cell_table(listed, bands)}" if listed else f"No cell is {word}."
+            f"Most {word}:\n\n{_cell_table(listed, bands, believed=not doubt)}"
+            if listed
+            else f"No cell is {word}."
         )
     return paragraphs(parts)
 
 
-def _cell_table(cells: Sequence[Mapping[str, Any]], bands: Mapping[int, str]) -> str:
+def _is_clear(cell: Mapping[str, Any]) -> bool:
+    """Whether the sign of a cell's influence is beyond its error; one pair is too few to say so."""
+    return bool(cell["category"] != "neutral" and cell["size"] > 1)
+
+
+def _cell_table(
+    cells: Sequence[Mapping[str, Any]], bands: Mapping[int, str], *, believed: bool
+) -> str:
     header = ["topic", "image-text agreement", "copies", "sign"]
     header += ["CLIP score", "pairs", "influence (%)", "kept"]
-    certain = {"harmful": "certain", "beneficial": "certain", "neutral": "not certain"}
     rows = [
         [
             escape(", ".join(cell["terms"][:3]) or "–", 60),
             _band(bands.get(cell["cell"], "–")),
             _copies(cell["near_copies"]),
-            certain[cell["category"]],
+            "certain" if believed and _is_clear(cell) else "not certain",
             quantity(cell["mean_clip_score"]),
             f"{cell['size']:,}",
             f"{cell['influence_percent']:+.3f} ± {cell['stderr_percent']:.3f}",
@@ -351,6 +375,8 @@ def _cluster_tables(summary: Summary) -> str:
         "Influence is the change of the validation loss if the cluster were left out, ± its"
         " standard error: positive helps, negative hurts."
     )
+    if beside := cells_beside_clusters(summary):
+        unit = f"{unit} {beside}"
     if len(entries) <= 2 * N_LISTED:
         return (
             f"### Clusters, lowest influence first\n\n{unit}\n\n{_cluster_table(summary, entries)}"
@@ -504,11 +530,11 @@ def _efficiency(summary: Summary) -> str:
     rows = []
     for method, e in summary.efficiency.items():
         row = [method_name(method), f"{e['n_pairs']:,}", share(e["data_reduction"], 1)]
-        row.append(quantity(e["curation_seconds"], 1))
+        row.append(seconds_text(e["curation_seconds"]))
         for comparison in COMPARISON_LABELS:
             cost = e[comparison]
             row.append(f"{cost['n_steps']:,} ({share(cost['relative_training_cost'], 1)})")
-            row.append(mean_and_spread(cost["training_seconds"]))
+            row.append(seconds_and_spread(cost["training_seconds"]))
         rows.append(row)
     explanation = (
         "Steps in brackets: of the full data's. Choosing does not include embedding the pairs,"
@@ -539,10 +565,14 @@ def _demographic_gaps(summary: Summary) -> str:
             if s["too_small"]
         ]
         parts += [" ".join(small), _gap_table(summary, attribute, groups)]
-    parts.append(
-        _images(summary, "results/demographic_gaps.png", "evaluation/fairness_comparison.png")
-    )
-    return paragraphs(parts)
+    if summary.n_scored_groups == 0:
+        parts.append("There are no figures: too few test captions speak of any group.")
+    elif summary.n_scored_groups == 1:
+        parts.append(
+            "There is no figure of the gaps: too few test captions speak of a second group of any"
+            " attribute."
+        )
+    return paragraphs([*parts, _images(summary, *GAP_FIGURES)])
 
 
 def _gap_table(summary: Summary, attribute: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
@@ -575,7 +605,7 @@ def _reproduction(summary: Summary) -> str:
     return paragraphs(
         (
             f"```sh\n{run['command']}\n```",
-            table(["stage", "seconds"], [[escape(k), f"{v:,.1f}"] for k, v in seconds.items()]),
+            table(["stage", "seconds"], [[escape(k), seconds_text(v)] for k, v in seconds.items()]),
             "A stage that was reused shows the time it took when it was computed; the total is this"
             " run's.",
             f"Seed {run['seed']}. Hardware: {_pairs(run['hardware'])}. Versions:"
@@ -666,15 +696,10 @@ def figures(summary: Summary) -> dict[str, Callable[[], Figure]]:
         )
         for k in RECALL_AT
     }
-    if summary.attributes:
-        made |= {
-            "evaluation/fairness_comparison.png": partial(
-                visualize.fairness_comparison, summary.gaps, GAP_RECALL_AT
-            ),
-            "results/demographic_gaps.png": partial(
-                visualize.demographic_gaps, summary.gaps, GAP_RECALL_AT
-            ),
-        }
+    drawn = (visualize.demographic_gaps, visualize.fairness_comparison)
+    for n_needed, (path, draw) in enumerate(zip(GAP_FIGURES, drawn, strict=True), start=1):
+        if summary.n_scored_groups >= n_needed:
+            made[path] = partial(draw, summary.gaps, GAP_RECALL_AT)
     return made | {
         "results/performance_comparison.png": partial(
             visualize.performance_comparison,
@@ -723,7 +748,12 @@ def _curation_figures(summary: Summary) -> dict[str, Callable[[], Figure]]:
     pairs = summary.pairs
     if pairs.values is not None and pairs.kept is not None:
         made["stage3/cells.png"] = partial(
-            visualize.cells, pairs.values, pairs.kept, pairs.faulty, pairs.kinds()
+            visualize.cells,
+            pairs.values,
+            pairs.kept,
+            pairs.faulty,
+            pairs.kinds(),
+            caution_sentence(summary),
         )
     if summary.categorization is not None:
         made["stage3/cluster_categorization.png"] = partial(
@@ -754,13 +784,15 @@ def _categories(summary: Summary, scores: np.ndarray, stderr: np.ndarray) -> np.
 
 
 def console_summary(summary: Summary) -> str:
-    """At most 25 lines: what was kept, the table, the verdict and where to look."""
+    """At most 27 lines: what was kept, the table, the verdict and where to look."""
     first_sentences = (w.partition(". ")[0].rstrip(".") + "." for w in summary.run["warnings"])
     warnings = [shorten(sentence, 200) for sentence in first_sentences]
     lines = [f"! {w}" for w in warnings[:MAX_CONSOLE_WARNINGS]]
     if len(warnings) > MAX_CONSOLE_WARNINGS:
         lines.append(f"! and {len(warnings) - MAX_CONSOLE_WARNINGS} more warnings")
-    lines += [kept_sentence(summary), *_console_table(summary)]
+    doubt = caution_sentence(summary) if summary.sample_weights is not None else ""
+    lines += [kept_sentence(summary), *filter(None, [skipped_sentence(summary), doubt])]
+    lines += _console_table(summary)
     for comparison, methods in summary.metrics.items():
         if {INFLUENCESPACE, RANDOM} <= set(methods):
             v = compare(summary, comparison, INFLUENCESPACE, RANDOM)

@@ -21,6 +21,7 @@ from clustering import ClusterAssignment
 from curation import CurationResult, curated_size, drop_examples, faults_dropped
 from data import UnusableImage, decode_image
 from embedding import EmbeddingResult
+from findings import caution
 from influence import InfluenceResult
 from influence_validation import InfluenceValidation
 from ledger import Ledger, count_decisions, explain
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 N_DROP_EXAMPLES = 12
 N_RANDOM_PHOTOGRAPHS = 24
 MAX_PHOTOGRAPHS = 60  # on one contact sheet
+SHEETS = ("stage1/contact_sheet.png", "stage3/dropped.png", "stage3/kept.png")
 SHARED_COSTS = {  # stages whose time counts as choosing a method's subset
     INFLUENCESPACE: ("clustering", "influence", "pair_influence", "curation"),
     "diversity_sampling": ("clustering", "diversity_sampling"),
@@ -98,7 +100,7 @@ def write_results(
             "packages": artifacts.package_versions(),
             "warnings": run.warnings,
             "settings": run.config.flat(),
-            "seconds": {name: round(value, 2) for name, value in seconds.items()},
+            "seconds": {name: round(value, 4) for name, value in seconds.items()},
             "total_seconds": round(time.perf_counter() - started, 1),
         },
         n_train=len(embedded.indices),
@@ -157,6 +159,8 @@ def write_results(
         report.figures(summary).items(), desc="figures", unit="figure", disable=None, leave=False
     ):
         store.write_figure(path, make())
+    drawn = {*report.figures(summary), *sheets}
+    store.remove_files(".", sorted({*report.GAP_FIGURES, *SHEETS} - drawn))  # an earlier run's
     total_seconds = round(time.perf_counter() - started, 1)
     store.write_json("run.json", {**summary.run, "total_seconds": total_seconds})
     logger.info("done in %.1f s", total_seconds)
@@ -210,7 +214,7 @@ def dropped_examples(
         }
         for row, why in drop_examples(
             curated,
-            pair_influence.pair_influence,
+            pair_influence.counted,
             pair_influence.agreement,
             clustered.better_copies,
             assignments,
@@ -232,13 +236,18 @@ def draw_contact_sheets(
         embedded.concatenated_embeddings, clustered.centers, clustered.cluster_assignments
     )
     topics = [f"{k}: {', '.join(c['terms'][:3])}" for k, c in enumerate(clustered.clusters)]
-    choices = {"stage1/contact_sheet.png": ("The pair nearest each cluster's centre", central)}
+    topics_sheet, *pair_sheets = SHEETS
+    shown = min(len(central), MAX_PHOTOGRAPHS)
+    which = "" if shown == len(central) else f", the first {shown} of {len(central)} clusters"
+    choices = {topics_sheet: (f"The pair nearest each cluster's centre{which}", central)}
     if curated is not None:
         rng = run.rng("contact sheets")
         dropped = np.setdiff1d(np.arange(len(scores)), curated.curated_rows)
-        for name, rows in (("dropped", dropped), ("kept", curated.curated_rows)):
+        parts = (("dropped", dropped), ("kept", curated.curated_rows))
+        for path, (name, rows) in zip(pair_sheets, parts, strict=True):
             chosen = np.sort(rng.permutation(rows)[:N_RANDOM_PHOTOGRAPHS])
-            choices[f"stage3/{name}.png"] = (f"Pairs {name}, drawn at random", chosen)
+            if len(chosen):
+                choices[path] = (f"Pairs {name}, drawn at random", chosen)
     drawn = []
     for path, (heading, rows) in choices.items():
         images, titles = [], []
@@ -276,7 +285,11 @@ def explain_pair(store: Store, name: str) -> str:
         raise InputError(
             f"--explain: {store.root / artifacts.LEDGER.folder} {error}; run the pipeline first"
         ) from error
-    return explain(ledger, name, curated.categorization, float(ratio))
+    try:
+        doubt = caution(store.read(artifacts.PAIR_INFLUENCE, PairInfluence).quality)
+    except StaleError:  # the story can be told without stage 2
+        doubt = ""
+    return explain(ledger, name, curated.categorization, float(ratio), doubt)
 
 
 def central_rows(

@@ -61,6 +61,7 @@ PACKED_SUFFIXES = (
 )
 
 MAX_PATTERN_PATHS = 100_000
+N_SHOWN_SHARDS = 3
 MAX_EXTENDED_BYTES = 2**20  # of a pax header or a long name; no path comes near
 MAX_PADDING = 2**20  # bytes after the end mark that are looked at
 
@@ -217,8 +218,8 @@ def find_shards(data_dir: str | None) -> tuple[Path, list[str]]:
     there = {path: None for path in paths if os.path.exists(path)}
     if not there:
         raise InputError(
-            f"--data_dir {data_dir}: no such file or folder; give a folder of .tar shards, one of "
-            "them, or a pattern such as shards/{00000..00012}.tar"
+            f"--data_dir {data_dir}: no such file or folder{_shards_near(paths[0])}; give a folder "
+            "of .tar shards, one of them, or a pattern such as shards/{00000..00012}.tar"
         )
     if other := [path for path in there if not path.endswith(".tar")]:
         remedy = "decompress it" if other[0].endswith(PACKED_SUFFIXES) else "give .tar shards"
@@ -236,6 +237,21 @@ def find_shards(data_dir: str | None) -> tuple[Path, list[str]]:
         ) from error
     names = [os.path.relpath(path, root or ".") for path in there]
     return Path(root), sorted(names, key=natural_order)
+
+
+def _shards_near(path: str) -> str:
+    """What shards there are in the folder of one that is not there, in a few words."""
+    if not path.endswith(".tar"):
+        return ""
+    folder = os.path.dirname(path) or "."
+    try:
+        names = sorted((n for n in os.listdir(folder) if n.endswith(".tar")), key=natural_order)
+    except OSError:
+        return ""
+    if not names:
+        return f", and no .tar shard in {folder}"
+    more = f" and {len(names) - N_SHOWN_SHARDS:,} more" if len(names) > N_SHOWN_SHARDS else ""
+    return f"; {folder} holds {storable_name(', '.join(names[:N_SHOWN_SHARDS]))}{more}"
 
 
 def _shards_below(root: Path) -> list[str]:

@@ -22,6 +22,7 @@ from shards import open_shards
 
 logger = logging.getLogger(__name__)
 
+COLUMN_FLAGS = ("image_column", "caption_column", "id_column")
 SYNTHETIC_WARNING = (
     "SYNTHETIC DATA: no COCO could be had, so this run uses drawn scenes and says nothing about "
     "photographs. Give --data_dir a folder with annotations/ and train2017/, or use "
@@ -39,6 +40,12 @@ def open_source(config: DataConfig, *, rng: np.random.Generator) -> PairSource:
     Raises:
         InputError: the data cannot be had or understood.
     """
+    is_local_coco = config.dataset in ("auto", "coco") and config.data_dir is not None
+    if config.dataset in ("folder", "webdataset", "synthetic") or is_local_coco:
+        files = " with --data_dir" if is_local_coco else ""
+        config.warn_of_unused((), f"--dataset {config.dataset}{files}")
+    elif config.dataset == "parquet":
+        config.warn_of_unused(COLUMN_FLAGS, "--dataset parquet")
     if config.dataset == "folder":
         return open_folder(config, rng)
     if config.dataset == "webdataset":

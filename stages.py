@@ -19,7 +19,16 @@ import torch
 from safetensors.torch import save as to_safetensors
 
 import artifacts
-from artifacts import Mode, Provenance, Saved, StaleError, Store, baseline_stage, stage_mode
+from artifacts import (
+    Mode,
+    Provenance,
+    Saved,
+    StaleError,
+    Store,
+    baseline_stage,
+    changed_settings,
+    stage_mode,
+)
 from baselines import (
     BASELINES,
     NEED_CLUSTERS,
@@ -34,7 +43,13 @@ from config import Config
 from curation import CurationInputs, CurationResult, curate, representation, value_parts
 from data import PairReader, PairSource, decode_pixels
 from embedding import EmbeddingResult, embed_pairs
-from encoders import EMBEDDED_WARNING, GivenEmbeddings, load_encoder, resolve_dtype
+from encoders import (
+    DEFAULT_MODEL,
+    EMBEDDED_WARNING,
+    GivenEmbeddings,
+    load_encoder,
+    resolve_dtype,
+)
 from export import ExportReport, export_curated, outdated_exports
 from influence import InfluenceResult, estimate_influence
 from influence_validation import InfluenceValidation, validate_influence
@@ -54,6 +69,11 @@ from train_eval import (
 )
 
 logger = logging.getLogger(__name__)
+
+MEANT_BY_AUTO = {
+    "dataset": ("coco", "synthetic"),
+    "encoder_model": (DEFAULT_MODEL, "embedded"),
+}
 
 
 class ModelInputs(NamedTuple):
@@ -109,6 +129,49 @@ class Run:
         return open_source(replace(self.config.data, dataset=dataset), rng=self.rng("data"))
 
 
+def warn_of_replacing(run: Run) -> None:
+    """Say which results of other settings this run is about to replace, and where.
+
+    With `--load_saved` every stage that is not current says so itself.
+    """
+    config = run.config
+    replaced: dict[str, None] = {}
+    changes: dict[str, None] = {}
+    if config.execution.load_saved:
+        return
+    validates = config.influence_validation.validate_influence > 0
+    for stage in artifacts.STAGES:
+        if stage.number in config.execution.skip_stage or (
+            stage is artifacts.INFLUENCE_VALIDATION and not validates
+        ):
+            continue
+        try:
+            manifest = run.store.manifest(stage)
+        except StaleError:
+            continue
+        replaced[stage.folder] = None
+        found = changed_settings(manifest["settings"], _settings_now(run, manifest["settings"]))
+        found += changed_settings({"seed": manifest.get("seed")}, {"seed": config.run.seed})
+        changes |= dict.fromkeys(found)
+    if changes:
+        logger.warning(
+            "%s holds the results of another run, made with %s; this run replaces %s; to keep "
+            "them choose another --output_dir",
+            *(run.store.root, ", ".join(changes), ", ".join(replaced)),
+        )
+
+
+def _settings_now(run: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of this run; `auto` is what it was when it was saved, where it can be that."""
+    now = run.config.flat()
+    now["precision"] = str(resolve_dtype(run.config.embedding.precision, run.device))
+    for name, meant in MEANT_BY_AUTO.items():
+        is_given = saved.get("embeddings_dir") is not None  # which then stands for both
+        if now[name] == "auto" and (saved.get(name) in meant or is_given):
+            now[name] = saved.get(name)
+    return now
+
+
 def embed(run: Run) -> Saved:
     """Stage 1a: read the data set and embed its pairs."""
     config, stage, mode = run.config, artifacts.EMBEDDING, run.mode(artifacts.EMBEDDING)
@@ -136,6 +199,8 @@ def embed(run: Run) -> Saved:
     else:
         source = run.open_source(dataset)
         dataset, data_fingerprint = source.name, source.fingerprint
+    if source is not None:
+        logger.info("data set: %s", source.description)
     encoder = None
     if encoder_model == "auto":
         encoder = load_encoder(config.embedding, device=run.device)
@@ -385,6 +450,7 @@ def curation_inputs(
         groups=training_groups(e),
         clusters=c.clusters,
         agreement=pair_influence.agreement,
+        counted_influence=pair_influence.counted,
     )
 
 
@@ -426,7 +492,7 @@ def record(
 
     def compute() -> Ledger:
         e, c, p = embedded.value, clustered.value, pair_influence.value
-        parts = value_parts(p.pair_influence, p.agreement, c.better_copies, run.config.curation)
+        parts = value_parts(p.counted, p.agreement, c.better_copies, run.config.curation)
         return make_ledger(
             LedgerInputs(
                 pairs=e.pairs,
@@ -466,7 +532,7 @@ def export(run: Run, embedded: Saved, ledger: Saved) -> ExportReport:
     old = outdated_exports(run.store, config, ledger.fingerprint)
     if old:
         logger.warning(
-            "%s: %s of another curation; add --export %s to write it anew",
+            "%s holds exports of another curation (%s); add --export %s to write them anew",
             run.store.root / "curated",
             " and ".join(old),
             ",".join(old),
@@ -555,7 +621,7 @@ def evaluate(
     )
     mode = run.mode(stage)
     if mode is Mode.REUSE and config.execution.save_checkpoints and not checkpoints.complete():
-        logger.warning("evaluation recomputed: the checkpoints of it are missing")
+        logger.warning("evaluation recomputed: its checkpoints are missing")
         mode = Mode.RUN
 
     def save_model(name: str, parameters: Parameters) -> None:

@@ -137,6 +137,17 @@ class Summary:
                 return {attribute: state["groups"] for attribute, state in attributes.items()}
         return {}
 
+    @property
+    def n_scored_groups(self) -> int:
+        """The most groups of one attribute that have enough test captions to be scored."""
+        return max(
+            (
+                sum(not g["too_small"] for g in groups.values())
+                for groups in self.attributes.values()
+            ),
+            default=0,
+        )
+
     def mean_recall(self, comparison: str, method: str) -> Cell:
         """A method's mean recall: both directions, at 1, 5 and 10."""
         cell: Cell = self.metrics[comparison][method]["mean_recall"]

@@ -94,6 +94,7 @@ BESIDE: dict[str, Any] = {  # a value to the right of what it belongs to
     "fontsize": 8.5,
     "color": INK,
 }
+ON_WHITE: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 
 DPI = 150
 MAX_LABELLED = 30  # more clusters than this are drawn without labels, their extremes beside
@@ -148,6 +149,27 @@ def mean_and_spread(cell: Mapping[str, Any], digits: int = 1) -> str:
     """A mean with its standard deviation, or alone where one value has no spread."""
     mean = f"{cell['mean']:,.{digits}f}"
     return mean if cell["std"] is None else f"{mean} ± {cell['std']:,.{digits}f}"
+
+
+def seconds_text(seconds: float, digits: int | None = None) -> str:
+    """Seconds with a decimal, below one second with two; what rounds to nothing as `<0.1`."""
+    digits = (1 if seconds >= 1 else 2) if digits is None else digits
+    if 0 < seconds < 0.5 * 10**-digits:
+        return f"<{10**-digits:.{digits}f}"
+    return f"{seconds:,.{digits}f}" if seconds else "0"
+
+
+def seconds_and_spread(cell: Mapping[str, Any]) -> str:
+    """Mean seconds with their standard deviation, or alone where one run has no spread."""
+    mean = seconds_text(cell["mean"])
+    if cell["std"] is None:
+        return mean
+    return f"{mean} ± {seconds_text(cell['std'], 1 if cell['mean'] >= 1 else 2)}"
+
+
+def signed(value: float) -> str:
+    """A number with its sign, with a decimal where it is small."""
+    return f"{value:+,.{0 if abs(value) >= 10 else 1}f}"
 
 
 # --- Shared style -----------------------------------------------------------------------------
@@ -319,7 +341,7 @@ def cluster_sizes(sizes: Int[np.ndarray, " K"], terms: Sequence[Sequence[str]]) 
     rows = _label_clusters(labelled, n, [cluster_label(int(k), terms[k]) for k in shown])
     labelled.barh(rows, sizes[shown], 0.72, color=MUTED)
     for row, size in zip(rows, sizes[shown], strict=True):
-        labelled.annotate(f"{size:,}", (size, row), **BESIDE)
+        labelled.annotate(f"{size:,}", (size, row), **BESIDE, bbox=ON_WHITE)
     labelled.set_xlim(0, 1.14 * sizes.max())
     labelled.xaxis.set_major_formatter("{x:,g}")
     median_line: dict[str, Any] = {"color": INK, "linewidth": 1, "linestyle": "--"}
@@ -546,6 +568,7 @@ def cells(
     kept: Bool[np.ndarray, " n"],
     faulty: Bool[np.ndarray, " n"] | None,
     kinds: Sequence[Mapping[str, Any]],
+    caution: str = "",
 ) -> Figure:
     """Which pairs are thrown away: their values, and what is kept of each kind of pair.
 
@@ -554,6 +577,7 @@ def cells(
         kept: which pairs stay.
         faulty: which are known to be faulty, where faults are known.
         kinds: `agreement`, `near_copies`, `pairs`, `kept` and the mean `influence` of each kind.
+        caution: a sentence on how far influence is to be believed.
     """
     n_dropped = len(kept) - int(kept.sum())
     title = f"{n_dropped:,} of {len(kept):,} training pairs are thrown away, by their value"
@@ -566,7 +590,7 @@ def cells(
         note += (
             "Influence: without such a pair the validation loss changes by this many percent over "
             "the number of pairs; negative hurts."
-        )
+        ) + (f" {caution}" if caution else "")
     figure = _new_figure(12.0, max(4.2, 2.0 + 0.3 * len(kinds)), title, note)
     ratios = [1.3, 1, 0.8] if with_influence else [1.3, 1]
     histogram, shares, *rest = figure.subplots(1, len(ratios), width_ratios=ratios)
@@ -601,7 +625,7 @@ def _influence_of_kinds(axes: Axes, means: Sequence[float]) -> None:
     axes.barh(range(len(means)), means, 0.72, color=colors)
     axes.axvline(0, color=INK, linewidth=1)
     for row, mean in enumerate(means):
-        text = f"{mean:+,.0f}".replace("-", "−")
+        text = signed(mean).replace("-", "−")
         axes.annotate(text, (max(mean, 0.0), row), **BESIDE)
     low, high = min(0.0, *means), max(0.0, *means)
     reach = (high - low) or 1.0
@@ -657,17 +681,32 @@ def weight_distribution(
 ) -> Figure:
     """How the weights of the kept pairs are distributed, and which influence earned which."""
     m = len(sample_weights)
+    equal = np.ptp(sample_weights) == 0
     title = f"Weights of the {m:,} kept pairs"
     note = (
-        f"Mean one. They count like {effective_size(sample_weights):,.0f} pairs of equal weight. "
-        "Right: one dot a cluster; weight 0 is a cluster of which nothing was kept."
+        "Mean one. "
+        + (
+            "No pair counts more than another. "
+            if equal
+            else f"They count like {effective_size(sample_weights):,.0f} pairs of equal weight. "
+        )
+        + "Right: one dot a cluster; weight 0 is a cluster of which nothing was kept."
     )
     figure = _new_figure(11.0, 3.9, title, note)
     histogram, dots = figure.subplots(1, 2)
-    low, high = min(0.0, float(sample_weights.min())), max(2.0, float(sample_weights.max()))
-    histogram.hist(sample_weights, bins=np.linspace(low, 1.02 * high, 41), color="#0072B2")
-    histogram.axvline(1, color=INK, linewidth=1, linestyle="--")
-    _style(histogram, "Pairs (dashed: weight one)", x="weight of a pair", y="pairs", grid="y")
+    if equal:
+        heading, weight = "Every kept pair weighs the same", float(sample_weights[0])
+        histogram.bar(weight, m, 0.2, color=LINE_COLORS[INFLUENCESPACE])
+        histogram.annotate(f"{m:,}", (weight + 0.1, m / 2), **BESIDE)
+        histogram.set_xlim(0, 2 * weight)
+        histogram.set_xticks([0, weight], ["0", f"{weight:g}"])
+    else:
+        heading = "Pairs (dashed: weight one)"
+        low, high = min(0.0, float(sample_weights.min())), max(2.0, float(sample_weights.max()))
+        bins = np.linspace(low, 1.02 * high, 41)
+        histogram.hist(sample_weights, bins=bins, color=LINE_COLORS[INFLUENCESPACE])
+        histogram.axvline(1, color=INK, linewidth=1, linestyle="--")
+    _style(histogram, heading, x="weight of a pair", y="pairs", grid="y")
     _style(dots, "Clusters", x=INFLUENCE_UNIT, y="weight of its pairs")
     heights = np.array([cluster_weights[str(c["cluster"])] for c in categorization])
     _category_dots(dots, categorization, heights, 28.0)
@@ -808,8 +847,11 @@ def efficiency_comparison(efficiency: Mapping[str, Mapping[str, Any]]) -> Figure
     panels = figure.subplots(1, len(columns), sharey=True)
     for axes, ((title, unit), cells) in zip(panels, columns.items(), strict=True):
         _style(axes, title, x=unit)
-        digits = 0 if unit == "pairs" else 1
-        _method_bars(axes, rows, cells, {m: mean_and_spread(cells[m], digits) for m in rows})
+        labels = {
+            m: mean_and_spread(cells[m], 0) if unit == "pairs" else seconds_and_spread(cells[m])
+            for m in rows
+        }
+        _method_bars(axes, rows, cells, labels)
         _name_rows(axes, rows)
         axes.set_xlim(right=1.25 * axes.get_xlim()[1])
         axes.locator_params(axis="x", nbins=4)
@@ -825,7 +867,8 @@ def training_progress(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> F
     """
     title = "Loss during training for the same number of epochs"
     note = (
-        "Lines: mean over training seeds; bands: their standard deviation. Training losses are "
+        "Lines: mean over training seeds; bands: their standard deviation. A training loss is the "
+        "mean over the steps since the last one and drawn in their middle. Training losses are "
         "each over the method's own pairs and weights, so only validation losses compare."
     )
     figure = _new_figure(12.0, 4.6, title, note)
@@ -836,9 +879,12 @@ def training_progress(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> F
         ends = {}
         for method, runs in histories.items():
             steps = np.asarray(runs[0]["step"])
+            if key == "train_loss":
+                steps = (np.concatenate([[0], steps[:-1]]) + 1 + steps) / 2
             losses = np.array([run[key] for run in runs], dtype=float)
             _loss_line(axes, method, steps, losses)
             ends[method] = (float(steps[-1]), float(losses[:, -1].mean()))
+        axes.set_xlim(left=0)
         _label_right(axes, ends)
     return figure
 
@@ -846,7 +892,7 @@ def training_progress(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> F
 def _loss_line(
     axes: Axes,
     method: str,
-    steps: Int[np.ndarray, " t"],
+    steps: Int[np.ndarray, " t"] | Float[np.ndarray, " t"],
     losses: Float[np.ndarray, "s t"],
 ) -> None:
     mean, color = losses.mean(axis=0), _line_color(method)

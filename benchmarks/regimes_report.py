@@ -212,28 +212,34 @@ def parts_worth(frame: pd.DataFrame, labels: Mapping[str, str]) -> list[dict[str
     for comparison in (SAME_STEPS, SAME_EPOCHS):
         chosen = frame[frame["comparison"] == comparison]
         for keep in sorted(chosen["keep"].unique()):
-            recalls = {
-                method: rows.pivot(index="seed", columns="regime", values="mean_recall")
-                for method, rows in chosen[chosen["keep"] == keep].groupby("method")
-            }
-            compared = against_unchanged(recalls, labels)
+            recalls, faults_left = (
+                {
+                    method: rows.pivot(index="seed", columns="regime", values=metric)
+                    for method, rows in chosen[chosen["keep"] == keep].groupby("method")
+                }
+                for metric in ("mean_recall", "faults_left")
+            )
+            compared = against_unchanged(recalls, faults_left, labels)
             if compared:
                 found.append({"comparison": comparison, "keep": float(keep), **compared})
     return found
 
 
 def against_unchanged(
-    recalls: Mapping[Any, pd.DataFrame], labels: Mapping[str, str]
+    recalls: Mapping[Any, pd.DataFrame],
+    faults_left: Mapping[Any, pd.DataFrame],
+    labels: Mapping[str, str],
 ) -> dict[str, Any]:
     """Mean recall of every variant less that of InfluenceSpace, paired by regime and seed, points.
 
     Args:
         recalls: of each method, a row a seed, a column a regime; NaN where there is no run.
+        faults_left: share of faulty pairs among the kept, in the same form.
         labels: what is different in each variant.
 
     Returns:
-        InfluenceSpace's own mean recall where a variant has the seed too, and the differences;
-        empty where there are none.
+        InfluenceSpace's own mean recall where a variant has the seed too, the differences, and the
+        faulty among the kept on the same sets; empty where there are none.
     """
     if INFLUENCESPACE not in recalls:
         return {}
@@ -243,10 +249,22 @@ def against_unchanged(
     if not differences:
         return {}
     shared = np.any([table.notna() for table in differences.values()], axis=0)
+    compared = {INFLUENCESPACE: own.where(shared), **differences}
+    faulty = {
+        name: float(faults_left[name].reindex_like(own).where(table.notna()).mean().mean())
+        for name, table in compared.items()
+    }
     return {
-        "influencespace": over_regimes(own.where(shared)),
+        "influencespace": {
+            **over_regimes(compared[INFLUENCESPACE]),
+            "faults_left": faulty[INFLUENCESPACE],
+        },
         "variants": {
-            name: {"label": labels[name], **over_regimes(table)}
+            name: {
+                "label": labels[name],
+                **over_regimes(table),
+                "faults_left": faulty[name],
+            }
             for name, table in differences.items()
         },
     }
@@ -430,7 +448,8 @@ def ablation_tables(worth: Sequence[dict[str, Any]]) -> list[str]:
         "",
         "InfluenceSpace with one thing changed, less InfluenceSpace: points of mean recall, paired "
         "over the seeds that both have. Below zero, the change does harm. The first row is the "
-        "mean recall of InfluenceSpace on those seeds, in percent.",
+        "mean recall of InfluenceSpace on those seeds, in percent. *Faulty* is their share among "
+        "the pairs kept, on the same sets.",
         "",
     ]
     for part in worth:
@@ -443,13 +462,14 @@ def ablation_tables(worth: Sequence[dict[str, Any]]) -> list[str]:
         counts = {s["n_seeds"] for v in part["variants"].values() for s in v["regimes"].values()}
         n_seeds = " to ".join(str(n) for n in sorted({min(counts), max(counts)}))
         lines += [f"### {title}", "", f"Seeds: {n_seeds}.", ""]
-        lines += markdown_table(["variant", *regimes, "mean over its regimes"], rows)
+        lines += markdown_table(["variant", *regimes, "mean over its regimes", "faulty"], rows)
     return lines
 
 
 def _over_regimes(summary: Mapping[str, Any], regimes: Sequence[str], sign: str) -> list[str]:
     values = (*(summary["regimes"].get(regime) for regime in regimes), summary["mean"])
-    return [quantity(value, sign=sign) for value in values]
+    faulty = f"{100 * summary['faults_left']:.1f} %"
+    return [*(quantity(value, sign=sign) for value in values), faulty]
 
 
 def percent(value: float | None) -> str:

@@ -131,12 +131,31 @@ def test_each_change_is_noticed_and_named(
     store: Store, caplog: pytest.LogCaptureFixture, changed: Provenance, words: str
 ) -> None:
     store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=f"{words}.*; repeat the flags it was made with or leave"):
         store.stage(STAGE, Mode.LOAD, changed, Result, fail)
     assert store.load(STAGE, PROVENANCE, Result)  # nothing saved is lost by the error
     again = store.stage(STAGE, Mode.REUSE, changed, Result, lambda: make_result(1))
     assert_same(again.value, make_result(1))
     assert any(r.levelname == "WARNING" and "recomputed" in r.message for r in caplog.records)
+
+
+def test_a_stage_that_was_never_saved_is_not_called_recomputed(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InputError, match="has no saved result; leave out --skip_stage"):
+        store.stage(STAGE, Mode.LOAD, PROVENANCE, Result, fail)
+    caplog.set_level("INFO")
+    store.stage(STAGE, Mode.REUSE, PROVENANCE, Result, make_result)
+    assert "not saved yet" in caplog.text
+    assert "recomputed" not in caplog.text
+    assert all(record.levelname == "INFO" for record in caplog.records)
+
+
+def test_a_setting_that_is_now_left_out_is_not_called_none(store: Store) -> None:
+    saved, left_out = (replace(PROVENANCE, settings={"data_dir": x}) for x in ("photos", None))
+    store.stage(STAGE, Mode.RUN, saved, Result, make_result)
+    with pytest.raises(InputError, match=r"--data_dir photos \(now not set\)"):
+        store.stage(STAGE, Mode.LOAD, left_out, Result, fail)
 
 
 def test_schema_version_is_part_of_the_fingerprint(
@@ -166,6 +185,12 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: (f / "listing.csv").write_text(""), "damaged listing.csv"),
     (lambda f: (f / "manifest.json").write_text("{"), "damaged manifest.json"),
     (lambda f: (f / "manifest.json").write_text("[]"), "damaged manifest.json"),
+    (
+        lambda f: (f / "manifest.json").write_text(
+            json.dumps(dict.fromkeys(artifacts.MANIFEST_KEYS, "x"))
+        ),
+        "damaged manifest.json",
+    ),
     (lambda f: (f / "manifest.json").unlink(), "no saved result"),
 ]
 

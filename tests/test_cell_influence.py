@@ -207,6 +207,14 @@ def test_the_arrays_fit_together(problem: Scattered, tenth: PairInfluence) -> No
     assert 0 < quality["repeats_agree"] <= 1
 
 
+@pytest.mark.parametrize(("explained", "counts"), [(0.01, True), (0.0, False), (-0.2, False)])
+def test_influence_counts_where_it_explains_anything(
+    tenth: PairInfluence, explained: float, counts: bool
+) -> None:
+    found = dataclasses.replace(tenth, quality={**tenth.quality, "explained": explained})
+    assert (found.counted == (tenth.pair_influence if counts else 0)).all()
+
+
 def test_the_same_generator_gives_the_same_bits(small: Scattered) -> None:
     first, again, other = (estimate(small, seed=seed, **QUICK) for seed in (0, 0, 1))
     for field in dataclasses.fields(PairInfluence):

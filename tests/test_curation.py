@@ -519,6 +519,14 @@ def test_near_copies_go_before_their_originals_and_agreement_takes_part() -> Non
         assert curate(inputs, config).curated_rows.tolist() == expected
 
 
+def test_influence_that_explains_nothing_does_not_count() -> None:
+    plain = inputs_of([5.0, 4, 3, 2, 1, 0], [0] * 6, clip_scores=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    uncounted = dataclasses.replace(plain, counted_influence=np.zeros(6))
+    config = CurationConfig(target_size_ratio=0.5, agreement_weight=0.5)
+    assert curate(plain, config).curated_rows.tolist() == [0, 1, 2]
+    assert curate(uncounted, config).curated_rows.tolist() == [3, 4, 5]
+
+
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
 def test_equal_pairs_and_a_single_pair(ratio: float) -> None:
     config = CurationConfig(target_size_ratio=ratio)

@@ -29,6 +29,7 @@ from data import (
     EMPTY_FILE,
     IMAGE_IN_ANOTHER_SPLIT,
     IMAGE_TOO_LARGE,
+    IMAGE_TOO_SMALL,
     MISSING_CAPTION,
     SPLITS,
     Caption,
@@ -74,6 +75,41 @@ def test_spare_pairs_replace_unusable_ones() -> None:
     shown = [pixels["train"][row][0] for row in pairs["image_row"]]
     assert shown == [int(key) for key in pairs["key"]]
     assert set(reader.skipped()["key"]) == {"000", "001", "002", "003"}
+
+
+def test_what_the_limits_leave_out_is_counted() -> None:
+    train = [record(i, f"one {i}", f"two {i}") for i in range(10)]
+    train[0] = record(0, "broken", "too", data=b"junk")
+    evaluation = {
+        "test": [record(50, "a", "b"), record(51, "c", "d"), record(52, "e", "f")],
+        "validation": [record(53, "g", "h")],
+    }
+    limits: dict[str, Any] = {
+        "max_train_samples": 7,
+        "max_val_samples": 9,
+        "max_test_samples": 2,
+    }
+    config = DataConfig(**limits)
+    rng = np.random.default_rng(0)
+    source = IndexedSource("folder", "", "0", {"train": train, **evaluation}, config.limits(), rng)
+    reader, _ = read_all(source, **limits)
+    n_train = 20 - sum(sum(t["split"] == "train") for t in (reader.pairs(), reader.skipped()))
+    assert n_train >= 11
+    assert reader.left_out() == (
+        f"{n_train + 3} further captions of the source were not read: {n_train} of train "
+        "(--max_train_samples 7), 1 of validation (--max_val_samples 9, one caption an image), "
+        "2 of test (--max_test_samples 2)"
+    )
+    source = source_of(train=train, **EVALUATION)
+    assert read_all(source)[0].left_out() == ""
+
+
+@pytest.mark.parametrize("limit", [5, 100])
+def test_what_follows_in_a_stream_is_not_counted(limit: int) -> None:
+    official = {"train": [record(i, f"one {i}") for i in range(10)], **EVALUATION}
+    streams = {split: iter(images) for split, images in official.items()}
+    reader, _ = read_all(StreamSource("hf", "", "0", streams, None), max_train_samples=limit)
+    assert reader.left_out() == ("the rest of the source was not read" if limit == 5 else "")
 
 
 def test_every_image_is_read_once() -> None:
@@ -376,6 +412,8 @@ def bomb() -> bytes:
         (picture(1)[:45], BROKEN_IMAGE),
         (bomb(), IMAGE_TOO_LARGE),
         (encode(PIL.Image.new("L", (101, 100))), IMAGE_TOO_LARGE),
+        (encode(PIL.Image.new("L", (1, 4))), IMAGE_TOO_SMALL),
+        (encode(PIL.Image.new("L", (4, 1))), IMAGE_TOO_SMALL),
     ],
 )
 def test_unusable_images(content: bytes, reason: str) -> None:

@@ -174,6 +174,23 @@ def test_counts_and_what_is_skipped_of_a_folder(album: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("colours")
+def test_a_duplicate_is_shown_with_the_pair_that_stays(tmp_path: Path) -> None:
+    rows = [f"{i:02d}.png,number {i}" for i in range(20)]
+    rows += ["again.png,Number 3.", "00.png,other words"]
+    files: dict[str, bytes | str] = {f"{i:02d}.png": picture(i) for i in range(20)}
+    files |= {"again.png": picture(3), "captions.txt": "\n".join(["image,caption", *rows])}
+    files["splits.csv"] = (
+        "\n".join(
+            ["image,split", *(f"{i:02d}.png,{'test' if i > 17 else 'train'}" for i in range(20))]
+        )
+        + "\nagain.png,train\n"
+    )
+    flags = ("--dataset", "folder", "--data_dir", str(write(tmp_path / "in", files)))
+    text = preview(run_of(tmp_path / "out", *flags, "--n_clusters", "2"))
+    assert "again.png duplicate pair same as position 3: 03.png" in lines_of(text)
+
+
+@pytest.mark.usefixtures("colours")
 def test_more_than_the_sample_is_at_most(tmp_path: Path) -> None:
     names = [f"{i:03d}.png" for i in range(200)]
     captions = "\n".join(["image,caption", *(f"{name},see {name}" for name in names)])

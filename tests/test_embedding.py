@@ -1,5 +1,5 @@
 import logging
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,17 @@ def check_form(result: EmbeddingResult) -> None:
     np.testing.assert_array_equal(result.concatenated_embeddings, both)
     scores = np.einsum("nd,nd->n", result.image_embeddings, result.text_embeddings)
     np.testing.assert_allclose(result.clip_scores, scores, atol=1e-6)
+
+
+def test_what_was_not_read_is_said(source: PairSource, caplog: pytest.LogCaptureFixture) -> None:
+    encoder, few = EmbeddedEncoder(CPU, torch.float32), replace(scenes(), max_train_samples=20)
+    reader = PairReader(source, few, decode=decode_pixels(encoder.preprocess, 10**6))
+    with caplog.at_level(logging.INFO):
+        result = embed_pairs(reader, encoder, EmbeddingConfig(), rng=np.random.default_rng(1))
+    rest = reader.left_out()
+    assert "of train (--max_train_samples 20)" in rest
+    assert result.source == f"{source.description}; {rest}"
+    assert rest in caplog.messages
 
 
 def same(a: EmbeddingResult, b: EmbeddingResult) -> bool:

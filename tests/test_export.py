@@ -134,7 +134,15 @@ def test_list_is_quoted_csv_by_position(tmp_path: Path) -> None:
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, quoting=csv.QUOTE_NONNUMERIC))
     assert rows[0] == ["id", "uid", "key", "caption", "weight"]
-    assert rows[1:] == table[["id", "uid", "key", "caption", "weight"]].to_numpy().tolist()
+    assert rows[1:] == table[["id", "id", "key", "caption", "weight"]].to_numpy().tolist()
+
+
+def test_list_gives_the_data_sets_own_uids_where_there_are_any(tmp_path: Path) -> None:
+    uids = ["f" * 32, *([""] * (len(CASE.table) - 1))]
+    run_export(tmp_path, CASE.changed(uid=uids), "list")
+    with open(tmp_path / "curated/list/curated.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["uid"] for row in rows] == ["f" * 32, *CASE.table["id"][1:]]
 
 
 def test_exports_of_another_curation_are_named(tmp_path: Path) -> None:

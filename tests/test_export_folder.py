@@ -53,7 +53,9 @@ def test_a_folder_that_no_export_wrote_is_left_alone(name: str, tmp_path: Path) 
 def test_a_damaged_manifest_is_an_error(tmp_path: Path) -> None:
     run_export(tmp_path, CASE, "list")
     (tmp_path / "curated/list/export.json").write_text("{}")
-    with pytest.raises(InputError, match=r"export\.json is damaged .* delete the folder"):
+    with pytest.raises(
+        InputError, match=r"export\.json is damaged .* delete .*curated/\w+ and run again"
+    ):
         run_export(tmp_path, CASE, "list")
 
 

@@ -181,5 +181,7 @@ def test_a_data_set_that_breaks_off_is_no_full_disk(tmp_path: Path) -> None:
             yield from list(super().read_again(keys))[:5]
             raise ConnectionResetError("the network is gone")
 
-    with pytest.raises(InputError, match="cannot be read again: the network is gone"):
+    with pytest.raises(
+        InputError, match="cannot be read again: the network is gone; mend that and run"
+    ):
         run_export(tmp_path, CASE, "webdataset", source=Broken(CASE.images))

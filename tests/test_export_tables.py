@@ -33,6 +33,7 @@ def test_tables_are_read_by_datasets(
         assert row["image"]["path"] == f"{expected['id']}.jpg"
         for column in ("caption", "id", "key", "weight", "cluster", "cell", "group"):
             assert row[column] == expected[column]
+        assert row["uid"] == (expected["uid"] or expected["id"])
         assert row["clip_score"] == float(expected["clip_score"])
         missing = np.isnan(expected["influence"])
         assert row["influence"] == (None if missing else expected["influence"])

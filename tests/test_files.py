@@ -185,6 +185,8 @@ def test_lines_that_are_not_utf8_are_windows_1252(caplog: pytest.LogCaptureFixtu
     assert [record.getMessage() for record in caplog.records] == [
         "my/t.csv: 2 lines are not UTF-8; read as Windows-1252"
     ]
+    decode_text(b"\xe9", "my/t.csv")
+    assert caplog.messages[1] == "my/t.csv: 1 line is not UTF-8; read as Windows-1252"
 
 
 @pytest.mark.parametrize(

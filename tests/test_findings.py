@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import report
 from findings import (
     against,
     answer,
     beyond_chance,
+    caution,
+    cells_beside_clusters,
     estimate,
     gap_change,
     kept_sentence,
@@ -20,6 +23,7 @@ from findings import (
     limitations,
     n_undecided_signs,
     seeds_to_decide,
+    skipped_sentence,
     slope_without_extreme,
     spectrum_flatness,
     validation,
@@ -76,7 +80,12 @@ def test_verdict(
         ),
         (
             (29.0, 30.0, None, None, 1),
-            "loses to X by 1.00 points, in the only seed, so the spread is unknown",
+            "loses to X by 1.00 points (one seed: no spread is known; run with more --n_seeds)",
+        ),
+        (
+            (29.0, 29.0, None, None, 1),
+            "shows no difference from X: +0.00 points"
+            " (one seed: no spread is known; run with more --n_seeds)",
         ),
         ((31.0, 30.0, 0.0, 0.0, 3), "beats X by 1.00 points, without spread over seeds"),
     ],
@@ -156,7 +165,7 @@ def test_the_answer_when_nothing_can_be_told() -> None:
 
 def test_one_seed_claims_no_spread() -> None:
     summary = make_summary(n_seeds=1)
-    assert "in the only seed, so the spread is unknown" in answer(summary)
+    assert "one seed: no spread is known" in answer(summary)
     assert "from one training seed" in answer(summary)
     assert "±" not in answer(summary)
     assert "One seed has no spread" in " ".join(limitations(summary))
@@ -171,6 +180,49 @@ def test_without_any_comparison_there_is_still_a_finding() -> None:
     nothing: dict[str, Any] = {"metrics": {}, "efficiency": {}, "gaps": {}, "histories": {}}
     summary = make_summary(3, **nothing, encoder_metrics={}, faults=None, pairs=pairs)
     assert key_findings(summary) == [kept_sentence(summary)]
+
+
+def test_signs_are_taken_back_where_the_inference_explains_little() -> None:
+    assert caution(None) == caution(make_pair_quality(explained=0.1)) == ""
+    assert "explains only 9.9 % of how evaluated" in caution(make_pair_quality(explained=0.099))
+    for explained in (0.0, -0.07):
+        nothing = caution(make_pair_quality(explained=explained))
+        assert "explains nothing of how" in nothing
+        assert nothing.endswith("; agreement alone decides what is kept")
+
+
+def test_the_page_and_the_console_begin_with_what_is_weak_and_what_was_skipped() -> None:
+    quality = make_pair_quality(explained=-0.1)
+    reasons = {"broken image": 2, "x": 1, "empty caption": 30, "y": 1, "z": 1, "none": 0}
+    summary = make_summary(3, pair_quality=quality, skipped=reasons)
+    assert "agreement alone decides" in answer(summary)
+    assert skipped_sentence(summary) == (
+        "Skipped 35: 30 empty caption, 2 broken image, 1 x, 1 y, others (stage1/skipped.csv)."
+    )
+    console = report.console_summary(summary)
+    assert "agreement alone decides" in console
+    assert "Skipped 35" in console
+    fine = make_summary(3, skipped={"broken image": 0})
+    assert "Beware" not in answer(fine) + report.console_summary(fine)
+    assert "Skipped" not in report.console_summary(fine)
+
+
+def test_why_cells_and_clusters_may_differ_in_sign() -> None:
+    text = cells_beside_clusters(make_summary(3))
+    assert "may have different signs" in text
+    assert "pairs of other clusters step in" in text
+    first_order = make_summary(3, influence_info=make_influence_info(removal_correction=False))
+    assert cells_beside_clusters(first_order).endswith("out of training costs.")
+    assert cells_beside_clusters(SUMMARIES["stage 3 not loaded"]) == ""
+
+
+def test_seconds_below_a_tenth_are_not_nothing() -> None:
+    efficiency = make_efficiency()
+    for method, seconds in (("full", 5.04), ("influencespace", 5.0)):
+        efficiency[method]["same_epochs"]["training_seconds"] = {"mean": seconds, "std": 0.0}
+    efficiency["influencespace"]["curation_seconds"] = 0.004
+    text = " ".join(key_findings(make_summary(efficiency=efficiency)))
+    assert "Choosing the pairs took <0.01 s, less than the 0.04 s that one" in text
 
 
 def test_weights_in_words() -> None:

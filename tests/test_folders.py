@@ -53,6 +53,12 @@ CAPTION_TABLES = {
     ),
     "any tsv": ("mine.tsv", "title\tfilepath\nOne\t000.png\nTwo\t.\\000.png\nThree\t001.png\n"),
     "semicolons": ("mine.csv", "file;id;text\n000.png;1;One\n000.png;2;Two\n001.png;3;Three\n"),
+    "tokens": (
+        "Flickr8k.token.txt",
+        "000.png#0\tOne\n000.png#1\tTwo\n001.png#0\tThree\n",
+    ),
+    "no header": ("captions.txt", "000.png,One\n\n000.png,Two\n001.png,Three\n"),
+    "no header, quoted": ("mine.csv", '"000.png","One"\n"000.png","Two"\n"001.png","Three"\n'),
 }
 
 
@@ -86,6 +92,25 @@ def test_table_rows_keep_every_character(tmp_path: Path) -> None:
         ("a.png", "red, green"),
         ("b.png", "\xff"),  # Windows-1252, line by line
     ]
+
+
+def test_tables_without_a_header_keep_every_character(tmp_path: Path) -> None:
+    tabs = (
+        write(tmp_path, {"x.token": 'a.JPG#12\t"Stop" , it\tsays .\n b.jpg \tno number'})
+        / "x.token"
+    )
+    assert folders.read_headless_table(tabs) == [
+        ("a.JPG", '"Stop" , it\tsays .'),
+        ("b.jpg", "no number"),
+    ]
+    commas = write(tmp_path, {"x.csv": 'a#1.webp,red, green\n"b.png","quoted, once"\nc.png\n'})
+    assert folders.read_headless_table(commas / "x.csv") == [
+        ("a#1.webp", "red, green"),
+        ("b.png", "quoted, once"),
+        ("c.png", ""),
+    ]
+    assert folders.read_headless_table(write(tmp_path, {"y.csv": "a.pdf,x\n"}) / "y.csv") is None
+    assert folders.read_headless_table(write(tmp_path, {"z.csv": ""}) / "z.csv") is None
 
 
 def test_metadata_in_subfolders(tmp_path: Path) -> None:
@@ -211,6 +236,8 @@ def test_tables_go_before_texts_beside_images(tmp_path: Path) -> None:
     [
         ({"a.png": b""}, "--data_dir .* holds no captions; understood are captions.txt"),
         ({"captions.txt": "no header here\n"}, "holds no captions"),
+        ({"a/0.tar": b"", "1.tar": b""}, "holds 2 .tar files: --dataset webdataset reads such"),
+        ({"0.parquet": b""}, "holds 1 .parquet files: --dataset parquet reads such"),
         (
             {"a.csv": "file,text\nx,y\n", "b.csv": "file,text\nx,y\n"},
             "a.csv, b.csv all hold captions",

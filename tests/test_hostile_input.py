@@ -50,6 +50,7 @@ from data import (
     FILE_TOO_LARGE,
     IMAGE_IN_ANOTHER_SPLIT,
     IMAGE_TOO_LARGE,
+    IMAGE_TOO_SMALL,
     MISSING_CAPTION,
     MISSING_FILE,
     OUTSIDE_FOLDER,
@@ -286,16 +287,16 @@ def jpeg_that_claims(width: int, height: int) -> bytes:
 
 
 def circular_tiff(exif: bool) -> bytes:
-    """2 x 1 pixels, 40 and 200; the next directory, and the one of EXIF, is the first again."""
+    """2 x 2 pixels, 40 and 200; the next directory, and the one of EXIF, is the first again."""
     entries = [
-        *((256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)),
-        *((273, 4, 1, 1000), (277, 3, 1, 1), (278, 3, 1, 1), (279, 4, 1, 2)),
+        *((256, 3, 1, 2), (257, 3, 1, 2), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)),
+        *((273, 4, 1, 1000), (277, 3, 1, 1), (278, 3, 1, 2), (279, 4, 1, 4)),
     ]
     entries += [(34665, 4, 1, 8)] if exif else []
     directory = struct.pack("<H", len(entries))
     directory += b"".join(struct.pack("<HHII", *entry) for entry in entries)
     head = b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 8)
-    return head.ljust(1000, b"\0") + bytes([40, 200])
+    return head.ljust(1000, b"\0") + 2 * bytes([40, 200])
 
 
 def two_colours(size: tuple[int, int] = (16, 8)) -> PIL.Image.Image:
@@ -329,24 +330,33 @@ USABLE: dict[str, tuple[str, bytes, tuple[int, int], Colours, int]] = {
         *({(0, 0): (255, 0, 0), (7, 15): (255, 0, 0)}, 8),
     ),
     "16 bits grey": (
-        *("png", png(2, 1, 16, 0, b"\0" + struct.pack(">HH", 0x8000, 0xFFFF)), (1, 2)),
+        *("png", png(2, 2, 16, 0, 2 * (b"\0" + struct.pack(">HH", 0x8000, 0xFFFF))), (2, 2)),
         *({(0, 0): (128, 128, 128), (0, 1): (255, 255, 255)}, 1),
     ),
     "16 bits colour": (
-        *("png", png(1, 1, 16, 2, b"\0" + struct.pack(">HHH", 0x1280, 0x8000, 0xFF80)), (1, 1)),
-        *({(0, 0): (0x12, 0x80, 0xFF)}, 1),
+        "png",
+        png(2, 2, 16, 2, 2 * (b"\0" + 2 * struct.pack(">HHH", 0x1280, 0x8000, 0xFF80))),
+        *((2, 2), {(0, 0): (0x12, 0x80, 0xFF)}, 1),
     ),
     "palette with transparency": (
         "png",
-        png(2, 1, 8, 3, b"\0\0\1", (b"PLTE", bytes([9, 9, 9, 10, 200, 30])), (b"tRNS", b"\0\xff")),
-        *((1, 2), {(0, 0): (255, 255, 255), (0, 1): (10, 200, 30)}, 0),
+        png(
+            2,
+            2,
+            8,
+            3,
+            b"\0\0\1" * 2,
+            (b"PLTE", bytes([9, 9, 9, 10, 200, 30])),
+            (b"tRNS", b"\0\xff"),
+        ),
+        *((2, 2), {(0, 0): (255, 255, 255), (0, 1): (10, 200, 30)}, 0),
     ),
     "RGBA": (  # 200 * 0.2 + 255 * 0.8
-        *("png", png(1, 1, 8, 6, bytes([0, 200, 0, 0, 51])), (1, 1)),
+        *("png", png(2, 2, 8, 6, 2 * (b"\0" + 2 * bytes([200, 0, 0, 51]))), (2, 2)),
         *({(0, 0): (244, 204, 204)}, 1),
     ),
     "grey and alpha": (
-        *("png", png(2, 1, 8, 4, bytes([0, 100, 51, 100, 255])), (1, 2)),
+        *("png", png(2, 2, 8, 4, 2 * bytes([0, 100, 51, 100, 255])), (2, 2)),
         *({(0, 0): (224, 224, 224), (0, 1): (100, 100, 100)}, 1),
     ),
     "broken EXIF": (
@@ -363,9 +373,8 @@ USABLE: dict[str, tuple[str, bytes, tuple[int, int], Colours, int]] = {
     "EXIF orientation 3": (
         *("jpg", turned(3), (8, 16), {(4, 2): (0, 0, 255), (4, 13): (255, 0, 0)}, 8),
     ),
-    "1 x 1": ("png", png(1, 1, 8, 2, bytes([0, 1, 2, 3])), (1, 1), {(0, 0): (1, 2, 3)}, 0),
-    "1 x 20,000": (
-        *("png", png(1, 20_000, 8, 0, b"\0\x4d" * 20_000), (20_000, 1)),
+    "2 x 20,000": (
+        *("png", png(2, 20_000, 8, 0, b"\0\x4d\x4d" * 20_000), (20_000, 2)),
         *({(0, 0): (77, 77, 77), (19_999, 0): (77, 77, 77)}, 0),
     ),
     "animated GIF": ("jpg", frames("GIF"), (4, 6), {(0, 0): (255, 0, 0), (3, 5): (255, 0, 0)}, 0),
@@ -375,15 +384,15 @@ USABLE: dict[str, tuple[str, bytes, tuple[int, int], Colours, int]] = {
         *({(0, 0): (255, 0, 0), (3, 5): (255, 0, 0)}, 0),
     ),
     "TIFF with a circle": (
-        *("png", circular_tiff(exif=False), (1, 2)),
+        *("png", circular_tiff(exif=False), (2, 2)),
         *({(0, 0): (40, 40, 40), (0, 1): (200, 200, 200)}, 0),
     ),
     "TIFF with a circle in EXIF": (
-        *("png", circular_tiff(exif=True), (1, 2)),
+        *("png", circular_tiff(exif=True), (2, 2)),
         *({(0, 0): (40, 40, 40), (0, 1): (200, 200, 200)}, 0),
     ),
     "more data than pixels": (
-        *("png", png(2, 1, 8, 0, bytes([0, 8, 9]) + bytes(2**25)), (1, 2)),
+        *("png", png(2, 2, 8, 0, 2 * bytes([0, 8, 9]) + bytes(2**25)), (2, 2)),
         *({(0, 0): (8, 8, 8), (0, 1): (9, 9, 9)}, 0),
     ),
 }
@@ -398,18 +407,26 @@ UNUSABLE: dict[str, tuple[str, bytes, str, str]] = {
     "program": ("jpg", encode(NOISE, "EPS"), BROKEN_IMAGE, "cannot identify image file"),
     "icon": ("png", encode(NOISE, "ICO", sizes=[(64, 64)]), BROKEN_IMAGE, "cannot identify"),
     "huge PNG": ("png", png(10**5, 10**5, 8, 2, b""), IMAGE_TOO_LARGE, "100000 x 100000"),
+    "1 x 1": (
+        *("png", png(1, 1, 8, 2, bytes([0, 1, 2, 3])), IMAGE_TOO_SMALL),
+        "1 x 1: a side has fewer than 2 pixels",
+    ),
+    "1 x 20,000": (
+        *("png", png(1, 20_000, 8, 0, b"\0\x4d" * 20_000), IMAGE_TOO_SMALL, "1 x 20000: a side"),
+    ),
+    "20,000 x 1": ("jpg", jpeg_that_claims(20_000, 1), IMAGE_TOO_SMALL, "20000 x 1: a side"),
     "huge JPEG": ("jpg", jpeg_that_claims(65_500, 65_500), IMAGE_TOO_LARGE, "65500 x 65500"),
     "text bomb": (
-        *("png", png(1, 1, 8, 0, b"\0\7", compressed_text(2**26)), BROKEN_IMAGE),
+        *("png", png(2, 2, 8, 0, 2 * b"\0\7\7", compressed_text(2**26)), BROKEN_IMAGE),
         "too large",
     ),
     "many texts": (
-        *("png", png(1, 1, 8, 0, b"\0\7", *[compressed_text(2**20 - 99)] * 80), BROKEN_IMAGE),
+        *("png", png(2, 2, 8, 0, 2 * b"\0\7\7", *[compressed_text(2**20 - 99)] * 80), BROKEN_IMAGE),
         "Too much memory",
     ),
     "profile bomb": (
         "png",
-        png(1, 1, 8, 0, b"\0\7", (b"iCCP", b"icc\0\0" + zlib.compress(bytes(2**26), 9))),
+        png(2, 2, 8, 0, 2 * b"\0\7\7", (b"iCCP", b"icc\0\0" + zlib.compress(bytes(2**26), 9))),
         *(BROKEN_IMAGE, "too large"),
     ),
 }

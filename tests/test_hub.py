@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,18 @@ import pandas as pd
 import pytest
 
 import hub
-from data import BROKEN_IMAGE, MISSING_CAPTION, MISSING_FILE, SPLITS, DataConfig
+from data import (
+    BROKEN_IMAGE,
+    MISSING_CAPTION,
+    MISSING_FILE,
+    OUTSIDE_FOLDER,
+    SPLITS,
+    DataConfig,
+    UnusableImage,
+)
 from settings import InputError
 from sources import open_source
-from tests.helpers import offline_datasets, open_hf, picture, read_all, write
+from tests.helpers import offline_datasets, open_hf, photographs, picture, read_all, write
 
 
 @pytest.fixture
@@ -74,11 +83,11 @@ def test_lists_of_captions_stay_with_their_image(tmp_path: Path, cache: Any) -> 
 
 
 def test_parquet_folder(tmp_path: Path, cache: Any) -> None:
-    path = write(tmp_path, {"on_disk.png": picture(77)}) / "on_disk.png"
+    folder = tmp_path / "parquet"
+    path = write(folder, {"on_disk.png": picture(77)}) / "on_disk.png"
     cells: list[dict[str, Any]] = [{"bytes": picture(i), "path": None} for i in range(20)]
     cells[3], cells[4] = {"bytes": b"not an image", "path": "x"}, {"bytes": None, "path": str(path)}
     cells[5] = {"bytes": None, "path": None}
-    folder = tmp_path / "parquet"
     for split, part in (
         ("train", cells),
         ("val", cells[:0]),
@@ -103,6 +112,61 @@ def test_parquet_folder(tmp_path: Path, cache: Any) -> None:
         open_hf(folder)
     with pytest.raises(InputError, match="--caption_column photo holds dict, not text"):
         open_hf(folder, image_column="photo", caption_column="photo")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "save_to_disk"])
+def test_paths_in_cells_lead_nowhere_else(
+    tmp_path: Path, cache: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder = tmp_path / "in"
+    write(tmp_path, {"secret.png": picture(70), "cache/hub.png": picture(71)})
+    write(
+        folder, {f"{name}.png": picture(72 + i) for i, name in enumerate(("own", "sub/own", "b"))}
+    )
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    outside = [str(tmp_path / "secret.png"), "../secret.png", f"file://{tmp_path}/secret.png"]
+    outside += ["http://localhost:1/a.png", str(folder / "link.png"), "/dev/zero", "link.png"]
+    inside = [str(folder / "own.png"), "sub/own.png", str(tmp_path / "cache/hub.png"), "in/b.png"]
+    paths = [*outside, *inside]
+    captions = [f"caption {i}" for i in range(len(paths) + 20)]
+    if kind == "parquet":
+        cells: list[dict[str, Any]] = [{"bytes": None, "path": path} for path in paths]
+        cells += [{"bytes": picture(i), "path": None} for i in range(20)]
+        pd.DataFrame({"image": cells, "caption": captions}).to_parquet(folder / "train.parquet")
+    else:
+        write(folder, photographs(20))
+        names = [*paths, *photographs(20)]
+        cache.Dataset.from_dict({"image": names, "caption": captions}).save_to_disk(folder)
+    monkeypatch.chdir(tmp_path)
+    reader, _ = read_all(open_hf(folder))
+    skipped = reader.skipped()
+    refused = [f"train/{i}" for i in range(len(outside))]
+    assert sorted(skipped.loc[skipped["reason"] == OUTSIDE_FOLDER, "key"]) == refused
+    assert set(skipped["reason"]) == {OUTSIDE_FOLDER}
+    assert len(reader.pairs()) == len(inside) + 20
+
+
+def test_a_stream_opens_what_is_on_the_hub_alone(
+    tmp_path: Path, cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def xopen(path: str, _: str) -> io.BytesIO:
+        opened.append(path)
+        return io.BytesIO(b"from the Hub")
+
+    monkeypatch.setattr("datasets.utils.file_utils.xopen", xopen)
+    secret = write(tmp_path, {"secret.png": b"secret"}) / "secret.png"
+    paths = ["hf://datasets/a/b/1.png", "zip://1.png::hf://datasets/a/b/1.zip"]
+    for path in (str(secret), f"zip://1.png::{secret}", "https://localhost:1/1.png", *paths):
+        table = [{"caption": "a", "image": {"bytes": None, "path": path}}]
+        [record] = hub._stream_records(table, ["caption", "image"], "train", 0)
+        if path in paths:
+            assert record.read() == b"from the Hub"
+            continue
+        with pytest.raises(UnusableImage, match=OUTSIDE_FOLDER):
+            record.read()
+    assert opened == paths
 
 
 def test_folder_without_tables(tmp_path: Path, cache: Any) -> None:

@@ -192,7 +192,7 @@ def test_pairs_are_found_by_key_id_member_and_beginning_of_an_id(made: Ledger) -
     assert find_pairs(made.ledger, "photo 0.jpg")["position"].tolist() == [7, 10]
     with pytest.raises(InputError, match=r"--explain broken: .* did you mean broken\.jpg; stage3"):
         find_pairs(made.ledger, "broken")
-    with pytest.raises(InputError, match="--explain zzz: no pair of that key or id was seen"):
+    with pytest.raises(InputError, match="--explain zzz: no pair of that key, uid or id"):
         find_pairs(made.ledger, "zzz")
 
 
@@ -209,6 +209,11 @@ def test_stories(made: Ledger) -> None:
     assert "decision    dropped: image and caption disagree" in dropped.splitlines()
     assert "agreement -2.50" in dropped
     assert "the cut that keeps 50% is at -0.20" in dropped
+    weak = explain(made, "photo 5.jpg", CLUSTERS, 0.5, "the inference explains nothing")
+    assert "influence   +0.0500: the inference explains nothing (inferred from pairs" in weak
+    assert "held-out data" not in weak
+    evaluated = explain(made, "photo 4.jpg", CLUSTERS, 0.5, "the inference explains nothing")
+    assert "influence   +0.2500: it helps held-out data (evaluated)" in evaluated
     both = explain(made, "photo 0.jpg", CLUSTERS, 0.5)
     assert "skipped     duplicate pair (same as position 10), while reading the train" in both
     assert "instead     photo 0.jpg: caption 0" in both

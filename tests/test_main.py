@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import config
 import main
+import report
 import stages
 from artifacts import Store, stage_rng
 from baselines import BASELINES, NEED_CLUSTERS, NEED_REFERENCE
@@ -282,12 +287,43 @@ def test_contact_sheets_and_checkpoints(finished: Path) -> None:
     assert model["text_map"].shape == (256, 16)
 
 
+def test_contact_sheets_do_not_outlive_the_run_they_show(copied: Path) -> None:
+    assert run(copied, "--load_saved", "--target_size_ratio", "1.0", "--visualize") == 0
+    assert not (copied / "stage3/dropped.png").exists()  # nothing is
+    assert (copied / "stage3/kept.png").is_file()
+    assert run(copied, "--load_saved", "--target_size_ratio", "1.0") == 0
+    for name in ("stage1/contact_sheet.png", "stage3/kept.png"):
+        assert not (copied / name).exists()
+
+
 def test_same_seed_same_bytes_and_another_seed_differs(finished: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "again", "--visualize", "--save_checkpoints") == 0
     assert timeless(tmp_path / "again") == timeless(finished)
     assert run(tmp_path / "other", "--seed", "7", "--methods", "influencespace") == 0
     for name in ("stage1/clip_scores.npy", "stage2/influence_scores.npy"):
         assert (tmp_path / "other" / name).read_bytes() != (finished / name).read_bytes()
+
+
+def test_figures_of_groups_do_not_outlive_the_captions_they_need(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train_eval.MIN_GROUP_QUERIES", 10**9)
+    paths = [copied / path for path in report.GAP_FIGURES]
+    for path in paths:
+        path.write_bytes(b"of an earlier run")
+    assert run(copied, "--load_saved") == 0
+    assert not any(path.exists() for path in paths)
+    assert "There are no figures: too few test" in (copied / "results/results.md").read_text()
+
+
+def test_explain_doubts_what_is_inferred_from_little(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = pd.read_parquet(copied / "stage3/ledger.parquet")
+    inferred = ledger[ledger["evaluated"].eq(False).fillna(False)]["id"].iloc[0]
+    monkeypatch.setattr("findings.EXPLAINS_LITTLE", 2.0)
+    assert main.main(["--output_dir", str(copied), "--explain", inferred]) == 0
+    assert "is weak evidence" in capsys.readouterr().out
 
 
 def test_load_saved_changes_nothing(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,6 +353,61 @@ def test_changed_setting_recomputes_what_follows(
     assert after["stage2/influence_scores.npy"] == before["stage2/influence_scores.npy"]
     assert len(np.load(copied / "stage3/curated_indices.npy")) == 30
     assert len(np.load(copied / "baselines/random_indices.npy")) == 30
+
+
+def _stop(*_: Any) -> None:
+    for _time in range(2):
+        logging.getLogger("files").warning("c.txt: 1 line is not UTF-8; read as Windows-1252")
+    raise InputError("enough")
+
+
+def test_a_run_with_other_settings_says_what_it_replaces(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main, "embed", _stop)
+    earlier = (copied / "log.txt").read_text()
+    assert run(copied, "--seed", "7", "--num_epochs", "3") == 2
+    [notice] = [line for line in capsys.readouterr().err.splitlines() if "another run" in line]
+    assert notice.startswith(f"{copied} holds the results of another run, made with ")
+    assert "--seed 42 (now 7)" in notice
+    assert "--num_epochs 2 (now 3)" in notice
+    assert "this run replaces stage1, stage2, stage3, evaluation;" in notice
+    log = (copied / "log.txt").read_text()
+    assert log.startswith(earlier)
+    assert log.count(main.NEXT_RUN) == 1
+    assert notice in log.removeprefix(earlier)
+    assert run(copied, "--num_epochs", "3", "--skip_stage", "1", "2") == 2
+    assert "this run replaces stage3, evaluation;" in capsys.readouterr().err
+    for same in ("", "--load_saved --seed 7", "--num_workers 1"):
+        assert run(copied, *same.split()) == 2
+        assert "another run" not in capsys.readouterr().err
+    assert run(copied / "new") == 2
+    log = (copied / "new/log.txt").read_text()
+    assert main.NEXT_RUN not in log
+    assert "another run" not in log
+
+
+def test_auto_is_no_other_setting_where_it_can_mean_the_saved_one(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = [*TINY, "--dataset", "auto", "--encoder_model", "auto"]
+    same = stages.Run(config.parse_arguments(flags), Store(copied), torch.device("cpu"))
+    stages.warn_of_replacing(same)
+    assert not caplog.messages
+    flags = [*TINY, "--dataset", "folder", "--data_dir", "pictures"]
+    stages.warn_of_replacing(replace(same, config=config.parse_arguments(flags)))
+    [notice] = caplog.messages
+    assert "(now pictures), --dataset synthetic (now folder); this run replaces" in notice
+
+
+def test_a_warning_is_given_once_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main, "embed", _stop)
+    for n_runs in (1, 2):
+        assert run(tmp_path) == 2
+        assert capsys.readouterr().err.count("not UTF-8") == 1
+        assert (tmp_path / "log.txt").read_text().count("not UTF-8") == n_runs
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
@@ -458,6 +549,8 @@ def test_hostile_folder_ends_well(photographs: Path, tmp_path: Path) -> None:
     assert by_key["empty.png"] == "empty file"
     assert by_key["missing.png"] == "missing file"
     assert by_key["1.png"] == "empty caption"
+    log = (out / "log.txt").read_text()
+    assert f"data set: folder {photographs}, captions.txt: 63 images, 64 captions" in log
     assert "broken image" in (out / "results/results.md").read_text()
 
 
@@ -647,3 +740,24 @@ def test_main_is_a_program(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr == "error: --rank must be >= 1; got -1\n"
+
+
+def test_a_closed_pipe_ends_the_run_without_a_traceback() -> None:
+    script = (
+        "import sys, main\n"
+        "main.run_pipeline = lambda *_: print('x' * 10**6)\n"
+        "sys.exit(main.main(['--dry_run']))"
+    )
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command,
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        cwd=Path(main.__file__).parent,
+        text=True,
+        check=False,
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (1, "")

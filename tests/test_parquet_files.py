@@ -203,6 +203,9 @@ def test_named_columns_and_the_first_known_one(tmp_path: Path) -> None:
     table(tmp_path, "a.parquet", columns)
     first = stored(tmp_path)[0]
     assert (first.captions[0].text, first.read()) == ("title 0", picture(0))
+    assert "6 captions, in the columns jpg and title;" in open_tables(tmp_path).description
+    source = open_tables(tmp_path, caption_column="title", image_column="jpg")
+    assert "in the columns" not in source.description
     first = stored(tmp_path, caption_column="mine", image_column="png")[0]
     assert (first.captions[0].text, first.read()) == ("mine 0", picture(50))
 
@@ -524,11 +527,16 @@ def test_cells_without_an_image(tmp_path: Path) -> None:
     table(tmp_path, "c.parquet", {"path": [None, "gone.png", "."], "caption": ["x"] * 3})
     table(tmp_path, "d.parquet", {"image": pa.nulls(1), "caption": ["x"]})
     outcomes: list[bytes | str] = []
+    details: set[str] = set()
     for record in stored(tmp_path):
         try:
             outcomes.append(record.read())
         except FileNotFoundError:
             outcomes.append(MISSING_FILE)
+        except UnusableImage as error:
+            outcomes.append(error.reason)
+            details.add(error.detail)
+    assert details == {"no image in this row"}
     gone = MISSING_FILE
     assert outcomes == [gone, gone, gone, gone, b"", gone, b"\0", gone, gone, gone, gone]
 

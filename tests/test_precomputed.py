@@ -184,6 +184,14 @@ def test_many_blocks_and_more_files_than_stay_open(
     np.testing.assert_allclose(files.texts_at(positions), unit(texts[positions]), rtol=0, atol=1e-7)
 
 
+def test_flags_that_embeddings_do_not_use(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_one(tmp_path, columns={"mine": [f"row {i}" for i in range(40)]})
+    open_files(tmp_path, caption_column="mine")
+    assert not caplog.messages
+    open_files(tmp_path, caption_column="mine", image_column="png")
+    assert caplog.messages == ["--image_column: not used by --embeddings_dir; leave it out"]
+
+
 def test_the_seed_decides_splits_and_order(tmp_path: Path) -> None:
     save_one(tmp_path)
     splits = [image_splits(open_files(tmp_path, seed).source) for seed in (0, 0, 1)]

@@ -235,6 +235,7 @@ def test_influencespace_chooses_within_its_budget(
         "tenth": bench.Variant(cells=quick),
         "all": bench.Variant(cells={**quick, "influence_budget": 1.0}, equal_weights=True),
         "twice": bench.Variant(cells=quick, rounds=2),
+        "told": bench.Variant(cells=quick, labels_known=True),
     }
     chosen = {
         name: bench.influencespace(variant)(problem, 0.8, 0) for name, variant in variants.items()
@@ -242,8 +243,15 @@ def test_influencespace_chooses_within_its_budget(
     for one in chosen.values():
         assert len(one.rows) == len(set(one.rows.tolist())) == 80
         assert one.seconds > 2
+    faulty = problem.regime.faults != ""
+    assert faulty[chosen["told"].rows].mean() < faulty.mean()
     assert chosen["all"].weights is None
     assert chosen["tenth"].weights.mean() == pytest.approx(1)
+
+
+def test_labels_are_of_no_use_where_nothing_is_faulty(bench: Any, problems: dict[str, Any]) -> None:
+    with pytest.raises(SystemExit, match="labels_known: clean has no faulty pairs"):
+        bench.judged_by_labels(problems["clean"], argparse.Namespace(), 80)
 
 
 def test_every_method_is_reported_and_every_variant_has_a_label(bench: Any, report: Any) -> None:
@@ -369,7 +377,8 @@ def test_a_variant_is_paired_with_influencespace_by_regime_and_seed(
         ("two_rounds", "clean", {1: 33, 3: 70}),  # +1, and a seed without InfluenceSpace
         ("topics_ignored", "boilerplate_20", {0: 40}),  # a regime without InfluenceSpace
     ):
-        runs(bench, file, method, regime, {"mean_recall": recalls})
+        left = {seed: 0.1 if method == "budget_0.03" else 0.01 * seed for seed in recalls}
+        runs(bench, file, method, regime, {"mean_recall": recalls, "faults_left": left})
     frame = bench.read_rows(file)
     (tmp_path / "out").mkdir()
     report.write_summary(frame, tmp_path / "out", ABOUT, LABELS)
@@ -378,10 +387,10 @@ def test_a_variant_is_paired_with_influencespace_by_regime_and_seed(
     assert [line for line in after.splitlines() if line.startswith(("| ", "### ", "Seeds"))] == [
         "### Same number of steps as the full data, keep 0.8",
         "Seeds: 1 to 2.",
-        "| variant | clean | wrong_20 | mean over its regimes |",
-        "| InfluenceSpace | 31.00 ± 1.00 | 21.00 ± 1.00 | 26.00 ± 1.00 |",
-        "| a small budget | -1.50 ± 0.50 | +2.50 ± 1.50 | +0.50 ± 0.50 |",
-        "| two rounds | +1.00 | – | +1.00 |",
+        "| variant | clean | wrong_20 | mean over its regimes | faulty |",
+        "| InfluenceSpace | 31.00 ± 1.00 | 21.00 ± 1.00 | 26.00 ± 1.00 | 0.5 % |",
+        "| a small budget | -1.50 ± 0.50 | +2.50 ± 1.50 | +0.50 ± 0.50 | 10.0 % |",
+        "| two rounds | +1.00 | – | +1.00 | 1.0 % |",
     ]
     assert "| Random |" in before
     for name in ("Budget 0.03", "Two rounds", "Topics ignored", *LABELS.values()):
@@ -398,6 +407,7 @@ def test_a_variant_is_paired_with_influencespace_by_regime_and_seed(
             "wrong_20": {"mean": 2.5, "stderr": pytest.approx(1.5), "n_seeds": 2},
         },
         "mean": {"mean": 0.5, "stderr": pytest.approx(0.5)},
+        "faults_left": pytest.approx(0.1),
     }
     assert summary["ablation"]["rare_group"] == []
     assert {m for cell in summary["cells"] for m in cell["methods"]} == {"influencespace", "random"}

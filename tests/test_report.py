@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import report
-from tests.test_summary import SUMMARIES, make_summary
+from tests.test_summary import SUMMARIES, make_pair_quality, make_summary
 from tests.test_visualize import NASTY, make_categorization, make_gaps, make_validation
 
 AGREEMENT = "image-text agreement"
@@ -166,6 +166,8 @@ def test_efficiency_table() -> None:
     assert own["choosing (s)"] == "14.2"
     assert own["same epochs: steps"] == "1,248 (80.0 %)"
     assert own["same steps: training (s)"] == "8.1 ± 0.2"
+    chosen = {row["method"]: row["choosing (s)"] for row in rows}
+    assert (chosen["Full data"], chosen["Random"], chosen["Diversity"]) == ("0", "<0.01", "0.01")
 
 
 def test_what_was_kept() -> None:
@@ -198,6 +200,9 @@ def test_kinds_of_pairs() -> None:
     assert lowest["pairs"] == f"{n_dropped:,}"
     assert (lowest["kept"], lowest["share kept"]) == ("0", "0.0 %")
     assert lowest["influence of a pair (% / n)"] == "-80"
+    faint = dataclasses.replace(summary.pairs, influence=np.full(summary.n_train, -0.3))
+    rows_of_faint = table_with(report.results_markdown(make_summary(20, pairs=faint)), "copies")
+    assert rows_of_faint[0]["influence of a pair (% / n)"] == "-0.3"
     assert lowest["known faults"] == "100.0 %"
     assert [row["copies"] for row in rows] == ["–", "–", "near copies"]
     assert f"over n = {summary.n_train:,};" in page
@@ -225,11 +230,36 @@ def test_cells_that_hurt_and_help_most() -> None:
             f"{c['pairs_kept']:,} of {c['size']:,}" for c in strongest
         ]
     assert harmful[2][1] in ("lowest third", "highest third")
-    assert {row[3] for row in harmful[2:]} == {"certain"}
+    sizes = {f"{c['influence_percent']:+.3f} ± 0.020": c["size"] for c in cells}
+    assert [row[3] for row in harmful[2:]] == [
+        "certain" if sizes[row[6]] > 1 else "not certain" for row in harmful[2:]
+    ]
+    assert 1 in [sizes[row[6]] for row in harmful[2:]]  # one pair is never certain
     assert {row[2] for row in beneficial[2:]} == {"near copies"}
-    n_harmful = sum(c["category"] == "harmful" for c in cells)
+    n_harmful = sum(c["category"] == "harmful" and c["size"] > 1 for c in cells)
     assert f"Of {len(cells)} cells" in page
     assert f"{n_harmful} are harmful and 0 beneficial with certainty" in page
+
+
+@pytest.mark.parametrize("explained", [-0.07, 0.02])
+def test_no_sign_is_certain_where_the_inference_explains_little(explained: float) -> None:
+    summary = make_summary(20, pair_quality=make_pair_quality(explained=explained))
+    page = report.results_markdown(summary)
+    kinds = section(page, "What was kept and what was thrown away").split("### ")
+    for heading in ("By kind of pair", "The most harmful"):
+        (text,) = (part for part in kinds if part.startswith(heading))
+        assert "the sign of an inferred influence is weak evidence" in text
+    assert {row["sign"] for row in table_with(page, "topic", "sign")} == {"not certain"}
+    assert "with certainty" not in page
+    figure = report.figures(summary)["stage3/cells.png"]()
+    assert "weak evidence" in figure.get_supxlabel().replace("\n", " ")
+    assert "weak evidence" not in report.results_markdown(make_summary(20))
+
+
+def test_cells_and_clusters_are_told_apart() -> None:
+    page = report.results_markdown(make_summary(20))
+    clusters = page.split("### The 8 clusters of lowest influence")[1].split("\n|")[0]
+    assert "A cell and its cluster may have different signs" in clusters
 
 
 def test_cells_of_one_sign() -> None:
@@ -353,6 +383,33 @@ def test_gap_table() -> None:
     assert rows[1]["same epochs: gap"] == "3.2 (0.7 to 6.3)"
     small = report.results_markdown(make_summary(gaps=make_gaps(child=5)))
     assert "child: 5 captions, too few to score" in small
+    assert "There is no figure" not in page + small
+
+
+@pytest.mark.parametrize(
+    ("small", "drawn", "words"),
+    [
+        ({"child", "adult"}, 2, ""),
+        ({"child", "adult", "male"}, 1, "There is no figure of the gaps: too few test captions"),
+        ({"child", "adult", "male", "female"}, 0, "There are no figures: too few test captions"),
+    ],
+)
+def test_no_empty_figure_of_groups(small: set[str], drawn: int, words: str) -> None:
+    gaps = make_gaps(child=5, adult=5)
+    for state in (a for ms in gaps.values() for m in ms.values() for a in m.values()):
+        for group, facts in state["groups"].items():
+            facts["too_small"] = group in small
+        if small & {"male", "female"}:
+            state["gap"] = None
+    summary = make_summary(gaps=gaps)
+    made = [path for path in report.GAP_FIGURES if path in report.figures(summary)]
+    assert made == list(report.GAP_FIGURES[:drawn])
+    for path in made:
+        report.figures(summary)[path]().draw_without_rendering()
+    text = section(report.results_markdown(summary), "Demographic gaps")
+    assert text.count("![") == drawn
+    assert words in text
+    assert ("There is no" in text or "There are no" in text) == bool(words)
 
 
 def test_categories_follow_the_rule_where_stage_3_was_not_loaded() -> None:
@@ -408,7 +465,7 @@ def test_short_table() -> None:
 def test_console_summary(name: str) -> None:
     text = report.console_summary(SUMMARIES[name])
     lines = text.splitlines()
-    assert len(lines) <= 25
+    assert len(lines) <= 27
     assert not re.search(r"\b(nan|None)\b", text)
     assert any(line.startswith("Kept ") for line in lines)
     assert "./output/results/results.md" in text
@@ -418,7 +475,7 @@ def test_console_summary_stays_short() -> None:
     summary = make_summary(methods=[f"method_{i}" for i in range(30)])
     summary.run["warnings"] = [NASTY] * 30
     lines = report.console_summary(summary).splitlines()
-    assert len(lines) <= 25
+    assert len(lines) <= 27
     assert "! and 26 more warnings" in lines
 
 

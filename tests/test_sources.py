@@ -8,6 +8,7 @@ import json
 import logging
 import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,47 @@ def test_auto_falls_back_to_synthetic_with_a_warning(
     [message] = [record.getMessage() for record in caplog.records if record.name == "sources"]
     assert message.startswith(f"{SYNTHETIC_WARNING} (--hf_dataset ")
     assert message.endswith(")")
+
+
+UNUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "webdataset": (
+        {"caption_column": "text", "id_column": "n"},
+        "--caption_column, --id_column: not used by --dataset webdataset; leave them out",
+    ),
+    "folder": ({"image_column": "png"}, "--image_column: not used by --dataset folder; leave it"),
+    "parquet": ({"hf_dataset": "a/b"}, "--hf_dataset: not used by --dataset parquet; leave it out"),
+    "synthetic": ({"id_column": "n"}, "--id_column: not used by --dataset synthetic; leave it out"),
+}
+
+
+@pytest.mark.parametrize("dataset", UNUSED)
+def test_flags_that_a_source_does_not_use(
+    dataset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writers = {"folder": as_folder, "webdataset": as_shards, "parquet": as_parquet}
+    place = None
+    if dataset != "synthetic":
+        place = str(writers[dataset](tmp_path / "in", SPLIT_SIZES["train alone"]))
+    flags, message = UNUSED[dataset]
+    config = DataConfig(dataset, place, **SMALL)
+    open_source(config, rng=np.random.default_rng(0))
+    assert not caplog.messages
+    open_source(replace(config, **flags), rng=np.random.default_rng(0))
+    [warning] = caplog.messages
+    assert warning.startswith(message)
+
+
+def test_local_coco_uses_no_columns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content: dict[str, list[Any]] = {"images": [], "annotations": []}
+    for i in range(8):
+        content["images"].append({"id": i, "file_name": f"{i}.png"})
+        content["annotations"].append({"image_id": i, "caption": f"caption {i}"})
+    write(tmp_path, {"annotations/captions_train2017.json": json.dumps(content)})
+    config = DataConfig("coco", str(tmp_path), caption_column="text", **SMALL)
+    open_source(config, rng=np.random.default_rng(0))
+    assert caplog.messages == [
+        "--caption_column: not used by --dataset coco with --data_dir; leave it out"
+    ]
 
 
 def test_synthetic_source_and_its_ground_truth() -> None:

@@ -367,6 +367,20 @@ def test_names_for_people() -> None:
     assert visualize.mean_and_spread({"mean": 31.24, "std": None}, 2) == "31.24"
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "text"),
+    [
+        (0.0, None, "0"),
+        (0.004, None, "<0.01"),
+        (0.128, 0.012, "0.13 ± 0.01"),
+        (0.128, 0.001, "0.13 ± <0.01"),
+        (1234.56, 0.04, "1,234.6 ± <0.1"),
+    ],
+)
+def test_seconds_in_words(mean: float, std: float | None, text: str) -> None:
+    assert visualize.seconds_and_spread({"mean": mean, "std": std}) == text
+
+
 # --- Layout arithmetic --------------------------------------------------------------------------
 
 
@@ -431,6 +445,11 @@ def test_cluster_sizes(n_clusters: int) -> None:
     assert texts(labelled) == [f"{size:,}" for size in shown]
     assert_no_overlap(figure, labelled.get_yticklabels())
     assert_no_overlap(figure, labelled.texts)
+    for text in labelled.texts:  # the median's line stays behind the numbers
+        patch = text.get_bbox_patch()
+        assert patch is not None
+        assert to_hex(patch.get_facecolor()) == "#ffffff"
+        assert all(line.get_zorder() < text.get_zorder() for line in labelled.lines)
     if n_clusters > 30:
         heights = [p.get_height() for p in figure.axes[0].patches if isinstance(p, Rectangle)]
         assert heights == list(falling)
@@ -643,6 +662,19 @@ def test_weights(n_clusters: int) -> None:
     assert 1.0 in vertical_lines(histogram)
 
 
+def test_equal_weights_are_one_bar() -> None:
+    categorization = make_categorization(3)
+    cluster_weights = dict.fromkeys(("0", "1", "2"), 1.0)
+    figure = visualize.weight_distribution(np.ones(200), cluster_weights, categorization)
+    png(figure)
+    histogram, _ = figure.axes
+    (bar,) = (p for p in histogram.patches if isinstance(p, Rectangle))
+    assert bar.get_height() == 200
+    assert bar.get_x() + bar.get_width() / 2 == pytest.approx(1)
+    assert histogram.get_title(loc="left") == "Every kept pair weighs the same"
+    assert "No pair counts more than another" in figure.get_supxlabel()
+
+
 # --- Methods ------------------------------------------------------------------------------------
 
 SUBSETS = (METHODS, ("random", FULL), (INFLUENCESPACE,), (FULL,), ("a_method_$x_named_" * 9, FULL))
@@ -722,6 +754,7 @@ def test_efficiency_comparison(methods: Sequence[str], n_seeds: int) -> None:
     for axes, comparison in ((epochs, "same_epochs"), (steps, "same_steps")):
         seconds = [efficiency[m][comparison]["training_seconds"]["mean"] for m in order]
         np.testing.assert_allclose(bar_widths(axes), seconds)
+    assert "0.0" not in texts(choosing)
     assert_no_overlap(figure, [t for axes in figure.axes for t in axes.texts])
 
 
@@ -731,7 +764,12 @@ def test_training_progress(methods: Sequence[str], n_seeds: int, n_reports: int)
     histories = make_histories(methods, n_seeds, n_reports)
     figure = visualize.training_progress(histories)
     png(figure)
-    validation = figure.axes[1]
+    training, validation = figure.axes
+    assert training.get_xlim()[0] == validation.get_xlim()[0] == 0
+    for line, runs in zip(training.lines, histories.values(), strict=True):
+        steps = runs[0]["step"]  # a training loss stands in the middle of the steps it is of
+        middles = [np.arange(a + 1, b + 1).mean() for a, b in zip([0, *steps], steps, strict=False)]
+        np.testing.assert_allclose(np.asarray(line.get_xdata()), middles)
     for line, runs in zip(validation.lines, histories.values(), strict=True):
         mean = np.mean([run["validation_loss"] for run in runs], axis=0)
         np.testing.assert_allclose(np.asarray(line.get_ydata()), mean)
