@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
+from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 from tqdm import tqdm
 
 from model import (
     MAX_LOG_SCALE,
     contrastive_loss,
-    pair_losses,
     projected_similarities,
     whole_batches,
 )
@@ -21,9 +24,17 @@ from model import (
 N_NORMALISATIONS = 10  # random batches that every pair is in; Wang et al. (2024)
 NORMALISATION_BATCH = 4096  # pairs; bounds memory to a few blocks of 64 MiB
 FIT_BATCH = 1024  # pairs that the temperature is fitted to
+RIDGE = 1e-4  # on the coefficients of views that are joined; keeps them finite
 N_NEIGHBOURS = 20
 MAX_WITNESSES = 20_000  # pairs that others are compared with; bounds the time
 ROWS_AT_ONCE = 1024
+
+
+class Agreement(NamedTuple):
+    """How well the images and captions of n pairs agree, and what chance would give."""
+
+    own: Float[np.ndarray, " n"]
+    by_chance: Float[np.ndarray, " n"]  # of each image with the caption of another pair
 
 
 def normalised_agreement(
@@ -32,17 +43,17 @@ def normalised_agreement(
     device: torch.device,
     *,
     rng: np.random.Generator,
-) -> Float[np.ndarray, " n"]:
+) -> Agreement:
     """Agreement of image and text less that with the other pairs of a batch: Wang et al. (2024).
 
-        s_i = <f_i, g_i> - (tau / 2) [ log sum_j exp(<f_i, g_j> / tau)
-                                       + log sum_j exp(<f_j, g_i> / tau) ]    arXiv 2405.19547
+        s_ij = <f_i, g_j> - (tau / 2) [ log sum_k exp(<f_i, g_k> / tau)
+                                        + log sum_k exp(<f_k, g_j> / tau) ]    arXiv 2405.19547
 
-    with j over a random batch that holds i, averaged over `N_NORMALISATIONS` shufflings of all
-    pairs. A caption that would suit most images scores low although its cosine may be high. The
-    paper's tau and batch size (0.01 and 32,768) are those its encoder was trained with. Here a
-    batch has at most `NORMALISATION_BATCH` pairs, and a set no larger is one batch; tau is learnt,
-    see `fit_log_scale`.
+    with k over a random batch that holds i, averaged over `N_NORMALISATIONS` shufflings of all
+    pairs; a pair's own is s_ii. A caption that would suit most images scores low although its
+    cosine may be high. The paper's tau and batch size (0.01 and 32,768) are those its encoder was
+    trained with. Here a batch has at most `NORMALISATION_BATCH` pairs, and a set no larger is one
+    batch; tau is learnt, see `fit_log_scale`.
     """
     images, texts = (
         torch.from_numpy(np.asarray(side, dtype=np.float32)).to(device)
@@ -51,14 +62,68 @@ def normalised_agreement(
     n = len(images)
     n_shuffles = N_NORMALISATIONS if n > NORMALISATION_BATCH else 1  # one batch of all stays so
     log_scale = fit_log_scale(images, texts, rng=rng)
-    totals, counts = np.zeros(n), np.zeros(n)
+    own, by_chance, counts = np.zeros(n), np.zeros(n), np.zeros(n)
     batches = [b for _ in range(n_shuffles) for b in whole_batches(n, NORMALISATION_BATCH, rng)]
     for batch in tqdm(batches, desc="negCLIPLoss", unit="batch", disable=None, leave=False):
         rows = torch.from_numpy(batch).to(device)
-        losses = pair_losses(projected_similarities(images[rows], texts[rows], log_scale))
-        totals[batch] -= losses.double().cpu().numpy()
+        logits = projected_similarities(images[rows], texts[rows], log_scale)
+        for totals, losses in zip((own, by_chance), own_and_crossed_losses(logits), strict=True):
+            totals[batch] -= losses.double().cpu().numpy()
         counts[batch] += 1
-    return totals / counts * math.exp(-float(log_scale))
+    tau = math.exp(-float(log_scale))
+    return Agreement(own / counts * tau, by_chance / counts * tau)
+
+
+def own_and_crossed_losses(
+    logits: Float[Tensor, "b b"],
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """`model.pair_losses`, and what they would be of each image with the next one's caption.
+
+    The batch, and so every normalisation, stays as it is. The next of the last is the first.
+    """
+    by_image, by_text = torch.logsumexp(logits, dim=1), torch.logsumexp(logits, dim=0)
+    places = torch.arange(len(logits), device=logits.device)
+    following = places.roll(-1)
+    own = (by_image + by_text) / 2 - logits[places, places]
+    crossed = (by_image + by_text[following]) / 2 - logits[places, following]
+    return own, crossed
+
+
+def joined_agreement(
+    views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """The views on one calibrated scale: log odds that image and caption belong together.
+
+    A logistic regression without negative coefficients tells the trusted pairs from the same images
+    with captions of others, so that each view counts for what it adds; one that tells nothing, or
+    the contrary, counts for nothing. The odds are those of a pair against one of chance where both
+    are as frequent, and as if all trusted pairs were right: their order is what to go by.
+
+    Args:
+        views: of the same n pairs.
+        trusted: pairs that are mostly right, at least one.
+    """
+    own = np.stack([view.own for view in views], axis=1)
+    by_chance = np.stack([view.by_chance for view in views], axis=1)
+    examples = np.concatenate([own[trusted], by_chance[trusted]])
+    scale = np.maximum(examples.std(axis=0), np.finfo(np.float64).tiny)
+    scale[np.ptp(examples, axis=0) <= 1e-12 * np.abs(examples).max(axis=0)] = np.inf  # constant
+    middle = examples.mean(axis=0)
+    standard = (examples - middle) / scale
+    sign = np.where(np.arange(len(examples)) < trusted.sum(), 1.0, -1.0)
+
+    def loss(solution: np.ndarray) -> tuple[float, np.ndarray]:
+        *coefficients, intercept = solution
+        margins = sign * (standard @ np.array(coefficients) + intercept)
+        slopes = -sign * expit(-margins) / len(sign)
+        gradient = np.append(standard.T @ slopes + RIDGE * solution[:-1], slopes.sum())
+        value = np.logaddexp(0, -margins).mean() + RIDGE / 2 * (solution[:-1] ** 2).sum()
+        return float(value), gradient
+
+    start = np.append(np.ones(len(views)), 0.0)
+    bounds = [(0.0, None)] * len(views) + [(None, None)]
+    *coefficients, intercept = minimize(loss, start, jac=True, bounds=bounds).x
+    return np.asarray((own - middle) / scale @ np.array(coefficients) + intercept)
 
 
 def fit_log_scale(images: Tensor, texts: Tensor, *, rng: np.random.Generator) -> Tensor:

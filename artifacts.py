@@ -35,7 +35,7 @@ from settings import InputError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 6  # raise when a stage's arithmetic changes: saved results become stale
+SCHEMA_VERSION = 7  # raise when a stage's arithmetic changes: saved results become stale
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "datasets", "pillow")
 MANIFEST_KEYS = {"fingerprint", "settings", "inputs", "values", "files", "seconds"}
 Result = TypeVar("Result")

@@ -268,9 +268,10 @@ def capped_shares(
 
 def neg_clip_loss(inputs: BaselineInputs, *, rng: np.random.Generator) -> Float[np.ndarray, " n"]:
     """Agreement of image and text less that with other pairs: Wang et al. (2024)."""
+    device = inputs.pairs.images.device
     return normalised_agreement(
-        inputs.image_embeddings, inputs.text_embeddings, inputs.pairs.images.device, rng=rng
-    )
+        inputs.image_embeddings, inputs.text_embeddings, device, rng=rng
+    ).own
 
 
 # --- By kinds of captions -----------------------------------------------------------------------

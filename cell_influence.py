@@ -21,6 +21,7 @@ from agreement import neighbour_agreement, normalised_agreement
 from cross_fitting import CrossFit, cross_fit, held_out_influences
 from model import PairTensors
 from pooling import PooledInfluence, own_share, pool_influence
+from refined_agreement import refine_agreement
 from settings import InputError, Settings, setting
 from training import TrainingConfig
 
@@ -51,6 +52,11 @@ class CellInfluenceConfig(Settings):
     ignore_topics: bool = setting(
         False, "infer influence from the kind of pair alone, the same in every topic"
     )
+    encoder_agreement_only: bool = setting(
+        False,
+        "judge image-text agreement by the encoder alone, without a joint map fitted to the pairs "
+        "that look right and to the held-out ones",
+    )
     keep_cells_whole: bool = setting(False, "do not split cells whose sign is undecided")
     rounds: int = setting(
         1, "curation rounds: train on the curated set, re-estimate, curate again", at_least=1
@@ -79,7 +85,7 @@ class PairInfluence:
     pair_influence_stderr: Float[np.ndarray, " n"]
     pair_influence_evaluated: Bool[np.ndarray, " n"]  # or inferred
     held_out_losses: Float[np.ndarray, " n"]
-    agreement: Float[np.ndarray, " n"]  # CLIP score, normalised over other pairs
+    agreement: Float[np.ndarray, " n"]  # log odds that image and caption belong together
     cell_assignments: Int64[np.ndarray, " n"]
     cell_influence: Float[np.ndarray, " C"]  # mean of its pairs
     cell_influence_stderr: Float[np.ndarray, " C"]
@@ -141,10 +147,15 @@ def estimate_pair_influence(
         stop_by=config.held_out_steps,
         rng=rng,
     )
-    agreement = normalised_agreement(
+    first = normalised_agreement(
         known.image_embeddings, known.text_embeddings, known.pairs.images.device, rng=rng
     )
-    quantities = [agreement, *_quantities(known, cross, trained_on, rng)]
+    agreement = refine_agreement(
+        *(first, cross.held_out_losses, known.pairs, known.image_ids, validation),
+        rng=rng,
+        encoder_alone=config.encoder_agreement_only,
+    )
+    quantities = [agreement, first.own, *_quantities(known, cross, trained_on, rng)]
     topics = np.zeros(n, dtype=np.int64) if config.ignore_topics else known.cluster_assignments
 
     if previous is not None:

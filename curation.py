@@ -103,7 +103,7 @@ class CurationInputs:
     represented: Float[np.ndarray, " K"]  # share of held-out pairs over share of training pairs
     groups: Mapping[str, Bool[np.ndarray, " n"]]  # demographic groups, by name
     clusters: Sequence[Mapping[str, Any]]  # descriptions: `terms`, `cells`
-    agreement: Float[np.ndarray, " n"] | None = None  # normalised CLIP score, or the plain one
+    agreement: Float[np.ndarray, " n"] | None = None  # log odds, or else the CLIP score
     counted_influence: Float[np.ndarray, " n"] | None = None  # in values; else all of it
 
 

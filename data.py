@@ -19,11 +19,11 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -60,6 +60,10 @@ MAX_FILE_BYTES = 2**28  # of an image; what claims to be larger is not read
 MIN_SIDE = 2  # pixels; what is narrower is a tracking pixel or a rule, not a picture
 MAX_CAPTION_CHARACTERS = 10_000
 MAX_SHOWN_CHARACTERS = 500  # of a caption in the list of what was skipped
+IMAGES_AT_ONCE = 8  # that a worker is handed; handing over a small one costs as much as reading it
+HANDS_A_WORKER = 2  # one in its hands and one waiting; bounds memory
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -488,25 +492,37 @@ class PairReader:
         records = self.source.records(split)
         n_workers = self._config.num_workers
         executor = ThreadPoolExecutor(n_workers) if n_workers else None
-        window = max(1, 4 * n_workers)
+        at_once = IMAGES_AT_ONCE if n_workers else 1
+        window = max(1, HANDS_A_WORKER * n_workers) * at_once
         pending: deque[tuple[ImageRecord, Callable[[], _Read | UnusableImage]]] = deque()
         submitted: set[str] = set()
 
         def recall(record: ImageRecord) -> _Read | UnusableImage:
             return known.get(record.key) or self._read(record)
 
+        def ask(hand: Sequence[ImageRecord]) -> None:
+            """Have a worker read what was not read before, and queue all."""
+            new: list[ImageRecord] = []
+            for record in hand:
+                if executor is not None and record.key not in submitted:
+                    submitted.add(record.key)
+                    new.append(record)
+            future = executor.submit(self._read_all, new) if executor is not None and new else None
+            rows = {id(record): row for row, record in enumerate(new)}
+            for record in hand:
+                row = rows.get(id(record))
+                if future is None or row is None:
+                    pending.append((record, partial(recall, record)))
+                else:
+                    pending.append((record, partial(_result_at, future, row)))
+
         try:
             while self._wanted(split) > 0:
-                while len(pending) < window and self._demand(split, pending) > 0:
-                    record = next(records, None)
-                    if record is None:
-                        self._ended.add(split)
+                while len(pending) + at_once <= window:
+                    hand = self._next_hand(split, records, pending, at_once)
+                    if not hand:
                         break
-                    if executor is None or record.key in submitted:
-                        pending.append((record, partial(recall, record)))
-                    else:
-                        pending.append((record, executor.submit(self._read, record).result))
-                    submitted.add(record.key)
+                    ask(hand)
                 if not pending:
                     return
                 record, result = pending.popleft()
@@ -515,12 +531,30 @@ class PairReader:
             if executor is not None:
                 executor.shutdown(cancel_futures=True)
 
+    def _next_hand(
+        self,
+        split: str,
+        records: Iterator[ImageRecord],
+        pending: Iterable[tuple[ImageRecord, object]],
+        most: int,
+    ) -> list[ImageRecord]:
+        """The next records, no more than the split still needs; none at its end."""
+        hand: list[ImageRecord] = []
+        room = self._wanted(split) - sum(_demanded(split, record) for record, _ in pending)
+        while len(hand) < most and room > 0:
+            record = next(records, None)
+            if record is None:
+                self._ended.add(split)
+                break
+            hand.append(record)
+            room -= _demanded(split, record)
+        return hand
+
     def _wanted(self, split: str) -> int:
         return self._limits[split] - self._n_kept[split]
 
-    def _demand(self, split: str, pending: Iterable[tuple[ImageRecord, object]]) -> int:
-        in_flight = (1 if split == "test" else len(record.captions) for record, _ in pending)
-        return self._wanted(split) - sum(in_flight)
+    def _read_all(self, records: Sequence[ImageRecord]) -> list[_Read | UnusableImage]:
+        return [self._read(record) for record in records]
 
     def _read(self, record: ImageRecord) -> _Read | UnusableImage:
         if record.problem is not None:
@@ -591,6 +625,15 @@ class PairReader:
                     *(record.shard, record.member, caption.row, duplicate_of),
                 )
             )
+
+
+def _result_at(future: Future[list[T]], row: int) -> T:
+    return future.result()[row]
+
+
+def _demanded(split: str, record: ImageRecord) -> int:
+    """How much of a split's limit a record may take: images of the test split, else pairs."""
+    return 1 if split == "test" else len(record.captions)
 
 
 def _has_usable_caption(record: ImageRecord) -> bool:

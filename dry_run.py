@@ -576,7 +576,8 @@ def _pair_influence_seconds(config: Config, sizes: Sizes, speed: Speed) -> float
     n_evaluated = min(n, max(c.influence_budget * n, MIN_EVALUATED))
     derivatives = INFLUENCE_SHUFFLES * math.ceil(n_evaluated / 2 / b) * PAIR_DERIVATIVE
     alone = search + n_models * len(CHECKPOINTS) * derivatives
-    n_cosines = agreement_cosines(n) + 2 * n * min(n, MAX_WITNESSES)
+    n_views = 1 if c.encoder_agreement_only else 2  # fitting the second one's maps takes seconds
+    n_cosines = n_views * agreement_cosines(n) + 2 * n * min(n, MAX_WITNESSES)
     return c.rounds * (
         alone * speed.step_seconds
         + n_models * (n_steps + asked) * speed.shared_step_seconds

@@ -11,7 +11,7 @@ from functools import reduce
 from operator import add
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.linalg import cholesky, solve_triangular, svd
 
 from settings import InputError
@@ -29,6 +29,9 @@ def embed_across_folds(
     image_ids: Int64[np.ndarray, " n"],
     *,
     rng: np.random.Generator,
+    n_folds: int = N_FOLDS,
+    trusted: Bool[np.ndarray, " n"] | None = None,
+    further: Moments | None = None,
 ) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n d"], JointMap]:
     """Joint embeddings of pairs, each from a map that saw no pair of the same image.
 
@@ -46,9 +49,12 @@ def embed_across_folds(
         text_features: one row a pair.
         image_ids: which image a pair shows, 0 to the number of images - 1.
         rng: deals the folds.
+        n_folds: at most the number of images.
+        trusted: pairs that maps are fitted to; the others are only embedded. All by default.
+        further: of other pairs, on other images, that every map is fitted to as well.
 
     Returns:
-        Image embeddings, text embeddings, and the map of all pairs.
+        Image embeddings, text embeddings, and the map of all that may be fitted to.
 
     Raises:
         InputError: fewer than three different images.
@@ -59,19 +65,22 @@ def embed_across_folds(
             f"--encoder_model embedded needs training pairs of at least {MIN_IMAGES} different "
             f"images, got {n_images}; add data, raise --max_train_samples or name a CLIP model"
         )
-    n_folds = min(N_FOLDS, n_images)
+    n_folds = min(n_folds, n_images)
     folds = (rng.permutation(n_images) % n_folds)[image_ids]
     members = [np.flatnonzero(folds == fold) for fold in range(n_folds)]
-    moments = [Moments.of(image_features[rows], text_features[rows]) for rows in members]
-    n_fitted = len(folds) - max(map(len, members))
+    fitted = members if trusted is None else [rows[trusted[rows]] for rows in members]
+    moments = [Moments.of(image_features[rows], text_features[rows]) for rows in fitted]
+    common = [] if further is None else [further]
+    everything = reduce(add, moments + common)
+    n_fitted = everything.n_pairs - max(map(len, fitted))
     n_dimensions = min(
         JOINT_DIMENSIONS, image_features.shape[1], text_features.shape[1], n_fitted - 1
     )
-    full_map = fit_joint_map(reduce(add, moments), n_dimensions)
+    full_map = fit_joint_map(everything, n_dimensions)
     image_embeddings = np.empty((len(folds), n_dimensions), np.float32)
     text_embeddings = np.empty((len(folds), n_dimensions), np.float32)
     for fold, rows in enumerate(members):
-        others = reduce(add, moments[:fold] + moments[fold + 1 :])
+        others = reduce(add, moments[:fold] + moments[fold + 1 :] + common)
         fold_map = fit_joint_map(others, n_dimensions).rotated_onto(full_map, others)
         image_embeddings[rows] = fold_map.embed_images(image_features[rows])
         text_embeddings[rows] = fold_map.embed_texts(text_features[rows])

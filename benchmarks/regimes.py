@@ -488,6 +488,9 @@ ABLATION = {
     "one_repeat": Variant("one repeat instead of five", cells={"held_out_repeats": 1}),
     "topics_ignored": Variant("topics ignored", cells={"ignore_topics": True}),
     "cells_kept_whole": Variant("cells kept whole", cells={"keep_cells_whole": True}),
+    "encoder_agreement": Variant(
+        "agreement by the encoder alone", cells={"encoder_agreement_only": True}
+    ),
     "influence_alone": Variant("influence alone", curation={"agreement_weight": 0.0}),
     "agreement_half": Variant("agreement counts half", curation={"agreement_weight": 0.5}),
     "copies_free": Variant("near copies not charged for", curation={"copy_price": 0.0}),
@@ -541,10 +544,10 @@ def influence_of(problem: Problem) -> tuple[InfluenceResult, float]:
 METHODS: dict[str, Method] = {
     FULL: Method(full),
     ORACLE: Method(oracle),
-    INFLUENCESPACE: Method(influencespace(Variant()), version="3"),
+    INFLUENCESPACE: Method(influencespace(Variant()), version="4"),
     **{name: Method(baseline(name)) for name in BASELINES},
     **{
-        name: Method(influencespace(variant), is_default=False)
+        name: Method(influencespace(variant), version="2", is_default=False)
         for name, variant in ABLATION.items()
     },
 }

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 import agreement
-from agreement import fit_log_scale, neighbour_agreement, normalised_agreement
+from agreement import (
+    Agreement,
+    fit_log_scale,
+    joined_agreement,
+    neighbour_agreement,
+    normalised_agreement,
+)
 from tests import reference
 
 CPU = torch.device("cpu")
@@ -141,7 +147,7 @@ def test_the_temperature_stays_within_clips_bounds() -> None:
 
 def test_normalised_agreement_by_the_formula() -> None:
     images, texts = sides(30, seed=5, noise=0.8)
-    found = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0))
+    found = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).own
     grid = np.linspace(0, math.log(100), 47)
     tau = math.exp(-grid[np.argmin([mean_loss(images, texts, s) for s in grid])])
     expected = []
@@ -157,7 +163,7 @@ def test_every_pair_is_in_batches_of_the_given_size(monkeypatch: pytest.MonkeyPa
     same, found = np.tile(np.array([0.6, 0.8], dtype=np.float32), (10, 1)), {}
     for b in (4, 7, 10):
         monkeypatch.setattr(agreement, "NORMALISATION_BATCH", b)
-        found[b] = normalised_agreement(same, same, CPU, rng=np.random.default_rng(0))
+        found[b] = normalised_agreement(same, same, CPU, rng=np.random.default_rng(0)).own
         assert found[b].max() < 0
         np.testing.assert_allclose(
             found[b] / math.log(b), found[4][0] / math.log(4), rtol=1e-4
@@ -166,13 +172,13 @@ def test_every_pair_is_in_batches_of_the_given_size(monkeypatch: pytest.MonkeyPa
 
 def test_batches_are_averaged_over(monkeypatch: pytest.MonkeyPatch) -> None:
     images, texts = sides(200, seed=6)
-    whole = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0))
+    whole = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).own
     monkeypatch.setattr(agreement, "NORMALISATION_BATCH", 100)
 
     def halves() -> np.ndarray:
         return np.stack(
             [
-                normalised_agreement(images, texts, CPU, rng=np.random.default_rng(seed))
+                normalised_agreement(images, texts, CPU, rng=np.random.default_rng(seed)).own
                 for seed in range(6)
             ]
         )
@@ -192,7 +198,7 @@ def test_a_caption_that_suits_most_images_scores_lower_than_its_cosine() -> None
     texts = unit(images + 0.15 * rng.normal(size=(80, 12)))
     texts[:8] = unit(np.tile(scene, (8, 1)))  # boilerplate
     cosines = (images * texts).sum(axis=1)
-    found = normalised_agreement(images, texts, CPU, rng=rng)
+    found = normalised_agreement(images, texts, CPU, rng=rng).own
 
     def place(scores: np.ndarray) -> float:
         """Mean share of right captions below the boilerplate."""
@@ -206,4 +212,82 @@ def test_a_caption_that_suits_most_images_scores_lower_than_its_cosine() -> None
 
 def test_a_single_pair_agrees_as_well_as_with_itself() -> None:
     images, texts = sides(1, seed=0)
-    assert normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).tolist() == [0.0]
+    assert normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).own.tolist() == [
+        0.0
+    ]
+
+
+def test_agreement_by_chance_is_that_of_an_image_with_another_caption() -> None:
+    images, texts = sides(30, seed=8, noise=0.8)
+    crossed = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).by_chance
+    tau = math.exp(
+        -float(
+            fit_log_scale(
+                torch.from_numpy(images), torch.from_numpy(texts), rng=np.random.default_rng(0)
+            )
+        )
+    )
+    cosines = images.astype(np.float64) @ texts.T.astype(np.float64)
+    rows, columns = (np.log(np.exp(cosines / tau).sum(axis=axis)) for axis in (1, 0))
+    every_pairing = cosines - tau / 2 * (rows[:, None] + columns[None, :])
+    # One of the other captions, each of which is taken once.
+    place = np.abs(every_pairing - crossed[:, None]).argmin(axis=1)
+    np.testing.assert_allclose(every_pairing[np.arange(30), place], crossed, atol=1e-5)
+    assert (place != np.arange(30)).all()
+    assert sorted(place) == list(range(30))
+
+
+# --- Views joined -----------------------------------------------------------------------------
+
+
+def view(separation: float, rng: np.random.Generator, n: int = 2000) -> Agreement:
+    return Agreement(rng.normal(separation, 1, n), rng.normal(0, 1, n))
+
+
+def test_views_are_joined_by_what_they_tell() -> None:
+    # Independent unit normals `separation` apart: log odds are sum_v d_v (x_v - d_v / 2).
+    rng = np.random.default_rng(0)
+    views = [view(2.0, rng), view(1.0, rng), view(0.0, rng)]
+    joined = joined_agreement(views, np.ones(2000, dtype=bool))
+    expected = 2 * (views[0].own - 1) + (views[1].own - 0.5)
+    assert np.corrcoef(joined, expected)[0, 1] > 0.995
+    assert np.polyfit(expected, joined, 1)[0] == pytest.approx(1, abs=0.1)  # four errors of the fit
+
+
+def test_the_scale_of_a_view_does_not_matter() -> None:
+    rng = np.random.default_rng(1)
+    first, second = view(2.0, rng), view(1.0, rng)
+    scaled = Agreement(0.01 * second.own - 5, 0.01 * second.by_chance - 5)
+    everyone = np.ones(2000, dtype=bool)
+    np.testing.assert_allclose(
+        joined_agreement([first, scaled], everyone),
+        joined_agreement([first, second], everyone),
+        atol=1e-3,  # the solver's tolerance
+    )
+
+
+def test_only_trusted_pairs_say_what_a_view_is_worth() -> None:
+    rng = np.random.default_rng(2)
+    first, second = view(2.0, rng), view(2.0, rng)
+    second.own[:1000] = -9.0  # of pairs that nobody trusts
+    joined = joined_agreement([first, second], np.arange(2000) >= 1000)
+    expected = 2 * (first.own - 1) + 2 * (second.own - 1)
+    assert np.corrcoef(joined[1000:], expected[1000:])[0, 1] > 0.995
+    assert joined[:1000].max() < joined[1000:].min()
+
+
+def test_a_view_that_tells_the_contrary_counts_for_nothing() -> None:
+    rng = np.random.default_rng(3)
+    first, contrary = view(2.0, rng), view(-1.0, rng)
+    everyone = np.ones(2000, dtype=bool)
+    np.testing.assert_allclose(
+        joined_agreement([first, contrary], everyone),
+        joined_agreement([first], everyone),
+        atol=1e-3,  # the solver's tolerance
+    )
+
+
+def test_views_that_tell_nothing_leave_all_alike() -> None:
+    same = Agreement(np.full(10, 0.3), np.full(10, 0.3))
+    joined = joined_agreement([same, same], np.ones(10, dtype=bool))
+    np.testing.assert_allclose(joined, joined[0])

@@ -54,8 +54,10 @@ ARROWS: dict[str, set[str]] = {
     "removal": {"model"},
     "cross_fitting": {"curvature", "model", "pair_influence", "retraining", "training"},
     "pooling": set(),
+    "refined_agreement": {"agreement", "joint", "model"},
     "cell_influence": {
-        *("agreement", "cross_fitting", "model", "pooling", "settings", "training"),
+        *("agreement", "cross_fitting", "model", "pooling", "refined_agreement", "settings"),
+        "training",
     },
     "influence": {
         *("curvature", "leave_out", "metagradient", "model", "pair_influence", "removal"),

@@ -155,6 +155,28 @@ def test_wrong_captions_score_lower() -> None:
     assert (scores[100:, None] > scores[None, :100]).mean() > 0.85
 
 
+def test_maps_are_fitted_to_trusted_and_further_pairs_alone() -> None:
+    x, y = correlated_pairs(90, [0.9, 0.7], 8, 6)
+    ids, trusted = np.arange(60), np.arange(60) % 3 > 0
+    images, texts, full_map = embed_across_folds(
+        *(x[:60], y[:60], ids),
+        rng=np.random.default_rng(5),
+        n_folds=4,
+        trusted=trusted,
+        further=Moments.of(x[60:], y[60:]),
+    )
+    folds = np.random.default_rng(5).permutation(60) % 4
+    for fold in range(4):
+        fitted = np.r_[(folds != fold) & trusted, np.ones(30, dtype=bool)]
+        fold_map = fit_joint_map(Moments.of(x[fitted], y[fitted]), 6)
+        expected = (fold_map.embed_images(x[:60]) * fold_map.embed_texts(y[:60])).sum(axis=1)
+        found = (images * texts).sum(axis=1)
+        np.testing.assert_allclose(found[folds == fold], expected[folds == fold], atol=1e-5)
+    everything = np.r_[trusted, np.ones(30, dtype=bool)]
+    expected_map = fit_joint_map(Moments.of(x[everything], y[everything]), 6)
+    np.testing.assert_allclose(full_map.embed_images(x), expected_map.embed_images(x), atol=1e-5)
+
+
 @pytest.mark.parametrize("n_images", [3, 4, 10])
 def test_few_pairs(n_images: int) -> None:
     x, y = correlated_pairs(10, [0.9], 12, 7)
