@@ -168,7 +168,7 @@ def summarize(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def verdicts(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """In how many regimes InfluenceSpace holds its own, by comparison and share kept."""
+    """In how many of the regimes with a rival InfluenceSpace holds its own."""
     found = []
     for comparison, keep in dict.fromkeys((c["comparison"], c["keep"]) for c in cells):
         here = [
@@ -176,6 +176,8 @@ def verdicts(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             for c in cells
             if (c["comparison"], c["keep"]) == (comparison, keep) and c["difference"]
         ]
+        if not here:
+            continue
         found.append(
             {
                 "comparison": comparison,
