@@ -7,7 +7,7 @@ import struct
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -230,6 +230,33 @@ def test_a_stream_loses_nothing_to_workers() -> None:
     pd.testing.assert_frame_equal(reader.pairs(), expected.pairs())
     read = {*reader.pairs()["key"], *reader.skipped()["key"]}
     assert read == {f"{i:03d}" for i in range(len(read))}
+
+
+@pytest.mark.parametrize(("num_workers", "most"), [(0, 2), (1, 17), (3, 49)])
+def test_images_are_read_ahead_by_a_bounded_number(num_workers: int, most: int) -> None:
+    # Beside the one that is given: two hands of eight a worker, or one without workers.
+    reads: Counter[str] = Counter()
+
+    def counting(image: ImageRecord) -> ImageRecord:
+        def read() -> bytes:
+            reads[image.key] += 1
+            return image.read()
+
+        return replace(image, read=read)
+
+    images = [counting(record(i, "a")) for i in range(100)]
+    limits = DataConfig(**SMALL | {"max_train_samples": 100})
+    source = IndexedSource(
+        *("folder", "", "0", {"train": images, **EVALUATION}, limits.limits()),
+        np.random.default_rng(0),
+    )
+    config = replace(limits, num_workers=num_workers)
+    decode = decode_pixels(lambda image: np.asarray(image)[0, 0], config.max_image_pixels)
+    images_read = PairReader(source, config, decode=decode).images("train")
+    assert next(images_read).row == 0
+    assert isinstance(images_read, Generator)
+    images_read.close()  # waits for what is in the workers' hands
+    assert 1 <= reads.total() <= most
 
 
 def test_nothing_usable() -> None:
