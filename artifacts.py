@@ -139,15 +139,25 @@ class Store:
     root: Path
 
     @classmethod
+    def at(cls, output_dir: str) -> Store:
+        """The store in `output_dir`, to be looked at: nothing is made.
+
+        Raises:
+            InputError: it is a file.
+        """
+        root = Path(output_dir)
+        if root.exists() and not root.is_dir():
+            raise InputError(f"--output_dir {output_dir} is a file; name a folder")
+        return cls(root)
+
+    @classmethod
     def open(cls, output_dir: str) -> Store:
         """The store in `output_dir`, which is made if need be.
 
         Raises:
             InputError: it is a file or cannot be written to.
         """
-        root = Path(output_dir)
-        if root.exists() and not root.is_dir():
-            raise InputError(f"--output_dir {output_dir} is a file; name a folder")
+        root = cls.at(output_dir).root
         try:
             root.mkdir(parents=True, exist_ok=True)
             probe = root / f".writable.{os.getpid()}"

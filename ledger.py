@@ -175,6 +175,9 @@ def curated_pairs(ledger: pd.DataFrame) -> pd.DataFrame:
 def find_pairs(ledger: pd.DataFrame, name: str) -> pd.DataFrame:
     """The rows of a key, of an id, of the beginning of an id or of a uid of the data.
 
+    A file name stands for the key it ends, where that is the only one: a key may name the folder,
+    and that of a file that is missing cannot.
+
     Raises:
         InputError: there is none; names that look like it are given.
     """
@@ -182,6 +185,11 @@ def find_pairs(ledger: pd.DataFrame, name: str) -> pd.DataFrame:
     found = ledger[(ledger[columns] == name).any(axis=1)]
     if found.empty and 6 <= len(name) <= ID_DIGITS:
         found = ledger[ledger["id"].str.startswith(name.lower())]
+    if found.empty:
+        ends = ledger["key"].str.rpartition("/")[2] == name.rpartition("/")[2]
+        is_whole = ledger["key"].str.contains("/") & ("/" in name)  # then their folders differ
+        found = ledger[ends & ~is_whole]
+        found = found if found["key"].nunique() == 1 else found.iloc[:0]
     if not found.empty:
         return found
     keys = ledger["key"].drop_duplicates()

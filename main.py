@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -48,13 +47,13 @@ def run_pipeline(config: Config, command: str) -> None:
     """Everything, from the data to the results page."""
     started = time.perf_counter()
     if config.run.dry_run:  # no folder is made and no log; warnings reach the terminal all the same
-        store = Store(Path(config.run.output_dir))
+        store = Store.at(config.run.output_dir)
         print(preview(Run(config, store, resolve_device(config.run.device))))
         return
-    store = Store.open(config.run.output_dir)
     if config.run.explain is not None:
-        print(explain_pair(store, config.run.explain))
+        print(explain_pair(Store.at(config.run.output_dir), config.run.explain))
         return
+    store = Store.open(config.run.output_dir)
     with _logging(store, config.run.log_file):
         logger.info("%s", command)
         run = Run(config, store, resolve_device(config.run.device))

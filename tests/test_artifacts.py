@@ -260,6 +260,10 @@ def test_output_dir_that_is_a_file(tmp_path: Path) -> None:
         Store.open(str(tmp_path / "file"))
     with pytest.raises(InputError, match="cannot be written"):
         Store.open(str(tmp_path / "file" / "below"))
+    with pytest.raises(InputError, match="is a file"):
+        Store.at(str(tmp_path / "file"))
+    assert Store.at(str(tmp_path / "none")).root == tmp_path / "none"
+    assert not (tmp_path / "none").exists()
 
 
 def test_each_stage_has_its_own_generator() -> None:

@@ -196,6 +196,18 @@ def test_pairs_are_found_by_key_id_member_and_beginning_of_an_id(made: Ledger) -
         find_pairs(made.ledger, "zzz")
 
 
+def test_a_file_name_stands_for_the_only_key_that_it_ends() -> None:
+    keys = ["Images/a.jpg", "Images/a.jpg", "Images/b.jpg", "more/b.jpg", "gone.jpg"]
+    empty = [""] * len(keys)
+    table = pd.DataFrame({"key": keys, "id": empty, "member": empty, "uid": empty})
+    assert find_pairs(table, "a.jpg").index.tolist() == [0, 1]
+    assert find_pairs(table, "Images/gone.jpg").index.tolist() == [4]
+    assert find_pairs(table, "more/b.jpg").index.tolist() == [3]
+    for wanted in ("b.jpg", "other/a.jpg", "x/a.jp"):
+        with pytest.raises(InputError, match=f"--explain {wanted}: no pair"):
+            find_pairs(table, wanted)
+
+
 def test_stories(made: Ledger) -> None:
     kept, dropped = (explain(made, f"photo {i}.jpg", CLUSTERS, 0.5) for i in (5, 2))
     for line in (
