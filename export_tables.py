@@ -185,6 +185,7 @@ table = {use.format("'path/to/this/folder'")}
 |---|---|
 | `image`, `caption` | the pair |
 | `id` | 128 bits of the SHA-256 of image file and caption, 32 hex digits |
+| `uid` | the pair's name in the data set it comes from; the id where it has none |
 | `key` | name of the image in the data set it comes from |
 | `weight` | how often the pair should be seen, mean one |
 | `cluster`, `cell` | its topic, and the part of it in which pairs agree alike |
