@@ -60,7 +60,7 @@ MAX_FILE_BYTES = 2**28  # of an image; what claims to be larger is not read
 MIN_SIDE = 2  # pixels; what is narrower is a tracking pixel or a rule, not a picture
 MAX_CAPTION_CHARACTERS = 10_000
 MAX_SHOWN_CHARACTERS = 500  # of a caption in the list of what was skipped
-IMAGES_AT_ONCE = 8  # that a worker is handed; handing over a small one costs as much as reading it
+IMAGES_AT_ONCE = 4  # that a worker is handed; handing over a small one costs as much as reading it
 HANDS_A_WORKER = 2  # one in its hands and one waiting; bounds memory
 
 T = TypeVar("T")

@@ -232,9 +232,9 @@ def test_a_stream_loses_nothing_to_workers() -> None:
     assert read == {f"{i:03d}" for i in range(len(read))}
 
 
-@pytest.mark.parametrize(("num_workers", "most"), [(0, 2), (1, 17), (3, 49)])
+@pytest.mark.parametrize(("num_workers", "most"), [(0, 2), (1, 9), (3, 25)])
 def test_images_are_read_ahead_by_a_bounded_number(num_workers: int, most: int) -> None:
-    # Beside the one that is given: two hands of eight a worker, or one without workers.
+    # Beside the one that is given: two hands of four a worker, or one without workers.
     reads: Counter[str] = Counter()
 
     def counting(image: ImageRecord) -> ImageRecord:
