@@ -59,6 +59,16 @@ EVALUATION = {
 }
 
 
+def counting(reads: Counter[str], image: ImageRecord) -> ImageRecord:
+    """The image, whose readings are counted by its key."""
+
+    def read() -> bytes:
+        reads[image.key] += 1
+        return image.read()
+
+    return replace(image, read=read)
+
+
 # --- Reading --------------------------------------------------------------------------------------
 
 
@@ -114,16 +124,8 @@ def test_what_follows_in_a_stream_is_not_counted(limit: int) -> None:
 
 def test_every_image_is_read_once() -> None:
     reads: Counter[str] = Counter()
-
-    def counting(image: ImageRecord) -> ImageRecord:
-        def read() -> bytes:
-            reads[image.key] += 1
-            return image.read()
-
-        return replace(image, read=read)
-
-    images = [counting(record(i, "a", "b", "c")) for i in range(9)]
-    images.append(counting(record(9, "a", "b", "c", data=b"junk")))
+    images = [counting(reads, record(i, "a", "b", "c")) for i in range(9)]
+    images.append(counting(reads, record(9, "a", "b", "c", data=b"junk")))
     limits = {"train": 2, "validation": 10, "test": 10}
     official = {"train": images, **EVALUATION}
     source = IndexedSource("folder", "", "0", official, limits, np.random.default_rng(0))
@@ -236,15 +238,7 @@ def test_a_stream_loses_nothing_to_workers() -> None:
 def test_images_are_read_ahead_by_a_bounded_number(num_workers: int, most: int) -> None:
     # Beside the one that is given: two hands of four a worker, or one without workers.
     reads: Counter[str] = Counter()
-
-    def counting(image: ImageRecord) -> ImageRecord:
-        def read() -> bytes:
-            reads[image.key] += 1
-            return image.read()
-
-        return replace(image, read=read)
-
-    images = [counting(record(i, "a")) for i in range(100)]
+    images = [counting(reads, record(i, "a")) for i in range(100)]
     limits = DataConfig(**SMALL | {"max_train_samples": 100})
     source = IndexedSource(
         *("folder", "", "0", {"train": images, **EVALUATION}, limits.limits()),
@@ -507,17 +501,9 @@ def test_a_usable_caption_has_bytes(text: str) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_image_without_a_usable_caption_is_not_read(num_workers: int) -> None:
     reads: Counter[str] = Counter()
-
-    def counting(image: ImageRecord) -> ImageRecord:
-        def read() -> bytes:
-            reads[image.key] += 1
-            return image.read()
-
-        return replace(image, read=read)
-
-    hopeless = [counting(texts_of(i, text)) for i, (text, *_) in enumerate(FAULTS)]
-    hopeless.append(counting(texts_of(20, *(text for text, *_ in FAULTS))))
-    good = counting(texts_of(30, None, "kept", "a\0"))
+    hopeless = [counting(reads, texts_of(i, text)) for i, (text, *_) in enumerate(FAULTS)]
+    hopeless.append(counting(reads, texts_of(20, *(text for text, *_ in FAULTS))))
+    good = counting(reads, texts_of(30, None, "kept", "a\0"))
     source = source_of(train=[*hopeless, good], **EVALUATION)
     reader, pixels = read_all(source, num_workers=num_workers)
     assert reads == {"030": 1}
