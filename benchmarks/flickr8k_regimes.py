@@ -2,11 +2,14 @@
 
 Training and validation pairs come from the `train` images, one caption an image, and share none;
 test are the 1,000 `validation` images with all their captions. A seed decides which pairs are
-drawn, which of them are faulty and how.
+drawn, which of them are faulty and how. Validation pairs are right, or as faulty as the training
+pairs, and all there are, a few of them, or those about one thing alone.
 """
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +59,21 @@ class Pool(NamedTuple):
     boilerplates: np.ndarray  # (10, d_t) features
 
 
+class HeldOut(NamedTuple):
+    """How the held-out pairs of a regime are drawn."""
+
+    noisy: bool = False  # with the faults of the training pairs, in the same share
+    size: int = N_VALIDATION
+    target: str = ""  # a word: only images that most of their captions say it of; "" is all
+
+    @property
+    def name(self) -> str:
+        """What tables and rows call it: `clean`, `noisy-100`, `clean-dog`."""
+        parts = ["noisy" if self.noisy else "clean"]
+        parts += [self.target] if self.target else []
+        return "-".join([*parts, *([] if self.size == N_VALIDATION else [str(self.size)])])
+
+
 class Regime(NamedTuple):
     """One training set with its validation and test sets."""
 
@@ -69,6 +87,7 @@ class Regime(NamedTuple):
     joint_map: JointMap
     validation_image_features: np.ndarray
     validation_text_features: np.ndarray
+    validation_faults: np.ndarray  # (m,) str
 
     @property
     def clip_scores(self) -> np.ndarray:
@@ -142,6 +161,7 @@ class _Draw:
         self.chosen = chosen  # which caption of each image
         self.validation, self.rest = rows[:N_VALIDATION], rows[N_VALIDATION:]
         self.take(self.rest[:N_TRAINING])
+        self.hit: JointTopics | None = None  # where faults are concentrated, if anywhere
 
     def take(self, rows: np.ndarray) -> None:
         """Train on these images, each with its chosen caption."""
@@ -154,30 +174,55 @@ class _Draw:
     def exchange_captions(self, candidates: np.ndarray, share: float) -> None:
         """A share of all pairs, all of them candidates, pass their captions round."""
         wrong = self.rng.permutation(candidates)[: round(share * len(self.images))]
+        self.pass_round(wrong)
+
+    def pass_round(self, wrong: np.ndarray) -> None:
+        """Each of these pairs gets the caption of the one before it."""
         self.texts[wrong] = self.texts[np.roll(wrong, 1)]
         self.captions[wrong] = self.captions[np.roll(wrong, 1)]
         self.faults[wrong] = WRONG
 
 
+class JointTopics(NamedTuple):
+    """Topics of which some were hit: where faults are concentrated in other pairs, too."""
+
+    joint_map: JointMap
+    centers: np.ndarray  # (TOPICS, 2 d)
+    hit: np.ndarray  # topics
+    share: float  # of their pairs that are faulty
+
+    def of(self, images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """Which of some pairs, by their features, lie in a topic that was hit."""
+        embedded = np.concatenate(
+            [self.joint_map.embed_images(images), self.joint_map.embed_texts(texts)], axis=1
+        )
+        distances = ((embedded[:, None] - self.centers) ** 2).sum(axis=2)
+        return np.isin(distances.argmin(axis=1), self.hit)
+
+
 def _wrong_captions(share: float) -> Callable[[_Draw], None]:
-    return lambda draw: draw.exchange_captions(np.arange(N_TRAINING), share)
+    return lambda draw: draw.exchange_captions(np.arange(len(draw.images)), share)
 
 
 def _concentrated(draw: _Draw) -> None:
-    images, texts, _ = embed_across_folds(
+    images, texts, joint_map = embed_across_folds(
         draw.images, draw.texts, np.arange(N_TRAINING), rng=draw.rng
     )
-    topics = cluster_embeddings(
+    clusters = cluster_embeddings(
         np.concatenate([images, texts], axis=1),
         (images * texts).sum(axis=1),
         draw.captions.tolist(),
         ClusteringConfig(n_clusters=TOPICS),
         rng=draw.rng,
-    ).cluster_assignments
+    )
+    topics = clusters.cluster_assignments
     order = draw.rng.permutation(TOPICS)
     reached = np.cumsum(np.bincount(topics, minlength=TOPICS)[order])
     hit = order[: np.searchsorted(reached, TOPIC_SHARE * N_TRAINING) + 1]
-    draw.exchange_captions(np.flatnonzero(np.isin(topics, hit)), 0.2)
+    candidates = np.flatnonzero(np.isin(topics, hit))
+    draw.exchange_captions(candidates, 0.2)
+    share = 0.2 * N_TRAINING / len(candidates)
+    draw.hit = JointTopics(joint_map, clusters.centers, hit, share)
 
 
 def _near_copies(draw: _Draw) -> None:
@@ -201,7 +246,8 @@ def _near_copies(draw: _Draw) -> None:
 
 
 def _boilerplate(draw: _Draw) -> None:
-    rows = draw.rng.permutation(N_TRAINING)[: N_TRAINING // 5]
+    n = len(draw.images)
+    rows = draw.rng.permutation(n)[: n // 5]
     which = draw.rng.integers(len(BOILERPLATES), size=len(rows))
     draw.texts[rows] = draw.pool.boilerplates[which]
     draw.captions[rows] = np.array(BOILERPLATES, dtype=object)[which]
@@ -239,8 +285,27 @@ REGIMES: dict[str, Callable[[_Draw], None]] = {
 }
 
 
-def make_regime(name: str, pool: Pool, seed: int) -> Regime:
-    """One regime as one seed draws it, embedded as stage 1 does."""
+def _spoil_held_out(name: str, training: _Draw, held_out: _Draw) -> None:
+    """Put the faults of a regime's training pairs into held-out pairs, in the same share."""
+    if training.hit is not None:
+        hit = np.flatnonzero(training.hit.of(held_out.images, held_out.texts))
+        wrong = hit[held_out.rng.random(len(hit)) < training.hit.share]
+        held_out.pass_round(held_out.rng.permutation(wrong))
+    elif name in ("wrong_20", "wrong_40", "boilerplate_20"):
+        REGIMES[name](held_out)
+
+
+def about(captions: np.ndarray, word: str) -> np.ndarray:
+    """Whether most captions of each image, (..., 5), name a thing, in the plural too."""
+    named = [bool(re.search(rf"\b{re.escape(word)}s?\b", c)) for c in captions.reshape(-1)]
+    return np.asarray(np.reshape(named, captions.shape).mean(axis=-1) > 0.5)
+
+
+def make_regime(name: str, pool: Pool, seed: int, held_out: HeldOut = HeldOut()) -> Regime:  # noqa: B008
+    """One regime as one seed draws it, embedded as stage 1 does.
+
+    The training pairs are the same whatever the held-out pairs are.
+    """
     draw = _Draw(pool, seed)
     REGIMES[name](draw)
     assert len(draw.images) == N_TRAINING, "every regime is of one size"
@@ -250,7 +315,14 @@ def make_regime(name: str, pool: Pool, seed: int) -> Regime:
     image_embeddings, text_embeddings, joint_map = embed_across_folds(
         images, texts, image_ids, rng=draw.rng
     )
-    validation = draw.validation
+    rows = draw.validation
+    if held_out.target:
+        rows = rows[about(pool.captions[rows], held_out.target)]
+    asked = copy.copy(draw)
+    asked.rng = np.random.default_rng((seed, 1))
+    asked.take(rows[: held_out.size])
+    if held_out.noisy:
+        _spoil_held_out(name, draw, asked)
     return Regime(
         name,
         images,
@@ -260,6 +332,7 @@ def make_regime(name: str, pool: Pool, seed: int) -> Regime:
         image_embeddings,
         text_embeddings,
         joint_map,
-        pool.images[validation],
-        pool.texts[validation, draw.chosen[validation]],
+        asked.images,
+        asked.texts,
+        asked.faults.astype(str),
     )
