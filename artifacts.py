@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -98,6 +98,7 @@ class Provenance:
     seed: int
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]  # fingerprints by name
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of settings left out there
 
     def fingerprint(self, stage: Stage) -> str:
         """Hex digest that changes whenever the result could."""
@@ -415,7 +416,10 @@ def _changes(manifest: Mapping[str, Any], provenance: Provenance) -> str:
         changes.append(f"schema version {manifest.get('schema_version')} (now {SCHEMA_VERSION})")
     if manifest.get("seed") != provenance.seed:
         changes.append(f"--seed {manifest.get('seed')} (now {provenance.seed})")
-    changes += changed_settings(manifest["settings"], provenance.settings)
+    changes += changed_settings(
+        {**provenance.defaults, **manifest["settings"]},
+        {**provenance.defaults, **provenance.settings},
+    )
     inputs = manifest.get("inputs", {})
     changed = [n for n, value in provenance.inputs.items() if inputs.get(n) != value]
     if changed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from typing import TypeVar
@@ -38,7 +38,10 @@ def digest(*parts: object) -> str:
 
 
 class IndexedSource(PairSource):
-    """Pairs of which every one can be reached at any time."""
+    """Pairs of which every one can be reached at any time.
+
+    It gives the splits that `limits` names; see `complete_splits`.
+    """
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class IndexedSource(PairSource):
     def records(self, split: str) -> Iterator[ImageRecord]:
         """Candidates of a split; see `order_candidates`. Every call gives the same order."""
         rng = np.random.default_rng(self._seeds[split])
-        return order_candidates(self._splits[split], split, self._limits[split], rng)
+        return order_candidates(self._splits[split], split, self._limits.get(split, 0), rng)
 
     def n_images(self, split: str) -> int:
         """Number of candidate images of a split."""
@@ -67,6 +70,10 @@ class IndexedSource(PairSource):
     def n_captions(self, split: str) -> int:
         """Number of captions of a split, all of every image."""
         return sum(len(image.captions) for image in self._splits[split])
+
+    def has_keys_below(self, prefix: str) -> bool:
+        """Whether a key begins like this."""
+        return any(key.startswith(prefix) for key in self._by_key)
 
     def read_image(self, key: str) -> bytes:
         """The bytes of one image; see `PairSource.read_image`."""
@@ -89,12 +96,14 @@ class StreamSource(PairSource):
         n_train_pairs: int | None,
     ) -> None:
         super().__init__(name, description, fingerprint)
-        self._streams = dict(streams)
-        if "train" not in self._streams:
-            self._streams = {"train": chain.from_iterable(streams.values())}
-        elif "test" not in self._streams and "validation" in self._streams:
-            self._streams["test"] = self._streams.pop("validation")
+        self._official = dict(streams)
+        self._streams, _ = _assign_streams(self._official, SPLITS)
         self._carved_pairs = CARVED_SHARE * (n_train_pairs or float("inf"))
+
+    def restrict(self, splits: Collection[str]) -> None:
+        """Give these splits alone, as `complete_splits` has it; nothing may have been read yet."""
+        self._streams, note = _assign_streams(self._official, splits)
+        self.description += f"; {note}" if note else ""
 
     def records(self, split: str) -> Iterator[ImageRecord]:
         """Candidates of a split; a second call goes on where the first one stopped."""
@@ -122,6 +131,26 @@ class StreamSource(PairSource):
                 yield record.key, record.read
 
 
+def _assign_streams(
+    official: Mapping[str, Iterator[ImageRecord]], wanted: Collection[str]
+) -> tuple[dict[str, Iterator[ImageRecord]], str]:
+    """The streams of the splits that are wanted, as far as there are any, and what was done."""
+    everything = chain.from_iterable(official.values())
+    if "train" not in wanted:
+        (split,) = wanted
+        chosen = _held_out_name(official, split)
+        stream = everything if chosen is None else official[chosen]
+        return {split: stream}, "all of it" if chosen is None else f"its official {chosen} split"
+    if "train" not in official:
+        return {"train": everything}, ""
+    streams = dict(official)
+    if "test" in wanted and "test" not in streams and "validation" in streams:
+        streams["test"] = streams.pop("validation")
+    left_out = [split for split in SPLITS if split in streams and split not in wanted]
+    note = f"official {' and '.join(left_out)} not read" if left_out else ""
+    return {split: stream for split, stream in streams.items() if split not in left_out}, note
+
+
 def _until(records: Iterator[ImageRecord], n_pairs: float) -> Iterator[ImageRecord]:
     """Records up to a number of pairs; takes none from the iterator beyond those it yields."""
     for record in records:
@@ -142,19 +171,29 @@ def complete_splits(
     Without test images the official validation images become the test images. A carved split has
     the size asked for, but never more than a fifth of the training images.
 
+    A split that `limits` does not name comes from another data set: it is not carved, and official
+    images of it are left out. Without training in `limits` the one split that is named is the
+    official one, else the other held-out one, else all images.
+
     Returns:
         Images by split, and one phrase that says what was done.
     """
+    if "train" not in limits:
+        return _held_out_images(official, limits)
     splits = {split: list(official.get(split, ())) for split in SPLITS}
     notes = []
     if not splits["train"]:
         splits = {"train": [*splits["validation"], *splits["test"]], "validation": [], "test": []}
-    elif not splits["test"] and splits["validation"]:
+    elif "test" in limits and not splits["test"] and splits["validation"]:
         splits["test"], splits["validation"] = splits["validation"], []
         notes.append("test is the official validation split")
+    for split in SPLITS:
+        if split not in limits and splits[split]:
+            notes.append(f"{len(splits[split]):,} official {split} images left out")
+            splits[split] = []
     rest = splits["train"]
     most = max(1, int(CARVED_SHARE * len(rest)))
-    missing = [split for split in ("test", "validation") if not splits[split]]
+    missing = [split for split in ("test", "validation") if split in limits and not splits[split]]
     if missing:
         rest = [rest[i] for i in rng.permutation(len(rest))]
         notes.append(f"{' and '.join(missing)} drawn at random from train")
@@ -162,8 +201,28 @@ def complete_splits(
         size = min(limits[split], most)
         splits[split], rest = rest[:size], rest[size:]
     splits["train"] = rest
-    sizes = ", ".join(f"{split} {len(splits[split]):,}" for split in SPLITS)
+    sizes = ", ".join(f"{split} {len(splits[split]):,}" for split in SPLITS if split in limits)
     return splits, "; ".join([f"images: {sizes}", *notes])
+
+
+def _held_out_images(
+    official: Mapping[str, Sequence[T]], wanted: Collection[str]
+) -> tuple[dict[str, list[T]], str]:
+    """The images of the one split that is wanted, and which they are."""
+    (split,) = wanted
+    chosen = _held_out_name({name: images for name, images in official.items() if images}, split)
+    everything = list(chain.from_iterable(official.get(name, ()) for name in SPLITS))
+    images = everything if chosen is None else list(official[chosen])
+    note = "all of it" if chosen is None else f"its official {chosen} split"
+    if len(images) < len(everything):
+        note += f", {len(images):,} of {len(everything):,} images"
+    return {name: images if name == split else [] for name in SPLITS}, note
+
+
+def _held_out_name(official: Collection[str], split: str) -> str | None:
+    """The official split that held-out pairs are taken from; None: there is none."""
+    others = [name for name in SPLITS[1:] if name != split]
+    return next((name for name in (split, *others) if name in official), None)
 
 
 def order_candidates(

@@ -152,6 +152,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
         raise InputError(
             f"--embeddings_dir stands for the data set; leave --dataset {config.data.dataset} out"
         )
+    _check_held_out(config.data)
     if config.data.embeddings_dir is not None and config.embedding.encoder_model != "auto":
         raise InputError(
             f"--embeddings_dir needs no encoder; leave --encoder_model "
@@ -169,3 +170,25 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
             "pass --dataset folder, coco, webdataset or parquet, or leave it out"
         )
     return config
+
+
+def _check_held_out(data: DataConfig) -> None:
+    """Raise an InputError where held-out data of another kind than the pool are asked for."""
+    for kind in ("val", "test"):
+        flag, embeddings_flag = f"{kind}_data", f"{kind}_embeddings_dir"
+        is_given, has_embeddings = (
+            getattr(data, name) is not None for name in (flag, embeddings_flag)
+        )
+        if is_given and data.embeddings_dir is not None:
+            raise InputError(
+                f"--{flag} holds images, --embeddings_dir embeddings; use --{embeddings_flag}"
+            )
+        if has_embeddings and data.embeddings_dir is None:
+            raise InputError(
+                f"--{embeddings_flag} goes with --embeddings_dir; give that too, or use --{flag}"
+            )
+        if is_given and data.dataset == "synthetic":
+            raise InputError(
+                f"--{flag}: synthetic brings its own held-out scenes; leave it out, or give "
+                "--data_dir the pairs that are to be curated"
+            )

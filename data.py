@@ -95,6 +95,32 @@ class DataConfig(Settings):
     id_column: str = setting(
         "cocoid", "column of a table that tells which rows show the same image, if it exists"
     )
+    val_data: str | None = setting(
+        None,
+        "another data set that the validation pairs come from: a folder, tar shards, parquet "
+        "files, COCO, a save_to_disk folder or a Hub id; what it is, is found out, or said in "
+        "front: parquet:DIR",
+        type=str,
+        added_later=True,
+    )
+    test_data: str | None = setting(
+        None,
+        "another data set that the test pairs come from, likewise",
+        type=str,
+        added_later=True,
+    )
+    val_embeddings_dir: str | None = setting(
+        None,
+        "other embeddings that the validation pairs come from, beside --embeddings_dir",
+        type=str,
+        added_later=True,
+    )
+    test_embeddings_dir: str | None = setting(
+        None,
+        "other embeddings that the test pairs come from, beside --embeddings_dir",
+        type=str,
+        added_later=True,
+    )
     max_train_samples: int = setting(5000, "most training pairs", at_least=2)
     max_val_samples: int = setting(1000, "most validation images, one caption each", at_least=2)
     max_test_samples: int = setting(1000, "most test images, all captions each", at_least=2)
@@ -119,6 +145,21 @@ class DataConfig(Settings):
     def limits(self) -> dict[str, int]:
         """The most samples of each split: pairs, images of one pair, images."""
         return {split: getattr(self, flag) for split, flag in SAMPLE_FLAGS.items()}
+
+
+@dataclass(frozen=True)
+class PartConfig(DataConfig):
+    """What one of several data sets is opened with.
+
+    Attributes:
+        splits: those that it gives; the others come from elsewhere.
+    """
+
+    splits: tuple[str, ...] = SPLITS
+
+    def limits(self) -> dict[str, int]:
+        """The most samples of each split that it gives."""
+        return {split: n for split, n in super().limits().items() if split in self.splits}
 
 
 @dataclass(frozen=True)
@@ -195,6 +236,11 @@ class PairSource(ABC):
     def records(self, split: str) -> Iterator[ImageRecord]:
         """Candidate images of a split in the order in which they are tried."""
 
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The description, in a line for each data set that there is."""
+        return (self.description,)
+
     def n_images(self, split: str) -> int | None:
         """Number of candidate images of a split; None where that is not known."""
         return None
@@ -202,6 +248,10 @@ class PairSource(ABC):
     def n_captions(self, split: str) -> int | None:
         """Number of captions of a split, all of every image; None where that is not known."""
         return None
+
+    def has_keys_below(self, prefix: str) -> bool:
+        """Whether a key is known that begins like this."""
+        return False
 
     def read_image(self, key: str) -> bytes:
         """The bytes of one image.

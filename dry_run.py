@@ -27,7 +27,6 @@ import artifacts
 from agreement import FIT_BATCH, MAX_WITNESSES, N_NORMALISATIONS, NORMALISATION_BATCH
 from artifacts import Mode, StaleError
 from baselines import BASELINES
-from candidates import IndexedSource
 from cell_influence import MIN_EVALUATED
 from clustering import MINI_BATCH_ABOVE
 from config import Config
@@ -117,7 +116,7 @@ def preview(run: Run) -> str:
     needed = expected_bytes(config, sizes, sample)
     columns = shutil.get_terminal_size().columns
     parts = [
-        [f"Data set  {data.source.description}", f"Encoder   {data.encoder.name}"],
+        _origin_lines(data),
         _counts_lines(counts),
         [_cut(line, columns) for line in _skipped_lines(sample)],
         [_cut(line, columns) for line in _pair_lines(sample)],
@@ -373,7 +372,7 @@ def count_splits(source: PairSource, sample: Sample, config: DataConfig) -> dict
     for split in READ_ORDER:
         limit, kept = config.limits()[split], sample.n_kept(split)
         images, captions = source.n_images(split), None
-        if isinstance(source, IndexedSource):  # it can be gone through twice
+        if images is not None:  # then it can be gone through twice
             captions = sum(len(record.captions) for record in source.records(split))
         # An image in an earlier split is skipped, so that what is exact begins with the first.
         is_exact = is_exact and (kept < sample.limits[split] or sample.limits[split] == limit)
@@ -748,6 +747,13 @@ def _mean_text_bytes(pairs: pd.DataFrame) -> float:
 
 
 # --- Text -----------------------------------------------------------------------------------------
+
+
+def _origin_lines(data: OpenData) -> list[str]:
+    """Where the pairs come from, what held-out ones do, and what embeds them."""
+    pool, *others = data.source.origins
+    held_out = [f"Held out  {origin}" for origin in others]
+    return [f"Data set  {pool}", *held_out, f"Encoder   {data.encoder.name}"]
 
 
 def _counts_lines(counts: Mapping[str, SplitCount]) -> list[str]:

@@ -24,7 +24,8 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from tqdm import tqdm
 
 from candidates import IndexedSource, digest, official_split
-from data import SPLITS, Caption, DataConfig, ImageRecord, UnusableImage
+from combined import FIRST_POSITIONS, CombinedSource, HeldOut, held_out_sets, open_parts
+from data import SPLITS, Caption, DataConfig, ImageRecord, PairSource, UnusableImage
 from files import read_file
 from settings import InputError
 
@@ -73,11 +74,13 @@ class EmbeddingFiles:
         source: the pairs; an image's bytes are its embedding, little-endian float32.
         name: what stands for the encoder in reports.
         texts: text embeddings by position.
+        held_out: those of the pairs that come from elsewhere, by their first position.
     """
 
-    source: IndexedSource
+    source: PairSource
     name: str
     texts: Vectors = field(repr=False)
+    held_out: Mapping[int, Vectors] = field(default_factory=dict, repr=False)
 
     def decode(self, data: bytes) -> Float32[np.ndarray, " d"]:
         """The unit image embedding in what a record of `source` reads.
@@ -98,16 +101,47 @@ class EmbeddingFiles:
         Raises:
             InputError: one is not finite or all zero, or a file cannot be read any more.
         """
-        rows = self.texts.at(positions)
-        unusable = np.flatnonzero(~is_usable(row_lengths(rows)))
-        if len(unusable):
-            place = self.texts.place(int(positions[unusable[0]]))
-            raise self.texts.error(f"{place} is not finite or all zero; leave this pair out")
-        return _unit_rows(rows)
+        parts = {0: self.texts, **self.held_out}
+        firsts = np.array(sorted(parts), np.int64)
+        owners = firsts[np.searchsorted(firsts, positions, side="right") - 1]
+        units = np.empty((len(positions), self.texts.width), np.float32)
+        for first, texts in parts.items():
+            here = owners == first
+            units[here] = _unit_texts(texts, positions[here] - first)
+        return units
 
 
 def open_embeddings(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
-    """The embeddings of `config.embeddings_dir`, every row a candidate pair.
+    """The embeddings of `config.embeddings_dir`, and those that held-out pairs are taken from.
+
+    Raises:
+        InputError: see `_open_files`; or embeddings of different widths.
+    """
+    config.warn_of_unused(("caption_column",), "--embeddings_dir")
+    held_out = held_out_sets(config)
+    if not held_out:
+        return _open_files(config, rng)
+    pool, others = open_parts(config, held_out, rng, _open_files)
+    for split, files in others.items():
+        _check_widths(pool, files, held_out[split], config)
+    source = CombinedSource(pool.source, held_out, {split: f.source for split, f in others.items()})
+    texts = {FIRST_POSITIONS[split]: files.texts for split, files in others.items()}
+    return EmbeddingFiles(source, pool.name, pool.texts, texts)
+
+
+def _check_widths(
+    pool: EmbeddingFiles, files: EmbeddingFiles, held_out: HeldOut, config: DataConfig
+) -> None:
+    if files.texts.width != pool.texts.width:
+        raise InputError(
+            f"{held_out.flag} {held_out.place} has rows of {files.texts.width:,} values, "
+            f"--embeddings_dir {config.embeddings_dir} of {pool.texts.width:,}; make both with one "
+            "encoder"
+        )
+
+
+def _open_files(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
+    """The embeddings of `config.embeddings_dir` alone, every row a candidate pair.
 
     Rows of the same image_path are captions of one image, unless their image embeddings differ.
     A row whose image or text embedding is not finite or zero is an image of its own, which is
@@ -118,7 +152,6 @@ def open_embeddings(config: DataConfig, rng: np.random.Generator) -> EmbeddingFi
             there is no caption column.
     """
     root = _embeddings_root(config)
-    config.warn_of_unused(("caption_column",), "--embeddings_dir")
     image_root = None if config.data_dir is None else Path(config.data_dir)
     if image_root is not None and not image_root.is_dir():
         raise InputError(
@@ -144,6 +177,20 @@ def open_embeddings(config: DataConfig, rng: np.random.Generator) -> EmbeddingFi
     about = ("embeddings", description, fingerprint)
     source = EmbeddingSource(*about, official, config.limits(), rng, image_root=image_root)
     return EmbeddingFiles(source, name, texts)
+
+
+def _unit_texts(texts: Vectors, positions: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+    """The rows at these positions at unit length.
+
+    Raises:
+        InputError: one is not finite or all zero, or a file cannot be read any more.
+    """
+    rows = texts.at(positions)
+    unusable = np.flatnonzero(~is_usable(row_lengths(rows)))
+    if len(unusable):
+        place = texts.place(int(positions[unusable[0]]))
+        raise texts.error(f"{place} is not finite or all zero; leave this pair out")
+    return _unit_rows(rows)
 
 
 # --- Which files ----------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
+PATH_ENDINGS = ("_dir", "_file", "_data")  # of the names of settings that hold a path
+
 
 class InputError(ValueError):
     """A wrong flag, file or model. Shown as one line, without a traceback; exit status 2."""
@@ -28,6 +30,7 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     affects_result: bool = True,
+    added_later: bool = False,
     type: type | None = None,  # noqa: A002 - the word argparse uses
 ) -> Any:
     """A dataclass field that carries everything the command line and the checks need.
@@ -42,6 +45,8 @@ def setting(
         below: the number must be smaller than this.
         affects_result: False for what changes speed or presentation only; such a setting does
             not make a saved result stale.
+        added_later: left out of the fingerprint at its default, so that results saved before the
+            setting existed stay current; the default must mean what was done then.
         type: the value's type where the default (None, say) does not tell it.
     """
     metadata = {
@@ -52,6 +57,7 @@ def setting(
         "above": above,
         "below": below,
         "affects_result": affects_result,
+        "added_later": added_later,
         "type": type,
     }
     if isinstance(default, list):
@@ -77,11 +83,18 @@ class Settings:
 
     def fingerprint_settings(self) -> dict[str, Any]:
         """Every setting that can change the stage's result, by name."""
+        left_out = self.left_out_defaults()
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)
             if f.metadata.get("affects_result", True)
+            and not (f.name in left_out and getattr(self, f.name) == left_out[f.name])
         }
+
+    @classmethod
+    def left_out_defaults(cls) -> dict[str, Any]:
+        """Defaults at which a setting is left out of the fingerprint, by name."""
+        return {f.name: f.default for f in fields(cls) if f.metadata.get("added_later", False)}
 
 
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
@@ -126,7 +139,7 @@ def _add_flag(group: argparse._ArgumentGroup, f: Field[Any]) -> None:
     if default is not None and default != ():
         shown = "all" if many and default == choices else default
         text += f" (default: {shown})"
-    names = {int: "N", float: "X", str: "PATH" if f.name.endswith(("_dir", "_file")) else "NAME"}
+    names = {int: "N", float: "X", str: "PATH" if f.name.endswith(PATH_ENDINGS) else "NAME"}
     group.add_argument(
         f"--{f.name}",
         type=value_type,

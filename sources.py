@@ -7,12 +7,15 @@ and `precomputed`; the splits and the order of candidates are in `candidates`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 import synthetic
 from candidates import IndexedSource, digest
+from combined import CombinedSource, HeldOut, held_out_sets, open_parts, restrict_stream
 from data import SPLITS, Caption, DataConfig, ImageRecord, PairSource
 from folders import open_coco_files, open_folder
 from hub import open_hf
@@ -40,12 +43,41 @@ def open_source(config: DataConfig, *, rng: np.random.Generator) -> PairSource:
     Raises:
         InputError: the data cannot be had or understood.
     """
-    is_local_coco = config.dataset in ("auto", "coco") and config.data_dir is not None
-    if config.dataset in ("folder", "webdataset", "synthetic") or is_local_coco:
-        files = " with --data_dir" if is_local_coco else ""
-        config.warn_of_unused((), f"--dataset {config.dataset}{files}")
+    held_out = held_out_sets(config)
+    _warn_of_unused(config, held_out.values())
+    if not held_out:
+        return _open_one(config, rng)
+    if config.dataset == "synthetic":
+        flag = next(iter(held_out.values())).flag
+        raise InputError(
+            f"{flag}: drawn scenes bring their own held-out scenes; leave it out, or give "
+            "--data_dir the pairs that are to be curated"
+        )
+    if config.dataset == "auto":  # which then falls back to nothing
+        config = replace(config, dataset="coco")
+    pool, others = open_parts(config, held_out, rng, _open_one)
+    return CombinedSource(pool, held_out, others)
+
+
+def _warn_of_unused(config: DataConfig, held_out: Iterable[HeldOut]) -> None:
+    """Say which flags about a source were given although no data set has a use for them."""
+    is_coco = config.dataset in ("auto", "coco")
+    used: set[str] = set()
+    if config.dataset == "hf" or (is_coco and config.data_dir is None):
+        used = {*COLUMN_FLAGS, "hf_dataset"}
     elif config.dataset == "parquet":
-        config.warn_of_unused(COLUMN_FLAGS, "--dataset parquet")
+        used = {*COLUMN_FLAGS}
+    names = [f"--dataset {config.dataset}"]
+    if is_coco and config.data_dir is not None:
+        names = [f"{names[0]} with --data_dir"]
+    for part in held_out:
+        used |= {*COLUMN_FLAGS} if part.layout in ("hf", "parquet") else set()
+        names.append(part.flag)
+    config.warn_of_unused(sorted(used), " and ".join(names))
+
+
+def _open_one(config: DataConfig, rng: np.random.Generator) -> PairSource:
+    """One data set, whatever it is."""
     if config.dataset == "folder":
         return open_folder(config, rng)
     if config.dataset == "webdataset":
@@ -53,13 +85,13 @@ def open_source(config: DataConfig, *, rng: np.random.Generator) -> PairSource:
     if config.dataset == "parquet":
         return open_parquet(config, rng)
     if config.dataset == "hf":
-        return open_hf("hf", config, rng)
+        return restrict_stream(open_hf("hf", config, rng), config)
     if config.dataset == "synthetic":
         return open_synthetic(config, rng)
     if config.data_dir is not None:
         return open_coco_files(config.data_dir, config, rng)
     try:
-        return open_hf("coco", config, rng)
+        return restrict_stream(open_hf("coco", config, rng), config)
     except InputError as error:
         if config.dataset == "coco":
             raise

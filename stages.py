@@ -114,9 +114,13 @@ class Run:
         settings: Mapping[str, Any],
         inputs: Mapping[str, str],
         mode: Mode | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> Saved:
-        """A stage's result, computed, reused or loaded."""
-        provenance = Provenance(self.config.run.seed, settings, inputs)
+        """A stage's result, computed, reused or loaded.
+
+        `defaults` are those at which a setting is left out of `settings`.
+        """
+        provenance = Provenance(self.config.run.seed, settings, inputs, defaults or {})
         mode = self.mode(stage) if mode is None else mode
         saved = self.store.stage(stage, mode, provenance, result_type, compute)
         self.seconds[stage.name] = saved.seconds
@@ -150,7 +154,9 @@ def warn_of_replacing(run: Run) -> None:
         except StaleError:
             continue
         replaced[stage.folder] = None
-        found = changed_settings(manifest["settings"], _settings_now(run, manifest["settings"]))
+        left_out = config.data.left_out_defaults() if stage is artifacts.EMBEDDING else {}
+        saved = {**left_out, **manifest["settings"]}
+        found = changed_settings(saved, _settings_now(run, saved))
         found += changed_settings({"seed": manifest.get("seed")}, {"seed": config.run.seed})
         changes |= dict.fromkeys(found)
     if changes:
@@ -232,7 +238,8 @@ def embed(run: Run) -> Saved:
         "encoder_model": encoder_model,
         "precision": str(resolve_dtype(config.embedding.precision, run.device)),
     }
-    return run.have(stage, EmbeddingResult, compute, settings, {"data set": data_fingerprint}, mode)
+    inputs, defaults = {"data set": data_fingerprint}, config.data.left_out_defaults()
+    return run.have(stage, EmbeddingResult, compute, settings, inputs, mode, defaults)
 
 
 def model_inputs(embedding: EmbeddingResult, device: torch.device) -> ModelInputs:
