@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from candidates import IndexedSource
 from data import (
     DAMAGED_CAPTION,
     EMPTY_CAPTION,
@@ -25,6 +26,7 @@ from data import (
     OUTSIDE_FOLDER,
     SPLITS,
     DataConfig,
+    ImageRecord,
     PairReader,
     UnusableImage,
 )
@@ -82,6 +84,12 @@ def settings_of(root: Path, **changes: Any) -> DataConfig:
 
 def open_files(root: Path, seed: int = 0, **changes: Any) -> EmbeddingFiles:
     return open_embeddings(settings_of(root, **changes), np.random.default_rng(seed))
+
+
+def by_key(files: EmbeddingFiles) -> dict[str, ImageRecord]:
+    """Every image of a folder, as it was found."""
+    assert isinstance(files.source, IndexedSource)
+    return files.source._by_key
 
 
 def read_pairs(files: EmbeddingFiles, root: Path, **changes: Any) -> tuple[PairReader, np.ndarray]:
@@ -349,7 +357,7 @@ def test_other_images_of_the_same_path_stay_apart(
     records = [r for split in SPLITS for r in files.source.records(split)]
     assert sorted(r.key for r in records) == sorted([*names, *(f"{n}#2" for n in names[:4])])
     [both] = [r for r in records if r.key == names[4]]
-    assert {files.source._by_key[names[4]].captions[i].position for i in (0, 1)} == {4, 9}
+    assert {by_key(files)[names[4]].captions[i].position for i in (0, 1)} == {4, 9}
     assert both.read() == rows[4].astype("<f4").tobytes()
 
 
@@ -362,7 +370,7 @@ def test_a_uid_belongs_to_one_pair(tmp_path: Path) -> None:
             "uid": ["1" * 32, "2" * 32, "3" * 32, "3" * 32, "4" * 32, "5" * 32],
         },
     )
-    records = open_files(tmp_path).source._by_key
+    records = by_key(open_files(tmp_path))
     assert {key: record.uid[:1] for key, record in records.items()} == {
         **{"a": "", "b": "3", "c": "4", "d": "5"}
     }
@@ -419,14 +427,14 @@ def test_a_row_without_a_direction_takes_no_image_along(tmp_path: Path) -> None:
     columns = {"caption": list("123456789"), "image_path": paths}
     save_part(tmp_path, 0, images, texts, columns)
     files = open_files(tmp_path)
-    captions = {k: [c.text for c in r.captions] for k, r in files.source._by_key.items()}
+    captions = {k: [c.text for c in r.captions] for k, r in by_key(files).items()}
     assert captions == {
         **{"a.jpg": ["2", "3"], "a.jpg#2": ["1"]},
         **{"b.jpg": ["4", "6"], "b.jpg#2": ["5"], "c.jpg": ["7", "8", "9"]},
     }
-    assert files.source._by_key["a.jpg"].read() == images[1].astype("<f4").tobytes()
+    assert by_key(files)["a.jpg"].read() == images[1].astype("<f4").tobytes()
     with pytest.raises(UnusableImage, match="row 4 of text_emb"):
-        files.source._by_key["b.jpg#2"].read()
+        by_key(files)["b.jpg#2"].read()
     with pytest.raises(InputError, match=r"--embeddings_dir .*row 4 of text_emb/text_emb_0.npy is"):
         files.texts_at(np.array([3, 4]))
 
