@@ -167,7 +167,8 @@ class Caption:
     """The text side of a candidate pair.
 
     Attributes:
-        position: index of the pair in the source, over all its splits.
+        position: index of the pair in the source, over all its splits; of held-out pairs from
+            another data set from a large number on, see `combined.FIRST_POSITIONS`.
         text: the caption as written; None where there is none.
         fault: ground truth of synthetic pairs: wrong_caption, boilerplate, near_copy or "".
         row: of the table that it stands in, from 0; -1 where it stands in none.

@@ -492,10 +492,10 @@ def test_photographs_are_read_from_the_data_folder(tmp_path: Path) -> None:
 
 def test_an_embedding_is_never_given_for_a_photograph(tmp_path: Path) -> None:
     save_one(tmp_path, 5, {"caption": list("abcde"), "image_path": [f"{i}.png" for i in range(5)]})
-    source = open_files(tmp_path).source
-    assert source._by_key["2.png"].read()
+    files = open_files(tmp_path)
+    assert by_key(files)["2.png"].read()
     with pytest.raises(KeyError, match=r"2\.png"):
-        source.read_image("2.png")
+        files.source.read_image("2.png")
 
 
 def test_the_folder_of_photographs_must_be_one(tmp_path: Path) -> None:

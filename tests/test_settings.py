@@ -90,6 +90,19 @@ def test_the_fingerprint_leaves_out_speed_settings_only() -> None:
     }
 
 
+@dataclass(frozen=True)
+class Grown(Example):
+    newer: float | None = setting(None, "was not there before", type=float, added_later=True)
+
+
+def test_a_setting_added_later_changes_the_fingerprint_where_it_is_given() -> None:
+    before = Example().fingerprint_settings()
+    assert Grown().fingerprint_settings() == before
+    assert Grown(newer=0.5).fingerprint_settings() == {**before, "newer": 0.5}
+    assert Grown(newer=0.5).left_out_defaults() == {"newer": None}
+    assert Example().left_out_defaults() == {}
+
+
 # --- Flags ------------------------------------------------------------------------------------
 
 
