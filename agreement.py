@@ -23,6 +23,7 @@ from model import (
 
 N_NORMALISATIONS = 10  # random batches that every pair is in; Wang et al. (2024)
 NORMALISATION_BATCH = 4096  # pairs; bounds memory to a few blocks of 64 MiB
+MIN_BY_CHANCE = 1000  # images beside captions of others, for the spread of a few held-out pairs
 FIT_BATCH = 1024  # pairs that the temperature is fitted to
 RIDGE = 1e-4  # on the coefficients of views that are joined; keeps them finite
 N_NEIGHBOURS = 20
@@ -34,7 +35,7 @@ class Agreement(NamedTuple):
     """How well the images and captions of n pairs agree, and what chance would give."""
 
     own: Float[np.ndarray, " n"]
-    by_chance: Float[np.ndarray, " n"]  # of each image with the caption of another pair
+    by_chance: Float[np.ndarray, " c"]  # of an image with the caption of another pair; of each once
 
 
 def normalised_agreement(
@@ -53,12 +54,10 @@ def normalised_agreement(
     pairs; a pair's own is s_ii. A caption that would suit most images scores low although its
     cosine may be high. The paper's tau and batch size (0.01 and 32,768) are those its encoder was
     trained with. Here a batch has at most `NORMALISATION_BATCH` pairs, and a set no larger is one
-    batch; tau is learnt, see `fit_log_scale`.
+    batch; tau is learnt, see `fit_log_scale`. Agreement by chance is that with one other caption,
+    of the last batch: averaged over several it would spread less than single wrong pairs do.
     """
-    images, texts = (
-        torch.from_numpy(np.asarray(side, dtype=np.float32)).to(device)
-        for side in (image_embeddings, text_embeddings)
-    )
+    images, texts = _tensors(image_embeddings, text_embeddings, device)
     n = len(images)
     n_shuffles = N_NORMALISATIONS if n > NORMALISATION_BATCH else 1  # one batch of all stays so
     log_scale = fit_log_scale(images, texts, rng=rng)
@@ -67,11 +66,90 @@ def normalised_agreement(
     for batch in tqdm(batches, desc="negCLIPLoss", unit="batch", disable=None, leave=False):
         rows = torch.from_numpy(batch).to(device)
         logits = projected_similarities(images[rows], texts[rows], log_scale)
-        for totals, losses in zip((own, by_chance), own_and_crossed_losses(logits), strict=True):
-            totals[batch] -= losses.double().cpu().numpy()
+        losses, crossed = (x.double().cpu().numpy() for x in own_and_crossed_losses(logits))
+        own[batch] -= losses
+        by_chance[batch] = -crossed
         counts[batch] += 1
     tau = math.exp(-float(log_scale))
-    return Agreement(own / counts * tau, by_chance / counts * tau)
+    return Agreement(own / counts * tau, by_chance * tau)
+
+
+class Surroundings(NamedTuple):
+    """The training pairs that other pairs are compared with."""
+
+    images: Float[Tensor, "b d"]  # unit rows
+    texts: Float[Tensor, "b d"]
+    log_scale: Tensor
+
+    @classmethod
+    def drawn_from(
+        cls,
+        image_embeddings: Float[np.ndarray, "n d"],
+        text_embeddings: Float[np.ndarray, "n d"],
+        device: torch.device,
+        *,
+        rng: np.random.Generator,
+    ) -> Surroundings:
+        """One batch of them at random, at the temperature that suits them."""
+        rows = rng.permutation(len(image_embeddings))[:NORMALISATION_BATCH]
+        images, texts = _tensors(image_embeddings[rows], text_embeddings[rows], device)
+        return cls(images, texts, fit_log_scale(images, texts, rng=rng))
+
+    def agreement(
+        self,
+        image_embeddings: Float[np.ndarray, "m d"],
+        text_embeddings: Float[np.ndarray, "m d"],
+        image_ids: Int64[np.ndarray, " m"],
+        *,
+        rng: np.random.Generator,
+    ) -> Agreement:
+        """Normalised agreement of m other pairs, each beside these and itself alone.
+
+        So a held-out pair is judged as a training pair is, and none of them has a part in what is
+        said of another. Chance is asked `MIN_BY_CHANCE` times or more, each image about as often.
+        """
+        images, texts = _tensors(image_embeddings, text_embeddings, self.images.device)
+        own = [self._agreement(images, texts)]
+        repeats = -(-MIN_BY_CHANCE // len(image_ids))
+        others = [strangers(image_ids, rng) for _ in range(repeats)]
+        crossed = [self._agreement(images, texts[torch.from_numpy(o)]) for o in others]
+        return Agreement(np.concatenate(own), np.concatenate(crossed))
+
+    def _agreement(self, images: Tensor, texts: Tensor) -> Float[np.ndarray, " m"]:
+        """With the i-th caption for the i-th image."""
+        scale = self.log_scale.exp()
+        found = []
+        for rows in torch.arange(len(images), device=images.device).split(ROWS_AT_ONCE):
+            own = scale * (images[rows] * texts[rows]).sum(dim=1)
+            sides = ((images[rows], self.texts), (texts[rows], self.images))
+            chances = [
+                torch.logsumexp(torch.cat([scale * side @ others.T, own[:, None]], dim=1), dim=1)
+                for side, others in sides
+            ]
+            found.append((own - (chances[0] + chances[1]) / 2) / scale)
+        return np.asarray(torch.cat(found).double().cpu().numpy())
+
+
+def strangers(
+    image_ids: Int64[np.ndarray, " m"], rng: np.random.Generator
+) -> Int64[np.ndarray, " m"]:
+    """For every pair one of another image, each once; of the same where one image has too many."""
+    m = len(image_ids)
+    order = rng.permutation(m)
+    order = order[np.argsort(image_ids[order], kind="stable")]  # the pairs of an image together
+    largest = int(np.unique(image_ids, return_counts=True)[1].max())
+    found = np.empty(m, dtype=np.int64)
+    found[order] = np.roll(order, -int(rng.integers(largest, max(m - largest, largest) + 1)))
+    return found
+
+
+def _tensors(
+    images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    found = [
+        torch.from_numpy(np.asarray(side, dtype=np.float32)).to(device) for side in (images, texts)
+    ]
+    return found[0], found[1]
 
 
 def own_and_crossed_losses(
@@ -89,10 +167,21 @@ def own_and_crossed_losses(
     return own, crossed
 
 
-def joined_agreement(
-    views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]
-) -> Float[np.ndarray, " n"]:
-    """The views on one calibrated scale: log odds that image and caption belong together.
+class JoinedViews(NamedTuple):
+    """Several views of agreement on one calibrated scale."""
+
+    middle: Float[np.ndarray, " v"]
+    coefficients: Float[np.ndarray, " v"]  # log odds per unit of each view, none negative
+    intercept: float
+
+    def log_odds(self, views: Sequence[Float[np.ndarray, " m"]]) -> Float[np.ndarray, " m"]:
+        """That image and caption belong together, where right and wrong are equally frequent."""
+        centred = np.stack(views, axis=1) - self.middle
+        return np.asarray(centred @ self.coefficients + self.intercept)
+
+
+def join_views(views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]) -> JoinedViews:
+    """The scale on which views of the same n pairs add up: log odds.
 
     A logistic regression without negative coefficients tells the trusted pairs from the same images
     with captions of others, so that each view counts for what it adds; one that tells nothing, or
@@ -100,7 +189,7 @@ def joined_agreement(
     are as frequent, and as if all trusted pairs were right: their order is what to go by.
 
     Args:
-        views: of the same n pairs.
+        views: of the same n pairs, with as many by chance.
         trusted: pairs that are mostly right, at least one.
     """
     own = np.stack([view.own for view in views], axis=1)
@@ -123,7 +212,14 @@ def joined_agreement(
     start = np.append(np.ones(len(views)), 0.0)
     bounds = [(0.0, None)] * len(views) + [(None, None)]
     *coefficients, intercept = minimize(loss, start, jac=True, bounds=bounds).x
-    return np.asarray((own - middle) / scale @ np.array(coefficients) + intercept)
+    return JoinedViews(middle, np.array(coefficients) / scale, float(intercept))
+
+
+def joined_agreement(
+    views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Log odds that image and caption belong together, see `join_views`."""
+    return join_views(views, trusted).log_odds([view.own for view in views])
 
 
 def fit_log_scale(images: Tensor, texts: Tensor, *, rng: np.random.Generator) -> Tensor:
