@@ -35,7 +35,7 @@ class Agreement(NamedTuple):
     """How well the images and captions of n pairs agree, and what chance would give."""
 
     own: Float[np.ndarray, " n"]
-    by_chance: Float[np.ndarray, " c"]  # of an image with the caption of another pair; of each once
+    by_chance: Float[np.ndarray, " c"]  # of each image with the caption of another pair
 
 
 def normalised_agreement(
@@ -44,34 +44,51 @@ def normalised_agreement(
     device: torch.device,
     *,
     rng: np.random.Generator,
+    others: Int64[np.ndarray, " n"] | None = None,
+    n_normalisations: int = N_NORMALISATIONS,
 ) -> Agreement:
     """Agreement of image and text less that with the other pairs of a batch: Wang et al. (2024).
 
         s_ij = <f_i, g_j> - (tau / 2) [ log sum_k exp(<f_i, g_k> / tau)
                                         + log sum_k exp(<f_k, g_j> / tau) ]    arXiv 2405.19547
 
-    with k over a random batch that holds i, averaged over `N_NORMALISATIONS` shufflings of all
+    with k over a random batch that holds i, averaged over `n_normalisations` shufflings of all
     pairs; a pair's own is s_ii. A caption that would suit most images scores low although its
     cosine may be high. The paper's tau and batch size (0.01 and 32,768) are those its encoder was
     trained with. Here a batch has at most `NORMALISATION_BATCH` pairs, and a set no larger is one
-    batch; tau is learnt, see `fit_log_scale`. Agreement by chance is that with one other caption,
-    of the last batch: averaged over several it would spread less than single wrong pairs do.
+    batch; tau is learnt, see `fit_log_scale`.
+
+    Args:
+        image_embeddings: unit rows.
+        text_embeddings: unit rows.
+        device: where cosines are computed.
+        rng: deals the batches.
+        others: whose caption each image is given for its agreement by chance; the pair after it by
+            default. Views that are to be joined must be given the same.
+        n_normalisations: shufflings, where the pairs are more than one batch.
     """
     images, texts = _tensors(image_embeddings, text_embeddings, device)
     n = len(images)
-    n_shuffles = N_NORMALISATIONS if n > NORMALISATION_BATCH else 1  # one batch of all stays so
+    n_shuffles = n_normalisations if n > NORMALISATION_BATCH else 1  # one batch of all stays so
     log_scale = fit_log_scale(images, texts, rng=rng)
-    own, by_chance, counts = np.zeros(n), np.zeros(n), np.zeros(n)
+    totals, counts = np.zeros((2, n)), np.zeros(n)
     batches = [b for _ in range(n_shuffles) for b in whole_batches(n, NORMALISATION_BATCH, rng)]
     for batch in tqdm(batches, desc="negCLIPLoss", unit="batch", disable=None, leave=False):
         rows = torch.from_numpy(batch).to(device)
         logits = projected_similarities(images[rows], texts[rows], log_scale)
-        losses, crossed = (x.double().cpu().numpy() for x in own_and_crossed_losses(logits))
-        own[batch] -= losses
-        by_chance[batch] = -crossed
+        for side, dim in enumerate((1, 0)):
+            totals[side, batch] += torch.logsumexp(logits, dim=dim).double().cpu().numpy()
         counts[batch] += 1
+    by_image, by_text = totals / counts
     tau = math.exp(-float(log_scale))
-    return Agreement(own / counts * tau, by_chance * tau)
+    if others is None:
+        others = np.roll(np.arange(n), -1)
+    own = (images * texts).sum(dim=1)
+    crossed = (images * texts[torch.from_numpy(others).to(device)]).sum(dim=1)
+    return Agreement(
+        own.double().cpu().numpy() - tau / 2 * (by_image + by_text),
+        crossed.double().cpu().numpy() - tau / 2 * (by_image + by_text[others]),
+    )
 
 
 class Surroundings(NamedTuple):
@@ -112,7 +129,9 @@ class Surroundings(NamedTuple):
         own = [self._agreement(images, texts)]
         repeats = -(-MIN_BY_CHANCE // len(image_ids))
         others = [strangers(image_ids, rng) for _ in range(repeats)]
-        crossed = [self._agreement(images, texts[torch.from_numpy(o)]) for o in others]
+        crossed = [
+            self._agreement(images, texts[torch.from_numpy(o).to(images.device)]) for o in others
+        ]
         return Agreement(np.concatenate(own), np.concatenate(crossed))
 
     def _agreement(self, images: Tensor, texts: Tensor) -> Float[np.ndarray, " m"]:

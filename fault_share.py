@@ -70,9 +70,9 @@ def _density(values: Float[np.ndarray, " c"], edges: Float[np.ndarray, " e"]) ->
     counts = np.histogram(values, edges)[0].astype(np.float64)
     spread = min(values.std(), np.subtract(*np.quantile(values, [0.75, 0.25])) / 1.34)
     width = 0.9 * spread * len(values) ** -0.2 / (edges[1] - edges[0])
-    smooth: np.ndarray = gaussian_filter1d(counts, max(float(width), 0.5), mode="constant")
+    smooth = gaussian_filter1d(counts, max(float(width), 0.5), mode="constant")
     smooth = np.maximum(smooth, 0) + 1e-9  # nothing is impossible
-    return smooth / smooth.sum()
+    return np.asarray(smooth / smooth.sum())
 
 
 def _mixture(
@@ -80,7 +80,7 @@ def _mixture(
 ) -> Float[np.ndarray, " r"]:
     """The share of `chance` in each histogram: of several starts the likeliest end, all at once."""
     n, step = counts.sum(axis=1, keepdims=True), middles[1] - middles[0]
-    best, share_of_best = np.full((len(counts), 1), -np.inf), np.zeros((len(counts), 1))
+    best, share_of_best = np.full(n.shape, -np.inf), np.zeros(n.shape)
     order = np.cumsum(counts, axis=1) / n
     for start in STARTS:
         share = np.full((len(counts), 1), start)
