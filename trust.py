@@ -211,15 +211,16 @@ class _Judge(NamedTuple):
         if int(pairs.image_ids.max()) + 1 < MIN_IMAGES:
             return judge
         for _ in range(MOST_LOOKS):
-            *mapped, joint_map = embed_across_folds(
+            images, texts, joint_map = embed_across_folds(
                 *(pairs.image_features, pairs.text_features, pairs.image_ids),
                 rng=rng,
                 n_folds=JUDGING_FOLDS,
                 trusted=trusted,
             )
-            views = [first, _few_batches(_Space(*mapped), others, device, rng)]
+            mapped = _Space(images, texts)
+            views = [first, _few_batches(mapped, others, device, rng)]
             judge = cls(
-                [space, _Space(*mapped)],
+                [space, mapped],
                 views,
                 others,
                 [join_views(v, trusted) for v in (views[:1], views[1:], views)],
@@ -265,10 +266,8 @@ class _Judge(NamedTuple):
     ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " c"]]:
         """Of pairs, and of their images with captions of others."""
         there = [view for view in views if view is not None]
-        alone, of_map, of_all = self.joined
-        if len(there) == len(self.views):
-            joined = of_all
-        else:
+        alone, of_map, joined = self.joined
+        if len(there) < len(self.views):
             joined = of_map if views[0] is None else alone
         return (
             joined.log_odds([view.own for view in there]),
