@@ -56,6 +56,7 @@ stage3/manifest.json baselines/random_indices.npy baselines/clip_score_filtering
 baselines/diversity_sampling_indices.npy baselines/coreset_selection_indices.npy
 baselines/individual_influence_indices.npy baselines/semdedup_indices.npy
 baselines/density_pruning_indices.npy baselines/neg_clip_loss_indices.npy
+baselines/neg_clip_loss_normsim_indices.npy
 baselines/text_alpha_sampling_indices.npy baselines/gradient_similarity_indices.npy
 baselines/manifest.json
 evaluation/method_metrics.json evaluation/efficiency_metrics.json
