@@ -260,7 +260,8 @@ def test_faults_are_known_and_counted(finished: Path) -> None:
     pairs = pd.read_parquet(finished / "stage1/pairs.parquet")
     train = pairs[pairs["split"] == "train"].reset_index(drop=True)
     assert {"wrong_caption", "boilerplate", "near_copy"} <= set(train["fault"])
-    assert set(pairs.loc[pairs["split"] != "train", "fault"]) == {""}
+    assert set(pairs.loc[pairs["split"] == "validation", "fault"]) > {"", "wrong_caption"}
+    assert set(pairs.loc[pairs["split"] == "test", "fault"]) == {""}
     rows = np.load(finished / "stage3/curated_rows.npy")
     wrong = np.flatnonzero(train["fault"] == "wrong_caption")
     dropped = len(np.setdiff1d(wrong, rows))
