@@ -4,8 +4,9 @@ A stage's result dataclass is its schema: an array field is one `.npy` (never pi
 one `.parquet` or `.csv`, a field with a file name in its metadata one `.json`, the rest goes into
 the stage's manifest. A file is written under a temporary name and renamed when whole; the
 manifest, which holds every file's hash, is written last, so a folder without one is unfinished.
-The fingerprint hashes the schema version, the stage, the seed, the settings that can change the
-result and the fingerprints of the stage's inputs: a change upstream makes what follows stale.
+The fingerprint hashes the schema version, the stage and its version, the seed, the settings that
+can change the result and the fingerprints of the stage's inputs: a change upstream makes what
+follows stale. A field that was added later has a default, which results saved before it load with.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -35,7 +36,7 @@ from settings import InputError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 7  # raise when a stage's arithmetic changes: saved results become stale
+SCHEMA_VERSION = 7  # raise when what all stages save changes; for one stage see `Stage.version`
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "datasets", "pillow")
 MANIFEST_KEYS = {"fingerprint", "settings", "inputs", "values", "files", "seconds"}
 Result = TypeVar("Result")
@@ -59,13 +60,18 @@ def stage_mode(*, skipped: bool, needed_later: bool, load_saved: bool) -> Mode:
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the pipeline with a saved result."""
+    """A step of the pipeline with a saved result.
+
+    `version` is raised when this stage's arithmetic changes: its saved results become stale, those
+    before it stay.
+    """
 
     name: str
     folder: str
     prefix: str = ""  # of its files' names, where stages share a folder
     manifest: str = "manifest.json"
     number: int | None = None  # as `--skip_stage` counts
+    version: int = 0
 
 
 EMBEDDING = Stage("embedding", "stage1", manifest="embedding_manifest.json", number=1)
@@ -109,6 +115,8 @@ class Provenance:
             "settings": dict(self.settings),
             "inputs": dict(self.inputs),
         }
+        if stage.version != 0:  # results of stages that never had one stay current
+            content["stage_version"] = stage.version
         return hashlib.sha256(_json_bytes(content)).hexdigest()
 
 
@@ -322,6 +330,7 @@ class Store:
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "stage": stage.name,
+            "stage_version": stage.version,
             "fingerprint": provenance.fingerprint(stage),
             "seed": provenance.seed,
             "settings": dict(provenance.settings),
@@ -360,7 +369,7 @@ class Store:
         return cast(dict[str, Any], manifest)
 
     def load(self, stage: Stage, provenance: Provenance, result_type: type[Result]) -> Saved:
-        """Exactly what `save` was given.
+        """Exactly what `save` was given; a field added since then has its default.
 
         Raises:
             StaleError: missing, made with other settings, or damaged.
@@ -368,12 +377,14 @@ class Store:
         manifest = self.manifest(stage)
         fingerprint = provenance.fingerprint(stage)
         if manifest.get("fingerprint") != fingerprint:
-            raise OtherSettingsError(f"was made with {_changes(manifest, provenance)}")
+            raise OtherSettingsError(f"was made with {_changes(manifest, stage, provenance)}")
         value = self._read_result(stage, manifest, result_type)
         return Saved(value, fingerprint, float(manifest["seconds"]))
 
     def read(self, stage: Stage, result_type: type[Result]) -> Result:
         """A stage's result as it was saved, whatever the settings were.
+
+        A field added since then has its default.
 
         Raises:
             StaleError: missing or damaged.
@@ -393,6 +404,8 @@ class Store:
                 for name in (stage.prefix + n for n in _possible_names(f))
                 if name in manifest["files"]
             ]
+            if not names and _has_default(f):
+                continue  # saved before the field existed
             if not names:
                 raise StaleError(f"has no {f.name}")
             values[f.name] = self._read_checked(stage, names[0], manifest["files"][names[0]])
@@ -409,11 +422,14 @@ class Store:
         return _decode(name, data)
 
 
-def _changes(manifest: Mapping[str, Any], provenance: Provenance) -> str:
+def _changes(manifest: Mapping[str, Any], stage: Stage, provenance: Provenance) -> str:
     """What differs between a manifest and the current settings, in words."""
     changes = []
     if manifest.get("schema_version") != SCHEMA_VERSION:
         changes.append(f"schema version {manifest.get('schema_version')} (now {SCHEMA_VERSION})")
+    saved_version = manifest.get("stage_version", 0)  # manifests of old have none
+    if saved_version != stage.version:
+        changes.append(f"stage version {saved_version} (now {stage.version})")
     if manifest.get("seed") != provenance.seed:
         changes.append(f"--seed {manifest.get('seed')} (now {provenance.seed})")
     changes += changed_settings(
@@ -469,6 +485,10 @@ class Checkpoints:
 
 
 # --- One file each ----------------------------------------------------------------------------
+
+
+def _has_default(f: Field[Any]) -> bool:
+    return f.default is not MISSING or f.default_factory is not MISSING
 
 
 def _possible_names(f: Field[Any]) -> list[str]:

@@ -594,6 +594,7 @@ def _baseline_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     n_cosines = {
         "coreset_selection": K_CENTER * n * curated_size(n, config.curation.target_size_ratio),
         "neg_clip_loss": agreement_cosines(n),
+        "neg_clip_loss_normsim": agreement_cosines(n) + n * sizes.validation,
         "semdedup": n * n / config.clustering.n_clusters,
         "text_alpha_sampling": CLUSTERING_PASSES / 3 * n * config.clustering.n_clusters,
     }
@@ -671,6 +672,8 @@ def stage1_arrays(sizes: Sizes, widths: Widths, n_clusters: int) -> dict[str, in
         "clip_scores": n,
         "validation_image_features": v * widths.image,
         "validation_text_features": v * widths.text,
+        "validation_image_embeddings": v * d,
+        "validation_text_embeddings": v * d,
         "test_image_features": e * widths.image,
         "test_text_features": q * widths.text,
         "test_image_embeddings": e * d,

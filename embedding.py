@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -51,6 +51,9 @@ class EmbeddingResult:
     skipped: pd.DataFrame = field(metadata={"file": "skipped.csv"})
     encoder: str  # the one really used
     source: str  # the data set, and what of it was not read, in one line
+    # Results saved before these existed have none.
+    validation_image_embeddings: Float32[np.ndarray, "V d"] | None = None
+    validation_text_embeddings: Float32[np.ndarray, "V d"] | None = None
 
     def split_pairs(self, split: str) -> pd.DataFrame:
         """The kept pairs of one split, in the order of its arrays."""
@@ -63,7 +66,8 @@ def embed_pairs(
     """Features and embeddings of all pairs of a reader.
 
     Each image and each distinct caption passes the encoder once. Where the encoder has no joint
-    space, `embed_across_folds` fits one to the training pairs.
+    space, `embed_across_folds` fits one to the training pairs; validation pairs and test data,
+    which it has not seen, are embedded by the map of all of them.
 
     Args:
         reader: nothing of it read yet.
@@ -101,12 +105,7 @@ def embed_pairs(
     pair_texts = {split: texts.take(rows[split]) for split in SPLITS}
     image_ids = pd.factorize(pairs["image_sha256"].iloc[rows["train"]])[0].astype(np.int64)
     joint = _joint_embeddings(
-        pair_images["train"],
-        pair_texts["train"],
-        images["test"],
-        pair_texts["test"],
-        image_ids,
-        rng,
+        {**pair_images, "test": images["test"]}, pair_texts, image_ids, rng=rng
     )
     return EmbeddingResult(
         image_embeddings=joint.images,
@@ -127,6 +126,8 @@ def embed_pairs(
         skipped=reader.skipped(),
         encoder=encoder.name,
         source="; ".join(filter(None, [reader.source.description, left_out])),
+        validation_image_embeddings=joint.validation_images,
+        validation_text_embeddings=joint.validation_texts,
     )
 
 
@@ -183,33 +184,36 @@ def _join(batches: Sequence[Encoded], encoder: Encoder, config: EmbeddingConfig)
 
 
 class JointEmbeddings(NamedTuple):
-    """Unit rows of the joint space for training pairs, test images and test captions."""
+    """Unit rows of the joint space for the pairs of each split; for test, images and captions."""
 
     images: Float32[np.ndarray, "n d"]
     texts: Float32[np.ndarray, "n d"]
+    validation_images: Float32[np.ndarray, "V d"]
+    validation_texts: Float32[np.ndarray, "V d"]
     test_images: Float32[np.ndarray, "E d"]
     test_texts: Float32[np.ndarray, "Q d"]
 
 
 def _joint_embeddings(
-    images: Encoded,
-    texts: Encoded,
-    test_images: Encoded,
-    test_texts: Encoded,
+    images: Mapping[str, Encoded],
+    texts: Mapping[str, Encoded],
     image_ids: Int64[np.ndarray, " n"],
+    *,
     rng: np.random.Generator,
 ) -> JointEmbeddings:
     """The encoder's own projections at unit length, or those of a map fitted to the pairs."""
-    parts = (images, texts, test_images, test_texts)
+    parts = [side[split] for split in SPLITS for side in (images, texts)]  # as the fields are
     own = [part.projections for part in parts if part.projections is not None]
     if own:
         return JointEmbeddings(*map(unit_rows, own))
     image_embeddings, text_embeddings, joint_map = embed_across_folds(
-        images.features, texts.features, image_ids, rng=rng
+        images["train"].features, texts["train"].features, image_ids, rng=rng
     )
     return JointEmbeddings(
         image_embeddings,
         text_embeddings,
-        joint_map.embed_images(test_images.features),
-        joint_map.embed_texts(test_texts.features),
+        joint_map.embed_images(images["validation"].features),
+        joint_map.embed_texts(texts["validation"].features),
+        joint_map.embed_images(images["test"].features),
+        joint_map.embed_texts(texts["test"].features),
     )

@@ -576,6 +576,7 @@ def select_baselines(
         embeddings=e.concatenated_embeddings,
         image_embeddings=e.image_embeddings,
         text_embeddings=e.text_embeddings,
+        validation_image_embeddings=e.validation_image_embeddings,
         clip_scores=e.clip_scores,
         cluster_assignments=clustered.value.cluster_assignments,
         pairs=inputs.pairs,

@@ -41,6 +41,7 @@ METHODS = (
     "semdedup",
     "density_pruning",
     "neg_clip_loss",
+    "neg_clip_loss_normsim",
     "text_alpha_sampling",
     "gradient_similarity",
 )

@@ -35,6 +35,7 @@ METHOD_LABELS = {
     "semdedup": "SemDeDup",
     "density_pruning": "Density-based pruning",
     "neg_clip_loss": "negCLIPLoss",
+    "neg_clip_loss_normsim": "negCLIPLoss + NormSim",
     "text_alpha_sampling": "Text sampling (α = 0.5)",
     "gradient_similarity": "Gradient similarity",
     ENCODER: "Encoder's own joint space",
@@ -62,6 +63,7 @@ LINE_COLORS = {
     "semdedup": "#661100",
     "density_pruning": "#DDCC77",
     "neg_clip_loss": "#8C510A",
+    "neg_clip_loss_normsim": "#999933",
     "text_alpha_sampling": "#000000",
     "gradient_similarity": "#332288",
 }
@@ -76,6 +78,7 @@ METHOD_MARKERS = {
     "semdedup": "<",
     "density_pruning": ">",
     "neg_clip_loss": "p",
+    "neg_clip_loss_normsim": "h",
     "text_alpha_sampling": "*",
     "gradient_similarity": "d",
 }

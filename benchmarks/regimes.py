@@ -56,12 +56,19 @@ from regimes_report import (  # noqa: E402
     RECALLS,
     RESULTS,
     SAME_EPOCHS,
+    TWO_CUTS,
     write_summary,
 )
 
 from agreement import neighbour_agreement  # noqa: E402
 from artifacts import hardware, package_versions, stage_rng  # noqa: E402
-from baselines import BASELINES, NEED_REFERENCE, BaselineInputs, select_baseline  # noqa: E402
+from baselines import (  # noqa: E402
+    BASELINES,
+    NEED_REFERENCE,
+    BaselineInputs,
+    neg_clip_loss_then_normsim,
+    select_baseline,
+)
 from cell_influence import (  # noqa: E402
     CellInfluenceConfig,
     KnownPairs,
@@ -162,7 +169,7 @@ class Method(NamedTuple):
 
     choose: Callable[[Problem, float, int], Chosen]
     version: str = "1"
-    is_default: bool = True  # False: an ablation, computed where it is asked for
+    is_default: bool = True  # False: computed where it is asked for, as the ablations are
 
 
 Result = TypeVar("Result")
@@ -279,28 +286,44 @@ def baseline(name: str) -> Callable[[Problem, float, int], Chosen]:
     """The rival of this name."""
 
     def choose(problem: Problem, keep: float, seed: int) -> Chosen:
-        regime, needs_reference = problem.regime, name in NEED_REFERENCE
+        needs_reference = name in NEED_REFERENCE
         reference, seconds = reference_model(problem) if needs_reference else (None, 0.0)
-        inputs = BaselineInputs(
-            indices=np.arange(len(regime.faults)),
-            embeddings=both_embeddings(regime),
-            image_embeddings=regime.image_embeddings,
-            text_embeddings=regime.text_embeddings,
-            clip_scores=regime.clip_scores,
-            cluster_assignments=problem.clusters.cluster_assignments,
-            pairs=problem.pairs,
-            validation=problem.validation,
-            reference=reference,
-            batch_size=TRAINING.batch_size,
-        )
+        inputs = baseline_inputs(problem, reference)
         started = time.perf_counter()
         rows = select_baseline(name, inputs, keep, rng=stage_rng(seed, name)).rows
         seconds += time.perf_counter() - started
         if name in NEED_TOPICS:
             seconds += problem.clustering_seconds
-        return Chosen(rows, None, seconds, len(regime.faults) if needs_reference else 0)
+        return Chosen(rows, None, seconds, len(inputs.indices) if needs_reference else 0)
 
     return choose
+
+
+def two_cuts(problem: Problem, keep: float, seed: int) -> Chosen:
+    """Cuts by negCLIPLoss and by NormSim, one after the other, as their paper has them."""
+    inputs = baseline_inputs(problem, None)
+    started = time.perf_counter()
+    size = curated_size(len(inputs.indices), keep)
+    rows = neg_clip_loss_then_normsim(inputs, size, rng=stage_rng(seed, TWO_CUTS))
+    return Chosen(np.sort(rows), None, time.perf_counter() - started, 0)
+
+
+def baseline_inputs(problem: Problem, reference: Parameters | None) -> BaselineInputs:
+    """What the rivals look at."""
+    regime = problem.regime
+    return BaselineInputs(
+        indices=np.arange(len(regime.faults)),
+        embeddings=both_embeddings(regime),
+        image_embeddings=regime.image_embeddings,
+        text_embeddings=regime.text_embeddings,
+        validation_image_embeddings=regime.joint_map.embed_images(regime.validation_image_features),
+        clip_scores=regime.clip_scores,
+        cluster_assignments=problem.clusters.cluster_assignments,
+        pairs=problem.pairs,
+        validation=problem.validation,
+        reference=reference,
+        batch_size=TRAINING.batch_size,
+    )
 
 
 @remembered
@@ -546,6 +569,7 @@ METHODS: dict[str, Method] = {
     ORACLE: Method(oracle),
     INFLUENCESPACE: Method(influencespace(Variant()), version="4"),
     **{name: Method(baseline(name)) for name in BASELINES},
+    TWO_CUTS: Method(two_cuts, is_default=False),
     **{
         name: Method(influencespace(variant), version="2", is_default=False)
         for name, variant in ABLATION.items()

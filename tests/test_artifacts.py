@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def assert_same(a: Result, b: Result) -> None:
     assert (a.count, a.loss, a.name, a.readable) == (b.count, b.loss, b.name, b.readable)
 
 
-def fail() -> Result:
+def fail() -> Any:
     raise AssertionError("must not be computed")
 
 
@@ -164,6 +165,94 @@ def test_schema_version_is_part_of_the_fingerprint(
     store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
     monkeypatch.setattr(artifacts, "SCHEMA_VERSION", artifacts.SCHEMA_VERSION + 1)
     with pytest.raises(InputError, match="schema version"):
+        store.stage(STAGE, Mode.LOAD, PROVENANCE, Result, fail)
+
+
+def test_a_stage_without_a_version_keeps_its_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "SCHEMA_VERSION", 7)
+    content = (
+        b'{"inputs": {"embedding": "abc"}, "schema_version": 7, "seed": 42, '
+        b'"settings": {"methods": ["a", "b"], "rank": 10}, "stage": "thing"}'
+    )
+    assert PROVENANCE.fingerprint(STAGE) == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(("saved", "now"), [(0, 1), (1, 2), (2, 0)])
+def test_a_stage_of_another_version_is_stale(store: Store, saved: int, now: int) -> None:
+    before, after = (replace(STAGE, version=version) for version in (saved, now))
+    store.stage(before, Mode.RUN, PROVENANCE, Result, make_result)
+    assert store.manifest(before)["stage_version"] == saved
+    assert_same(store.stage(before, Mode.LOAD, PROVENANCE, Result, fail).value, make_result())
+    with pytest.raises(InputError, match=rf"made with stage version {saved} \(now {now}\); "):
+        store.stage(after, Mode.LOAD, PROVENANCE, Result, fail)
+    again = store.stage(after, Mode.REUSE, PROVENANCE, Result, lambda: make_result(1))
+    assert_same(again.value, make_result(1))
+
+
+def test_a_manifest_that_names_no_stage_version_has_version_0(store: Store) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    path = store.root / "stage9" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["stage_version"]
+    path.write_text(json.dumps(manifest))
+    assert_same(store.stage(STAGE, Mode.LOAD, PROVENANCE, Result, fail).value, make_result())
+    with pytest.raises(InputError, match=r"made with stage version 0 \(now 1\); "):
+        store.stage(replace(STAGE, version=1), Mode.LOAD, PROVENANCE, Result, fail)
+
+
+@dataclass(frozen=True)
+class Grown(Result):
+    """The result with fields that were added later."""
+
+    more: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
+    extra: dict[str, int] = field(default_factory=dict, metadata={"file": "extra.json"})
+
+
+def grown(**changes: Any) -> Grown:
+    return Grown(**vars(make_result()), **changes)
+
+
+def test_a_field_that_was_added_later_has_its_default(store: Store) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    for loaded in (
+        store.stage(STAGE, Mode.LOAD, PROVENANCE, Grown, fail).value,
+        store.read(STAGE, Grown),
+    ):
+        assert_same(loaded, make_result())
+        assert (loaded.more, loaded.notes, loaded.extra) == (None, [], {})
+
+
+def test_a_field_with_a_default_is_saved_and_loaded_as_any_other(store: Store) -> None:
+    more = np.arange(6, dtype=np.float32).reshape(2, 3)
+    given = {"more": more, "notes": ["a"], "extra": {"b": 1}}
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Grown, lambda: grown(**given))
+    loaded = store.stage(STAGE, Mode.LOAD, PROVENANCE, Grown, fail).value
+    assert_same(loaded, make_result())
+    assert loaded.more.dtype == more.dtype
+    assert loaded.more.tobytes() == more.tobytes()
+    assert (loaded.notes, loaded.extra) == (["a"], {"b": 1})
+    (store.root / "stage9" / "more.npy").unlink()  # known to the manifest: no default then
+    with pytest.raises(InputError, match=r"lacks more.npy"):
+        store.stage(STAGE, Mode.LOAD, PROVENANCE, Grown, fail)
+
+
+def test_none_in_place_of_an_array_is_no_file(store: Store) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Grown, lambda: grown(more=np.ones(2)))
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Grown, grown)
+    manifest = store.manifest(STAGE)
+    assert "more.npy" not in manifest["files"]
+    assert manifest["values"]["more"] is None
+    assert store.stage(STAGE, Mode.LOAD, PROVENANCE, Grown, fail).value.more is None
+
+
+def test_a_field_without_a_default_has_to_be_saved(store: Store) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    path = store.root / "stage9" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["values"]["count"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="has no count"):
         store.stage(STAGE, Mode.LOAD, PROVENANCE, Result, fail)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -32,8 +34,12 @@ from baselines import (
     individual_influence,
     k_center_greedy,
     neg_clip_loss,
+    neg_clip_loss_normsim,
+    neg_clip_loss_then_normsim,
+    norm_sim,
     select_baseline,
     similarity_to_harder,
+    standardised,
     text_clusters,
 )
 from model import MAX_LOG_SCALE, PairTensors, Parameters
@@ -70,7 +76,10 @@ def inputs_for(n: int, **changes: Any) -> BaselineInputs:
         "reference": problem.parameters(torch.float32),
         "batch_size": 4,
     }
-    return BaselineInputs(**given | changes)
+    given |= changes
+    width = given["image_embeddings"].shape[1]
+    held_out = unit(np.random.default_rng(1).normal(size=(5, width)))
+    return BaselineInputs(**{"validation_image_embeddings": held_out} | given)
 
 
 # --- All of them ------------------------------------------------------------------------------
@@ -398,6 +407,103 @@ def test_the_temperature_is_that_of_least_loss() -> None:
     losses = [np.mean(reference.pair_losses(math.exp(s) * cosines)) for s in grid]
     assert 1 < grid[np.argmin(losses)] < 4
     assert found == pytest.approx(grid[np.argmin(losses)], abs=0.11)  # steps of 0.1
+
+
+# --- By agreement, and by likeness to the target ------------------------------------------------
+
+
+def by_numbers(scores: list[float]) -> list[float]:
+    """In standard deviations from the mean, one by one."""
+    mean = sum(scores) / len(scores)
+    spread = math.sqrt(sum((s - mean) ** 2 for s in scores) / len(scores))
+    return [(s - mean) / spread for s in scores]
+
+
+@pytest.mark.parametrize("n_similarities", [1, 25, 10**6])
+def test_likeness_to_the_target_one_by_one(
+    n_similarities: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "N_SIMILARITIES", n_similarities)
+    inputs = inputs_for(23)
+    targets = inputs.validation_image_embeddings
+    assert targets is not None
+    expected = [
+        max(
+            sum(float(a) * float(b) for a, b in zip(image, target, strict=True))
+            for target in targets
+        )
+        for image in inputs.image_embeddings
+    ]
+    np.testing.assert_allclose(norm_sim(inputs), expected, atol=1e-6)  # float32
+
+
+def test_the_sum_of_both_in_standard_deviations() -> None:
+    inputs = inputs_for(23)
+    found = neg_clip_loss_normsim(inputs, rng=np.random.default_rng(4))
+    parts = neg_clip_loss(inputs, rng=np.random.default_rng(4)), norm_sim(inputs)
+    expected = [sum(both) for both in zip(*(by_numbers(p.tolist()) for p in parts), strict=True)]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    rows = select_baseline("neg_clip_loss_normsim", inputs, 0.4, rng=np.random.default_rng(4)).rows
+    assert rows.tolist() == sorted(sorted(range(23), key=lambda i: -expected[i])[:9])
+
+
+def test_pairs_like_a_held_out_image_are_kept_whatever_its_captions_say() -> None:
+    # Captions agree with their images equally well; only likeness tells the pairs apart.
+    images = at_angles(*range(0, 360, 36))
+    held_out = at_angles(35, 110)
+    inputs = inputs_for(
+        10, image_embeddings=images, text_embeddings=images, validation_image_embeddings=held_out
+    )
+    angles = [min(abs(i - j) for j in (35, 110)) for i in range(0, 360, 36)]
+    np.testing.assert_allclose(norm_sim(inputs)[:5], np.cos(np.radians(angles[:5])), atol=1e-6)
+    rows = select_baseline("neg_clip_loss_normsim", inputs, 0.2, rng=np.random.default_rng(0)).rows
+    assert rows.tolist() == [1, 3]
+    other = dataclasses.replace(
+        inputs, validation=PairTensors(inputs.validation.images, -inputs.validation.texts)
+    )
+    np.testing.assert_array_equal(norm_sim(other), norm_sim(inputs))
+
+
+def test_scores_that_do_not_vary_decide_nothing() -> None:
+    assert standardised(np.full(5, 0.3, dtype=np.float32)).tolist() == [0.0] * 5
+    almost = np.float32(0.3) * np.array([1, 1 + 1e-7, 1], dtype=np.float32)
+    assert standardised(almost).tolist() == [0.0] * 3
+    np.testing.assert_allclose(standardised(np.array([1.0, 3.0])), [-1, 1])
+    same = np.repeat(at_angles(20), 6, axis=0)
+    inputs = inputs_for(6, image_embeddings=same, text_embeddings=same)
+    rows = select_baseline("neg_clip_loss_normsim", inputs, 0.5, rng=np.random.default_rng(0)).rows
+    assert rows.tolist() == [0, 1, 2]  # ties go to the earlier row
+
+
+@pytest.mark.parametrize(("size", "n_left"), [(20, 30), (50, 59), (80, 85), (100, 100), (1, 3)])
+def test_two_cuts_one_after_the_other(size: int, n_left: int) -> None:
+    inputs = inputs_for(100)
+    rows = neg_clip_loss_then_normsim(inputs, size, rng=np.random.default_rng(2))
+    agreement_of = neg_clip_loss(inputs, rng=np.random.default_rng(2))
+    likeness = norm_sim(inputs)
+    left = sorted(range(100), key=lambda i: -agreement_of[i])[:n_left]
+    assert set(rows.tolist()) == set(sorted(left, key=lambda i: -likeness[i])[:size])
+    assert len(rows) == size
+
+
+def test_two_cuts_choose_among_copies_too() -> None:
+    same = np.repeat(at_angles(20), 10, axis=0)
+    inputs = inputs_for(10, image_embeddings=same, text_embeddings=same)
+    rows = neg_clip_loss_then_normsim(inputs, 4, rng=np.random.default_rng(0))
+    assert len(set(rows.tolist())) == 4
+
+
+def test_without_joint_embeddings_features_tell_the_likeness(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "baselines")
+    inputs = inputs_for(9, validation_image_embeddings=None)
+    found = norm_sim(inputs)
+    assert "no joint embeddings of the held-out images are saved" in caplog.text
+    sides = (side.images.double().numpy() for side in (inputs.pairs, inputs.validation))
+    images, targets = ([row / np.linalg.norm(row) for row in side] for side in sides)
+    expected = [max(float(image @ target) for target in targets) for image in images]
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # float32
 
 
 # --- By kinds of captions -----------------------------------------------------------------------

@@ -144,7 +144,7 @@ def test_synthetic_pairs_from_the_command_line(
     times = lines[lines.index("Expected time") + 1 :]
     assert [line.split()[0] for line in times[:3]] == ["embedding", "clustering", "cluster"]
     assert any(
-        line.endswith("12 methods x 3 seeds x 2 comparisons: 69 trainings") for line in times
+        line.endswith("13 methods x 3 seeds x 2 comparisons: 75 trainings") for line in times
     )
     assert lines[-1] == "Nothing was written."
     assert list(tmp_path.iterdir()) == []

@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from artifacts import EMBEDDING, Provenance, Store
 from data import DataConfig, PairReader, PairSource, decode_image, decode_pixels
 from embedding import EmbeddingResult, embed_pairs
 from encoders import EmbeddedEncoder, EmbeddingConfig, Encoded, Encoder
+from joint import embed_across_folds
 from settings import InputError
 from sources import open_source
 from tests.small_models import CPU, encode, load, save_clip, unit_projections
@@ -67,6 +69,10 @@ def check_form(result: EmbeddingResult) -> None:
             assert isinstance(value.index, pd.RangeIndex), f.name
     np.testing.assert_allclose(np.linalg.norm(result.image_embeddings, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(result.test_text_embeddings, axis=1), 1, atol=1e-5)
+    for rows in (result.validation_image_embeddings, result.validation_text_embeddings):
+        assert rows is not None
+        assert rows.shape == (5, result.image_embeddings.shape[1])
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     both = np.hstack([result.image_embeddings, result.text_embeddings])
     np.testing.assert_array_equal(result.concatenated_embeddings, both)
     scores = np.einsum("nd,nd->n", result.image_embeddings, result.text_embeddings)
@@ -103,6 +109,18 @@ def test_embed_pairs_with_clip(source: PairSource, tmp_path: Path) -> None:
     np.testing.assert_allclose(
         result.text_embeddings, unit_projections(encoder.encode_texts(captions)), atol=1e-5
     )
+    validation = result.split_pairs("validation")
+    assert result.validation_image_embeddings is not None
+    assert result.validation_text_embeddings is not None
+    expected = unit_projections(encoder.encode_texts(validation["caption"].tolist()))
+    np.testing.assert_allclose(result.validation_text_embeddings, expected, atol=1e-5)
+    for row, key in enumerate(validation["key"]):
+        image = decode_image(source.read_image(key), scenes().max_image_pixels)
+        np.testing.assert_allclose(
+            result.validation_image_embeddings[row],
+            unit_projections(encode(encoder, [image]))[0],
+            atol=1e-4,
+        )
     for size in (1, 64):
         other = embed(source, encoder, EmbeddingConfig(encoder_batch_size=size))
         np.testing.assert_allclose(other.image_embeddings, result.image_embeddings, atol=1e-5)
@@ -118,8 +136,46 @@ def test_embed_pairs_embedded(source: PairSource, caplog: pytest.LogCaptureFixtu
     assert result.encoder == "embedded"
     assert f"35 images and {len(result.pairs)} captions" in caplog.text
     assert same(result, embed(source, embedded, EmbeddingConfig("embedded")))
-    # A test caption is embedded by the map of all training pairs.
+    # What is held out is embedded by the map of all training pairs, which has not seen it.
     assert result.test_image_embeddings.shape[1] == result.image_embeddings.shape[1]
+    image_ids = np.arange(24)  # every training scene has a picture of its own
+    *_, joint_map = embed_across_folds(
+        result.image_features, result.text_features, image_ids, rng=np.random.default_rng(1)
+    )
+    for found, expected in (
+        (
+            result.validation_image_embeddings,
+            joint_map.embed_images(result.validation_image_features),
+        ),
+        (result.validation_text_embeddings, joint_map.embed_texts(result.validation_text_features)),
+        (result.test_image_embeddings, joint_map.embed_images(result.test_image_features)),
+        (result.test_text_embeddings, joint_map.embed_texts(result.test_text_features)),
+    ):
+        assert found is not None
+        np.testing.assert_allclose(found, expected, atol=1e-6)  # float32
+
+
+def test_saved_embeddings_with_and_without_those_of_validation(
+    source: PairSource, tmp_path: Path
+) -> None:
+    result = embed(source, EmbeddedEncoder(CPU, torch.float32), EmbeddingConfig("embedded"))
+    store, provenance = Store.open(str(tmp_path)), Provenance(1, {}, {})
+
+    def load_saved() -> EmbeddingResult:
+        saved = store.load(EMBEDDING, provenance, EmbeddingResult).value
+        assert isinstance(saved, EmbeddingResult)
+        return saved
+
+    without = replace(result, validation_image_embeddings=None, validation_text_embeddings=None)
+    for given in (result, without):
+        store.save(EMBEDDING, provenance, given, seconds=0.0)
+        assert same(load_saved(), given)
+    manifest = store.manifest(EMBEDDING)  # as it was before the two fields were there
+    for name in ("validation_image_embeddings", "validation_text_embeddings"):
+        assert f"{name}.npy" not in manifest["files"]
+        del manifest["values"][name]
+    store.write_json(f"{EMBEDDING.folder}/{EMBEDDING.manifest}", manifest)
+    assert same(load_saved(), without)
 
 
 class Overflowing(EmbeddedEncoder):

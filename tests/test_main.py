@@ -56,6 +56,7 @@ stage3/manifest.json baselines/random_indices.npy baselines/clip_score_filtering
 baselines/diversity_sampling_indices.npy baselines/coreset_selection_indices.npy
 baselines/individual_influence_indices.npy baselines/semdedup_indices.npy
 baselines/density_pruning_indices.npy baselines/neg_clip_loss_indices.npy
+baselines/neg_clip_loss_normsim_indices.npy
 baselines/text_alpha_sampling_indices.npy baselines/gradient_similarity_indices.npy
 baselines/manifest.json
 evaluation/method_metrics.json evaluation/efficiency_metrics.json
@@ -259,7 +260,8 @@ def test_faults_are_known_and_counted(finished: Path) -> None:
     pairs = pd.read_parquet(finished / "stage1/pairs.parquet")
     train = pairs[pairs["split"] == "train"].reset_index(drop=True)
     assert {"wrong_caption", "boilerplate", "near_copy"} <= set(train["fault"])
-    assert set(pairs.loc[pairs["split"] != "train", "fault"]) == {""}
+    assert set(pairs.loc[pairs["split"] == "validation", "fault"]) > {"", "wrong_caption"}
+    assert set(pairs.loc[pairs["split"] == "test", "fault"]) == {""}
     rows = np.load(finished / "stage3/curated_rows.npy")
     wrong = np.flatnonzero(train["fault"] == "wrong_caption")
     dropped = len(np.setdiff1d(wrong, rows))

@@ -143,6 +143,7 @@ def test_performance_table() -> None:
         "negCLIPLoss",
         "Per-pair influence (DataInf)",
         "Random",
+        "negCLIPLoss + NormSim",
         "Text sampling (α = 0.5)",
         "Density-based pruning",
         "Diversity",
@@ -441,7 +442,7 @@ def test_reproduction() -> None:
 
 def test_summary_table() -> None:
     frame = report.summary_table(make_summary())
-    assert len(frame) == 2 * 12
+    assert len(frame) == 2 * 13
     row = frame[(frame.comparison == "same_steps") & (frame.method == "influencespace")].iloc[0]
     assert row["mean_recall_mean"] == pytest.approx(31.5)
     assert row["mean_recall_std"] == pytest.approx(0.3)

@@ -91,6 +91,12 @@ def test_synthetic_source_and_its_ground_truth() -> None:
         ["wrong_caption", "boilerplate", "near_copy"]
     ].tolist() == [10, 5, 10]
     assert set(train["group"]) == {"", "rare"}
+    held_out = {
+        split: pairs.loc[pairs["split"] == split, "fault"].tolist()
+        for split in ("validation", "test")
+    }
+    assert sorted(held_out["validation"]) == [""] * 8 + ["near_copy", "wrong_caption"]
+    assert set(held_out["test"]) == {""}
     assert source.read_image("test/000000").startswith(b"\x89PNG")
     again = open_source(config, rng=np.random.default_rng(0))
     other = open_source(config, rng=np.random.default_rng(1))

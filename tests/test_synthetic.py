@@ -21,6 +21,11 @@ def training() -> list[Example]:
     return make_examples("train", N, seed=7)
 
 
+@pytest.fixture(scope="module", params=["train", "validation"])
+def faulty(request: pytest.FixtureRequest) -> list[Example]:
+    return make_examples(request.param, N, seed=7)
+
+
 def names(caption: str, words: tuple[str, ...]) -> bool:
     return any(
         f" {word} " in f" {caption.casefold().rstrip('.').replace(',', '')} " for word in words
@@ -40,8 +45,8 @@ def pixels(example: Example) -> np.ndarray:
     return np.asarray(PIL.Image.open(io.BytesIO(render(example))), dtype=np.float64)
 
 
-def test_faults_come_in_their_shares(training: list[Example]) -> None:
-    assert Counter(example.fault for example in training) == {
+def test_faults_come_in_their_shares(faulty: list[Example]) -> None:
+    assert Counter(example.fault for example in faulty) == {
         "": 750,
         "wrong_caption": round(synthetic.WRONG_CAPTION_SHARE * N),
         "boilerplate": round(synthetic.BOILERPLATE_SHARE * N),
@@ -57,13 +62,17 @@ def test_women_and_girls_are_rare_in_training_only(training: list[Example]) -> N
     assert np.mean(rare) == pytest.approx(synthetic.RARE_SHARE, abs=0.04)
     for split in ("validation", "test"):
         examples = make_examples(split, N, seed=7)
-        assert {(example.fault, example.group) for example in examples} == {("", "")}
+        assert {example.group for example in examples} == {""}
         share = np.mean([PEOPLE[example.scene.person].female for example in examples])
         assert share == pytest.approx(0.5, abs=0.065)
 
 
-def test_captions_tell_the_scene_unless_faulty(training: list[Example]) -> None:
-    for example in training:
+def test_test_scenes_are_all_right() -> None:
+    assert {example.fault for example in make_examples("test", N, seed=7)} == {""}
+
+
+def test_captions_tell_the_scene_unless_faulty(faulty: list[Example]) -> None:
+    for example in faulty:
         first, second = example.captions
         assert first != second
         told = [describes(caption, example.scene) for caption in example.captions]
@@ -71,17 +80,17 @@ def test_captions_tell_the_scene_unless_faulty(training: list[Example]) -> None:
         if example.fault == "boilerplate":
             assert {first, second} <= set(BOILERPLATE)
         elif example.fault == "wrong_caption":
-            assert any(e.captions == example.captions and not e.fault for e in training)
+            assert any(e.captions == example.captions and not e.fault for e in faulty)
 
 
-def test_near_copies_look_like_an_earlier_scene(training: list[Example]) -> None:
-    copies = [(i, example) for i, example in enumerate(training) if example.fault == "near_copy"]
+def test_near_copies_look_like_an_earlier_scene(faulty: list[Example]) -> None:
+    copies = [(i, example) for i, example in enumerate(faulty) if example.fault == "near_copy"]
     for i, copy in copies[:10]:
-        [original] = [e for e in training[:i] if e.scene == copy.scene and not e.fault]
+        [original] = [e for e in faulty[:i] if e.scene == copy.scene and not e.fault]
         assert not set(copy.captions) & set(original.captions)
         assert copy.group == original.group
         difference = np.abs(pixels(copy) - pixels(original)).mean()
-        stranger = next(e for e in training if e.scene.place != copy.scene.place)
+        stranger = next(e for e in faulty if e.scene.place != copy.scene.place)
         assert 0 < difference < 0.4 * np.abs(pixels(stranger) - pixels(original)).mean()
 
 
@@ -91,6 +100,17 @@ def test_all_pictures_differ_and_are_rgb_224() -> None:
     assert len({hashlib.sha256(picture).digest() for picture in pictures}) == 200
     with PIL.Image.open(io.BytesIO(pictures[0])) as picture:
         assert (picture.size, picture.mode, picture.format) == ((224, 224), "RGB", "PNG")
+
+
+def test_no_picture_is_in_two_splits() -> None:
+    splits = {split: make_examples(split, 60, seed=5) for split in ("train", "validation", "test")}
+    assert all(
+        any(example.fault == "near_copy" for example in splits[split])
+        for split in ("train", "validation")
+    )
+    pictures = [{render(example) for example in examples} for examples in splits.values()]
+    assert [len(p) for p in pictures] == [60] * 3
+    assert len(set.union(*pictures)) == 180
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -110,7 +130,11 @@ def test_same_seed_same_set_another_seed_another_set() -> None:
     assert render(make_examples("train", 5, seed=3)[4]) == render(
         make_examples("train", 5, seed=3)[4]
     )
-    for other in (make_examples("train", 50, seed=4), make_examples("test", 50, seed=3)):
+    for other in (
+        make_examples("train", 50, seed=4),
+        make_examples("validation", 50, seed=3),
+        make_examples("test", 50, seed=3),
+    ):
         assert not {e.scene for e in make_examples("train", 50, seed=3)} & {e.scene for e in other}
 
 
@@ -118,9 +142,10 @@ def test_longer_sets_begin_with_the_same_scenes() -> None:
     assert make_examples("test", 30, seed=3)[:10] == make_examples("test", 10, seed=3)
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
-def test_tiny_training_sets(n: int) -> None:
-    assert len(make_examples("train", n, seed=0)) == n
+def test_tiny_sets(split: str, n: int) -> None:
+    assert len(make_examples(split, n, seed=0)) == n
 
 
 def test_enough_of_everything() -> None:
