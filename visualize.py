@@ -309,12 +309,16 @@ def wrong_captions(
         log_odds: by split, that image and caption belong together.
         trusted: by held-out split, which pairs are asked or counted on.
         faults: by split the estimated `share` of wrong captions with its `low` and `high`, None
-            where too few pairs tell.
+            where too few pairs tell; also whether validation pairs are `taken_at_word`.
     """
     note = (
         "Log odds that image and caption belong together, by how well they agree, if right and "
         "wrong pairs were equally frequent: left of zero a wrong one is likelier. Wrong captions: "
-        "estimated share with its 95 % interval. A trusted validation pair is asked what helps."
+        "estimated share with its 95 % interval. "
+    ) + (
+        "All validation pairs are taken at their word."
+        if faults.get("taken_at_word")
+        else "A trusted validation pair is asked what helps."
     )
     told = [
         f"{int(rows.sum()):,} of {count(len(rows), f'{split} pair')}"
