@@ -354,8 +354,9 @@ def _not_asked(part: Mapping[str, Any]) -> str:
         "as near copies of others that are": n_copies,
         "because image and caption may not belong together": n - n_copies,
     }
-    named = enumerate_words([f"{k:,} {reason}" for reason, k in reasons.items() if k])
-    return f"; {n:,} {_is(n)} not, {named}" if n else ""
+    told = {reason: k for reason, k in reasons.items() if k}
+    named = [f"{k:,} {reason}" if len(told) > 1 else reason for reason, k in told.items()]
+    return f"; {n:,} {_is(n)} not, {enumerate_words(named)}" if n else ""
 
 
 def is_narrow(summary: Summary) -> bool:
@@ -414,6 +415,7 @@ def answer(summary: Summary) -> str:
             f" {summary.n_test_images:,} unseen images"
             + (f"; ± is the standard deviation over {summary.n_seeds} training seeds."
                if summary.n_seeds > 1 else ", from one training seed.")
+            + (" Methods are compared on all test pairs." if summary.shows_trusted else "")
         )  # fmt: skip
     return " ".join(sentences)
 

@@ -150,8 +150,10 @@ def _trust_table(summary: Summary) -> str:
                 f"{part['pairs']:,}",
                 "–" if part["share"] is None else share(part["share"], 1),
                 interval_text(part) or "–",
-                quantity(part.get("trusted"), 0),
-                quantity(part.get("near_copies"), 0),
+                *(
+                    f"{part[name]:,}" if name in part else "–"
+                    for name in ("trusted", "near_copies")
+                ),
             ]
         )
     note = (

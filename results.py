@@ -177,7 +177,7 @@ def write_results(
     ):
         store.write_figure(path, make())
     made = {*report.figures(summary), *sheets, *([TRUSTED_METRICS] if trusted_metrics else [])}
-    optional = {*report.GAP_FIGURES, *SHEETS, report.TRUST_FIGURE, TRUSTED_METRICS}
+    optional = {*report.GAP_FIGURES, *SHEETS, TRUSTED_METRICS}
     store.remove_files(".", sorted(optional - made))  # an earlier run's
     total_seconds = round(time.perf_counter() - started, 1)
     store.write_json("run.json", {**summary.run, "total_seconds": total_seconds})

@@ -262,8 +262,8 @@ def test_who_was_asked() -> None:
         " of 1,000 are asked what helps; 100 are not, 20 as near copies of others that are and 80"
         " because image and caption may not belong together. Of 5,000 test pairs 4,800 are trusted."
     )
-    assert "1 is not, 1 because" in judged_sentence(trusting(trusted=999, copies=0))
-    assert "20 are not, 20 as near copies of others that are." in (
+    assert "1 is not, because" in judged_sentence(trusting(trusted=999, copies=0))
+    assert "20 are not, as near copies of others that are." in (
         judged_sentence(trusting(trusted=980))
     )
     assert "1,000 of 1,000 are asked what helps. Of" in judged_sentence(
@@ -296,6 +296,7 @@ def test_the_answer_gives_recall_on_trusted_pairs_where_the_test_set_is_noisy() 
         "reaches a mean recall of **30.90 ± 0.30** on all test pairs and of **38.20 ± 0.30** on the"
         " trusted ones; it" in answer(trusting(0.0, 0.2))
     )
+    assert answer(trusting(0.0, 0.2)).endswith(" Methods are compared on all test pairs.")
     assert "trusted" not in answer(trusting(0.2, 0.01))
 
 

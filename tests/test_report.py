@@ -190,7 +190,7 @@ def test_what_a_run_stands_on() -> None:
             "pairs": "5,000",
             "wrong captions": "20.0 %",
             "95 % interval (%)": "18.0 to 22.0",
-            "trusted": "4800",
+            "trusted": "4,800",
             "near copies": "–",
         },
     ]
