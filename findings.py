@@ -19,9 +19,13 @@ from summary import (
     FREE_PREDICTIONS,
     GAP_RECALL_AT,
     RANDOM,
+    TEST,
+    TRAIN,
+    VALIDATION,
     Summary,
     enumerate_words,
     escape,
+    estimated_share,
     fault_label,
     gap_text,
     method_name,
@@ -29,6 +33,7 @@ from summary import (
     quantity,
     recall,
     share,
+    trusted_recall,
 )
 from visualize import (
     COMPARISON_LABELS,
@@ -48,6 +53,9 @@ SMALL_TRACE_SHARE = 0.5  # of the curvature, below which low rank leaves most of
 AS_GOOD = 0.05  # a rank correlation this little below another counts as no worse
 GOOD, FAIR = 0.8, 0.5  # rank correlations
 EXPLAINS_LITTLE = 0.1  # share of the variance of pairs' influence
+WARN_SHARE, WARN_LOW = 0.10, 0.05  # of wrong held-out captions, and the low end of its interval
+FEW_TRUSTED = 30  # validation pairs below which little can be asked
+NARROW = 0.05  # weight of nearness to the held-out pairs above which it is spoken of
 LITERAL_SLOPES = (0.8, 1.25)  # of real on predicted effects, for which percentages hold
 
 ESTIMATORS = {
@@ -201,13 +209,20 @@ def value_sentence(summary: Summary) -> str:
     """What decides which pairs are dropped; empty where nothing was curated."""
     if summary.categorization is None:
         return ""
-    agreement, copies = (summary.thresholds[k] for k in ("agreement_weight", "copy_price"))
-    parts = "its influence"
-    if agreement:
-        times = "" if agreement == 1 else f"{agreement:g} times "
-        parts += f" plus {times}its image-text agreement, both in standard deviations"
-    else:
-        parts += " in standard deviations"
+    quality, copies = summary.pair_quality or {}, summary.thresholds["copy_price"]
+    weights = {
+        "influence": quality.get("influence_weight", 1.0),
+        "image-text agreement": summary.thresholds["agreement_weight"],
+    }
+    terms = [
+        f"{'' if weight == 1 else f'{weight:.2g} times '}its {name}"
+        for name, weight in weights.items()
+        if weight
+    ]
+    if is_narrow(summary):
+        terms.append("how near it is to what the held-out pairs show")
+    unit = ("", ", both", ", all")[min(len(terms), 3) - 1] + " in standard deviations"
+    parts = f"{' plus '.join(terms)}{unit}" if terms else "the same for all"
     if copies:
         parts += f", less {copies:g} for every near copy of it that has a better caption"
     text = f"Dropped are the pairs of lowest value: a pair's value is {parts}."
@@ -244,13 +259,153 @@ def _share_of(kept: np.ndarray, rows: np.ndarray) -> str:
     return share(int(kept[rows].sum()), int(rows.sum()))
 
 
+# --- What a run stands on ---------------------------------------------------------------------
+
+
+def trust_warnings(summary: Summary) -> list[str]:
+    """What to beware of where many held-out captions are estimated to be wrong."""
+    trust, found = summary.trust, []
+    if trust is None:
+        return []
+    if _is_noisy(trust[TEST]):
+        found.append(
+            "Recall on all test pairs is an underestimate:"
+            f" {estimated_share(trust[TEST])} of the test captions are estimated to be wrong;"
+            " see recall on trusted pairs, or bring clean data with --test_data."
+        )
+    if _is_noisy(trust[VALIDATION]):
+        where = "as noisy as the pool" if _as_noisy_as_the_pool(trust) else "noisy"
+        found.append(
+            f"Held-out pairs are {where}: {estimated_share(trust[VALIDATION])} of the validation"
+            f" captions are estimated to be wrong; {asked_clause(trust)}; bring a clean target with"
+            " --val_data."
+        )
+    return found
+
+
+def _is_noisy(part: Mapping[str, Any]) -> bool:
+    """Whether enough captions of a split are wrong, beyond the error of the estimate."""
+    return part["share"] is not None and part["share"] >= WARN_SHARE and part["low"] > WARN_LOW
+
+
+def _as_noisy_as_the_pool(trust: Mapping[str, Any]) -> bool:
+    """Whether the intervals of training and validation pairs overlap."""
+    pool, target = trust[TRAIN], trust[VALIDATION]
+    if pool["share"] is None or target["share"] is None:
+        return False
+    return bool(pool["low"] <= target["high"] and target["low"] <= pool["high"])
+
+
+def n_asked(trust: Mapping[str, Any]) -> int:
+    """How many validation pairs say what helps."""
+    part = trust[VALIDATION]
+    return int(part["pairs"] if trust["taken_at_word"] else part["trusted"])
+
+
+def asked_clause(trust: Mapping[str, Any]) -> str:
+    """How many validation pairs say what helps, and by what right."""
+    asked, n = n_asked(trust), trust[VALIDATION]["pairs"]
+    if trust["taken_at_word"]:
+        return f"all {n:,} are asked what helps all the same (--trust_validation)"
+    return f"{asked:,} of {n:,} {_is(asked)} trusted and asked what helps"
+
+
+def _is(n: int) -> str:
+    return "is" if n == 1 else "are"
+
+
+def wrong_captions_sentence(summary: Summary) -> str:
+    """The estimated shares of wrong captions, and how many pairs judge; empty if not estimated."""
+    trust = summary.trust
+    if trust is None:
+        return ""
+    shares = ", ".join(f"{s} {estimated_share(trust[s])}" for s in (TRAIN, VALIDATION, TEST))
+    asked = n_asked(trust)
+    return (
+        f"Wrong captions, estimated: {shares}; {asked:,} of"
+        f" {count(trust[VALIDATION]['pairs'], 'validation pair')} {_is(asked)} asked what helps."
+    )
+
+
+def judged_sentence(summary: Summary) -> str:
+    """Whether held-out pairs were judged before they judge, and what came of it."""
+    trust = summary.trust
+    if trust is None:
+        return "How many captions are wrong was not estimated."
+    n, asked = trust[VALIDATION]["pairs"], n_asked(trust)
+    text = (
+        f"Validation pairs were taken at their word (`--trust_validation`): all {n:,} are asked"
+        " what helps, right or wrong."
+        if trust["taken_at_word"]
+        else "Validation pairs were judged before they judge, by how well image and caption agree:"
+        f" {asked:,} of {n:,} {_is(asked)} asked what helps{_not_asked(trust[VALIDATION])}."
+    )
+    trusted = trust[TEST]["trusted"]
+    return (
+        f"{text} Of {count(trust[TEST]['pairs'], 'test pair')} {trusted:,} {_is(trusted)} trusted."
+    )
+
+
+def _not_asked(part: Mapping[str, Any]) -> str:
+    """How many validation pairs are not asked and why; empty where all are."""
+    n = part["pairs"] - part["trusted"]
+    n_copies = min(n, part["near_copies"])
+    reasons = {
+        "as near copies of others that are": n_copies,
+        "because image and caption may not belong together": n - n_copies,
+    }
+    told = {reason: k for reason, k in reasons.items() if k}
+    named = [f"{k:,} {reason}" if len(told) > 1 else reason for reason, k in told.items()]
+    return f"; {n:,} {_is(n)} not, {enumerate_words(named)}" if n else ""
+
+
+def is_narrow(summary: Summary) -> bool:
+    """Whether nearness to the held-out pairs counts in the values."""
+    return bool((summary.pair_quality or {}).get("relevance_weight", 0.0) > NARROW)
+
+
+def narrow_sentence(summary: Summary) -> str:
+    """What it means that the held-out pairs are unlike the pool; empty where they are like it."""
+    quality = summary.pair_quality
+    if quality is None or not is_narrow(summary):
+        return ""
+    auc = quality.get("relevance_auc")
+    how = "" if auc is None else f" (AUC {auc:.2f}; 0.5 would be by chance)"
+    return (
+        "The held-out pairs are about something narrower than the pool: a classifier tells them"
+        f" from training pairs{how}. So nearness to them counts in a pair's value, with weight"
+        f" {quality['relevance_weight']:.2f}."
+    )
+
+
+def guard(quality: Mapping[str, Any] | None) -> str:
+    """A clause that says how much influence counts and why not in full; empty where it does."""
+    why = (quality or {}).get("guard", "")
+    if quality is None or not why:
+        return ""
+    weight = quality.get("influence_weight", 0.0)
+    counts = f"counts with weight {weight:.2f}" if weight else "does not count"
+    return f"influence {counts} in the values, because {why}"
+
+
+def guard_sentence(summary: Summary) -> str:
+    """The guard as a sentence; empty where influence counts in full."""
+    clause = guard(summary.pair_quality)
+    return f"{clause[0].upper()}{clause[1:]}." if clause else ""
+
+
+def doubts(summary: Summary) -> str:
+    """Why influence is not to be taken at face value: the caution and the guard; often empty."""
+    return " ".join(filter(None, (caution_sentence(summary), guard_sentence(summary))))
+
+
 # --- The answer -------------------------------------------------------------------------------
 
 
 def answer(summary: Summary) -> str:
     """The opening paragraph: how many pairs were kept and how the models trained on them fare."""
     sentences = [f"**{kept_sentence(summary)}**"]
-    if summary.sample_weights is not None and (doubt := caution_sentence(summary)):
+    if summary.sample_weights is not None and (doubt := doubts(summary)):
         sentences.append(doubt)
     for comparison in summary.metrics:
         sentences += _answer_for(summary, comparison)
@@ -260,6 +415,7 @@ def answer(summary: Summary) -> str:
             f" {summary.n_test_images:,} unseen images"
             + (f"; ± is the standard deviation over {summary.n_seeds} training seeds."
                if summary.n_seeds > 1 else ", from one training seed.")
+            + (" Methods are compared on all test pairs." if summary.shows_trusted else "")
         )  # fmt: skip
     return " ".join(sentences)
 
@@ -271,6 +427,11 @@ def _answer_for(summary: Summary, comparison: str) -> list[str]:
         return [f"{where} InfluenceSpace was not among the methods trained."]
     own = recall(summary, comparison, INFLUENCESPACE)
     clauses = [f"{where} InfluenceSpace reaches a mean recall of **{own}**"]
+    if summary.shows_trusted:
+        clauses[0] += (
+            f" on all test pairs and of **{trusted_recall(summary, comparison, INFLUENCESPACE)}**"
+            " on the trusted ones"
+        )
     best = summary.best_rival(comparison)
     for rival in dict.fromkeys((RANDOM, best)):
         if rival is None or rival not in methods:
@@ -496,6 +657,22 @@ def _pair_estimate(summary: Summary) -> list[str]:
         f" {share(own, 1)} of the way to its own measurement; the rest of the difference counts as"
         f" noise ({why})."
     )
+    return items + _weight_of_influence(summary)
+
+
+def _weight_of_influence(summary: Summary) -> list[str]:
+    """Whether influence and agreement say the same, and how much the former counts."""
+    quality, items = summary.pair_quality or {}, []
+    correlation = quality.get("agreement_correlation")
+    if correlation is not None:
+        items.append(
+            "Over the training pairs influence and image-text agreement have a correlation of"
+            f" {correlation:.2f}."
+        )
+    if text := guard_sentence(summary):
+        items.append(f"**{text}**")
+    elif (weight := quality.get("influence_weight", 1.0)) != 1:
+        items.append(f"Influence counts with weight {weight:.2f} in the values.")
     return items
 
 
@@ -771,7 +948,7 @@ def _slope(slope: float, points: Sequence[Mapping[str, float]]) -> str:
 
 def limitations(summary: Summary) -> list[str]:
     """What this run's numbers do not show, and how to narrow it."""
-    items = [*_seed_limits(summary), *_test_limits(summary)]
+    items = [*_seed_limits(summary), *_test_limits(summary), *_trust_limits(summary)]
     if summary.faults:
         items.append(
             "The data are drawn, with faults put in at known shares; nothing here says how well the"
@@ -841,6 +1018,18 @@ def _test_limits(summary: Summary) -> list[str]:
         f"With {summary.n_test_images:,} test images an image-to-text recall@1 of {100 * p:.1f} has"
         f" a sampling error of {error:.1f} points, which the spread over seeds does not show (the"
         " methods share the test images, so their differences suffer less)."
+    ]
+
+
+def _trust_limits(summary: Summary) -> list[str]:
+    """Too few held-out pairs that can be asked."""
+    trust = summary.trust
+    if trust is None or n_asked(trust) >= FEW_TRUSTED:
+        return []
+    n = n_asked(trust)
+    return [
+        f"Only {count(n, 'validation pair')} {_is(n)} asked what helps, so every influence rests on"
+        " few; more or cleaner ones help (`--max_val_samples`, `--val_data`)."
     ]
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int64
 
 from settings import InputError
+from trust import PairTrust
 
 KEPT, DROPPED, HELD_OUT, SKIPPED = "kept", "dropped", "held out", "skipped"
 # Why a training pair is kept or dropped; what weighs most against a dropped one.
@@ -25,6 +26,12 @@ UNCUT = "nothing was to be dropped"
 HARMFUL = "its influence is low beside that of others"
 DISAGREES = "image and caption disagree"
 NEAR_COPY = "near copy of a better pair"
+FAR_FROM_TARGET = "far from what the held-out pairs show"
+# What a held-out pair does; the last three say it of validation pairs that were judged.
+MEASURES = "measures, does not train"
+ASKED = "asked what helps"
+NOT_ASKED = "not asked: image and caption may not belong together"
+NOT_ASKED_COPY = "not asked: near copy of another held-out pair"
 ID_DIGITS = 32
 
 
@@ -39,6 +46,9 @@ class LedgerInputs:
         influence_parts: what influence adds to a pair's value, standard deviations.
         agreement_parts: what image-text agreement adds to it, standard deviations.
         groups: which training pairs name which demographic group.
+        relevance_parts: what nearness to the held-out pairs adds to a value; None adds nothing.
+        agreement: log odds that image and caption belong together, where stage 2 has said so.
+        trust: which held-out pairs are trusted; None where none was judged.
     """
 
     pairs: pd.DataFrame
@@ -55,6 +65,14 @@ class LedgerInputs:
     weights: Float[np.ndarray, " n"]  # 0 where dropped
     clusters: Sequence[Mapping[str, Any]]
     groups: Mapping[str, Bool[np.ndarray, " n"]]
+    relevance_parts: Float[np.ndarray, " n"] | None = None
+    agreement: Float[np.ndarray, " n"] | None = None
+    trust: PairTrust | None = None
+
+    @property
+    def nearness(self) -> Float[np.ndarray, " n"]:
+        """What nearness to the held-out pairs adds to every value, zero where it does not count."""
+        return np.zeros(len(self.weights)) if self.relevance_parts is None else self.relevance_parts
 
 
 @dataclass(frozen=True)
@@ -72,14 +90,17 @@ def make_ledger(inputs: LedgerInputs) -> Ledger:
     (read or skipped), reason and detail of what was skipped, duplicate_of (the position of the
     pair that stayed in its place, -1 for none). Of training pairs also cluster, cell, clip_score,
     influence (n times the relative change of the validation loss without the pair; positive is
-    helpful), evaluated (or inferred), better_copies, what influence and agreement add to the
-    value, value, category (of the cluster), group; decision (kept, dropped, held out, skipped),
-    decision_reason, weight (0 where dropped). What does not apply is null.
+    helpful), evaluated (or inferred), better_copies, what influence, agreement and nearness to the
+    held-out pairs add to the value, value, category (of the cluster), group; decision (kept,
+    dropped, held out, skipped), decision_reason, weight (0 where dropped). Of pairs that were
+    judged log_odds (that image and caption belong together), of held-out ones also trusted. What
+    does not apply is null.
     """
     read = inputs.pairs.drop(columns=["image_row", "fault"]).assign(
         status="read", reason="", detail="", duplicate_of=-1, decision=HELD_OUT
     )
-    read["decision_reason"] = "measures, does not train"
+    read["decision_reason"] = MEASURES
+    read["log_odds"], read["trusted"] = np.nan, pd.array([pd.NA] * len(read), "boolean")
     skipped = inputs.skipped.assign(
         status=SKIPPED, decision=SKIPPED, decision_reason=inputs.skipped["reason"], uid=""
     )
@@ -96,6 +117,7 @@ def make_ledger(inputs: LedgerInputs) -> Ledger:
             "better_copies": inputs.better_copies,
             "influence_part": inputs.influence_parts,
             "agreement_part": inputs.agreement_parts,
+            "relevance_part": inputs.nearness,
             "value": inputs.pair_values,
             "category": [categories[int(k)] for k in inputs.cluster_assignments],
             "group": _group_names(inputs.groups, len(inputs.weights)),
@@ -105,27 +127,46 @@ def make_ledger(inputs: LedgerInputs) -> Ledger:
     )
     read.loc[train, "decision"] = np.where(inputs.weights > 0, KEPT, DROPPED)
     read.loc[train, "decision_reason"] = decisions
+    if inputs.agreement is not None:
+        read.loc[train, "log_odds"] = inputs.agreement
+    if inputs.trust is not None:
+        _judge_held_out(read, inputs.trust)
     rows = pd.concat([read.drop(columns="group").join(facts), skipped], ignore_index=True)
     rows = rows.sort_values("position", kind="stable").reset_index(drop=True)
     whole = ["cluster", "cell", "better_copies"]
-    types = dict.fromkeys(whole, "Int64") | {"evaluated": "boolean"}
+    types = dict.fromkeys(whole, "Int64") | dict.fromkeys(["evaluated", "trusted"], "boolean")
     types |= dict.fromkeys(["position", "row", "duplicate_of"], "int64")
     columns = [
         *("position", "id", "key", "shard", "member", "row", "uid", "caption", "split", "status"),
         *("reason", "detail", "duplicate_of", "cluster", "cell", "clip_score", "influence"),
-        *("evaluated", "better_copies", "influence_part", "agreement_part", "value", "category"),
-        *("group", "decision", "decision_reason", "weight", "image_sha256"),
+        *("evaluated", "better_copies", "influence_part", "agreement_part", "relevance_part"),
+        *("value", "category", "group", "log_odds", "trusted"),
+        *("decision", "decision_reason", "weight", "image_sha256"),
     ]
     return Ledger(rows.astype(types)[columns], cut)
+
+
+def _judge_held_out(read: pd.DataFrame, trust: PairTrust) -> None:
+    """Writes into the rows of held-out pairs whether they are trusted, and what that means."""
+    validation, test = (read.index[read["split"] == split] for split in ("validation", "test"))
+    read.loc[validation, "log_odds"] = trust.validation_log_odds
+    read.loc[validation, "trusted"] = trust.validation_trusted
+    read.loc[test, "log_odds"] = trust.test_log_odds
+    read.loc[test, "trusted"] = trust.test_trusted
+    not_asked = np.where(trust.validation_copies > 0, NOT_ASKED_COPY, NOT_ASKED)
+    read.loc[validation, "decision_reason"] = np.where(trust.validation_trusted, ASKED, not_asked)
 
 
 def _decisions(inputs: LedgerInputs) -> tuple[np.ndarray, float | None]:
     """Why every training pair is kept or dropped, and the value at which pairs are cut."""
     kept = inputs.weights > 0
     cut = None if kept.all() else float(inputs.pair_values[~kept].max())
-    copies = inputs.pair_values - inputs.influence_parts - inputs.agreement_parts
-    worst = np.argmin([inputs.influence_parts, inputs.agreement_parts, copies], axis=0)
-    reasons = np.array([HARMFUL, DISAGREES, NEAR_COPY], dtype=object)[worst]
+    copies = inputs.pair_values - inputs.influence_parts - inputs.agreement_parts - inputs.nearness
+    copies = np.where(inputs.better_copies > 0, copies, np.inf)  # what is not there weighs nothing
+    nearness = inputs.nearness if inputs.nearness.any() else np.full(len(copies), np.inf)
+    parts = [inputs.influence_parts, inputs.agreement_parts, copies, nearness]
+    worst = np.argmin(parts, axis=0)
+    reasons = np.array([HARMFUL, DISAGREES, NEAR_COPY, FAR_FROM_TARGET], dtype=object)[worst]
     if cut is None:
         reasons[kept] = UNCUT
     else:
@@ -209,6 +250,7 @@ def explain(
     clusters: Sequence[Mapping[str, Any]],
     target_size_ratio: float,
     caution: str = "",
+    guard: str = "",
 ) -> str:
     """The story of the pairs of a key or an id, for people.
 
@@ -218,13 +260,15 @@ def explain(
         clusters: stage3/cluster_categorization.json.
         target_size_ratio: the share that was to be kept.
         caution: why inferred influence says little, where it does; "" where it can be believed.
+        guard: how much influence counts in a value and why not in full; "" where it does.
 
     Raises:
         InputError: there is no such pair.
     """
     rows = find_pairs(ledger.ledger, name)
+    doubts = (caution, guard)
     return "\n\n".join(
-        _story({str(k): v for k, v in row.items()}, ledger, clusters, target_size_ratio, caution)
+        _story({str(k): v for k, v in row.items()}, ledger, clusters, target_size_ratio, doubts)
         for row in rows.to_dict("records")
     )
 
@@ -234,7 +278,7 @@ def _story(
     ledger: Ledger,
     clusters: Sequence[Mapping[str, Any]],
     target_size_ratio: float,
-    caution: str,
+    doubts: tuple[str, str],
 ) -> str:
     place = [str(row["shard"])] if row["shard"] else []
     place += [str(row["member"])] if row["member"] else []
@@ -254,10 +298,37 @@ def _story(
             first = ledger.ledger[ledger.ledger["position"] == row["duplicate_of"]].iloc[0]
             lines.append(("instead", f"{first['key']}: {first['caption']}"))
     elif row["split"] != "train":
-        lines.append(("decision", f"held out in the {row['split']} split: it measures"))
+        lines += _held_out_story(row)
     else:
-        lines += _training_story(row, ledger.cut, clusters, target_size_ratio, caution)
+        lines += _training_story(row, ledger.cut, clusters, target_size_ratio, doubts)
     return "\n".join(f"{name:<12}{text}" for name, text in lines)
+
+
+def _log_odds(row: Mapping[str, Any]) -> str:
+    """How likely the pair is right; empty where it was not judged, as in an earlier ledger."""
+    log_odds = row.get("log_odds")
+    if pd.isna(log_odds):
+        return ""
+    return f"log odds {log_odds:+.2f} that image and caption belong together"
+
+
+def _held_out_story(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    lines = [("decision", f"held out in the {row['split']} split: {row['decision_reason']}")]
+    if log_odds := _log_odds(row):
+        judged = "trusted" if row["trusted"] else "not trusted"
+        lines.insert(0, ("agreement", f"{log_odds}: {judged}"))
+    return lines
+
+
+def _value_parts(row: Mapping[str, Any]) -> str:
+    """What adds up to a value; ledgers of earlier runs know no nearness to held-out pairs."""
+    nearness = row.get("relevance_part")
+    nearness = 0.0 if pd.isna(nearness) else float(nearness)
+    copies = row["value"] - row["influence_part"] - row["agreement_part"] - nearness
+    parts = {"influence": row["influence_part"], "agreement": row["agreement_part"]}
+    parts |= {"nearness to held-out pairs": nearness} if nearness else {}
+    parts["near copies"] = copies
+    return ", ".join(f"{name} {part:+.2f}" for name, part in parts.items())
 
 
 def _training_story(
@@ -265,20 +336,18 @@ def _training_story(
     cut: float | None,
     clusters: Sequence[Mapping[str, Any]],
     target_size_ratio: float,
-    caution: str,
+    doubts: tuple[str, str],
 ) -> list[tuple[str, str]]:
     cluster = next(entry for entry in clusters if entry["cluster"] == row["cluster"])
     cell = next(cell for cell in cluster["cells"] if cell["cell"] == row["cell"])
     how = "evaluated" if row["evaluated"] else "inferred from pairs like it"
     judged = f"it {'helps' if row['influence'] > 0 else 'hurts'} held-out data"
+    caution, guard = doubts
     if caution and not row["evaluated"]:
         judged = caution
+    weighed = f"; {guard}" if guard else ""
     copies = int(row["better_copies"])
-    parts = [
-        f"influence {row['influence_part']:+.2f}",
-        f"agreement {row['agreement_part']:+.2f}",
-        f"near copies {row['value'] - row['influence_part'] - row['agreement_part']:+.2f}",
-    ]
+    agreement = ", ".join(filter(None, (f"CLIP score {row['clip_score']:.3f}", _log_odds(row))))
     where = "" if cut is None else f"; the cut that keeps {target_size_ratio:.0%} is at {cut:+.2f}"
     fate = f", weight {row['weight']:.3f}" if row["decision"] == KEPT else ""
     return [
@@ -289,10 +358,10 @@ def _training_story(
             f" +/- {cluster['stderr_percent']:.3f}",
         ),
         ("cell", f"{row['cell']}: {cell['meaning']}"),
-        ("agreement", f"CLIP score {row['clip_score']:.3f}"),
-        ("influence", f"{row['influence']:+.4f}: {judged} ({how})"),
+        ("agreement", agreement),
+        ("influence", f"{row['influence']:+.4f}: {judged} ({how}){weighed}"),
         ("near copies", f"{copies} with a better caption" if copies else "none that is better"),
         *([("groups", str(row["group"]))] if row["group"] else []),
-        ("value", f"{row['value']:+.2f} = {', '.join(parts)} (standard deviations){where}"),
+        ("value", f"{row['value']:+.2f} = {_value_parts(row)} (standard deviations){where}"),
         ("decision", f"{row['decision']}{fate}: {row['decision_reason']}"),
     ]

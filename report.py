@@ -19,33 +19,43 @@ from findings import (
     caution_sentence,
     cells_beside_clusters,
     compare,
+    doubts,
     estimate,
+    judged_sentence,
     kept_sentence,
     key_findings,
     limitations,
+    narrow_sentence,
     skipped_sentence,
+    trust_warnings,
     validation,
     value_sentence,
     versus_random,
     weights_sentence,
+    wrong_captions_sentence,
 )
 from summary import (
     COMPARISON_SHORT,
     FREE_PREDICTIONS,
     GAP_RECALL_AT,
     RANDOM,
+    TEST,
+    TRAIN,
+    VALIDATION,
     Summary,
     bullets,
     enumerate_words,
     escape,
     fault_label,
     gap_text,
+    interval_text,
     method_name,
     paragraphs,
     quantity,
     recall,
     share,
     table,
+    trusted_recall,
 )
 from visualize import (
     CATEGORIES,
@@ -69,6 +79,7 @@ N_LISTED = 8  # clusters listed at either end
 N_CELLS = 10  # cells listed at either end
 MAX_CONSOLE_WARNINGS = 4
 MAX_CONSOLE_METHODS = 12
+TRUST_FIGURE = "stage2/wrong_captions.png"
 GAP_FIGURES = ("results/demographic_gaps.png", "evaluation/fairness_comparison.png")
 
 
@@ -81,6 +92,8 @@ def results_markdown(summary: Summary) -> str:
         "# InfluenceSpace: results",
         _warnings(summary),
         answer(summary),
+        "## What this run stands on",
+        _standing(summary),
         "## Key findings",
         bullets(key_findings(summary)),
         "## Data",
@@ -106,7 +119,49 @@ def results_markdown(summary: Summary) -> str:
 
 
 def _warnings(summary: Summary) -> str:
-    return paragraphs(f"> [!WARNING]\n> **{escape(w, 1000)}**" for w in summary.run["warnings"])
+    found = [*summary.run["warnings"], *trust_warnings(summary)]
+    return paragraphs(f"> [!WARNING]\n> **{escape(w, 1000)}**" for w in found)
+
+
+def _standing(summary: Summary) -> str:
+    """Where held-out pairs come from, how many captions are wrong, and who is asked what helps."""
+    description = escape(summary.run["dataset_description"], 1000).rstrip(".")
+    return paragraphs(
+        (
+            f"Training, validation and test pairs: {description}. {judged_sentence(summary)}",
+            _trust_table(summary),
+            narrow_sentence(summary),
+            _images(summary, TRUST_FIGURE),
+        )
+    )
+
+
+def _trust_table(summary: Summary) -> str:
+    trust = summary.trust
+    if trust is None:
+        return ""
+    header = ["split", "pairs", "wrong captions", "95 % interval (%)", "trusted", "near copies"]
+    rows = []
+    for split in (TRAIN, VALIDATION, TEST):
+        part = trust[split]
+        rows.append(
+            [
+                split,
+                f"{part['pairs']:,}",
+                "–" if part["share"] is None else share(part["share"], 1),
+                interval_text(part) or "–",
+                *(
+                    f"{part[name]:,}" if name in part else "–"
+                    for name in ("trusted", "near_copies")
+                ),
+            ]
+        )
+    note = (
+        "Wrong captions: estimated from how well image and caption agree beside images with the"
+        " captions of others; boilerplate counts as wrong. The interval holds the sampling of the"
+        " pairs alone; the estimate assumes that the agreement of right pairs is normal."
+    )
+    return f"{table(header, rows)}\n\n{note}"
 
 
 def _data(summary: Summary) -> str:
@@ -488,6 +543,12 @@ def _performance(summary: Summary) -> str:
             "Recall in percent of the queries, image to text (I→T: any of the image's captions is"
             " found) and text to image (T→I)."
             + (" ± is the standard deviation over training seeds." if summary.n_seeds > 1 else "")
+            + (
+                " Trusted test pairs: captions that likely belong to their images, and images with"
+                " such a caption, each ranked among all."
+                if summary.shows_trusted
+                else ""
+            )
             + " Against random: difference of the mean recalls, in brackets its size in standard"
             " errors. † marks the best rival of the same size.",
             _images(summary, "results/performance_comparison.png"),
@@ -505,15 +566,20 @@ def _recall_table(summary: Summary, comparison: str) -> str:
     digits = {f"{d}_recall@{k}": 1 for d in DIRECTIONS for k in RECALL_AT} | {"mean_recall": 2}
     header = ["method", "pairs"]
     header += [f"{label} @{k}" for label in DIRECTIONS.values() for k in RECALL_AT]
-    header += ["mean recall", "against random"]
+    header += ["mean recall"]
+    header += ["mean recall, trusted test pairs"] if summary.shows_trusted else []
+    header += ["against random"]
     rows = []
     for method in summary.table_order(comparison):
         mark = " †" if method == summary.best_rival(comparison) else ""
         n_pairs = f"{summary.efficiency[method]['n_pairs']:,}"
         cells = [mean_and_spread(metrics[method][c], n) for c, n in digits.items()]
+        cells += [trusted_recall(summary, comparison, method)] if summary.shows_trusted else []
         versus = versus_random(summary, comparison, method)
         rows.append([method_name(method) + mark, n_pairs, *cells, versus])
     encoder = [quantity(summary.encoder_metrics.get(c), n) for c, n in digits.items()]
+    if summary.shows_trusted:
+        encoder.append(quantity((summary.trusted_encoder_metrics or {}).get("mean_recall")))
     rows.append([method_label(ENCODER), "–", *encoder, "–"])
     return table(header, rows)
 
@@ -683,6 +749,10 @@ def figures(summary: Summary) -> dict[str, Callable[[], Figure]]:
             [c["terms"] for c in summary.clusters],
         )
     }
+    if summary.trust is not None and summary.log_odds is not None:
+        made[TRUST_FIGURE] = partial(
+            visualize.wrong_captions, summary.log_odds, summary.trusted or {}, summary.trust
+        )
     made |= _curation_figures(summary)
     if not summary.metrics:
         return made
@@ -753,7 +823,7 @@ def _curation_figures(summary: Summary) -> dict[str, Callable[[], Figure]]:
             pairs.kept,
             pairs.faulty,
             pairs.kinds(),
-            caution_sentence(summary),
+            " ".join(filter(None, (doubts(summary), narrow_sentence(summary)))),
         )
     if summary.categorization is not None:
         made["stage3/cluster_categorization.png"] = partial(
@@ -784,14 +854,16 @@ def _categories(summary: Summary, scores: np.ndarray, stderr: np.ndarray) -> np.
 
 
 def console_summary(summary: Summary) -> str:
-    """At most 27 lines: what was kept, the table, the verdict and where to look."""
-    first_sentences = (w.partition(". ")[0].rstrip(".") + "." for w in summary.run["warnings"])
-    warnings = [shorten(sentence, 200) for sentence in first_sentences]
+    """At most 28 lines: what was kept, the table, the verdict and where to look."""
+    told = [*summary.run["warnings"], *trust_warnings(summary)]
+    first_sentences = (w.partition(". ")[0].rstrip(".") + "." for w in told)
+    warnings = [shorten(sentence, 240) for sentence in first_sentences]
     lines = [f"! {w}" for w in warnings[:MAX_CONSOLE_WARNINGS]]
     if len(warnings) > MAX_CONSOLE_WARNINGS:
         lines.append(f"! and {len(warnings) - MAX_CONSOLE_WARNINGS} more warnings")
-    doubt = caution_sentence(summary) if summary.sample_weights is not None else ""
-    lines += [kept_sentence(summary), *filter(None, [skipped_sentence(summary), doubt])]
+    doubt = doubts(summary) if summary.sample_weights is not None else ""
+    sentences = (skipped_sentence(summary), wrong_captions_sentence(summary), doubt)
+    lines += [kept_sentence(summary), *filter(None, sentences)]
     lines += _console_table(summary)
     for comparison, methods in summary.metrics.items():
         if {INFLUENCESPACE, RANDOM} <= set(methods):

@@ -21,13 +21,13 @@ from clustering import ClusterAssignment
 from curation import CurationResult, curated_size, drop_examples, faults_dropped
 from data import UnusableImage, decode_image
 from embedding import EmbeddingResult
-from findings import caution
+from findings import caution, guard
 from influence import InfluenceResult
 from influence_validation import InfluenceValidation
 from ledger import Ledger, count_decisions, explain
 from settings import InputError
 from stages import Run
-from summary import PairSummary, Summary
+from summary import TEST, TRAIN, VALIDATION, PairSummary, Summary
 from train_eval import (
     INFLUENCESPACE,
     EvaluationResult,
@@ -36,8 +36,10 @@ from train_eval import (
     efficiency_metrics,
     histories,
     method_metrics,
+    on_trusted_queries,
     recall_metrics,
 )
+from trust import PairTrust
 from visualize import contact_sheet
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ N_DROP_EXAMPLES = 12
 N_RANDOM_PHOTOGRAPHS = 24
 MAX_PHOTOGRAPHS = 60  # on one contact sheet
 SHEETS = ("stage1/contact_sheet.png", "stage3/dropped.png", "stage3/kept.png")
+TRUSTED_METRICS = "evaluation/method_metrics_trusted.json"
 SHARED_COSTS = {  # stages whose time counts as choosing a method's subset
     INFLUENCESPACE: ("clustering", "influence", "pair_influence", "curation"),
     "diversity_sampling": ("clustering", "diversity_sampling"),
@@ -68,10 +71,13 @@ def write_results(
     *,
     command: str,
     started: float,
+    trust: PairTrust | None = None,
 ) -> None:
     """Tables, figures, the results page and run.json, all from the stages' results."""
     store, seconds = run.store, run.seconds
     metrics = method_metrics(evaluated)
+    on_trusted = trusted_queries(evaluated, trust, embedded.test_caption_image)
+    trusted_metrics = method_metrics(on_trusted) if on_trusted else None
     efficiency = efficiency_metrics(
         evaluated,
         len(embedded.indices),
@@ -146,8 +152,19 @@ def write_results(
         else None,
         dropped_examples=dropped_examples(embedded, clustered, pair_influence, curated),
         contact_sheets=sheets,
+        trust=trust.faults | {"taken_at_word": trust.taken_at_word} if trust else None,
+        log_odds=log_odds(trust) if trust else None,
+        trusted={VALIDATION: trust.validation_trusted, TEST: trust.test_trusted} if trust else None,
+        trusted_metrics=trusted_metrics,
+        trusted_encoder_metrics=recall_metrics(
+            on_trusted.encoder_image_ranks, on_trusted.encoder_caption_ranks
+        )
+        if on_trusted
+        else None,
     )
     store.write_json("evaluation/method_metrics.json", metrics)
+    if trusted_metrics is not None:
+        store.write_json(TRUSTED_METRICS, trusted_metrics)
     store.write_json("evaluation/efficiency_metrics.json", efficiency)
     store.write_json("evaluation/demographic_gaps.json", gaps)
     table = report.summary_table(summary).to_csv(index=False, lineterminator="\n")
@@ -159,13 +176,32 @@ def write_results(
         report.figures(summary).items(), desc="figures", unit="figure", disable=None, leave=False
     ):
         store.write_figure(path, make())
-    drawn = {*report.figures(summary), *sheets}
-    store.remove_files(".", sorted({*report.GAP_FIGURES, *SHEETS} - drawn))  # an earlier run's
+    made = {*report.figures(summary), *sheets, *([TRUSTED_METRICS] if trusted_metrics else [])}
+    optional = {*report.GAP_FIGURES, *SHEETS, TRUSTED_METRICS}
+    store.remove_files(".", sorted(optional - made))  # an earlier run's
     total_seconds = round(time.perf_counter() - started, 1)
     store.write_json("run.json", {**summary.run, "total_seconds": total_seconds})
     logger.info("done in %.1f s", total_seconds)
     store.write_bytes("results/log.txt", store.log_path(run.config.run.log_file).read_bytes())
     print(report.console_summary(summary))
+
+
+def trusted_queries(
+    evaluated: EvaluationResult, trust: PairTrust | None, caption_image: np.ndarray
+) -> EvaluationResult | None:
+    """The runs with the ranks of trusted test queries; None where none is trusted or judged."""
+    if trust is None or not trust.test_trusted.any():
+        return None
+    return on_trusted_queries(evaluated, trust.test_trusted, caption_image)
+
+
+def log_odds(trust: PairTrust) -> dict[str, np.ndarray]:
+    """How likely the pairs of each split are right."""
+    return {
+        TRAIN: trust.agreement,
+        VALIDATION: trust.validation_log_odds,
+        TEST: trust.test_log_odds,
+    }
 
 
 def summarize_pairs(
@@ -286,10 +322,11 @@ def explain_pair(store: Store, name: str) -> str:
             f"--explain: {store.root / artifacts.LEDGER.folder} {error}; run the pipeline first"
         ) from error
     try:
-        doubt = caution(store.read(artifacts.PAIR_INFLUENCE, PairInfluence).quality)
+        quality = store.read(artifacts.PAIR_INFLUENCE, PairInfluence).quality
     except StaleError:  # the story can be told without stage 2
-        doubt = ""
-    return explain(ledger, name, curated.categorization, float(ratio), doubt)
+        quality = None
+    doubts = {"caution": caution(quality), "guard": guard(quality)}
+    return explain(ledger, name, curated.categorization, float(ratio), **doubts)
 
 
 def central_rows(

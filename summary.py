@@ -14,6 +14,7 @@ from visualize import FULL, INFLUENCESPACE, mean_and_spread, method_label, short
 
 RANDOM = "random"
 GAP_RECALL_AT = 5  # the recall whose gaps are shown; evaluation/demographic_gaps.json has all
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 COMPARISON_SHORT = {"same_epochs": "same epochs", "same_steps": "same steps"}
 FAULT_LABELS = {
     "wrong_caption": "wrong captions",
@@ -22,6 +23,7 @@ FAULT_LABELS = {
     "rare group": "the rare group",
     "good": "good pairs",
 }
+NOISY_SHARE = 0.02  # of wrong test captions from which recall on trusted pairs stands beside
 FREE_PREDICTIONS = {  # of influence, beside the estimate
     "size": "cluster size",
     "clip_score": "mean CLIP score",
@@ -118,6 +120,11 @@ class Summary:
     faults: dict[str, dict[str, Any]] | None  # method -> fault -> in_data, dropped
     dropped_examples: list[dict[str, Any]]
     contact_sheets: tuple[str, ...] = ()  # their paths in the tree, where they were drawn
+    trust: dict[str, Any] | None = None  # stage2/wrong_captions.json and `taken_at_word`
+    log_odds: dict[str, np.ndarray] | None = None  # that pairs are right, by split
+    trusted: dict[str, np.ndarray] | None = None  # of the held-out splits
+    trusted_metrics: dict[str, dict[str, dict[str, Any]]] | None = None  # on trusted test pairs
+    trusted_encoder_metrics: dict[str, float] | None = None
 
     @property
     def n_seeds(self) -> int:
@@ -152,6 +159,13 @@ class Summary:
         """A method's mean recall: both directions, at 1, 5 and 10."""
         cell: Cell = self.metrics[comparison][method]["mean_recall"]
         return cell
+
+    @property
+    def shows_trusted(self) -> bool:
+        """Whether recall on trusted test pairs is known and may differ from that on all."""
+        if not self.trusted_metrics or self.trust is None:
+            return False
+        return bool((self.trust[TEST]["share"] or 0.0) >= NOISY_SHARE)
 
     def ranking(self, comparison: str) -> list[str]:
         """The methods of the curated size by falling mean recall."""
@@ -229,6 +243,27 @@ def fault_label(fault: str) -> str:
 def recall(summary: Summary, comparison: str, method: str) -> str:
     """A method's mean recall with its spread."""
     return mean_and_spread(summary.mean_recall(comparison, method), 2)
+
+
+def trusted_recall(summary: Summary, comparison: str, method: str) -> str:
+    """A method's mean recall with its spread on trusted test pairs."""
+    if summary.trusted_metrics is None:
+        return "–"
+    return mean_and_spread(summary.trusted_metrics[comparison][method]["mean_recall"], 2)
+
+
+def interval_text(part: Mapping[str, Any]) -> str:
+    """The bounds of an estimated share in percent; empty where it is not known."""
+    if part["share"] is None:
+        return ""
+    return f"{100 * part['low']:.1f} to {100 * part['high']:.1f}"
+
+
+def estimated_share(part: Mapping[str, Any]) -> str:
+    """An estimated share in percent with its interval."""
+    if part["share"] is None:
+        return "unknown"
+    return f"{100 * part['share']:.1f} % ({interval_text(part)})"
 
 
 def gap_text(state: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ gaps between groups of captions with a bootstrap interval; cost relative to the 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -291,6 +292,32 @@ def method_metrics(result: EvaluationResult) -> dict[str, dict[str, dict[str, An
                 name: mean_and_std([run[name] for run in per_run]) for name in per_run[0]
             }
     return metrics
+
+
+def on_trusted_queries(
+    result: EvaluationResult,
+    trusted: Bool[np.ndarray, " Q"],
+    caption_image: Int64[np.ndarray, " Q"],
+) -> EvaluationResult:
+    """The same runs with the ranks of trusted test queries alone, for the metrics on these.
+
+    Text to image asks the trusted captions, image to text the images with at least one of them.
+    Ranks stay those among all test pairs, so the answers to tell apart are no fewer; an image
+    counts as found by any of its captions, of which some may be wrong.
+
+    Args:
+        result: the runs with their ranks of all queries.
+        trusted: captions that are likely to belong to their image.
+        caption_image: the image of each caption.
+    """
+    images = np.unique(caption_image[trusted])
+    return dataclasses.replace(
+        result,
+        image_ranks=result.image_ranks[:, images],
+        caption_ranks=result.caption_ranks[:, trusted],
+        encoder_image_ranks=result.encoder_image_ranks[images],
+        encoder_caption_ranks=result.encoder_caption_ranks[trusted],
+    )
 
 
 def efficiency_metrics(

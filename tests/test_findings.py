@@ -17,23 +17,34 @@ from findings import (
     cells_beside_clusters,
     estimate,
     gap_change,
+    guard,
+    judged_sentence,
     kept_sentence,
     key_findings,
     kinds_sentence,
     limitations,
     n_undecided_signs,
+    narrow_sentence,
     seeds_to_decide,
     skipped_sentence,
     slope_without_extreme,
     spectrum_flatness,
+    trust_warnings,
     validation,
     value_sentence,
     verdict,
     weights_sentence,
+    wrong_captions_sentence,
 )
 from summary import PairSummary
 from tests.test_summary import SUMMARIES, make_influence_info, make_pair_quality, make_summary
-from tests.test_visualize import make_agreement, make_efficiency, make_gaps, make_validation
+from tests.test_visualize import (
+    make_agreement,
+    make_efficiency,
+    make_gaps,
+    make_trust,
+    make_validation,
+)
 
 # --- Judgements, worked by hand -----------------------------------------------------------------
 
@@ -207,6 +218,116 @@ def test_the_page_and_the_console_begin_with_what_is_weak_and_what_was_skipped()
     assert "Skipped" not in report.console_summary(fine)
 
 
+# --- Trust ------------------------------------------------------------------------------------
+
+
+def trusting(*shares: float | None, trusted: int = 900, copies: int = 20, **changes: Any) -> Any:
+    """A run whose validation and test captions are wrong to these shares."""
+    trust = make_trust(*shares, **changes)
+    trust["validation"] |= {"trusted": trusted, "near_copies": copies}
+    return make_summary(3, trust=trust)
+
+
+def test_only_shares_that_are_high_beyond_their_error_are_warned_of() -> None:
+    assert trust_warnings(trusting(0.099, 0.099)) == []
+    assert trust_warnings(trusting(None, None)) == []
+    assert trust_warnings(make_summary(3, trust=None)) == []
+    (test,) = trust_warnings(trusting(0.0, 0.1))
+    assert test == (
+        "Recall on all test pairs is an underestimate: 10.0 % (9.0 to 11.0) of the test captions"
+        " are estimated to be wrong; see recall on trusted pairs, or bring clean data with"
+        " --test_data."
+    )
+    uncertain = make_trust(0.0, 0.2)
+    uncertain["test"]["low"] = 0.05
+    assert trust_warnings(make_summary(3, trust=uncertain)) == []
+
+
+def test_noisy_validation_pairs_are_compared_with_the_pool() -> None:
+    (like_the_pool,) = trust_warnings(trusting(0.2))
+    assert like_the_pool == (
+        "Held-out pairs are as noisy as the pool: 20.0 % (18.0 to 22.0) of the validation captions"
+        " are estimated to be wrong; 900 of 1,000 are trusted and asked what helps; bring a clean"
+        " target with --val_data."
+    )
+    (cleaner,) = trust_warnings(trusting(0.12))  # up to 13.2 %, the pool's begin at 17.8 %
+    assert cleaner.startswith("Held-out pairs are noisy: 12.0 %")
+    (blind,) = trust_warnings(trusting(0.2, taken_at_word=True))
+    assert "all 1,000 are asked what helps all the same (--trust_validation)" in blind
+
+
+def test_who_was_asked() -> None:
+    assert judged_sentence(trusting()) == (
+        "Validation pairs were judged before they judge, by how well image and caption agree: 900"
+        " of 1,000 are asked what helps; 100 are not, 20 as near copies of others that are and 80"
+        " because image and caption may not belong together. Of 5,000 test pairs 4,800 are trusted."
+    )
+    assert "1 is not, because" in judged_sentence(trusting(trusted=999, copies=0))
+    assert "20 are not, as near copies of others that are." in (
+        judged_sentence(trusting(trusted=980))
+    )
+    assert "1,000 of 1,000 are asked what helps. Of" in judged_sentence(
+        trusting(trusted=1000, copies=0)
+    )
+    blind = judged_sentence(trusting(taken_at_word=True))
+    assert "at their word (`--trust_validation`): all 1,000 are asked" in blind
+    assert wrong_captions_sentence(trusting(0.21, None, trusted=1)) == (
+        "Wrong captions, estimated: train 19.8 % (17.8 to 21.8), validation 21.0 % (18.9 to 23.1),"
+        " test unknown; 1 of 1,000 validation pairs is asked what helps."
+    )
+    assert wrong_captions_sentence(trusting(taken_at_word=True)).endswith(
+        "; 1,000 of 1,000 validation pairs are asked what helps."
+    )
+
+
+def test_few_who_are_asked_are_a_limitation() -> None:
+    few = " ".join(limitations(trusting(trusted=29)))
+    assert "Only 29 validation pairs are asked what helps" in few
+    for summary in (
+        trusting(trusted=30),
+        trusting(trusted=29, taken_at_word=True),
+        make_summary(3, trust=None),
+    ):
+        assert "are asked what helps" not in " ".join(limitations(summary))
+
+
+def test_the_answer_gives_recall_on_trusted_pairs_where_the_test_set_is_noisy() -> None:
+    assert (
+        "reaches a mean recall of **30.90 ± 0.30** on all test pairs and of **38.20 ± 0.30** on the"
+        " trusted ones; it" in answer(trusting(0.0, 0.2))
+    )
+    assert answer(trusting(0.0, 0.2)).endswith(" Methods are compared on all test pairs.")
+    assert "trusted" not in answer(trusting(0.2, 0.01))
+
+
+def test_how_much_influence_counts() -> None:
+    why = "trusted pairs would be dropped more often than others"
+    assert guard(None) == guard(make_pair_quality()) == guard(make_pair_quality(guard="")) == ""
+    weak = make_pair_quality(guard=why, influence_weight=0.25)
+    assert guard(weak) == f"influence counts with weight 0.25 in the values, because {why}"
+    assert guard(weak | {"influence_weight": 0.0}) == (
+        f"influence does not count in the values, because {why}"
+    )
+    assert f"Influence counts with weight 0.25 in the values, because {why}." in (
+        answer(make_summary(3, pair_quality=weak))
+    )
+    assert "because" not in answer(make_summary(3, pair_quality=weak, sample_weights=None))
+    text = pair_text(guard=why, influence_weight=0.25, agreement_correlation=-0.41)
+    assert f"**Influence counts with weight 0.25 in the values, because {why}.**" in text
+    assert "influence and image-text agreement have a correlation of -0.41." in text
+    assert "Influence counts with weight 0.60 in the values." in pair_text(influence_weight=0.6)
+    assert "Influence counts" not in pair_text(influence_weight=1.0, guard="")
+
+
+def test_a_narrow_target_is_told_where_nearness_to_it_counts() -> None:
+    narrow = make_pair_quality(relevance_auc=0.9, relevance_weight=0.4)
+    text = narrow_sentence(make_summary(3, pair_quality=narrow))
+    assert "a classifier tells them from training pairs (AUC 0.90; 0.5 would be by chance)" in text
+    assert text.endswith("counts in a pair's value, with weight 0.40.")
+    for quality in (None, make_pair_quality(), narrow | {"relevance_weight": 0.05}):
+        assert narrow_sentence(make_summary(3, pair_quality=quality)) == ""
+
+
 def test_why_cells_and_clusters_may_differ_in_sign() -> None:
     text = cells_beside_clusters(make_summary(3))
     assert "may have different signs" in text
@@ -346,6 +467,19 @@ def test_the_value_in_one_sentence() -> None:
         "value is its influence in standard deviations."
     )
     assert value_sentence(make_summary(3, categorization=None)) == ""
+    narrow = make_pair_quality(influence_weight=0.25, relevance_weight=0.4)
+    assert value_sentence(make_summary(3, pair_quality=narrow)) == (
+        "Dropped are the pairs of lowest value: a pair's value is 0.25 times its influence plus 0.5"
+        " times its image-text agreement plus how near it is to what the held-out pairs show, all"
+        " in standard deviations, less 1 for every near copy of it that has a better caption."
+    )
+    guarded = make_pair_quality(influence_weight=0.0)
+    assert value_sentence(make_summary(3, pair_quality=guarded, thresholds=plain)).endswith(
+        "a pair's value is its image-text agreement in standard deviations."
+    )
+    assert value_sentence(make_summary(3, pair_quality=guarded, thresholds=alone)).endswith(
+        "value is the same for all."
+    )
     low_kept = dataclasses.replace(
         summary.pairs, values=np.r_[-3.0, np.ones(summary.n_train - 2), 2.0]
     )

@@ -12,6 +12,7 @@ import pytest
 import ledger
 from ledger import Ledger, LedgerInputs, count_decisions, explain, find_pairs, make_ledger
 from settings import InputError
+from trust import PairTrust
 
 CLUSTERS: list[dict[str, Any]] = [
     {
@@ -125,8 +126,8 @@ def test_decisions_and_reasons_by_hand(made: Ledger) -> None:
         6: ledger.PROTECTED,
         2: ledger.DISAGREES,
         8: ledger.VALUABLE,
-        1: "measures, does not train",
-        3: "measures, does not train",
+        1: ledger.MEASURES,
+        3: ledger.MEASURES,
         5: "empty caption",
         7: "duplicate pair",
         9: "broken image",
@@ -233,3 +234,101 @@ def test_stories(made: Ledger) -> None:
     broken = explain(made, "broken.jpg", CLUSTERS, 0.5)
     assert "id          none: its image or caption cannot be used" in broken
     assert "held out in the test split" in explain(made, "photo 7.jpg", CLUSTERS, 0.5)
+
+
+# --- Held-out pairs that are judged -----------------------------------------------------------
+
+
+def judged_inputs(**changes: Any) -> LedgerInputs:
+    """The same pairs with three of validation and one of test, of which trust says something."""
+    inputs = make_inputs()
+    pairs = pd.concat([inputs.pairs, inputs.pairs.iloc[[6, 6]]], ignore_index=True)
+    pairs.loc[[8, 9], "position"] = [11, 12]
+    pairs.loc[[8, 9], "key"] = ["wrong.jpg", "copy.jpg"]
+    trust = PairTrust(
+        agreement=np.linspace(-1, 4, 6),
+        encoder_agreement=np.zeros(6),
+        encoder_by_chance=np.zeros(6),
+        validation_log_odds=np.array([3.0, -2.5, 2.0]),  # in the order of the split's rows
+        validation_copies=np.array([0, 0, 1]),
+        validation_trusted=np.array([True, False, False]),
+        test_log_odds=np.array([-4.0]),
+        test_trusted=np.array([False]),
+        taken_at_word=False,
+        faults={},
+    )
+    return make_inputs(pairs=pairs, trust=trust, agreement=trust.agreement, **changes)
+
+
+def test_held_out_pairs_say_whether_they_are_asked() -> None:
+    judged = make_ledger(judged_inputs())
+    rows = judged.ledger.set_index("position")
+    assert rows.loc[[1, 11, 12, 3], "decision_reason"].tolist() == [
+        ledger.ASKED,
+        ledger.NOT_ASKED,
+        ledger.NOT_ASKED_COPY,
+        ledger.MEASURES,
+    ]
+    assert rows.loc[[1, 11, 12, 3], "log_odds"].tolist() == [3.0, -2.5, 2.0, -4.0]
+    assert rows.loc[[1, 11, 12, 3], "trusted"].tolist() == [True, False, False, False]
+    assert rows.loc[[10, 0, 4], "log_odds"].tolist() == [-1.0, 0.0, 1.0]
+    assert rows.loc[[10, 0, 5, 7, 9], "trusted"].isna().all()
+    assert rows.loc[[5, 7, 9], "log_odds"].isna().all()
+    asked = explain(judged, "photo 6.jpg", CLUSTERS, 0.5)
+    assert "log odds +3.00 that image and caption belong together: trusted" in asked
+    assert "held out in the validation split: asked what helps" in asked
+    wrong = explain(judged, "wrong.jpg", CLUSTERS, 0.5)
+    assert "log odds -2.50 that image and caption belong together: not trusted" in wrong
+    assert ledger.NOT_ASKED in wrong
+    assert "agreement   CLIP score 0.200, log odds +0.00 that" in explain(
+        judged, "photo 1.jpg", CLUSTERS, 0.5
+    )
+
+
+def test_what_was_not_judged_is_null(made: Ledger) -> None:
+    assert made.ledger[["log_odds", "trusted"]].isna().all(axis=None)
+    assert str(made.ledger["trusted"].dtype) == "boolean"
+    assert "log odds" not in explain(made, "photo 7.jpg", CLUSTERS, 0.5)
+
+
+def test_nearness_to_the_held_out_pairs_is_a_part_of_the_value() -> None:
+    base = make_inputs()
+    nearness = np.array([0.0, -3.5, 0.2, 0.1, -1.0, 0.0])
+    near = make_ledger(
+        make_inputs(relevance_parts=nearness, pair_values=base.pair_values + nearness)
+    )
+    rows = near.ledger.set_index("position")
+    assert rows.at[0, "decision_reason"] == ledger.FAR_FROM_TARGET  # -3.5 against -3 and 0.5
+    assert rows.at[4, "decision_reason"] == ledger.DISAGREES
+    story = explain(near, "photo 4.jpg", CLUSTERS, 0.5)
+    assert (
+        "value       -1.20 = influence +1.00, agreement -1.20, nearness to held-out pairs -1.00,"
+        " near copies +0.00 (standard" in story.replace("-0.00", "+0.00")
+    )
+    assert "nearness" not in explain(near, "photo 0.jpg", CLUSTERS, 0.5)
+    copied = explain(near, "photo 3.jpg", CLUSTERS, 0.5)  # three better copies
+    assert "nearness to held-out pairs +0.10, near copies -3.00" in copied
+
+
+def test_a_pair_without_copies_is_never_dropped_for_them() -> None:
+    reasons = make_ledger(make_inputs(weights=np.array([6.0, 0, 0, 0, 0, 0]))).ledger.set_index(
+        "position"
+    )["decision_reason"]
+    assert reasons[8] == ledger.DISAGREES  # all of its parts are positive, agreement the least
+    assert reasons[6] == ledger.NEAR_COPY
+
+
+def test_ledgers_of_earlier_runs_can_be_explained(made: Ledger) -> None:
+    earlier = made.ledger.drop(columns=["relevance_part", "log_odds", "trusted"])
+    for i in range(8):
+        now, then = (explain(t, f"photo {i}.jpg", CLUSTERS, 0.5) for t in
+                     (made, Ledger(earlier, made.cut)))  # fmt: skip
+        assert now == then
+
+
+def test_the_story_says_how_much_influence_counts(made: Ledger) -> None:
+    guard = "influence does not count, because influence and agreement contradict each other"
+    for i in (4, 5):  # evaluated and inferred alike
+        story = explain(made, f"photo {i}.jpg", CLUSTERS, 0.5, guard=guard)
+        (line,) = (line for line in story.splitlines() if line.startswith("influence "))
+        assert line.endswith(f"); {guard}")

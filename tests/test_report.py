@@ -11,7 +11,7 @@ import pytest
 
 import report
 from tests.test_summary import SUMMARIES, make_pair_quality, make_summary
-from tests.test_visualize import NASTY, make_categorization, make_gaps, make_validation
+from tests.test_visualize import NASTY, make_categorization, make_gaps, make_trust, make_validation
 
 AGREEMENT = "image-text agreement"
 
@@ -72,6 +72,7 @@ def test_links_lead_to_the_figures(name: str) -> None:
 def test_every_figure_of_the_tree_is_made() -> None:
     assert set(report.figures(SUMMARIES["everything"])) == {
         "stage1/cluster_sizes.png",
+        "stage2/wrong_captions.png",
         "stage2/influence_scores.png",
         "stage2/influence_validation.png",
         "stage3/cells.png",
@@ -94,6 +95,7 @@ def test_every_figure_of_the_tree_is_made() -> None:
     [
         *("one seed, one cluster", "hostile text", "two methods", "full data alone", "no random"),
         *("validated with one seed", "too few to validate", "stage 2 not loaded"),
+        *("noisy and taken at its word", "a narrow target and a guard"),
     ],
 )
 def test_every_figure_draws(name: str) -> None:
@@ -108,6 +110,7 @@ def test_figures_without_their_data_are_left_out() -> None:
     assert not any(path.startswith(("stage2", "stage3")) for path in made)
     assert set(report.figures(SUMMARIES["nothing trained"])) == {
         "stage1/cluster_sizes.png",
+        "stage2/wrong_captions.png",
         "stage2/influence_scores.png",
         "stage3/cells.png",
         "stage3/cluster_categorization.png",
@@ -158,6 +161,82 @@ def test_performance_table() -> None:
     assert own["I→T @1"] == "14.6 ± 0.3"  # 30.9 x 0.45 x 1.05
     assert own["against random"] == "+2.70 (10.1)"  # 2.7 / sqrt((0.30^2 + 0.35^2) / 3)
     assert rows[5]["against random"] == "–"
+
+
+def test_what_a_run_stands_on() -> None:
+    page = report.results_markdown(SUMMARIES["noisy held-out data"])
+    assert page.index("**Kept ") < page.index("## What this run stands on")
+    assert page.index("## What this run stands on") < page.index("## Key findings")
+    text = section(page, "What this run stands on")
+    assert "drawn scenes with known faults. Validation pairs were judged" in text
+    assert table_with(text, "split", "wrong captions") == [
+        {
+            "split": "train",
+            "pairs": "5,000",
+            "wrong captions": "19.8 %",
+            "95 % interval (%)": "17.8 to 21.8",
+            "trusted": "–",
+            "near copies": "–",
+        },
+        {
+            "split": "validation",
+            "pairs": "1,000",
+            "wrong captions": "21.0 %",
+            "95 % interval (%)": "18.9 to 23.1",
+            "trusted": "900",
+            "near copies": "20",
+        },
+        {
+            "split": "test",
+            "pairs": "5,000",
+            "wrong captions": "20.0 %",
+            "95 % interval (%)": "18.0 to 22.0",
+            "trusted": "4,800",
+            "near copies": "–",
+        },
+    ]
+    unknown = report.results_markdown(make_summary(3, trust=make_trust(None)))
+    row = table_with(section(unknown, "What this run stands on"), "split")[1]
+    assert (row["wrong captions"], row["95 % interval (%)"]) == ("–", "–")
+    none = section(report.results_markdown(make_summary(3, trust=None)), "What this run stands on")
+    assert "How many captions are wrong was not estimated." in none
+    assert "|" not in none
+
+
+def test_noisy_held_out_data_are_warned_of_on_top() -> None:
+    noisy = SUMMARIES["noisy held-out data"]
+    for page in (report.results_markdown(noisy), report.summary_markdown(noisy)):
+        assert page.count("> [!WARNING]") == 3
+        assert page.index("underestimate: 20.0 % (18.0 to 22.0)") < page.index("Kept ")
+    assert report.results_markdown(make_summary(3)).count("> [!WARNING]") == 1
+    console = report.console_summary(noisy)
+    assert "! Recall on all test pairs is an underestimate" in console
+    assert "bring a clean target with --val_data." in console
+    assert "Wrong captions, estimated: train 19.8 % (17.8 to 21.8), validation 21.0 %" in console
+    assert "Wrong captions" not in report.console_summary(make_summary(3, trust=None))
+
+
+def test_recall_on_trusted_pairs_stands_beside_that_on_all() -> None:
+    column = "mean recall, trusted test pairs"
+    page = report.results_markdown(SUMMARIES["noisy held-out data"])
+    rows = {row["method"]: row for row in table_with(page, column)}
+    assert rows["**InfluenceSpace**"][column] == "38.20 ± 0.30"
+    assert rows["**InfluenceSpace**"]["mean recall"] == "30.90 ± 0.30"
+    assert rows["Encoder's own joint space"][column] == "14.00"
+    assert "each ranked among all" in section(page, "Performance")
+    assert column not in report.results_markdown(make_summary(3))
+
+
+def test_the_guard_stands_wherever_influence_does() -> None:
+    summary = SUMMARIES["a narrow target and a guard"]
+    page, words = report.results_markdown(summary), "Influence does not count in the values"
+    assert words in section(page, "How good the influence estimate is")
+    assert words in page.split("## What this run stands on")[0]
+    assert words in report.console_summary(summary)
+    figure = report.figures(summary)["stage3/cells.png"]()
+    assert words in figure.get_supxlabel().replace("\n", " ")
+    assert "AUC 0.90" in section(page, "What this run stands on")
+    assert "narrower than the pool" not in report.results_markdown(make_summary(3))
 
 
 def test_efficiency_table() -> None:
@@ -466,7 +545,7 @@ def test_short_table() -> None:
 def test_console_summary(name: str) -> None:
     text = report.console_summary(SUMMARIES[name])
     lines = text.splitlines()
-    assert len(lines) <= 27
+    assert len(lines) <= 28
     assert not re.search(r"\b(nan|None)\b", text)
     assert any(line.startswith("Kept ") for line in lines)
     assert "./output/results/results.md" in text
@@ -476,7 +555,7 @@ def test_console_summary_stays_short() -> None:
     summary = make_summary(methods=[f"method_{i}" for i in range(30)])
     summary.run["warnings"] = [NASTY] * 30
     lines = report.console_summary(summary).splitlines()
-    assert len(lines) <= 27
+    assert len(lines) <= 28
     assert "! and 26 more warnings" in lines
 
 

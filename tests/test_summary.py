@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from summary import PairSummary, Summary, enumerate_words, escape, paragraphs
+from summary import (
+    PairSummary,
+    Summary,
+    enumerate_words,
+    escape,
+    estimated_share,
+    interval_text,
+    paragraphs,
+    trusted_recall,
+)
 from tests.test_visualize import (
     METHODS,
     NASTY,
@@ -16,8 +25,10 @@ from tests.test_visualize import (
     make_efficiency,
     make_gaps,
     make_histories,
+    make_log_odds,
     make_metrics,
     make_terms,
+    make_trust,
     make_validation,
 )
 
@@ -127,7 +138,13 @@ def make_summary(
         "good": 4000,
         "rare group": 60,
     }
+    log_odds, trusted = make_log_odds()
     fields: dict[str, Any] = {
+        "trust": make_trust(),
+        "log_odds": log_odds,
+        "trusted": trusted,
+        "trusted_metrics": make_metrics(methods, n_seeds, {"influencespace": 38.2}),
+        "trusted_encoder_metrics": {"mean_recall": 14.0},
         "run": {
             "dataset": "synthetic",
             "dataset_description": "drawn scenes with known faults",
@@ -238,6 +255,7 @@ NO_STAGE_2: dict[str, Any] = dict.fromkeys(
         "influence_scores",
         "influence_stderr",
         "pair_quality",
+        *("trust", "log_odds", "trusted", "trusted_metrics", "trusted_encoder_metrics"),
     )
 )
 NO_STAGE_3: dict[str, Any] = dict.fromkeys(
@@ -271,6 +289,20 @@ SUMMARIES = {
         **NO_STAGE_3,
         pairs=dataclasses.replace(LOADED, values=None, kept=None),
         dropped_examples=[],
+    ),
+    "noisy held-out data": make_summary(3, trust=make_trust(0.21, 0.2)),
+    "noisy and taken at its word": make_summary(
+        3, n_seeds=1, trust=make_trust(0.21, None, taken_at_word=True)
+    ),
+    "a narrow target and a guard": make_summary(
+        3,
+        pair_quality=make_pair_quality(
+            influence_weight=0.0,
+            agreement_correlation=-0.41,
+            guard="influence and agreement contradict each other (correlation -0.41)",
+            relevance_auc=0.9,
+            relevance_weight=0.4,
+        ),
     ),
     "several rounds": make_summary(
         3, pair_quality=make_pair_quality(rounds=[make_round(1), make_round(2)])
@@ -325,6 +357,32 @@ def test_kinds_of_pairs_by_hand() -> None:
     assert unknown.band_of_cell() == {}
     assert unknown.n_protected == 0
     assert dataclasses.replace(pairs, kept=np.ones(5, dtype=bool)).n_protected == 0
+
+
+# --- Trust --------------------------------------------------------------------------------------
+
+
+def test_recall_on_trusted_pairs_is_shown_where_captions_may_be_wrong() -> None:
+    noisy = make_summary(3, trust=make_trust(test_share=0.02))
+    assert noisy.shows_trusted
+    assert trusted_recall(noisy, "same_epochs", "influencespace") == "38.20 ± 0.30"
+    for changes in (
+        {"trust": make_trust(test_share=0.019)},
+        {"trust": make_trust(test_share=None)},
+        {"trust": None},
+        {"trust": make_trust(test_share=0.2), "trusted_metrics": None},
+    ):
+        assert not make_summary(3, **changes).shows_trusted
+    unknown = make_summary(3, trusted_metrics=None)
+    assert trusted_recall(unknown, "same_epochs", "influencespace") == "–"
+
+
+def test_estimated_shares_in_words() -> None:
+    known, unknown = (make_trust(share)["validation"] for share in (0.2, None))
+    assert estimated_share(known) == "20.0 % (18.0 to 22.0)"
+    assert interval_text(known) == "18.0 to 22.0"
+    assert estimated_share(unknown) == "unknown"
+    assert interval_text(unknown) == ""
 
 
 # --- Words --------------------------------------------------------------------------------------

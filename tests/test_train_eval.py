@@ -30,6 +30,7 @@ from train_eval import (
     mean_and_std,
     method_metrics,
     methods_of,
+    on_trusted_queries,
     recall_metrics,
     retrieval_ranks,
     run_rows,
@@ -389,6 +390,29 @@ def test_metrics_of_methods_by_hand() -> None:
     assert same_steps["image_to_text_recall@1"] == {"mean": 50, "std": 0}
     assert same_steps["text_to_image_recall@1"]["mean"] == 25
     assert same_steps["avg_recall@1"]["mean"] == 37.5
+
+
+def test_metrics_on_trusted_queries_by_hand() -> None:
+    result = result_with(
+        {
+            (FULL, "same_epochs", 0): ([0, 20, 3], [0, 9, 20, 20, 0]),
+            ("random", "same_epochs", 0): ([20, 0, 20], [20, 0, 0, 0, 20]),
+            ("random", "same_steps", 0): ([0, 0, 0], [0, 0, 0, 0, 0]),
+        }
+    )
+    owner = np.array([0, 0, 1, 2, 2])  # the second image has no trusted caption
+    trusted = np.array([True, True, False, False, True])
+    asked = on_trusted_queries(result, trusted, owner)
+    assert asked.image_ranks.tolist()[:2] == [[0, 3], [20, 20]]
+    assert asked.caption_ranks.tolist()[:2] == [[0, 9, 0], [20, 0, 20]]
+    assert asked.encoder_image_ranks.tolist() == [0, 3]
+    assert asked.encoder_caption_ranks.tolist() == [0, 9, 0]
+    full = method_metrics(asked)["same_epochs"][FULL]
+    assert full["image_to_text_recall@1"]["mean"] == 50
+    assert full["text_to_image_recall@10"]["mean"] == 100
+    assert method_metrics(on_trusted_queries(result, np.ones(5, dtype=bool), owner)) == (
+        method_metrics(result)
+    )
 
 
 def test_one_seed_has_no_deviation() -> None:

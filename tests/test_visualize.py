@@ -239,6 +239,31 @@ def make_agreement(spearman: float | None = 0.9, **changes: Any) -> dict[str, An
     return found | changes
 
 
+def make_trust(
+    validation_share: float | None = 0.01, test_share: float | None = 0.01, **changes: Any
+) -> dict[str, Any]:
+    """What is said of 5,000 training, 1,000 validation and 5,000 test pairs."""
+
+    def part(n: int, share: float | None, **more: int) -> dict[str, Any]:
+        low, high = (None, None) if share is None else (0.9 * share, 1.1 * share)
+        return {"pairs": n, "share": share, "low": low, "high": high, **more}
+
+    return {
+        "train": part(5000, 0.198),
+        "validation": part(1000, validation_share, trusted=900, near_copies=20),
+        "test": part(5000, test_share, trusted=4800),
+        "taken_at_word": False,
+    } | changes
+
+
+def make_log_odds() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Log odds of each split, and which held-out pairs are trusted."""
+    rng = np.random.default_rng(0)
+    sizes = {"train": 500, "validation": 100, "test": 300}
+    odds = {split: rng.normal(2, 3, n) for split, n in sizes.items()}
+    return odds, {split: odds[split] > 0 for split in ("validation", "test")}
+
+
 def make_validation(
     n: int = 20, n_seeds: int = 3, spearman: float | None = 0.9, **changes: Any
 ) -> dict[str, Any]:
@@ -597,6 +622,50 @@ def test_categorization(n_clusters: int) -> None:
         offsets[:, 1], [100 * c["pairs_kept"] / c["size"] for c in categorization]
     )
     assert_no_overlap(figure, [*bars.texts, bars.title, dots.title])
+
+
+def test_wrong_captions() -> None:
+    odds, trusted = make_log_odds()
+    figure = visualize.wrong_captions(odds, trusted, make_trust(None, 0.2))
+    png(figure)
+    n_trusted = {split: int(rows.sum()) for split, rows in trusted.items()}
+    assert figure.get_suptitle() == (
+        f"{n_trusted['validation']} of 100 validation pairs and {n_trusted['test']} of 300 test"
+        " pairs are trusted"
+    )
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "Training: 500 pairs\nwrong captions: 19.8 % (17.8 to 21.8)",
+        "Validation: 100 pairs\nwrong captions: too few pairs to tell",
+        "Test: 300 pairs\nwrong captions: 20.0 % (18.0 to 22.0)",
+    ]
+    heights = [
+        [p.get_height() for p in axes.patches if isinstance(p, Rectangle)] for axes in figure.axes
+    ]
+    assert sum(heights[0]) == 500
+    assert sum(heights[1][:40]) == n_trusted["validation"]  # below them those that are not
+    assert sum(heights[1][40:]) == 100 - n_trusted["validation"]
+    assert figure.axes[0].get_legend() is None
+    legend = figure.axes[2].get_legend()
+    assert legend is not None
+    assert [t.get_text() for t in legend.get_texts()] == [
+        f"trusted ({n_trusted['test']})",
+        f"not trusted ({300 - n_trusted['test']})",
+    ]
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
+    assert all(vertical_lines(axes) == {0.0} for axes in figure.axes)
+    assert "is asked what helps" in figure.get_supxlabel().replace("\n", " ")
+    assert_no_overlap(figure, [axes.title for axes in figure.axes])
+
+
+def test_wrong_captions_where_all_are_taken_at_their_word() -> None:
+    odds = {split: np.ones(1) for split in ("train", "validation", "test")}
+    trusted = {"validation": np.ones(1, dtype=bool), "test": np.zeros(1, dtype=bool)}
+    figure = visualize.wrong_captions(odds, trusted, make_trust(taken_at_word=True))
+    png(figure)
+    assert figure.get_suptitle().startswith("1 of 1 validation pair and 0 of 1 test pair")
+    assert "taken at their word" in figure.get_supxlabel().replace("\n", " ")
+    unknown = visualize.wrong_captions(odds, {}, make_trust())
+    assert unknown.get_suptitle() == "Which captions are likely wrong"
 
 
 @pytest.mark.parametrize("near_copies", [True, False])
