@@ -76,18 +76,28 @@ class Stage:
 
 EMBEDDING = Stage("embedding", "stage1", manifest="embedding_manifest.json", number=1)
 CLUSTERING = Stage("clustering", "stage1", number=1)
+TRUST = Stage("trust", "stage2", manifest="trust_manifest.json", number=2)
 INFLUENCE = Stage("influence", "stage2", number=2)
 PAIR_INFLUENCE = Stage(
-    "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2
+    "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2, version=1
 )
 INFLUENCE_VALIDATION = Stage(
     "influence_validation", "stage2", manifest="influence_validation_manifest.json", number=2
 )
-CURATION = Stage("curation", "stage3", number=3)
-LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3)
+CURATION = Stage("curation", "stage3", number=3, version=1)
+LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3, version=1)
 EVALUATION = Stage("evaluation", "evaluation")
 STAGES = (
-    *(EMBEDDING, CLUSTERING, INFLUENCE, PAIR_INFLUENCE, INFLUENCE_VALIDATION, CURATION, LEDGER),
+    *(
+        EMBEDDING,
+        CLUSTERING,
+        TRUST,
+        INFLUENCE,
+        PAIR_INFLUENCE,
+        INFLUENCE_VALIDATION,
+        CURATION,
+        LEDGER,
+    ),
     EVALUATION,
 )
 

@@ -34,6 +34,7 @@ from curation import curated_size
 from curvature import datainf_direction, loss_gradient
 from model import PairTensors, Parameters, shuffled_batches, whole_batches
 from pair_influence import own_loss_influences, pair_influences
+from scores import standardised
 
 logger = logging.getLogger(__name__)
 
@@ -346,15 +347,6 @@ def highest_cosine(
         for start in range(0, len(images), step)
     ]
     return np.concatenate(blocks)
-
-
-def standardised(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Scores in standard deviations from their mean; zeros where they do not vary."""
-    scores = scores.astype(np.float64)
-    spread = scores.std()
-    if spread <= np.finfo(np.float32).eps * max(1.0, float(np.abs(scores).max())):  # rounding
-        return np.zeros(len(scores))
-    return np.asarray((scores - scores.mean()) / spread)
 
 
 # --- By kinds of captions -----------------------------------------------------------------------

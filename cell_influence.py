@@ -17,13 +17,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 from scipy.stats import norm
 
-from agreement import neighbour_agreement, normalised_agreement
+from agreement import neighbour_agreement
 from cross_fitting import CrossFit, cross_fit, held_out_influences
+from guard import guard_influence, log_probability_right
 from model import PairTensors
 from pooling import PooledInfluence, own_share, pool_influence
 from refined_agreement import refine_agreement
+from scores import standardised
 from settings import InputError, Settings, setting
 from training import TrainingConfig
+from trust import PairTrust
 
 SMALLEST_CELL = 4  # pairs that a refined cell keeps at least
 UNDECIDED = 0.95  # one-sided confidence below which a cell's sign is undecided
@@ -75,6 +78,7 @@ class KnownPairs(NamedTuple):
     cell_assignments: Int64[np.ndarray, " n"]
     better_copies: Int64[np.ndarray, " n"]
     groups: Mapping[str, Bool[np.ndarray, " n"]]  # demographic groups, by name
+    trust: PairTrust
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ class PairInfluence:
     cell_influence: Float[np.ndarray, " C"]  # mean of its pairs
     cell_influence_stderr: Float[np.ndarray, " C"]
     validation_loss: float
+    influence_weight: float  # how much influence counts beside agreement, 0 to 1; see guard.py
+    relevance_part: Float[np.ndarray, " n"]  # what nearness to the held-out pairs adds to values
     quality: dict[str, Any] = field(metadata={"file": "pair_influence_quality.json"})
 
     @property
@@ -147,11 +153,10 @@ def estimate_pair_influence(
         stop_by=config.held_out_steps,
         rng=rng,
     )
-    first = normalised_agreement(
-        known.image_embeddings, known.text_embeddings, known.pairs.images.device, rng=rng
-    )
+    first, trust = known.trust.encoder_view, known.trust
     agreement = refine_agreement(
         *(first, cross.held_out_losses, known.pairs, known.image_ids, validation),
+        others=trust.strangers,
         rng=rng,
         encoder_alone=config.encoder_agreement_only,
     )
@@ -172,6 +177,7 @@ def estimate_pair_influence(
     influence[index] += share * (per_repeat.mean(axis=0) - pooled.predicted[index])
     evaluated = np.zeros(n, dtype=bool)
     evaluated[index] = True
+    guard = guard_influence(influence, agreement, trust.wrong_share)
     cells = known.cell_assignments
     if not config.keep_cells_whole:
         cells = refine_cells(cells, influence, pooled)
@@ -188,6 +194,8 @@ def estimate_pair_influence(
         cell_influence=np.bincount(cells, influence) / sizes,
         cell_influence_stderr=np.array([pooled.mean_stderr(rows) for rows in members]),
         validation_loss=cross.validation_loss,
+        influence_weight=guard.weight,
+        relevance_part=relevance_part(trust, agreement),
         quality={
             "pairs_evaluated": len(index),
             "explained": round(pooled.explained, 4),
@@ -197,8 +205,29 @@ def estimate_pair_influence(
             "steps": cross.n_steps,
             "validation_loss": cross.validation_loss,
             "cells": n_cells,
+            "influence_weight": round(guard.weight, 4),
+            "agreement_correlation": round(guard.correlation, 4),
+            "guard": guard.reason,
+            "relevance_auc": round(trust.relevance_auc, 4),
+            "relevance_weight": round(trust.relevance_weight, 4),
         },
     )
+
+
+def relevance_part(trust: PairTrust, agreement: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """What being near the held-out pairs adds to each pair's value, standard deviations.
+
+        relevance_weight ( z(log density ratio) + log P(right) )
+
+    Zero where the held-out pairs are like the pool. Nearness must not bring wrong pairs back that
+    agreement has sorted out, so the log probability that a pair is right, nearly zero for most, is
+    counted with it.
+    """
+    if trust.relevance_weight == 0:
+        return np.zeros(len(agreement))
+    wrong = trust.wrong_share
+    right = log_probability_right(agreement, wrong.share if wrong else 0.0)
+    return np.asarray(trust.relevance_weight * (standardised(trust.relevance) + right))
 
 
 def _quantities(

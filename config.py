@@ -19,6 +19,7 @@ from influence_validation import InfluenceValidationConfig
 from settings import InputError, Settings, add_flags, from_flags, setting
 from train_eval import EvaluationConfig
 from training import TrainingConfig
+from trust import TrustConfig
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Config(NamedTuple):
     data: DataConfig
     embedding: EmbeddingConfig
     clustering: ClusteringConfig
+    trust: TrustConfig
     influence: InfluenceConfig
     cell_influence: CellInfluenceConfig
     influence_validation: InfluenceValidationConfig
@@ -89,6 +91,7 @@ GROUPS: Mapping[str, type[Settings]] = {
     "data set": DataConfig,
     "stage 1, embedding": EmbeddingConfig,
     "stage 1, clustering": ClusteringConfig,
+    "stage 2, trust in held-out pairs": TrustConfig,
     "stage 2, influence estimation": InfluenceConfig,
     "stage 2, influence of pairs and cells": CellInfluenceConfig,
     "stage 2, validation of the estimate": InfluenceValidationConfig,

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from scores import standardised
 from settings import InputError, Settings, setting
 
 HARMFUL, NEUTRAL, BENEFICIAL = "harmful", "neutral", "beneficial"
@@ -105,6 +106,8 @@ class CurationInputs:
     clusters: Sequence[Mapping[str, Any]]  # descriptions: `terms`, `cells`
     agreement: Float[np.ndarray, " n"] | None = None  # log odds, or else the CLIP score
     counted_influence: Float[np.ndarray, " n"] | None = None  # in values; else all of it
+    influence_weight: float = 1.0  # how much influence counts beside agreement
+    relevance: Float[np.ndarray, " n"] | None = None  # what it adds to values; else nothing
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class ValueParts(NamedTuple):
     influence: Float64[np.ndarray, " n"]
     agreement: Float64[np.ndarray, " n"]
     copies: Float64[np.ndarray, " n"]  # at most zero
+    relevance: Float64[np.ndarray, " n"]  # zeros where the held-out pairs are like the pool
 
 
 def curated_size(n: int, target_size_ratio: float) -> int:
@@ -158,7 +162,11 @@ def curate(inputs: CurationInputs, config: CurationConfig) -> CurationResult:
     agreement = inputs.clip_scores if inputs.agreement is None else inputs.agreement
     counted = inputs.counted_influence
     influence = inputs.pair_influence if counted is None else counted
-    values = pair_values(influence, agreement, inputs.better_copies, config)
+    values = pair_values(
+        *(influence, agreement, inputs.better_copies, config),
+        influence_weight=inputs.influence_weight,
+        relevance=inputs.relevance,
+    )
     stderr = inputs.cell_influence_stderr / max(float(inputs.pair_influence.std()), 1e-12)
     rho = config.rho or default_rho(stderr, sizes)
     cell_categories = categorize_cells(
@@ -196,15 +204,31 @@ def pair_values(
     agreement: Float[np.ndarray, " n"],
     better_copies: Int64[np.ndarray, " n"],
     config: CurationConfig,
+    *,
+    influence_weight: float = 1.0,
+    relevance: Float[np.ndarray, " n"] | None = None,
 ) -> Float64[np.ndarray, " n"]:
     """What a pair is worth beside others, in standard deviations.
 
-        value = z(influence) + agreement_weight z(agreement) - copy_price (better copies)
+        value = influence_weight z(influence) + agreement_weight z(agreement) + relevance
+                - copy_price (better copies)
 
     Influence and agreement err on different pairs, so that joining them tells more than either.
+
+    Args:
+        influence: nats.
+        agreement: on any scale.
+        better_copies: near copies of the pair's image with a better caption.
+        config: what agreement and copies count.
+        influence_weight: what influence counts, see guard.py.
+        relevance: what being near the held-out pairs adds; nothing by default.
     """
-    parts = value_parts(influence, agreement, better_copies, config)
-    return np.asarray(parts.influence + parts.agreement + parts.copies)
+    parts = value_parts(
+        *(influence, agreement, better_copies, config),
+        influence_weight=influence_weight,
+        relevance=relevance,
+    )
+    return np.asarray(np.sum(parts, axis=0))
 
 
 def value_parts(
@@ -212,21 +236,17 @@ def value_parts(
     agreement: Float[np.ndarray, " n"],
     better_copies: Int64[np.ndarray, " n"],
     config: CurationConfig,
+    *,
+    influence_weight: float = 1.0,
+    relevance: Float[np.ndarray, " n"] | None = None,
 ) -> ValueParts:
     """The summands of `pair_values`."""
     return ValueParts(
-        _standardised(influence),
-        config.agreement_weight * _standardised(agreement),
-        -config.copy_price * better_copies,
+        influence_weight * standardised(influence),
+        config.agreement_weight * standardised(agreement),
+        np.asarray(-config.copy_price * better_copies, dtype=np.float64),
+        np.zeros(len(influence)) if relevance is None else relevance,
     )
-
-
-def _standardised(values: np.ndarray) -> Float64[np.ndarray, " n"]:
-    values = values.astype(np.float64)
-    spread = values.std()
-    if spread <= 1e-12 * max(1.0, float(np.abs(values).max())):  # equal but for rounding
-        return np.zeros(len(values))
-    return np.asarray((values - values.mean()) / spread)
 
 
 def representation(
@@ -454,8 +474,8 @@ def drop_examples(
     """
     dropped = np.ones(len(clip_scores), dtype=bool)
     dropped[result.curated_rows] = False
-    influence = _standardised(pair_influence)
-    agreement = _standardised(clip_scores)
+    influence = standardised(pair_influence)
+    agreement = standardised(clip_scores)
     rows = np.flatnonzero(dropped)
     rows = rows[np.argsort(result.pair_values[rows], kind="stable")]
     _, first = np.unique(cluster_assignments[rows], return_index=True)

@@ -28,6 +28,7 @@ from stages import (
     embed,
     evaluate,
     export,
+    judge,
     model_inputs,
     record,
     score,
@@ -61,14 +62,16 @@ def run_pipeline(config: Config, command: str) -> None:
         embedded = embed(run)
         inputs = model_inputs(embedded.value, run.device)
         clustered = cluster(run, embedded)
-        influence = score(run, embedded, clustered, inputs)
-        validated = validate(run, embedded, clustered, influence, inputs)
-        pair_influence = score_pairs(run, embedded, clustered, influence, inputs)
-        curated = select(run, embedded, clustered, influence, pair_influence, inputs)
-        ledger = record(run, embedded, clustered, pair_influence, curated)
+        trust = judge(run, embedded, inputs)
+        asked = inputs.asking(trust.value)
+        influence = score(run, embedded, clustered, trust, asked)
+        validated = validate(run, embedded, clustered, influence, asked)
+        pair_influence = score_pairs(run, embedded, clustered, trust, influence, asked)
+        curated = select(run, embedded, clustered, influence, pair_influence, asked)
+        ledger = record(run, embedded, clustered, trust, pair_influence, curated)
         exported = export(run, embedded, ledger)
         rivals = select_baselines(run, embedded, clustered, influence, inputs)
-        evaluated, subsets = evaluate(run, embedded, curated, rivals, inputs)
+        evaluated, subsets = evaluate(run, embedded, trust, curated, rivals, asked)
         write_results(
             run,
             embedded.value,
@@ -82,6 +85,7 @@ def run_pipeline(config: Config, command: str) -> None:
             ledger.value,
             command=command,
             started=started,
+            trust=trust.value,
         )
         for line in exported.lines():
             print(line)

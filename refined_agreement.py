@@ -26,6 +26,7 @@ def refine_agreement(
     image_ids: Int64[np.ndarray, " n"],
     validation: PairTensors,
     *,
+    others: Int64[np.ndarray, " n"],
     rng: np.random.Generator,
     encoder_alone: bool = False,
 ) -> Float[np.ndarray, " n"]:
@@ -40,6 +41,7 @@ def refine_agreement(
         pairs: features of the n pairs.
         image_ids: which image each shows, 0 to the number of images - 1.
         validation: held-out pairs, all of them trusted.
+        others: whose captions stood for chance in the first view.
         rng: deals folds and batches.
         encoder_alone: fit no map.
     """
@@ -56,7 +58,9 @@ def refine_agreement(
         trusted=trusted,
         further=Moments.of(*(side.cpu().numpy() for side in validation)),
     )
-    refined = normalised_agreement(refined_images, refined_texts, pairs.images.device, rng=rng)
+    refined = normalised_agreement(
+        refined_images, refined_texts, pairs.images.device, rng=rng, others=others
+    )
     return joined_agreement([first, refined], trusted)
 
 

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
-from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
+
+from scores import auc
 
 PENALTIES = (1e-4, 1e-3, 1e-2)  # scikit-learn's C: the inverse of the penalty
 N_FOLDS = 5
@@ -68,8 +69,8 @@ def held_out_relevance(
     drawn = np.ones(n + m, dtype=bool)
     if n > MOST_FITTED:
         drawn[rng.permutation(n)[MOST_FITTED:]] = False
-    best = max((_scores(x, y, folds, drawn, c) for c in PENALTIES), key=lambda s: auc(s[y], s[~y]))
-    found = auc(best[y], best[~y])
+    best = max((_scores(x, y, folds, drawn, c) for c in PENALTIES), key=lambda s: auc(s, y, ~y))
+    found = auc(best, y, ~y)
     error = math.sqrt((n + m + 1) / (12 * n * m))
     return Relevance(best[~y], found, max(0.0, 2 * (found - CLEAR * error) - 1))
 
@@ -88,9 +89,3 @@ def _scores(
         classifier = LogisticRegression(C=c, class_weight="balanced", max_iter=MAX_STEPS)
         scores[asked] = classifier.fit(x[rows], y[rows]).decision_function(x[asked])
     return scores
-
-
-def auc(above: Float[np.ndarray, " a"], below: Float[np.ndarray, " b"]) -> float:
-    """Probability that a score of the first kind is above one of the second, ties counting half."""
-    ranks = rankdata(np.concatenate([above, below]))[: len(above)]
-    return float((ranks.sum() - len(above) * (len(above) + 1) / 2) / (len(above) * len(below)))

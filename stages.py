@@ -67,6 +67,7 @@ from train_eval import (
     caption_groups,
     evaluate_methods,
 )
+from trust import PairsInSpace, PairTrust, judge_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,13 @@ class ModelInputs(NamedTuple):
     pairs: PairTensors
     validation: PairTensors
     test: RetrievalSet
+
+    def asking(self, trust: PairTrust | None) -> ModelInputs:
+        """The same with those of the validation pairs that are trusted to say what helps."""
+        if trust is None:
+            return self
+        rows = torch.from_numpy(trust.asked).to(self.validation.images.device)
+        return self._replace(validation=self.validation.take(rows))
 
 
 @dataclass
@@ -278,11 +286,73 @@ def cluster(run: Run, embedded: Saved) -> Saved:
     )
 
 
-def score(run: Run, embedded: Saved, clustered: Saved, inputs: ModelInputs) -> Saved:
+def influence_is_needed(config: Config) -> bool:
+    """Whether anything after stage 2 asks what its clusters' scores or reference models say."""
+    return (
+        artifacts.CURATION.number not in config.execution.skip_stage
+        or bool({"individual_influence", "gradient_similarity"} & set(config.evaluation.methods))
+        or config.influence_validation.validate_influence > 0
+    )
+
+
+def judge(run: Run, embedded: Saved, inputs: ModelInputs) -> Saved:
+    """Stage 2: which held-out pairs can be trusted."""
+    stage, config, e = artifacts.TRUST, run.config, embedded.value
+
+    def compute() -> PairTrust:
+        result = judge_pairs(
+            *pairs_to_judge(e, inputs),
+            config.trust,
+            device=run.device,
+            near_copy_similarity=config.clustering.near_copy_similarity,
+            rng=run.rng(stage.name),
+        )
+        logger.info(
+            "%s of %s validation pairs are asked what helps",
+            f"{len(result.asked):,}",
+            f"{len(result.validation_trusted):,}",
+        )
+        return result
+
+    settings = {
+        **config.trust.fingerprint_settings(),
+        "near_copy_similarity": config.clustering.near_copy_similarity,
+    }
+    mode = run.mode(stage, needed_later=influence_is_needed(config))
+    return run.have(stage, PairTrust, compute, settings, {"embedding": embedded.fingerprint}, mode)
+
+
+def pairs_to_judge(
+    embedding: EmbeddingResult, inputs: ModelInputs
+) -> tuple[PairsInSpace, PairsInSpace, PairsInSpace]:
+    """Training, validation and test pairs with their embeddings, one row a caption."""
+    e, owner = embedding, embedding.test_caption_image
+
+    def of(
+        split: str,
+        pairs: PairTensors,
+        image_embeddings: np.ndarray | None,
+        text_embeddings: np.ndarray | None,
+    ) -> PairsInSpace:
+        images, texts = (side.cpu().numpy() for side in pairs)
+        ids = pd.factorize(e.split_pairs(split)["image_sha256"])[0].astype(np.int64)
+        return PairsInSpace(images, texts, image_embeddings, text_embeddings, ids)
+
+    rows = torch.from_numpy(owner).to(inputs.test.images.device)
+    test = PairTensors(inputs.test.images[rows], inputs.test.texts)
+    return (
+        of("train", inputs.pairs, e.image_embeddings, e.text_embeddings),
+        of(
+            *("validation", inputs.validation),
+            *(e.validation_image_embeddings, e.validation_text_embeddings),
+        ),
+        of("test", test, e.test_image_embeddings[owner], e.test_text_embeddings),
+    )
+
+
+def score(run: Run, embedded: Saved, clustered: Saved, trust: Saved, inputs: ModelInputs) -> Saved:
     """Stage 2: how much every cluster helps or hurts."""
     stage, config = artifacts.INFLUENCE, run.config
-    methods = config.evaluation.methods
-    curation_runs = artifacts.CURATION.number not in config.execution.skip_stage
     terms = [c["terms"] for c in clustered.value.clusters]
 
     def compute() -> InfluenceResult:
@@ -307,18 +377,22 @@ def score(run: Run, embedded: Saved, clustered: Saved, inputs: ModelInputs) -> S
         InfluenceResult,
         compute,
         settings,
-        {"embedding": embedded.fingerprint, "clustering": clustered.fingerprint},
-        run.mode(
-            stage,
-            needed_later=curation_runs
-            or {"individual_influence", "gradient_similarity"} & set(methods) != set()
-            or config.influence_validation.validate_influence > 0,
-        ),
+        {
+            "embedding": embedded.fingerprint,
+            "clustering": clustered.fingerprint,
+            "trust": trust.fingerprint,
+        },
+        run.mode(stage, needed_later=influence_is_needed(config)),
     )
 
 
 def score_pairs(
-    run: Run, embedded: Saved, clustered: Saved, influence: Saved, inputs: ModelInputs
+    run: Run,
+    embedded: Saved,
+    clustered: Saved,
+    trust: Saved,
+    influence: Saved,
+    inputs: ModelInputs,
 ) -> Saved:
     """Stage 2: the influence of pairs and cells, after `--rounds` rounds of curation."""
     stage, config = artifacts.PAIR_INFLUENCE, run.config
@@ -326,7 +400,7 @@ def score_pairs(
 
     def compute() -> PairInfluence:
         rng = run.rng(stage.name)
-        known = known_pairs(embedded.value, clustered.value, inputs)
+        known = known_pairs(embedded.value, clustered.value, trust.value, inputs)
         result: PairInfluence | None = None
         kept: np.ndarray | None = None
         history: list[dict[str, Any]] = []
@@ -371,7 +445,11 @@ def score_pairs(
         **config.training.fingerprint_settings(),
         "max_reference_steps": config.influence.max_reference_steps,
     }
-    upstream = {"embedding": embedded.fingerprint, "clustering": clustered.fingerprint}
+    upstream = {
+        "embedding": embedded.fingerprint,
+        "clustering": clustered.fingerprint,
+        "trust": trust.fingerprint,
+    }
     if rounds > 1:  # what is curated in between decides what comes after
         settings |= config.curation.fingerprint_settings()
         upstream["influence"] = influence.fingerprint
@@ -382,7 +460,10 @@ def score_pairs(
 
 
 def known_pairs(
-    embedding: EmbeddingResult, clustered: ClusterAssignment, inputs: ModelInputs
+    embedding: EmbeddingResult,
+    clustered: ClusterAssignment,
+    trust: PairTrust,
+    inputs: ModelInputs,
 ) -> KnownPairs:
     """What stage 1 says of every training pair."""
     train = embedding.split_pairs("train")
@@ -396,6 +477,7 @@ def known_pairs(
         clustered.cell_assignments,
         clustered.better_copies,
         training_groups(embedding),
+        trust,
     )
 
 
@@ -458,6 +540,8 @@ def curation_inputs(
         clusters=c.clusters,
         agreement=pair_influence.agreement,
         counted_influence=pair_influence.counted,
+        influence_weight=pair_influence.influence_weight,
+        relevance=pair_influence.relevance_part,
     )
 
 
@@ -493,13 +577,22 @@ def select(
 
 
 def record(
-    run: Run, embedded: Saved, clustered: Saved, pair_influence: Saved, curated: Saved
+    run: Run,
+    embedded: Saved,
+    clustered: Saved,
+    trust: Saved,
+    pair_influence: Saved,
+    curated: Saved,
 ) -> Saved:
     """Stage 3: the ledger, what happened to every pair."""
 
     def compute() -> Ledger:
         e, c, p = embedded.value, clustered.value, pair_influence.value
-        parts = value_parts(p.counted, p.agreement, c.better_copies, run.config.curation)
+        parts = value_parts(
+            *(p.counted, p.agreement, c.better_copies, run.config.curation),
+            influence_weight=p.influence_weight,
+            relevance=p.relevance_part,
+        )
         return make_ledger(
             LedgerInputs(
                 pairs=e.pairs,
@@ -516,6 +609,9 @@ def record(
                 weights=curated.value.training_weights(len(e.indices)),
                 clusters=curated.value.categorization,
                 groups=training_groups(e),
+                relevance_parts=parts.relevance,
+                agreement=p.agreement,
+                trust=trust.value,
             )
         )
 
@@ -568,7 +664,7 @@ def export(run: Run, embedded: Saved, ledger: Saved) -> ExportReport:
 def select_baselines(
     run: Run, embedded: Saved, clustered: Saved, influence: Saved, inputs: ModelInputs
 ) -> dict[str, Saved]:
-    """The subset of every rival, of the same size."""
+    """The subset of every rival, of the same size; `inputs` hold all validation pairs."""
     e, config = embedded.value, run.config
     reference = influence.value.reference(run.device) if influence.value else None
     baseline_inputs = BaselineInputs(
@@ -605,12 +701,19 @@ def select_baselines(
 
 
 def evaluate(
-    run: Run, embedded: Saved, curated: Saved, rivals: Mapping[str, Saved], inputs: ModelInputs
+    run: Run,
+    embedded: Saved,
+    trust: Saved,
+    curated: Saved,
+    rivals: Mapping[str, Saved],
+    inputs: ModelInputs,
 ) -> tuple[Saved, dict[str, Subset]]:
     """Train on every method's subset and rank the test queries."""
     stage, config = artifacts.EVALUATION, run.config
     subsets: dict[str, Subset] = {}
     fingerprints = {"embedding": embedded.fingerprint}
+    if trust.value is not None:  # it says on which pairs the loss is taken on the way
+        fingerprints["trust"] = trust.fingerprint
     for method in config.evaluation.methods:
         if method == FULL:
             subsets[method] = Subset(np.arange(len(embedded.value.indices)), None)

@@ -39,10 +39,10 @@ from baselines import (
     norm_sim,
     select_baseline,
     similarity_to_harder,
-    standardised,
     text_clusters,
 )
 from model import MAX_LOG_SCALE, PairTensors, Parameters
+from scores import standardised
 from tests import reference
 from tests.reference import planted_problem, random_problem
 from train_eval import FULL, INFLUENCESPACE, METHODS

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from agreement import normalised_agreement
 from cell_influence import (
     SMALLEST_CELL,
     CellInfluenceConfig,
@@ -23,6 +24,7 @@ from cell_influence import (
 from pooling import PooledInfluence, pool_influence
 from settings import InputError
 from tests.reference import Scattered, auc, scattered_problem
+from tests.trusting import trust_of_view
 from training import TrainingConfig
 
 TRAINING = TrainingConfig(embed_dim=6, num_epochs=30, batch_size=32, learning_rate=0.02)
@@ -47,6 +49,12 @@ def known_pairs(problem: Scattered) -> KnownPairs:
     """A cell for the lower and the upper half of agreement of each topic."""
     scores = (problem.image_embeddings * problem.text_embeddings).sum(axis=1)
     lower = (scores < np.median(scores)).astype(np.int64)
+    first = normalised_agreement(
+        problem.image_embeddings,
+        problem.text_embeddings,
+        problem.pairs.images.device,
+        rng=np.random.default_rng(0),
+    )
     return KnownPairs(
         problem.pairs,
         problem.image_embeddings,
@@ -57,6 +65,7 @@ def known_pairs(problem: Scattered) -> KnownPairs:
         2 * problem.topics + lower,
         np.zeros(len(scores), dtype=np.int64),
         {"women": np.arange(len(scores)) % 3 == 0},
+        trust_of_view(first),
     )
 
 

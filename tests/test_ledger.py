@@ -12,7 +12,7 @@ import pytest
 import ledger
 from ledger import Ledger, LedgerInputs, count_decisions, explain, find_pairs, make_ledger
 from settings import InputError
-from trust import PairTrust
+from tests.trusting import pair_trust
 
 CLUSTERS: list[dict[str, Any]] = [
     {
@@ -245,17 +245,14 @@ def judged_inputs(**changes: Any) -> LedgerInputs:
     pairs = pd.concat([inputs.pairs, inputs.pairs.iloc[[6, 6]]], ignore_index=True)
     pairs.loc[[8, 9], "position"] = [11, 12]
     pairs.loc[[8, 9], "key"] = ["wrong.jpg", "copy.jpg"]
-    trust = PairTrust(
+    trust = pair_trust(
+        6,
         agreement=np.linspace(-1, 4, 6),
-        encoder_agreement=np.zeros(6),
-        encoder_by_chance=np.zeros(6),
         validation_log_odds=np.array([3.0, -2.5, 2.0]),  # in the order of the split's rows
         validation_copies=np.array([0, 0, 1]),
         validation_trusted=np.array([True, False, False]),
         test_log_odds=np.array([-4.0]),
         test_trusted=np.array([False]),
-        taken_at_word=False,
-        faults={},
     )
     return make_inputs(pairs=pairs, trust=trust, agreement=trust.agreement, **changes)
 

@@ -14,6 +14,7 @@ from tests.test_joint import correlated_pairs
 
 CPU = torch.device("cpu")
 N, N_WRONG = 600, 120
+NEXT = np.roll(np.arange(N), -1)
 
 
 def test_trusted_are_those_of_the_best_ranks_in_both() -> None:
@@ -52,7 +53,9 @@ def test_wrong_captions_stand_out_more_than_at_first_sight(
     training, validation = pairs
     first, right = first_view(training, noise), np.arange(N) >= N_WRONG
     refined = refine_agreement(
-        *(first, -first.own, training, np.arange(N), validation), rng=np.random.default_rng(1)
+        *(first, -first.own, training, np.arange(N), validation),
+        others=NEXT,
+        rng=np.random.default_rng(1),
     )
     assert 1 - auc(refined, right) < 0.8 * (1 - auc(first.own, right))
     trusted = trusted_pairs(first.own, -first.own)
@@ -72,6 +75,7 @@ def test_a_pair_has_no_part_in_the_map_that_judges_it(
     def refined(texts: torch.Tensor) -> np.ndarray:
         return refine_agreement(
             *(first, -first.own, PairTensors(few.images, texts), ids, validation),
+            others=np.roll(np.arange(60), -1),
             rng=np.random.default_rng(1),
         )
 
@@ -89,7 +93,9 @@ def test_two_images_leave_the_first_view_alone(pairs: tuple[PairTensors, PairTen
     few = PairTensors(*(side[:20] for side in training))
     first = Agreement(*(column[200:220] for column in first_view(training, 0.3)))
     refined = refine_agreement(
-        *(first, -first.own, few, np.arange(20) % 2, validation), rng=np.random.default_rng(1)
+        *(first, -first.own, few, np.arange(20) % 2, validation),
+        others=np.roll(np.arange(20), -1),
+        rng=np.random.default_rng(1),
     )
     assert np.argsort(refined).tolist() == np.argsort(first.own).tolist()
 
@@ -99,6 +105,7 @@ def test_the_encoder_alone(pairs: tuple[PairTensors, PairTensors]) -> None:
     first = first_view(training, 0.3)
     alone = refine_agreement(
         *(first, -first.own, training, np.arange(N), validation),
+        others=NEXT,
         rng=np.random.default_rng(1),
         encoder_alone=True,
     )

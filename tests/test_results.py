@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 import results
+from tests.trusting import pair_trust
 from train_eval import EvaluationResult, method_metrics
-from trust import PairTrust
 
 RUN = {"method": "full", "comparison": "same_epochs", "seed_index": 0}
 EVALUATED = EvaluationResult(
@@ -19,17 +19,14 @@ EVALUATED = EvaluationResult(
     runs=[RUN],
 )
 OWNER = np.array([0, 0, 1])
-TRUST = PairTrust(
+TRUST = pair_trust(
+    3,
     agreement=np.array([1.0, -1.0, 2.0]),
-    encoder_agreement=np.zeros(3),
-    encoder_by_chance=np.zeros(3),
     validation_log_odds=np.array([0.5, -0.5]),
     validation_copies=np.zeros(2, dtype=np.int64),
     validation_trusted=np.array([True, False]),
     test_log_odds=np.array([3.0, -3.0, -1.0]),
     test_trusted=np.array([True, False, False]),
-    taken_at_word=False,
-    faults={},
 )
 
 
