@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter1d
 
-N_BINS = 400
+N_BINS = 200
 STARTS = (0.05, 0.25, 0.5, 0.75)  # shares; the likelihood may have several peaks
-N_STEPS = 200  # of expectation maximisation; w moves by less than 1e-4 at the end
+N_STEPS = 100  # of expectation maximisation; w moves by less than 1e-4 at the end
 N_BOOTSTRAP = 100
 LEVEL = 0.95
 FEWEST = 10  # pairs that anything can be said of
@@ -55,14 +55,24 @@ def wrong_share(
     if len(own) < FEWEST or not high > low:
         return None
     edges = np.linspace(low, high, N_BINS + 1)
-    chance = _density(by_chance, edges)
-    counts = np.histogram(own, edges)[0].astype(np.float64)
-    samples = rng.multinomial(len(own), counts / counts.sum(), size=N_BOOTSTRAP)
-    shares = _mixture(np.concatenate([counts[None], samples]), chance, (edges[1:] + edges[:-1]) / 2)
+    middles, chance = (edges[1:] + edges[:-1]) / 2, _density(by_chance, edges)
+    counts = np.histogram(own, edges)[0].astype(np.float64)[None]
+    ends = [_mixture(counts, chance, middles, _start(counts, middles, s)) for s in STARTS]
+    found, _ = max(ends, key=lambda end: float(end[1][0]))
+    samples = rng.multinomial(len(own), counts[0] / counts.sum(), size=N_BOOTSTRAP)
+    resampled, _ = _mixture(samples.astype(np.float64), chance, middles, found)
     tail = (1 - LEVEL) / 2
-    bounds = np.quantile(shares[1:], [tail, 1 - tail])
-    share = float(shares[0])
+    bounds = np.quantile(resampled.share, [tail, 1 - tail])
+    share = float(found.share[0, 0])
     return WrongShare(share, min(share, float(bounds[0])), max(share, float(bounds[1])))
+
+
+class _Mixture(NamedTuple):
+    """The share of wrong pairs, and the normal distribution of right ones; a row a histogram."""
+
+    share: Float[np.ndarray, "r 1"]
+    mean: Float[np.ndarray, "r 1"]
+    spread: Float[np.ndarray, "r 1"]
 
 
 def _density(values: Float[np.ndarray, " c"], edges: Float[np.ndarray, " e"]) -> np.ndarray:
@@ -75,32 +85,34 @@ def _density(values: Float[np.ndarray, " c"], edges: Float[np.ndarray, " e"]) ->
     return np.asarray(smooth / smooth.sum())
 
 
+def _start(
+    counts: Float[np.ndarray, "1 b"], middles: Float[np.ndarray, " b"], share: float
+) -> _Mixture:
+    """The upper part of the pairs as the right ones."""
+    upper = counts * (np.cumsum(counts, axis=1) / counts.sum() >= share)
+    mean = (upper @ middles)[:, None] / upper.sum()
+    spread = np.sqrt((upper * (middles - mean) ** 2).sum(axis=1, keepdims=True) / upper.sum())
+    return _Mixture(np.full((1, 1), share), mean, spread)
+
+
 def _mixture(
-    counts: Float[np.ndarray, "r b"], chance: Float[np.ndarray, " b"], middles: np.ndarray
-) -> Float[np.ndarray, " r"]:
-    """The share of `chance` in each histogram: of several starts the likeliest end, all at once."""
+    counts: Float[np.ndarray, "r b"],
+    chance: Float[np.ndarray, " b"],
+    middles: Float[np.ndarray, " b"],
+    start: _Mixture,
+) -> tuple[_Mixture, Float[np.ndarray, " r"]]:
+    """Expectation maximisation for each histogram, and the log likelihood that it ends at."""
     n, step = counts.sum(axis=1, keepdims=True), middles[1] - middles[0]
-    best, share_of_best = np.full(n.shape, -np.inf), np.zeros(n.shape)
-    order = np.cumsum(counts, axis=1) / n
-    for start in STARTS:
-        share = np.full((len(counts), 1), start)
-        # Begin with the upper part of the pairs as the right ones.
-        upper = counts * (order >= start)
-        total = upper.sum(axis=1, keepdims=True)
-        mean = (upper @ middles)[:, None] / total
-        spread = np.sqrt((upper * (middles - mean) ** 2).sum(axis=1, keepdims=True) / total)
-        for _ in range(N_STEPS):
-            spread = np.maximum(spread, step)
-            right = np.exp(-(((middles - mean) / spread) ** 2) / 2) / spread / np.sqrt(2 * np.pi)
-            right = (1 - share) * right * step
-            both = right + share * chance + 1e-300
-            posterior = counts * right / both
-            total = np.maximum(posterior.sum(axis=1, keepdims=True), 1e-9)
-            share = np.clip(1 - total / n, 0, 1)
-            mean = (posterior @ middles)[:, None] / total
-            deviations = (middles - mean) ** 2
-            spread = np.sqrt((posterior * deviations).sum(axis=1, keepdims=True) / total)
-        likelihood = (counts * np.log(both)).sum(axis=1, keepdims=True)
-        share_of_best = np.where(likelihood > best, share, share_of_best)
-        best = np.maximum(likelihood, best)
-    return np.asarray(share_of_best[:, 0])
+    share, mean, spread = start
+    for _ in range(N_STEPS):
+        spread = np.maximum(spread, step)
+        right = np.exp(-(((middles - mean) / spread) ** 2) / 2) / spread / np.sqrt(2 * np.pi)
+        right = (1 - share) * right * step
+        both = right + share * chance + 1e-300
+        posterior = counts * right / both
+        total = np.maximum(posterior.sum(axis=1, keepdims=True), 1e-9)
+        share = np.clip(1 - total / n, 0, 1)
+        mean = (posterior @ middles)[:, None] / total
+        deviations = (middles - mean) ** 2
+        spread = np.sqrt((posterior * deviations).sum(axis=1, keepdims=True) / total)
+    return _Mixture(share, mean, spread), (counts * np.log(both)).sum(axis=1)

@@ -2,11 +2,13 @@
 
     python benchmarks/regimes.py --data_dir ../shared/data/flickr8k --work_dir /tmp/regimes
 
-One training is one row of `regimes.csv`, and a row that is there is not computed again: a run that
-was stopped goes on where it was, and a method whose `version` was raised is computed anew. A seed
-decides the pairs, their faults, the selections and the trainings, so that methods are compared in
-pairs. `--plot_only` draws tables and figure from the rows alone; `--estimate` computes one set of
-pairs and tells how long the rest would take. `regimes_report.py` makes tables and figure.
+Held-out pairs are a second dimension: `--validation noisy` makes them as faulty as the training
+pairs, `noisy-100` a hundred of these, and `--target dog` takes those about dogs alone, of the test
+images too. One training is one row of `regimes.csv`, and a row that is there is not computed again:
+a run that was stopped goes on where it was, and a method whose `version` was raised is computed
+anew. A seed decides the pairs, their faults, the selections and the trainings, so that methods are
+compared in pairs. `--plot_only` draws tables and figure from the rows alone; `--estimate` computes
+one set of pairs and tells how long the rest would take. `regimes_report.py` makes the tables.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TextIO, TypeVar
@@ -47,7 +50,17 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from flickr8k_regimes import N_TRAINING, REGIMES, Pool, Regime, load_pool, make_regime  # noqa: E402
+from flickr8k_regimes import (  # noqa: E402
+    N_TRAINING,
+    N_VALIDATION,
+    REGIMES,
+    HeldOut,
+    Pool,
+    Regime,
+    about,
+    load_pool,
+    make_regime,
+)
 from regimes_report import (  # noqa: E402
     BOTH,
     METRICS,
@@ -115,6 +128,7 @@ from training import (  # noqa: E402
     train,
     train_until_best,
 )
+from trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs  # noqa: E402
 
 CPU = torch.device("cpu")
 TRAINING = TrainingConfig()
@@ -123,7 +137,7 @@ KEEP, N_SEEDS = (0.4, 0.6, 0.8), 5
 REFERENCE_REPORTS, PATIENCE = 40, 10  # early stopping of the rivals' reference model, as ours
 NEED_TOPICS = ("diversity_sampling", "semdedup", "density_pruning")
 
-KEYS = ("regime", "keep", "method", "seed", "comparison", "version")
+KEYS = ("regime", "validation", "keep", "method", "seed", "comparison", "version")
 COLUMNS = (*KEYS, *METRICS, "n_pairs", "n_steps", "training_seconds")
 
 
@@ -140,7 +154,10 @@ class TestSet(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One regime as one seed draws it, ready to be selected from and trained on."""
+    """One regime as one seed draws it, ready to be selected from and trained on.
+
+    Of the validation pairs everybody sees all there are; InfluenceSpace asks those it trusts.
+    """
 
     regime: Regime
     seed: int
@@ -193,14 +210,16 @@ def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 @functools.cache
-def test_set_of(pool_file: Path) -> TestSet:
-    """The images of Flickr8k's `validation` split and their five captions each."""
-    pool, unseen = pool_of(pool_file), ~pool_of(pool_file).is_train
+def test_set_of(pool_file: Path, target: str) -> TestSet:
+    """The images of Flickr8k's `validation` split, or those about the target, all captions each."""
+    pool, unseen = pool_of(pool_file), np.flatnonzero(~pool_of(pool_file).is_train)
+    if target:
+        unseen = unseen[about(pool.captions[unseen], target)]
     n_captions = pool.captions.shape[1]
     return TestSet(
         pool.images[unseen],
         pool.texts[unseen].reshape(-1, pool.texts.shape[-1]),
-        np.repeat(np.arange(unseen.sum()), n_captions),
+        np.repeat(np.arange(len(unseen)), n_captions),
         caption_groups(pool.captions[unseen].reshape(-1).tolist()),
     )
 
@@ -327,6 +346,50 @@ def baseline_inputs(problem: Problem, reference: Parameters | None) -> BaselineI
 
 
 @remembered
+def trust_of(problem: Problem) -> tuple[PairTrust, float]:
+    """Which validation pairs InfluenceSpace asks, and the seconds that judging them took."""
+    started = time.perf_counter()
+    regime, m = problem.regime, len(problem.regime.validation_faults)
+    training = PairsInSpace(
+        *(side.numpy() for side in problem.pairs),
+        *(regime.image_embeddings, regime.text_embeddings),
+        image_ids_of(regime),
+    )
+    validation = PairsInSpace(
+        *(side.numpy() for side in problem.validation),
+        regime.joint_map.embed_images(regime.validation_image_features),
+        regime.joint_map.embed_texts(regime.validation_text_features),
+        np.arange(m),
+    )
+    judged = judge_pairs(
+        training,
+        validation,
+        validation,  # no test pair has a say
+        TrustConfig(),
+        device=CPU,
+        near_copy_similarity=ClusteringConfig().near_copy_similarity,
+        rng=stage_rng(problem.seed, "trust"),
+    )
+    return judged, time.perf_counter() - started
+
+
+@remembered
+def asking(problem: Problem, trust: PairTrust) -> Problem:
+    """The same with the trusted validation pairs alone."""
+    rows = trust.asked
+    batches = shuffled_batches(
+        len(rows), TRAINING.batch_size, stage_rng(problem.seed, "validation")
+    )
+    validation = problem.validation.take(torch.from_numpy(rows))
+    return problem._replace(validation=validation, validation_batches=batches)
+
+
+def image_ids_of(regime: Regime) -> np.ndarray:
+    """Which image each training pair shows."""
+    return np.unique(regime.image_features, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+@remembered
 def reference_model(problem: Problem) -> tuple[Parameters, float]:
     """The early-stopped model that rivals take gradients at, and its seconds."""
     started = time.perf_counter()
@@ -349,6 +412,8 @@ class Variant(NamedTuple):
     weighting: str = LOSS
     n_clusters: int = ClusteringConfig().n_clusters
     labels_known: bool = False  # pairs are dropped by `judged_by_labels`
+    taken_at_word: bool = False  # all validation pairs are asked
+    parts: Mapping[str, Any] = MappingProxyType({})  # of `PairInfluence`, set to this
 
 
 def influencespace(variant: Variant) -> Callable[[Problem, float, int], Chosen]:
@@ -387,17 +452,23 @@ def curate_with_influencespace(
     problem: Problem, keep: float, variant: Variant
 ) -> tuple[CurationResult, PairInfluence, float]:
     """The curated set, the last round's pair influence, and the seconds without the clustering."""
+    trust, judging = trust_of(problem)
+    if variant.taken_at_word:
+        trust = at_word(trust)
+    problem = asking(problem, trust)
     scores, seconds = influence_of(problem)
+    seconds += judging
     started = time.perf_counter()
     config = CurationConfig(**{"target_size_ratio": keep, **variant.curation})
     if variant.rounds == 1:
-        pair_influence, pair_seconds = pair_influence_of(problem, variant.cells)
+        pair_influence, pair_seconds = pair_influence_of(problem, trust, variant.cells)
+        pair_influence = replace(pair_influence, **variant.parts)
         curated = curate(choosing(problem, scores, pair_influence), config)
         return curated, pair_influence, seconds + pair_seconds + time.perf_counter() - started
     estimate, kept = None, None
     rng = stage_rng(problem.seed, "pair_influence")
     for _ in range(variant.rounds):
-        estimate = estimate_pairs(problem, variant.cells, rng, kept=kept, previous=estimate)
+        estimate = estimate_pairs(problem, trust, variant.cells, rng, kept=kept, previous=estimate)
         curated = curate(choosing(problem, scores, estimate), config)
         kept = curated.training_weights(len(problem.regime.faults)) > 0
     assert estimate is not None, "there is a round"
@@ -410,7 +481,7 @@ def judged_by_labels(problem: Problem, estimate: PairInfluence, n_kept: int) -> 
     A logistic regression on smooth functions of its quantities, fitted to the true labels of the
     other four fifths of the pairs: what a better way of joining these quantities could reach.
     """
-    faulty, known = problem.regime.faults != "", known_pairs(problem)
+    faulty, known = problem.regime.faults != "", known_pairs(problem, trust_of(problem)[0])
     if not faulty.any():
         raise SystemExit(f"--methods labels_known: {problem.regime.name} has no faulty pairs")
     rng, everyone = stage_rng(problem.seed, "labels_known"), np.ones(len(faulty), dtype=bool)
@@ -437,6 +508,7 @@ def judged_by_labels(problem: Problem, estimate: PairInfluence, n_kept: int) -> 
 
 def estimate_pairs(
     problem: Problem,
+    trust: PairTrust,
     settings: Mapping[str, Any],
     rng: np.random.Generator,
     kept: np.ndarray | None = None,
@@ -444,7 +516,7 @@ def estimate_pairs(
 ) -> PairInfluence:
     """The influence of pairs and cells, as stage 2 estimates it."""
     return estimate_pair_influence(
-        known_pairs(problem),
+        known_pairs(problem, trust),
         problem.validation,
         CellInfluenceConfig(**settings),
         TRAINING,
@@ -455,7 +527,7 @@ def estimate_pairs(
     )
 
 
-def known_pairs(problem: Problem) -> KnownPairs:
+def known_pairs(problem: Problem, trust: PairTrust) -> KnownPairs:
     """What stage 1 says of every pair."""
     regime, clusters = problem.regime, problem.clusters
     return KnownPairs(
@@ -463,11 +535,12 @@ def known_pairs(problem: Problem) -> KnownPairs:
         regime.image_embeddings,
         regime.text_embeddings,
         regime.clip_scores,
-        np.unique(regime.image_features, axis=0, return_inverse=True)[1].reshape(-1),
+        image_ids_of(regime),
         clusters.cluster_assignments,
         clusters.cell_assignments,
         clusters.better_copies,
         groups_of(regime),
+        trust,
     )
 
 
@@ -501,6 +574,8 @@ def choosing(
         clusters=clusters.clusters,
         agreement=pair_influence.agreement,
         counted_influence=pair_influence.counted,
+        influence_weight=pair_influence.influence_weight,
+        relevance=pair_influence.relevance_part,
     )
 
 
@@ -524,17 +599,34 @@ ABLATION = {
     "400_clusters": Variant("400 clusters", n_clusters=400),
     "two_rounds": Variant("two rounds", rounds=2),
     "labels_known": Variant("pairs judged by the true labels (a ceiling)", labels_known=True),
+    "taken_at_word": Variant("validation pairs taken at their word", taken_at_word=True),
+    "taken_at_word_no_guard": Variant(
+        "taken at their word, and no guard", taken_at_word=True, parts={"influence_weight": 1.0}
+    ),
+    "no_influence": Variant("agreement without influence", parts={"influence_weight": 0.0}),
+    "no_relevance": Variant(
+        "nearness to the held-out pairs ignored", parts={"relevance_part": None}
+    ),
     "women_twice": Variant("captions about women weigh twice", women=2.0),
     "women_five_times": Variant("captions about women weigh five times", women=5.0),
 }
 
 
 @remembered
-def pair_influence_of(problem: Problem, settings: Mapping[str, Any]) -> tuple[PairInfluence, float]:
+def pair_influence_of(
+    problem: Problem, trust: PairTrust, settings: Mapping[str, Any]
+) -> tuple[PairInfluence, float]:
     """The estimate with these settings, one for all shares kept, and its seconds."""
     started = time.perf_counter()
     rng = stage_rng(problem.seed, "pair_influence")
-    return estimate_pairs(problem, settings, rng), time.perf_counter() - started
+    return estimate_pairs(problem, trust, settings, rng), time.perf_counter() - started
+
+
+@remembered
+def at_word(trust: PairTrust) -> PairTrust:
+    """All validation pairs asked, as with `--trust_validation`."""
+    everyone = np.ones(len(trust.validation_trusted), dtype=bool)
+    return replace(trust, validation_trusted=everyone, taken_at_word=True)
 
 
 @remembered
@@ -567,11 +659,11 @@ def influence_of(problem: Problem) -> tuple[InfluenceResult, float]:
 METHODS: dict[str, Method] = {
     FULL: Method(full),
     ORACLE: Method(oracle),
-    INFLUENCESPACE: Method(influencespace(Variant()), version="4"),
+    INFLUENCESPACE: Method(influencespace(Variant()), version="5"),
     **{name: Method(baseline(name)) for name in BASELINES},
     TWO_CUTS: Method(two_cuts, is_default=False),
     **{
-        name: Method(influencespace(variant), version="2", is_default=False)
+        name: Method(influencespace(variant), version="3", is_default=False)
         for name, variant in ABLATION.items()
     },
 }
@@ -597,6 +689,7 @@ class Unit(NamedTuple):
     """The trainings that share a set of pairs, and so a process."""
 
     regime: str
+    held_out: HeldOut
     seed: int
     jobs: tuple[Job, ...]  # those of one method and share kept follow one another
 
@@ -619,6 +712,7 @@ def rows_of(unit: Unit, problem: Problem) -> Iterator[dict[str, Any]]:
             seen[key] = measured(problem, chosen, n_steps)
         yield {
             "regime": unit.regime,
+            "validation": unit.held_out.name,
             "keep": job.keep,
             "method": job.method,
             "seed": unit.seed,
@@ -696,16 +790,30 @@ def units_of(args: argparse.Namespace, done: set[tuple[Any, ...]]) -> list[Unit]
         for comparison in ((BOTH,) if method == FULL else args.comparisons)
     ]
     units = []
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for regime in args.regimes:
-            left = tuple(
-                j
-                for j in jobs
-                if (regime, j.keep, j.method, seed, j.comparison, version_of(j.method)) not in done
-            )
-            if left:
-                units.append(Unit(regime, seed, left))
+            for held_out in held_outs(args):
+                known = (regime, held_out.name)
+                left = tuple(
+                    j
+                    for j in jobs
+                    if (*known, j.keep, j.method, seed, j.comparison, version_of(j.method))
+                    not in done
+                )
+                if left:
+                    units.append(Unit(regime, held_out, seed, left))
     return units
+
+
+def held_outs(args: argparse.Namespace) -> list[HeldOut]:
+    """The held-out pairs asked for: `clean`, `noisy`, or either with a number of pairs."""
+    found = []
+    for name in args.validation:
+        kind, _, size = name.partition("-")
+        if kind not in ("clean", "noisy") or not (size.isdecimal() or not size):
+            raise SystemExit(f"--validation {name}: clean, noisy, clean-100, noisy-30, ...")
+        found.append(HeldOut(kind == "noisy", int(size or N_VALIDATION), args.target))
+    return found
 
 
 class _NoTerminal(io.TextIOWrapper):
@@ -736,15 +844,15 @@ def _end_with_parent() -> None:
 
 
 def _work(unit: Unit, pool_file: Path) -> None:
-    regime = make_regime(unit.regime, pool_of(pool_file), unit.seed)
-    problem = make_problem(regime, unit.seed, test_set_of(pool_file))
+    regime = make_regime(unit.regime, pool_of(pool_file), unit.seed, unit.held_out)
+    problem = make_problem(regime, unit.seed, test_set_of(pool_file, unit.held_out.target))
     for row in rows_of(unit, problem):
         _rows.put(row)
 
 
 def compute(units: Sequence[Unit], pool_file: Path, file: Path, n_jobs: int) -> None:
     """Compute the units in processes of one thread; this process alone writes the CSV."""
-    left = Counter({(u.regime, u.seed): len(u.jobs) for u in units})
+    left = Counter({(u.regime, u.held_out.name, u.seed): len(u.jobs) for u in units})
     n_steps = sum(steps_of(job) for unit in units for job in unit.jobs)
     started, n_done = time.perf_counter(), 0
     context = multiprocessing.get_context("spawn")
@@ -760,12 +868,12 @@ def compute(units: Sequence[Unit], pool_file: Path, file: Path, n_jobs: int) -> 
                 taken = steps_of(Job(row["method"], row["keep"], row["comparison"]))
                 bar.update(taken)
                 n_done += taken
-                unit = (row["regime"], row["seed"])
+                unit = (row["regime"], row["validation"], row["seed"])
                 left[unit] -= 1
                 if left[unit] == 0:
                     minutes = (time.perf_counter() - started) / 60
                     tqdm.write(
-                        f"{unit[0]}, seed {unit[1]}: done; {minutes:.1f} min, about "
+                        f"{unit[0]}, {unit[1]}, seed {unit[2]}: done; {minutes:.1f} min, about "
                         f"{minutes * (n_steps / n_done - 1):.0f} min to go"
                     )
         finally:
@@ -876,7 +984,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work_dir", type=Path, help="where the embedded pool is kept")
     parser.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
     parser.add_argument("--keep", nargs="+", type=float, default=list(KEEP), help="shares kept")
-    parser.add_argument("--seeds", type=int, default=N_SEEDS, help="number of seeds, from 0 up")
+    parser.add_argument("--seeds", type=int, default=N_SEEDS, help="number of seeds")
+    parser.add_argument("--first_seed", type=int, default=0, help="the first of them")
+    parser.add_argument(
+        "--validation", nargs="+", default=["clean"], help="clean, noisy, clean-100, noisy-30, ..."
+    )
+    parser.add_argument("--target", default="", help="held-out and test images about this word")
     usual = [name for name, method in METHODS.items() if method.is_default]
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=usual)
     parser.add_argument("--comparisons", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
@@ -915,7 +1028,13 @@ def main() -> None:
     )
     if args.estimate:
         one = argparse.Namespace(
-            **vars(args) | {"regimes": args.regimes[:1], "keep": args.keep[-1:], "seeds": 1}
+            **vars(args)
+            | {
+                "regimes": args.regimes[:1],
+                "keep": args.keep[-1:],
+                "seeds": 1,
+                "validation": args.validation[:1],
+            }
         )
         units = units_of(one, keys_of(read_rows(file)))
         if units:
