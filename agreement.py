@@ -45,7 +45,7 @@ def normalised_agreement(
     *,
     rng: np.random.Generator,
     others: Int64[np.ndarray, " n"] | None = None,
-    n_normalisations: int = N_NORMALISATIONS,
+    n_normalisations: int | None = None,
 ) -> Agreement:
     """Agreement of image and text less that with the other pairs of a batch: Wang et al. (2024).
 
@@ -63,31 +63,30 @@ def normalised_agreement(
         text_embeddings: unit rows.
         device: where cosines are computed.
         rng: deals the batches.
-        others: whose caption each image is given for its agreement by chance; the pair after it by
-            default. Views that are to be joined must be given the same.
-        n_normalisations: shufflings, where the pairs are more than one batch.
+        others: whose caption each image is given for its agreement by chance; drawn by default.
+            Views that are to be joined must be given the same.
+        n_normalisations: shufflings, where the pairs are more than one batch; by default ten.
     """
     images, texts = _tensors(image_embeddings, text_embeddings, device)
     n = len(images)
-    n_shuffles = n_normalisations if n > NORMALISATION_BATCH else 1  # one batch of all stays so
+    n_shuffles = (n_normalisations or N_NORMALISATIONS) if n > NORMALISATION_BATCH else 1
     log_scale = fit_log_scale(images, texts, rng=rng)
-    totals, counts = np.zeros((2, n)), np.zeros(n)
+    sums, counts = np.zeros((3, n)), np.zeros(n)  # own logits, and those of chance by side
     batches = [b for _ in range(n_shuffles) for b in whole_batches(n, NORMALISATION_BATCH, rng)]
     for batch in tqdm(batches, desc="negCLIPLoss", unit="batch", disable=None, leave=False):
         rows = torch.from_numpy(batch).to(device)
         logits = projected_similarities(images[rows], texts[rows], log_scale)
-        for side, dim in enumerate((1, 0)):
-            totals[side, batch] += torch.logsumexp(logits, dim=dim).double().cpu().numpy()
+        found = logits.diagonal(), torch.logsumexp(logits, dim=1), torch.logsumexp(logits, dim=0)
+        for row, values in zip(sums, found, strict=True):
+            row[batch] += values.double().cpu().numpy()
         counts[batch] += 1
-    by_image, by_text = totals / counts
-    tau = math.exp(-float(log_scale))
+    own, by_image, by_text = sums / counts * math.exp(-float(log_scale))
     if others is None:
-        others = np.roll(np.arange(n), -1)
-    own = (images * texts).sum(dim=1)
+        others = strangers(np.arange(n), rng)
     crossed = (images * texts[torch.from_numpy(others).to(device)]).sum(dim=1)
     return Agreement(
-        own.double().cpu().numpy() - tau / 2 * (by_image + by_text),
-        crossed.double().cpu().numpy() - tau / 2 * (by_image + by_text[others]),
+        own - (by_image + by_text) / 2,
+        crossed.double().cpu().numpy() - (by_image + by_text[others]) / 2,
     )
 
 

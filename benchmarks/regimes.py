@@ -72,6 +72,7 @@ from regimes_report import (  # noqa: E402
     TWO_CUTS,
     write_summary,
 )
+from validation_report import CLEAN, write_validation  # noqa: E402
 
 from agreement import neighbour_agreement  # noqa: E402
 from artifacts import hardware, package_versions, stage_rng  # noqa: E402
@@ -1023,7 +1024,7 @@ def main() -> None:
         if saved.exists():  # where the rows come from
             old = json.loads(saved.read_text())
             about = {key: old[key] for key in about}
-        write_summary(read_rows(file), args.out, about, labels)
+        write_reports(read_rows(file), args.out, about, labels)
         return
     pool_file = args.work_dir / "pool.npz"
     load_pool(
@@ -1052,7 +1053,17 @@ def main() -> None:
     units = units_of(args, keys_of(read_rows(file)))
     if units:
         compute(units, pool_file, file, args.jobs)
-    write_summary(read_rows(file), args.out, about, labels)
+    write_reports(read_rows(file), args.out, about, labels)
+
+
+def write_reports(
+    frame: pd.DataFrame, out: Path, about: Mapping[str, Any], labels: Mapping[str, str]
+) -> None:
+    """The page of clean held-out pairs and seeds of old, and the page of all others."""
+    known = (frame["validation"] == CLEAN) & (frame["seed"] < FIRST_FRESH_SEED)
+    if known.any():
+        write_summary(frame[known], out, about, labels)
+    write_validation(frame, out, about, labels, first_seed=FIRST_FRESH_SEED)
 
 
 if __name__ == "__main__":

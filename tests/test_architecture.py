@@ -18,9 +18,9 @@ ARROWS: dict[str, set[str]] = {
     "cells": set(),
     "agreement": {"model"},
     "clustering": {"cells", "settings"},
-    "curation": {"settings"},
+    "curation": {"scores", "settings"},
     "model": set(),
-    "ledger": {"settings"},
+    "ledger": {"settings", "trust"},
     "export_folder": {"artifacts", "data", "settings"},
     "export_images": {"data", "settings"},
     "export_shards": {"export_folder", "export_images", "settings"},
@@ -55,10 +55,15 @@ ARROWS: dict[str, set[str]] = {
     "removal": {"model"},
     "cross_fitting": {"curvature", "model", "pair_influence", "retraining", "training"},
     "pooling": set(),
+    "scores": set(),
+    "fault_share": set(),
+    "relevance": {"scores"},
+    "guard": {"fault_share", "scores"},
+    "trust": {"agreement", "cells", "fault_share", "joint", "relevance", "settings"},
     "refined_agreement": {"agreement", "joint", "model"},
     "cell_influence": {
-        *("agreement", "cross_fitting", "model", "pooling", "refined_agreement", "settings"),
-        "training",
+        *("agreement", "cross_fitting", "guard", "model", "pooling", "refined_agreement", "scores"),
+        *("settings", "training", "trust"),
     },
     "influence": {
         *("curvature", "leave_out", "metagradient", "model", "pair_influence", "removal"),
@@ -68,14 +73,16 @@ ARROWS: dict[str, set[str]] = {
         *("curvature", "influence", "model", "pair_influence", "retraining", "settings"),
         "training",
     },
-    "baselines": {"agreement", "curation", "curvature", "model", "pair_influence", "settings"},
+    "baselines": {
+        *("agreement", "curation", "curvature", "model", "pair_influence", "scores", "settings"),
+    },
     "train_eval": {"model", "settings", "training"},
     "summary": {"visualize"},
     "findings": {"summary", "visualize"},
     "report": {"findings", "summary", "visualize"},
     "config": {
         *("cell_influence", "clustering", "curation", "data", "encoders", "export", "influence"),
-        *("influence_validation", "settings", "train_eval", "training"),
+        *("influence_validation", "settings", "train_eval", "training", "trust"),
     },
 }
 # The wiring: may import whatever stands below it.

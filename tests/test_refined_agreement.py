@@ -14,7 +14,7 @@ from tests.test_joint import correlated_pairs
 
 CPU = torch.device("cpu")
 N, N_WRONG = 600, 120
-NEXT = np.roll(np.arange(N), -1)
+OTHERS = np.roll(np.arange(N), -7)  # the next one has the right caption of the one before
 
 
 def test_trusted_are_those_of_the_best_ranks_in_both() -> None:
@@ -43,7 +43,8 @@ def first_view(pairs: PairTensors, noise: float) -> Agreement:
     texts = unit[0] + noise * rng.standard_normal(unit[0].shape)
     texts[:N_WRONG] = np.roll(texts[:N_WRONG], 1, axis=0)
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
-    return normalised_agreement(unit[0].astype(np.float32), texts.astype(np.float32), CPU, rng=rng)
+    images, captions = (side.astype(np.float32) for side in (unit[0], texts))
+    return normalised_agreement(images, captions, CPU, rng=rng, others=OTHERS)
 
 
 @pytest.mark.parametrize("noise", [0.3, 3.0])
@@ -54,7 +55,7 @@ def test_wrong_captions_stand_out_more_than_at_first_sight(
     first, right = first_view(training, noise), np.arange(N) >= N_WRONG
     refined = refine_agreement(
         *(first, -first.own, training, np.arange(N), validation),
-        others=NEXT,
+        others=OTHERS,
         rng=np.random.default_rng(1),
     )
     assert 1 - auc(refined, right) < 0.8 * (1 - auc(first.own, right))
@@ -68,14 +69,15 @@ def test_a_pair_has_no_part_in_the_map_that_judges_it(
     pairs: tuple[PairTensors, PairTensors],
 ) -> None:
     training, validation = pairs
-    few = PairTensors(*(side[:60] for side in training))
-    first = Agreement(*(column[:60] for column in first_view(training, 1.0)))
+    rows = slice(N_WRONG, N_WRONG + 60)  # right ones, of which a map can say something
+    few = PairTensors(*(side[rows] for side in training))
+    first = Agreement(*(column[rows] for column in first_view(training, 1.0)))
     ids = np.arange(60) // 2  # two captions an image
 
     def refined(texts: torch.Tensor) -> np.ndarray:
         return refine_agreement(
             *(first, -first.own, PairTensors(few.images, texts), ids, validation),
-            others=np.roll(np.arange(60), -1),
+            others=np.roll(np.arange(60), -7),
             rng=np.random.default_rng(1),
         )
 
@@ -94,7 +96,7 @@ def test_two_images_leave_the_first_view_alone(pairs: tuple[PairTensors, PairTen
     first = Agreement(*(column[200:220] for column in first_view(training, 0.3)))
     refined = refine_agreement(
         *(first, -first.own, few, np.arange(20) % 2, validation),
-        others=np.roll(np.arange(20), -1),
+        others=np.roll(np.arange(20), -7),
         rng=np.random.default_rng(1),
     )
     assert np.argsort(refined).tolist() == np.argsort(first.own).tolist()
@@ -105,7 +107,7 @@ def test_the_encoder_alone(pairs: tuple[PairTensors, PairTensors]) -> None:
     first = first_view(training, 0.3)
     alone = refine_agreement(
         *(first, -first.own, training, np.arange(N), validation),
-        others=NEXT,
+        others=OTHERS,
         rng=np.random.default_rng(1),
         encoder_alone=True,
     )

@@ -172,7 +172,7 @@ def test_a_seed_decides_everything(data: Any, pool: Any) -> None:
 def problems(bench: Any, data: Any, pool: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(bench, "pool_of", lambda _: pool)
     monkeypatch.setattr(bench, "ClusteringConfig", lambda **_: ClusteringConfig(10))
-    test = bench.test_set_of.__wrapped__(Path())
+    test = bench.test_set_of.__wrapped__(Path(), "")
     return {
         name: bench.make_problem(data.make_regime(name, pool, 0), 0, test)
         for name in ("clean", "wrong_20")
@@ -262,14 +262,21 @@ def test_every_method_is_reported_and_every_variant_has_a_label(bench: Any, repo
 
 
 def options(bench: Any, **given: Any) -> argparse.Namespace:
-    defaults = {"keep": [0.8], "comparisons": ["same_epochs", "same_steps"]}
+    defaults = {
+        "keep": [0.8],
+        "comparisons": ["same_epochs", "same_steps"],
+        "first_seed": 0,
+        "validation": ["clean"],
+        "target": "",
+    }
     return argparse.Namespace(**{**defaults, **given})
 
 
 def written(bench: Any, file: Path, **given: Any) -> None:
     row = dict.fromkeys(bench.COLUMNS, 1.0)
     with bench.appending(file) as write:
-        write({**row, "regime": "clean", "seed": 0, "comparison": "same_steps", **given})
+        named = {"regime": "clean", "validation": "clean", "comparison": "same_steps"}
+        write({**row, **named, "seed": 0, **given})
 
 
 def test_a_killed_run_goes_on_and_a_new_version_counts_for_one_method(
@@ -327,6 +334,7 @@ def runs(
     given = {
         "method": method,
         "regime": regime,
+        "validation": "clean",
         "version": bench.version_of(method),
         **(whole if method == "full" else {"keep": 0.8}),
     }
