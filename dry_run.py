@@ -50,6 +50,7 @@ from sources import SYNTHETIC_WARNING
 from stages import Run
 from train_eval import COMPARISONS, FULL
 from training import TrainingConfig, side_by_side, steps_per_epoch, train
+from trust import JUDGING_FOLDS
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ RESULTS_SECONDS = 10.0  # figures and tables
 # --- What is counted in bytes ---------------------------------------------------------------------
 NPY_HEADER = 128
 TABLE_ROW = 110  # of a kept pair in stage 1, beside its caption and key: hashes, positions
-LATER_ROW = 510  # of a training pair in all later stages, a third of it the rivals'
+LATER_ROW = 560  # of a training pair in all later stages, a third of it the rivals'
 CLUSTER_BYTES = 5500  # of words, captions and cells
 TRAINING_BYTES = 1100  # of losses on the way
 FIGURE_BYTES = 2_600_000  # all figures and pages
@@ -488,6 +489,7 @@ def _timed(work: Callable[[], object]) -> float:
 STAGES = (  # as `expected_seconds` names them, with the number that `--skip_stage` knows them by
     ("embedding", 1),
     ("clustering", 1),
+    ("trust", 2),
     ("cluster influence", 2),
     ("validation of it", 2),
     ("pair influence", 2),
@@ -511,6 +513,7 @@ def expected_seconds(config: Config, sizes: Sizes, speed: Speed) -> dict[str, fl
     estimates = (
         _embedding_seconds(sizes, speed),
         _clustering_seconds(config, sizes, speed),
+        _trust_seconds(sizes, speed),
         _influence_seconds(config, sizes, speed),
         _validation_seconds(config, sizes, speed),
         _pair_influence_seconds(config, sizes, speed),
@@ -538,6 +541,14 @@ def _clustering_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     passes = CLUSTERING_PASSES if sizes.train <= MINI_BATCH_ABOVE else CLUSTERING_PASSES / 10
     n_cosines = passes * sizes.train * config.clustering.n_clusters
     return n_cosines * speed.cosine_seconds + DESCRIBING_SECONDS * sizes.train
+
+
+def _trust_seconds(sizes: Sizes, speed: Speed) -> float:
+    """Agreement in the encoder's space and in that of a map, of held-out pairs beside others."""
+    n, held_out = sizes.train, sizes.validation + sizes.test_captions
+    n_cosines = 2 * agreement_cosines(n) + 4 * held_out * min(n, NORMALISATION_BATCH)
+    joint = (JUDGING_FOLDS + 1) * speed.joint_seconds + n * speed.joint_pair_seconds
+    return n_cosines * speed.cosine_seconds + joint
 
 
 def _influence_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
@@ -575,7 +586,7 @@ def _pair_influence_seconds(config: Config, sizes: Sizes, speed: Speed) -> float
     n_evaluated = min(n, max(c.influence_budget * n, MIN_EVALUATED))
     derivatives = INFLUENCE_SHUFFLES * math.ceil(n_evaluated / 2 / b) * PAIR_DERIVATIVE
     alone = search + n_models * len(CHECKPOINTS) * derivatives
-    n_views = 1 if c.encoder_agreement_only else 2  # fitting the second one's maps takes seconds
+    n_views = 0 if c.encoder_agreement_only else 1  # fitting its maps takes seconds
     n_cosines = n_views * agreement_cosines(n) + 2 * n * min(n, MAX_WITNESSES)
     return c.rounds * (
         alone * speed.step_seconds

@@ -198,7 +198,7 @@ def trusted_queries(
 def log_odds(trust: PairTrust) -> dict[str, np.ndarray]:
     """How likely the pairs of each split are right."""
     return {
-        TRAIN: trust.agreement,
+        TRAIN: trust.training_log_odds,
         VALIDATION: trust.validation_log_odds,
         TEST: trust.test_log_odds,
     }

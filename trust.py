@@ -68,7 +68,7 @@ class PairTrust:
     frequent.
     """
 
-    agreement: Float[np.ndarray, " n"]  # log odds of the training pairs, at first sight
+    training_log_odds: Float[np.ndarray, " n"]  # at first sight
     encoder_agreement: Float[np.ndarray, " n"]  # normalised, in the encoder's joint space
     encoder_by_chance: Float[np.ndarray, " n"]  # the same with the captions of others
     strangers: Int64[np.ndarray, " n"]  # whose captions those are
@@ -158,7 +158,7 @@ def judge_pairs(
     faults[TEST] |= {"trusted": int(trusted[TEST].sum())}
     first = judge.views[0]
     return PairTrust(
-        agreement=own,
+        training_log_odds=own,
         encoder_agreement=first.own,
         encoder_by_chance=first.by_chance,
         strangers=judge.others,

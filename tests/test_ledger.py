@@ -247,14 +247,14 @@ def judged_inputs(**changes: Any) -> LedgerInputs:
     pairs.loc[[8, 9], "key"] = ["wrong.jpg", "copy.jpg"]
     trust = pair_trust(
         6,
-        agreement=np.linspace(-1, 4, 6),
+        training_log_odds=np.linspace(-1, 4, 6),
         validation_log_odds=np.array([3.0, -2.5, 2.0]),  # in the order of the split's rows
         validation_copies=np.array([0, 0, 1]),
         validation_trusted=np.array([True, False, False]),
         test_log_odds=np.array([-4.0]),
         test_trusted=np.array([False]),
     )
-    return make_inputs(pairs=pairs, trust=trust, agreement=trust.agreement, **changes)
+    return make_inputs(pairs=pairs, trust=trust, agreement=trust.training_log_odds, **changes)
 
 
 def test_held_out_pairs_say_whether_they_are_asked() -> None:

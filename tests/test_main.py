@@ -123,6 +123,14 @@ def test_every_promised_file_is_there(finished: Path) -> None:
             assert min(image.size) > 200
 
 
+def test_no_file_belongs_to_two_stages(finished: Path) -> None:
+    for folder in ("stage1", "stage2", "stage3"):
+        manifests = [json.loads(p.read_text()) for p in (finished / folder).glob("*manifest.json")]
+        names = [name for manifest in manifests for name in manifest["files"]]
+        assert len(manifests) > 1
+        assert len(names) == len(set(names))
+
+
 def test_arrays_agree_with_each_other(finished: Path) -> None:
     def load(name: str) -> np.ndarray:
         return np.asarray(np.load(finished / name))

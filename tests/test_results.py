@@ -21,7 +21,7 @@ EVALUATED = EvaluationResult(
 OWNER = np.array([0, 0, 1])
 TRUST = pair_trust(
     3,
-    agreement=np.array([1.0, -1.0, 2.0]),
+    training_log_odds=np.array([1.0, -1.0, 2.0]),
     validation_log_odds=np.array([0.5, -0.5]),
     validation_copies=np.zeros(2, dtype=np.int64),
     validation_trusted=np.array([True, False]),

@@ -14,7 +14,7 @@ def pair_trust(n: int, n_validation: int = 1, n_test: int = 1, **changes: Any) -
     """Everyone trusted, nothing known of anybody, unless `changes` say otherwise."""
     unknown = {"share": None, "low": None, "high": None}
     fields: dict[str, Any] = {
-        "agreement": np.zeros(n),
+        "training_log_odds": np.zeros(n),
         "encoder_agreement": np.zeros(n),
         "encoder_by_chance": np.zeros(n),
         "strangers": np.roll(np.arange(n), -1),
