@@ -16,7 +16,7 @@ property_test = hypothesis_settings(deadline=None, derandomize=True, max_example
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
 @pytest.mark.parametrize("size", [1, 40])
 def test_standardised_values_have_mean_zero_and_spread_one(dtype: type, size: int) -> None:
-    values = (100 * np.random.default_rng(0).normal(3, size, size=500)).astype(dtype)
+    values: np.ndarray = (100 * np.random.default_rng(0).normal(3, size, size=500)).astype(dtype)
     found = standardised(values)
     assert found.dtype == np.float64
     assert found.mean() == pytest.approx(0, abs=1e-12)
@@ -35,7 +35,7 @@ def test_standardised_by_hand() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("level", [0.0, 1.0, -7e4])
 def test_values_that_only_rounding_tells_apart_are_alike(dtype: type, level: float) -> None:
-    values = np.full(50, level, dtype=dtype)
+    values: np.ndarray = np.full(50, level, dtype=dtype)
     values[::3] = np.nextafter(values[0], dtype(np.inf))  # the next number that there is
     assert standardised(values).tolist() == [0.0] * 50
     assert standardised(values[:1]).tolist() == [0.0]
