@@ -156,6 +156,7 @@ def strangers(
     order = rng.permutation(m)
     order = order[np.argsort(image_ids[order], kind="stable")]  # the pairs of an image together
     largest = int(np.unique(image_ids, return_counts=True)[1].max())
+    largest = min(largest, max(m - 1, 1))  # of one image alone, at least another pair
     found = np.empty(m, dtype=np.int64)
     found[order] = np.roll(order, -int(rng.integers(largest, max(m - largest, largest) + 1)))
     return found

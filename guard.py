@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy.special import expit
 
 from fault_share import WrongShare
-from scores import auc
+from scores import auc, standardised
 
 FEWEST_WRONG = 0.02  # share of wrong captions, surely, from which influence has to tell them
 TELLS, MISLEADS = 0.5, 0.35  # AUC at which influence counts fully and not at all
@@ -45,7 +45,7 @@ def guard_influence(
         agreement: log odds that image and caption belong together, right and wrong equally often.
         wrong: share of wrong captions among the pairs.
     """
-    both_vary = min(influence.std(), agreement.std()) > 0
+    both_vary = all(standardised(values).any() for values in (influence, agreement))
     correlation = float(np.corrcoef(influence, agreement)[0, 1]) if both_vary else 0.0
     if wrong is None or wrong.low < FEWEST_WRONG or not both_vary:
         return Guard(1.0, correlation, None, "")

@@ -7,14 +7,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 import agreement
 from agreement import (
     Agreement,
+    Surroundings,
     fit_log_scale,
+    join_views,
     joined_agreement,
     neighbour_agreement,
     normalised_agreement,
+    strangers,
 )
 from tests import reference
 
@@ -237,6 +243,113 @@ def test_agreement_by_chance_is_that_of_an_image_with_another_caption() -> None:
     assert sorted(place) == list(range(30))
 
 
+# --- Beside the training pairs ----------------------------------------------------------------
+
+
+def test_others_are_judged_beside_the_training_pairs_and_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(agreement, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(agreement, "MIN_BY_CHANCE", 50)
+    images, texts = sides(30, seed=11, noise=0.8)
+    held_out = sides(20, seed=12, noise=0.8)
+    around = Surroundings.drawn_from(images, texts, CPU, rng=np.random.default_rng(0))
+    ids = np.arange(20) // 2
+    found = around.agreement(*held_out, ids, rng=np.random.default_rng(1))
+    tau = math.exp(-float(around.log_scale))
+
+    def slow(i: int, j: int) -> float:
+        """Image i of the held-out pairs with caption j."""
+        image, text = held_out[0][i].astype(np.float64), held_out[1][j].astype(np.float64)
+        own = math.exp(float(image @ text) / tau)
+        by_image = own + sum(math.exp(float(image @ t) / tau) for t in texts)
+        by_text = own + sum(math.exp(float(v @ text) / tau) for v in images)
+        return float(image @ text) - tau / 2 * (math.log(by_image) + math.log(by_text))
+
+    np.testing.assert_allclose(found.own, [slow(i, i) for i in range(20)], atol=1e-5)  # float32
+    # Fifty times or more, each image as often: three times; each time every caption once.
+    assert found.by_chance.shape == (60,)
+    every_pairing = np.array([[slow(i, j) for j in range(20)] for i in range(20)])
+    for crossed in found.by_chance.reshape(3, 20):
+        place = np.abs(every_pairing - crossed[:, None]).argmin(axis=1)
+        np.testing.assert_allclose(every_pairing[np.arange(20), place], crossed, atol=1e-5)
+        assert (ids[place] != ids).all()
+        assert sorted(place) == list(range(20))
+
+
+def test_the_surroundings_are_one_batch_at_a_temperature_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, texts = sides(40, seed=4, noise=0.7)
+    whole = Surroundings.drawn_from(images, texts, CPU, rng=np.random.default_rng(0))
+    grid = np.linspace(0, math.log(100), 47)
+    best = grid[np.argmin([mean_loss(images, texts, float(s)) for s in grid])]
+    assert float(whole.log_scale) == pytest.approx(best, abs=1e-5)
+    monkeypatch.setattr(agreement, "NORMALISATION_BATCH", 15)
+    part = Surroundings.drawn_from(images, texts, CPU, rng=np.random.default_rng(0))
+    assert part.images.shape == part.texts.shape == (15, 6)
+    rows = [np.abs(images - image).sum(axis=1).argmin() for image in part.images.numpy()]
+    assert len(set(rows)) == 15
+    np.testing.assert_array_equal(part.images.numpy(), images[rows])
+    np.testing.assert_array_equal(part.texts.numpy(), texts[rows])  # still pairs
+
+
+def test_a_held_out_pair_has_no_part_in_what_is_said_of_another() -> None:
+    around = Surroundings.drawn_from(*sides(30, seed=11), CPU, rng=np.random.default_rng(0))
+    images, texts = sides(20, seed=12)
+
+    def own(captions: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(1)
+        return around.agreement(images, captions, np.arange(20), rng=rng).own
+
+    changed = texts.copy()
+    changed[3] = -changed[3]
+    assert np.flatnonzero(own(changed) != own(texts)).tolist() == [3]
+
+
+# --- Strangers --------------------------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=12),
+    seed=st.integers(0, 99),
+)
+@hypothesis_settings(deadline=None, derandomize=True)
+def test_strangers_are_of_other_images_and_each_is_one_once(sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    found = strangers(ids, rng)
+    assert sorted(found.tolist()) == list(range(len(ids)))
+    if max(sizes) <= len(ids) / 2:  # else there are not enough others
+        assert (ids[found] != ids).all()
+    if len(ids) > 1:
+        assert (found != np.arange(len(ids))).all()
+
+
+def test_of_one_image_alone_another_pair_is_the_stranger() -> None:
+    for seed in range(5):
+        found = strangers(np.zeros(4, dtype=np.int64), np.random.default_rng(seed))
+        assert sorted(found.tolist()) == [0, 1, 2, 3]
+        assert (found != np.arange(4)).all()
+    assert strangers(np.zeros(1, dtype=np.int64), np.random.default_rng(0)).tolist() == [0]
+
+
+def test_of_an_image_with_too_many_captions_as_many_as_can_be_are_strangers() -> None:
+    # Seven of ten pairs show one image: three of them, and all three others, meet another image.
+    ids = np.array([0] * 7 + [1, 2, 3])
+    for seed in range(10):
+        found = strangers(ids, np.random.default_rng(seed))
+        assert sorted(found.tolist()) == list(range(10))
+        assert (ids[found] != ids).sum() == 6
+        assert (found != np.arange(10)).all()
+
+
+def test_strangers_are_drawn_anew() -> None:
+    ids = np.arange(50)
+    drawn = {tuple(strangers(ids, np.random.default_rng(seed)).tolist()) for seed in range(8)}
+    assert len(drawn) == 8
+
+
 # --- Views joined -----------------------------------------------------------------------------
 
 
@@ -291,3 +404,52 @@ def test_views_that_tell_nothing_leave_all_alike() -> None:
     same = Agreement(np.full(10, 0.3), np.full(10, 0.3))
     joined = joined_agreement([same, same], np.ones(10, dtype=bool))
     np.testing.assert_allclose(joined, joined[0])
+
+
+def test_odds_of_a_view_are_calibrated() -> None:
+    # Unit normals two apart: log odds are 2 (x - 1). Four errors of a fit to 4,000 are some 0.15.
+    joined = join_views([view(2.0, np.random.default_rng(4))], np.ones(2000, dtype=bool))
+    at = np.array([-1.0, 0.0, 1.0, 2.0, 3.0])
+    np.testing.assert_allclose(joined.log_odds([at]), 2 * (at - 1), rtol=0.1, atol=0.15)
+
+
+def test_a_view_given_twice_says_no_more_than_once() -> None:
+    # By chance the same strangers stand in both, so that what they share is not counted twice.
+    rng = np.random.default_rng(5)
+    once, everyone = view(2.0, rng), np.ones(2000, dtype=bool)
+    alone, twice = (joined_agreement(views, everyone) for views in ([once], [once, once]))
+    # The ridge falls on two halves instead of one whole: 1e-4 beside a curvature of 0.05 or so.
+    np.testing.assert_allclose(twice, alone, rtol=0.01, atol=0.01)
+    # Two views of one quantity, each with its own error, say more than one, but not twice as much.
+    own, by_chance = rng.normal(2, 1, 2000), rng.normal(0, 1, 2000)
+    noisy = [
+        Agreement(own + rng.normal(0, 0.5, 2000), by_chance + rng.normal(0, 0.5, 2000))
+        for _ in range(2)
+    ]
+    one, both = (joined_agreement(views, everyone) for views in (noisy[:1], noisy))
+    # Separation 2 over a spread of sqrt(1.25) and sqrt(1.125): mean log odds d^2 / 2 = 1.6 and
+    # 1.78; four errors of the fit are some 0.25.
+    assert one.mean() == pytest.approx(1.6, abs=0.25)
+    assert both.mean() == pytest.approx(1.78, abs=0.25)
+    # Under other strangers the two are independent by chance, and it looks like twice as much.
+    shuffled = once._replace(by_chance=rng.permutation(once.by_chance))
+    doubled = joined_agreement([once, shuffled], everyone)
+    assert np.abs(doubled).mean() > 1.2 * np.abs(alone).mean()
+
+
+def test_the_scale_holds_for_pairs_that_it_was_not_fitted_to() -> None:
+    rng = np.random.default_rng(6)
+    views = [view(2.0, rng), view(1.0, rng)]
+    joined = join_views(views, np.ones(2000, dtype=bool))
+    new = [rng.normal(size=50), rng.normal(size=50)]
+    by_hand = [
+        joined.intercept
+        + sum(
+            c * (v[i] - m) for c, v, m in zip(joined.coefficients, new, joined.middle, strict=True)
+        )
+        for i in range(50)
+    ]
+    np.testing.assert_allclose(joined.log_odds(new), by_hand, rtol=1e-12)
+    expected = 2 * (new[0] - 1) + (new[1] - 0.5)
+    assert np.corrcoef(joined.log_odds(new), expected)[0, 1] > 0.995
+    assert (joined.coefficients > 0).all()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+import cell_influence
 from agreement import normalised_agreement
 from cell_influence import (
     SMALLEST_CELL,
@@ -20,11 +21,13 @@ from cell_influence import (
     _spread_evenly,
     estimate_pair_influence,
     refine_cells,
+    relevance_part,
 )
+from guard import Guard
 from pooling import PooledInfluence, pool_influence
 from settings import InputError
 from tests.reference import Scattered, auc, scattered_problem
-from tests.trusting import trust_of_view
+from tests.trusting import pair_trust, trust_of_view
 from training import TrainingConfig
 
 TRAINING = TrainingConfig(embed_dim=6, num_epochs=30, batch_size=32, learning_rate=0.02)
@@ -229,6 +232,106 @@ def test_the_same_generator_gives_the_same_bits(small: Scattered) -> None:
     for field in dataclasses.fields(PairInfluence):
         np.testing.assert_equal(getattr(again, field.name), getattr(first, field.name))
     assert not np.array_equal(other.pair_influence_evaluated, first.pair_influence_evaluated)
+
+
+# --- Whom it believes, and what is near -------------------------------------------------------
+
+
+def test_nearness_by_hand() -> None:
+    # z: -1, 1. A fifth is wrong: P = 4 e^s / (4 e^s + 1), of which s = 0 and s = log(1/4) give
+    # 4/5 and 1/2.
+    agreement = np.array([0.0, np.log(0.25)])
+    trust = pair_trust(
+        2,
+        relevance=np.array([3.0, 7.0]),
+        relevance_weight=0.3,
+        faults={"train": {"share": 0.2, "low": 0.1, "high": 0.3}},
+    )
+    expected = 0.3 * np.array([-1 + np.log(0.8), 1 + np.log(0.5)])
+    np.testing.assert_allclose(relevance_part(trust, agreement), expected, rtol=1e-12)
+    # Of a share that is not known, one in a thousand is reckoned with: P = 999 e^s / (999 e^s + 1).
+    unknown = dataclasses.replace(trust, faults=pair_trust(2).faults)
+    expected = 0.3 * np.array([-1 + np.log(999 / 1000), 1 + np.log(249.75 / 250.75)])
+    np.testing.assert_allclose(relevance_part(unknown, agreement), expected, rtol=1e-9)
+    like_the_pool = dataclasses.replace(trust, relevance_weight=0.0)
+    assert relevance_part(like_the_pool, agreement).tolist() == [0.0, 0.0]
+
+
+def test_nearness_brings_no_wrong_pair_back() -> None:
+    # However near it is: four deviations of nearness do not outweigh log odds of -10.
+    relevance = np.append(np.zeros(99), 1.0)
+    trust = pair_trust(
+        100,
+        relevance=relevance,
+        relevance_weight=1.0,
+        faults={"train": {"share": 0.2, "low": 0.1, "high": 0.3}},
+    )
+    near = relevance_part(trust, np.full(100, 10.0))
+    assert near.argmax() == 99
+    assert near[99] > 4
+    wrong = relevance_part(trust, np.append(np.full(99, 10.0), -15.0))
+    assert wrong.argmin() == 99
+
+
+@pytest.mark.parametrize(
+    ("weight", "tells", "reason"), [(1.0, 0.9, ""), (0.25, 0.39, "they contradict each other")]
+)
+def test_the_guard_reaches_the_result(
+    small: Scattered, monkeypatch: pytest.MonkeyPatch, weight: float, tells: float, reason: str
+) -> None:
+    asked = []
+
+    def guard(*arguments: Any) -> Guard:
+        asked.append(arguments)
+        return Guard(weight, -0.123456, tells, reason)
+
+    monkeypatch.setattr(cell_influence, "guard_influence", guard)
+    found = estimate(small, **QUICK)
+    ((influence, agreement, wrong),) = asked
+    np.testing.assert_array_equal(influence, found.pair_influence)
+    np.testing.assert_array_equal(agreement, found.agreement)
+    assert wrong is None
+    assert found.influence_weight == weight
+    assert found.quality["influence_weight"] == weight
+    assert found.quality["agreement_correlation"] == -0.1235
+    assert found.quality["guard"] == reason
+
+
+def test_influence_by_misleading_pairs_is_not_followed(problem: Scattered) -> None:
+    # Held-out pairs of which each has the caption of another: what pleases them is to be wrong.
+    texts = problem.validation.texts
+    misleading = problem._replace(
+        validation=problem.validation._replace(texts=texts.roll(1, dims=0))
+    )
+    known = known_pairs(problem)
+    share = {"share": 0.2, "low": 0.15, "high": 0.25}
+    trust = dataclasses.replace(
+        known.trust,
+        faults={"train": share},
+        relevance=problem.wrong.astype(np.float64),
+        relevance_auc=0.71239,
+        relevance_weight=0.31239,
+    )
+    told, misled = (
+        estimate_pair_influence(
+            known._replace(trust=trust),
+            p.validation,
+            CellInfluenceConfig(held_out_repeats=N_REPEATS, held_out_steps=120),
+            TRAINING,
+            max_steps=120,
+            rng=np.random.default_rng(0),
+        )
+        for p in (problem, misleading)
+    )
+    assert told.influence_weight == 1
+    assert told.quality["guard"] == ""
+    assert misled.influence_weight < told.influence_weight
+    assert "contradict each other" in misled.quality["guard"]
+    assert misled.quality["agreement_correlation"] < told.quality["agreement_correlation"]
+    for found in (told, misled):
+        np.testing.assert_array_equal(found.relevance_part, relevance_part(trust, found.agreement))
+        assert found.quality["relevance_auc"] == 0.7124
+        assert found.quality["relevance_weight"] == 0.3124
 
 
 # --- Settings and rounds ----------------------------------------------------------------------

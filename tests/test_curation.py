@@ -32,6 +32,7 @@ from curation import (
     protected_rows,
     representation,
     solve_weights,
+    value_parts,
 )
 from settings import InputError
 
@@ -299,6 +300,42 @@ def test_values_by_hand() -> None:
     values = pair_values(influence, agreement, np.array([0, 1, 2, 0]), config)
     z = 4 / np.sqrt(8)
     np.testing.assert_allclose(values, [-z + 0.5, -0.75, 0, z - 0.5], atol=1e-12)
+
+
+def test_values_with_a_guard_and_a_target_by_hand() -> None:
+    config = CurationConfig(agreement_weight=0.5, copy_price=0.25)
+    influence = np.array([0.0, 4.0, 4.0, 8.0])  # z: -sqrt 2, 0, 0, sqrt 2
+    agreement = np.array([0.3, 0.1, 0.3, 0.1])  # z: 1, -1, 1, -1
+    copies, relevance = np.array([0, 1, 2, 0]), np.array([0.7, -3.0, 0.0, 0.1])
+    z = np.sqrt(2)
+    for weight, near, expected in (
+        (0.25, relevance, [-z / 4 + 0.5 + 0.7, -0.5 - 0.25 - 3.0, 0.5 - 0.5, z / 4 - 0.5 + 0.1]),
+        (0.0, relevance, [0.5 + 0.7, -0.5 - 0.25 - 3.0, 0.5 - 0.5, -0.5 + 0.1]),
+        (0.25, None, [-z / 4 + 0.5, -0.5 - 0.25, 0.5 - 0.5, z / 4 - 0.5]),
+        (1.0, None, [-z + 0.5, -0.5 - 0.25, 0.5 - 0.5, z - 0.5]),
+    ):
+        more: dict[str, Any] = {"influence_weight": weight, "relevance": near}
+        values = pair_values(influence, agreement, copies, config, **more)
+        np.testing.assert_allclose(values, expected, atol=1e-12)
+        parts = value_parts(influence, agreement, copies, config, **more)
+        np.testing.assert_allclose(parts.influence, weight * np.array([-z, 0, 0, z]), atol=1e-12)
+        np.testing.assert_allclose(parts.agreement, [0.5, -0.5, 0.5, -0.5], atol=1e-12)
+        assert parts.copies.tolist() == [0, -0.25, -0.5, 0]
+        assert parts.relevance.tolist() == ([0.0] * 4 if near is None else relevance.tolist())
+
+
+def test_guard_and_target_decide_who_is_kept() -> None:
+    plain = inputs_of([5.0, 4, 3, 2, 1, 0], [0] * 6, clip_scores=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    config = CurationConfig(target_size_ratio=0.5, agreement_weight=0.5)
+    assert curate(plain, config).curated_rows.tolist() == [0, 1, 2]
+    misled = dataclasses.replace(plain, influence_weight=0.25)
+    assert curate(misled, config).curated_rows.tolist() == [3, 4, 5]
+    aimed = dataclasses.replace(plain, relevance=np.array([0.0, 9, 0, 9, 0, 9]))
+    result = curate(aimed, config)
+    assert result.curated_rows.tolist() == [1, 3, 5]
+    np.testing.assert_allclose(
+        result.pair_values - curate(plain, config).pair_values, [0, 9, 0, 9, 0, 9], atol=1e-12
+    )
 
 
 def test_values_are_free_of_units() -> None:
