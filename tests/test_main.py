@@ -46,7 +46,8 @@ stage2/first_order_influence.npy stage2/first_order_evaluated.npy stage2/manifes
 stage2/pair_influence.npy stage2/pair_influence_stderr.npy stage2/pair_influence_evaluated.npy
 stage2/held_out_losses.npy stage2/cell_assignments.npy stage2/cell_influence.npy
 stage2/cell_influence_stderr.npy stage2/pair_influence_quality.json
-stage2/pair_influence_manifest.json
+stage2/pair_influence_manifest.json stage2/wrong_captions.json stage2/wrong_captions.png
+stage2/validation_trusted.npy stage2/trust_manifest.json
 stage3/cluster_categorization.json stage3/cluster_weights.json stage3/curated_indices.npy
 stage3/sample_weights.npy stage3/curated_rows.npy stage3/pair_values.npy
 stage3/group_retention.json stage3/ledger.parquet stage3/ledger_manifest.json stage3/cells.png
@@ -59,7 +60,8 @@ baselines/density_pruning_indices.npy baselines/neg_clip_loss_indices.npy
 baselines/neg_clip_loss_normsim_indices.npy
 baselines/text_alpha_sampling_indices.npy baselines/gradient_similarity_indices.npy
 baselines/manifest.json
-evaluation/method_metrics.json evaluation/efficiency_metrics.json
+evaluation/method_metrics.json evaluation/method_metrics_trusted.json
+evaluation/efficiency_metrics.json
 evaluation/method_comparison.csv evaluation/demographic_gaps.json
 evaluation/comparison_avg_recall@1.png evaluation/comparison_avg_recall@5.png
 evaluation/comparison_avg_recall@10.png evaluation/fairness_comparison.png

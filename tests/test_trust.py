@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import trust
+from joint import embed_across_folds
 from tests.reference import auc
 from tests.test_joint import correlated_pairs
 from tests.trusting import pair_trust
@@ -63,7 +64,7 @@ def make_world(
         )
         wrong[split] = told != np.arange(m)
         start += m
-    return World(*splits.values(), wrong)
+    return World(splits["train"], splits["validation"], splits["test"], wrong)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,13 @@ def judged(world: World) -> PairTrust:
 
 def take(pairs: PairsInSpace, rows: np.ndarray) -> PairsInSpace:
     """Some of the pairs, as those of images of their own."""
-    sides = [None if side is None else side[rows] for side in pairs[:4]]
-    return PairsInSpace(*sides, np.arange(len(rows)))  # type: ignore[arg-type]
+    return PairsInSpace(
+        pairs.image_features[rows],
+        pairs.text_features[rows],
+        np.asarray(pairs.image_embeddings)[rows],
+        np.asarray(pairs.text_embeddings)[rows],
+        np.arange(len(rows)),
+    )
 
 
 # --- Who is believed --------------------------------------------------------------------------
@@ -238,13 +244,15 @@ def test_of_fewer_than_three_images_the_encoder_judges_alone(
     assert found.relevance_weight == 0  # too few images for folds
 
 
-def test_without_embeddings_and_without_a_map_nobody_can_judge_training_pairs(
+def test_training_pairs_without_embeddings_cannot_be_judged(
     world: World,
 ) -> None:
-    for missing in ({"image_embeddings": None}, {"text_embeddings": None}):
-        bare = world._replace(train=world.train._replace(**missing))
+    for bare in (
+        world.train._replace(image_embeddings=None),
+        world.train._replace(text_embeddings=None),
+    ):
         with pytest.raises(ValueError, match="training pairs must have embeddings"):
-            bare.judged()
+            world._replace(train=bare).judged()
 
 
 def test_encoder_view_is_that_of_the_strangers(world: World, judged: PairTrust) -> None:
@@ -264,11 +272,10 @@ def test_encoder_view_is_that_of_the_strangers(world: World, judged: PairTrust) 
 
 def test_a_pool_of_mostly_wrong_pairs_gets_another_look(monkeypatch: pytest.MonkeyPatch) -> None:
     world, fitted = make_world(train=0.5), []
-    embed = trust.embed_across_folds
 
     def spied(*arguments: np.ndarray, trusted: np.ndarray, **more: object) -> object:
         fitted.append(trusted)
-        return embed(*arguments, trusted=trusted, **more)  # type: ignore[arg-type]
+        return embed_across_folds(*arguments, trusted=trusted, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trust, "embed_across_folds", spied)
     world.judged()
@@ -289,11 +296,11 @@ def test_a_held_out_pair_has_no_part_in_what_is_said_of_another(
     split: str, world: World, judged: PairTrust
 ) -> None:
     pairs: PairsInSpace = getattr(world, split)
-    changed = [None if side is None else side.copy() for side in pairs[:4]]
-    for side in changed:
+    changed = take(pairs, np.arange(300))
+    for side in changed[:4]:
         assert side is not None
         side[7] = -side[7]
-    found = world._replace(**{split: PairsInSpace(*changed, pairs.image_ids)}).judged()  # type: ignore[arg-type]
+    found = world._replace(**{split: changed}).judged()  # type: ignore[arg-type]
     name = f"{split}_log_odds"
     before, after = getattr(judged, name), getattr(found, name)
     assert abs(after[7] - before[7]) > 0.1
