@@ -95,7 +95,7 @@ def test_wrong_pairs_are_told_from_right_ones_in_every_split(
     world: World, judged: PairTrust
 ) -> None:
     for split, log_odds in (
-        ("train", judged.agreement),
+        ("train", judged.training_log_odds),
         ("validation", judged.validation_log_odds),
         ("test", judged.test_log_odds),
     ):
@@ -104,7 +104,8 @@ def test_wrong_pairs_are_told_from_right_ones_in_every_split(
         assert log_odds[right].mean() > 0 > log_odds[~right].mean()
     # The map tells more than the encoder alone.
     right = ~world.wrong["train"]
-    assert 1 - auc(judged.agreement, right) < 0.5 * (1 - auc(judged.encoder_agreement, right))
+    both, encoder = judged.training_log_odds, judged.encoder_agreement
+    assert 1 - auc(both, right) < 0.5 * (1 - auc(encoder, right))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_without_embeddings_the_map_judges_alone(world: World, judged: PairTrust
     right = ~world.wrong["validation"]
     assert auc(found.validation_log_odds, right) > 0.93
     assert found.faults["validation"]["share"] == pytest.approx(0.2, abs=0.06)
-    np.testing.assert_array_equal(found.agreement, judged.agreement)
+    np.testing.assert_array_equal(found.training_log_odds, judged.training_log_odds)
     # What the encoder would say has no part in it.
     assert not np.allclose(found.validation_log_odds, judged.validation_log_odds, atol=0.01)
 
@@ -237,7 +238,8 @@ def test_of_fewer_than_three_images_the_encoder_judges_alone(
 ) -> None:
     few = world.train._replace(image_ids=np.arange(800) % n_images)
     found = world._replace(train=few).judged()
-    assert np.argsort(found.agreement).tolist() == np.argsort(found.encoder_agreement).tolist()
+    both, encoder = found.training_log_odds, found.encoder_agreement
+    assert np.argsort(both).tolist() == np.argsort(encoder).tolist()
     right = ~world.wrong["validation"]
     # What the encoder sees, and the map adds to.
     assert 0.9 < auc(found.validation_log_odds, right) < auc(judged.validation_log_odds, right)
@@ -305,7 +307,7 @@ def test_a_held_out_pair_has_no_part_in_what_is_said_of_another(
     before, after = getattr(judged, name), getattr(found, name)
     assert abs(after[7] - before[7]) > 0.1
     np.testing.assert_allclose(np.delete(after, 7), np.delete(before, 7), atol=1e-9)
-    np.testing.assert_array_equal(found.agreement, judged.agreement)
+    np.testing.assert_array_equal(found.training_log_odds, judged.training_log_odds)
 
 
 def test_nothing_of_the_test_reaches_anybody_else(world: World, judged: PairTrust) -> None:
@@ -326,7 +328,7 @@ def test_the_same_generator_gives_the_same_bits(world: World, judged: PairTrust)
     again, other = world.judged(), world.judged(seed=1)
     for field in dataclasses.fields(PairTrust):
         np.testing.assert_equal(getattr(again, field.name), getattr(judged, field.name))
-    assert not np.array_equal(other.agreement, judged.agreement)
+    assert not np.array_equal(other.training_log_odds, judged.training_log_odds)
 
 
 # --- Nearness ---------------------------------------------------------------------------------
