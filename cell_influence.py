@@ -95,7 +95,8 @@ class PairInfluence:
     cell_influence_stderr: Float[np.ndarray, " C"]
     validation_loss: float
     influence_weight: float  # how much influence counts beside agreement, 0 to 1; see guard.py
-    relevance_part: Float[np.ndarray, " n"]  # what nearness to the held-out pairs adds to values
+    # What nearness to the held-out pairs adds to values, as far as these are believed at all.
+    relevance_part: Float[np.ndarray, " n"]
     quality: dict[str, Any] = field(metadata={"file": "pair_influence_quality.json"})
 
     @property
@@ -195,7 +196,7 @@ def estimate_pair_influence(
         cell_influence_stderr=np.array([pooled.mean_stderr(rows) for rows in members]),
         validation_loss=cross.validation_loss,
         influence_weight=guard.weight,
-        relevance_part=relevance_part(trust, agreement),
+        relevance_part=guard.weight * relevance_part(trust, agreement),
         quality={
             "pairs_evaluated": len(index),
             "explained": round(pooled.explained, 4),
@@ -209,7 +210,7 @@ def estimate_pair_influence(
             "agreement_correlation": round(guard.correlation, 4),
             "guard": guard.reason,
             "relevance_auc": round(trust.relevance_auc, 4),
-            "relevance_weight": round(trust.relevance_weight, 4),
+            "relevance_weight": round(guard.weight * trust.relevance_weight, 4),
         },
     )
 

@@ -40,8 +40,10 @@ def wrong_share(
 ) -> WrongShare | None:
     """The share of pairs that agree no better than an image and the caption of another.
 
-    Exact where right pairs are normally distributed. Its interval holds the sampling of the pairs,
-    not what that assumption is worth (benchmarks/validation.py measures both).
+    Exact where right pairs are normally distributed and wrong ones agree like chance. Its interval
+    holds the sampling of the pairs, not what that is worth: right pairs with a tail towards chance
+    are counted as wrong, and where agreement hardly tells right from wrong the share comes out too
+    high. A set without a right pair cannot be told from one without a wrong one.
 
     Args:
         own: agreement of the pairs, on any scale.

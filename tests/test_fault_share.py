@@ -131,3 +131,12 @@ def test_equal_seeds_equal_results_and_others_differ_in_the_interval_alone() -> 
     assert first == again
     assert first.share == other.share
     assert (first.low, first.high) != (other.low, other.high)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_many_wrong_ones_around_few_right_ones(seed: int) -> None:
+    # Most start as one wide normal and end near no wrong captions at all; the likelihood is higher
+    # where the few that lie close together are the right ones.
+    rng = np.random.default_rng(seed)
+    own = np.append(rng.standard_normal(1600), rng.normal(1.5, 0.3, 400))
+    assert estimate(own, rng.standard_normal(2000), rng).share == pytest.approx(0.8, abs=0.06)
