@@ -54,12 +54,12 @@ def held_out_relevance(
         rng: deals the folds.
 
     Returns:
-        Zeros and a weight of zero where there are too few pairs for folds.
+        Zeros and a weight of zero where there are too few pairs for folds, or no features.
     """
     n, m = len(training), len(held_out)
-    if min(m, int(image_ids.max()) + 1) < 2 * N_FOLDS:
-        return Relevance(np.zeros(n), 0.5, 0.0)
     x = np.concatenate([training, held_out]).astype(np.float64)
+    if min(m, int(image_ids.max()) + 1) < 2 * N_FOLDS or not x.any():
+        return Relevance(np.zeros(n), 0.5, 0.0)
     x = (x - x.mean(axis=0)) / max(float(x.std()), np.finfo(float).tiny)
     y: np.ndarray = np.arange(n + m) >= n
     n_images = int(image_ids.max()) + 1

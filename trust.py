@@ -35,6 +35,7 @@ MOST_TRUSTED = 0.8  # of the training pairs, that a map is fitted to
 MOST_LOOKS = 3  # maps that are fitted, each to fewer pairs than the last
 WORTH_A_LOOK = 0.05  # so much smaller a share of trusted pairs makes another map worth its time
 JUDGING_NORMALISATIONS = 2
+FEWEST_FITTED = 10  # trusted training pairs that are worth a map
 JUDGING_FOLDS = 5  # each map sees four fifths of the trusted training pairs
 CERTAINTY = 0.8  # that a held-out pair is right, from which it is trusted
 FEWEST_TRUSTED = 10  # validation pairs that are asked, right or not
@@ -208,7 +209,7 @@ class _Judge(NamedTuple):
         share = min(MOST_TRUSTED, 1 - found.share if found else 1.0)
         trusted = best(first.own, share)
         judge = cls([space], [first], others, [join_views([first], trusted)] * 3, [around], None)
-        if int(pairs.image_ids.max()) + 1 < MIN_IMAGES:
+        if int(pairs.image_ids.max()) + 1 < MIN_IMAGES or trusted.sum() < FEWEST_FITTED:
             return judge
         for _ in range(MOST_LOOKS):
             images, texts, joint_map = embed_across_folds(

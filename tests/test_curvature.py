@@ -210,7 +210,7 @@ def test_the_objective_holds_kept_pairs_only_and_samples_large_sets(
 
 SPECTRA = {
     "decaying": (2.0 ** -np.arange(30), 6),
-    "negative": (np.r_[-9, 7, -5, 3, np.linspace(-1, 1, 26)], 5),
+    "negative": (np.r_[-9, 7, -5, 3, np.linspace(-1, 0.9, 26)], 5),  # no two of one magnitude
     "repeated": (np.r_[4, 4, 4, 2, 2, np.linspace(0, 1, 15)], 6),
     "few distinct": (np.repeat([5.0, 1.0, 0.0], [2, 13, 15]), 2),
     "zeros": (np.r_[3, 1, np.zeros(28)], 4),

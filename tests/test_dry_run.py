@@ -142,7 +142,9 @@ def test_synthetic_pairs_from_the_command_line(
     assert len(shown) == 5
     assert all(" 224 x 224 " in line for line in shown)
     times = lines[lines.index("Expected time") + 1 :]
-    assert [line.split()[0] for line in times[:3]] == ["embedding", "clustering", "cluster"]
+    assert [line.split()[0] for line in times[:4]] == [
+        *("embedding", "clustering", "trust", "cluster")
+    ]
     assert any(
         line.endswith("13 methods x 3 seeds x 2 comparisons: 75 trainings") for line in times
     )

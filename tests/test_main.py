@@ -700,7 +700,7 @@ def test_rounds_curate_again(tmp_path: Path) -> None:
     manifest = read_json(tmp_path / "o/stage2/pair_influence_manifest.json")
     assert manifest["settings"]["rounds"] == 2
     assert "target_size_ratio" in manifest["settings"]  # what is curated in between matters
-    assert manifest["inputs"].keys() == {"embedding", "clustering", "influence"}
+    assert manifest["inputs"].keys() == {"embedding", "clustering", "trust", "influence"}
     curated = np.load(tmp_path / "o/stage3/curated_rows.npy")
     assert len(curated) == second["kept"]
 

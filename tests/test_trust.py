@@ -189,7 +189,7 @@ def test_taken_at_their_word_all_are_asked_and_judged_all_the_same(
     assert naive.taken_at_word
     assert not judged.taken_at_word
     assert naive.faults["validation"] == judged.faults["validation"] | {"trusted": 300}
-    for name in ("agreement", "validation_log_odds", "test_log_odds", "test_trusted"):
+    for name in ("training_log_odds", "validation_log_odds", "test_log_odds", "test_trusted"):
         np.testing.assert_array_equal(getattr(naive, name), getattr(judged, name))
 
 
