@@ -93,12 +93,12 @@ def noise_table(frame: pd.DataFrame) -> list[str]:
                     percent(left[INFLUENCESPACE]),
                     percent(left_clean[INFLUENCESPACE]),
                     percent(left_clean["neg_clip_loss"]) if "neg_clip_loss" in left_clean else "–",
-                    f"{len(own)}",
+                    f"{len(own.index.intersection(clean[INFLUENCESPACE].index))}",
                 ]
             )
     header = (
         "regime;keep;InfluenceSpace, clean held-out pairs;noisy ones;difference;best rival;"
-        "noisy − best rival;faulty among the kept, noisy;clean;negCLIPLoss;seeds"
+        "noisy − best rival;faulty among the kept, noisy;clean;negCLIPLoss;seeds of the differences"
     )
     return markdown_table(header.split(";"), rows) if rows else []
 

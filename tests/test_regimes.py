@@ -261,6 +261,48 @@ def test_every_method_is_reported_and_every_variant_has_a_label(bench: Any, repo
     assert len(set(labels)) == len(labels)
 
 
+@pytest.mark.parametrize("name", FAULTS)
+def test_noisy_held_out_pairs_have_the_faults_of_the_training_pairs_and_change_none(
+    data: Any, pool: Any, name: str
+) -> None:
+    clean, noisy = (
+        data.make_regime(name, pool, 0, data.HeldOut(noisy=noisy, size=N_VALIDATION))
+        for noisy in (False, True)
+    )
+    np.testing.assert_array_equal(noisy.image_features, clean.image_features)
+    np.testing.assert_array_equal(noisy.text_features, clean.text_features)
+    np.testing.assert_array_equal(noisy.validation_image_features, clean.validation_image_features)
+    assert not (clean.validation_faults != "").any()
+    known = Known(pool, noisy)
+    wrong = np.array(known.validation) != np.array(known.validation_texts)
+    np.testing.assert_array_equal(wrong, noisy.validation_faults != "")
+    share = {"wrong_20": 0.2, "wrong_40": 0.4, "boilerplate_20": 0.2}.get(name)
+    if share is not None:
+        assert wrong.mean() == pytest.approx(share, abs=0.5 / N_VALIDATION)
+    elif name != "wrong_20_concentrated":  # there as many as lie in the topics hit
+        assert not wrong.any()
+
+
+def test_held_out_pairs_may_be_few_or_about_one_thing(data: Any, pool: Any) -> None:
+    few = data.make_regime("clean", pool, 0, data.HeldOut(size=5))
+    assert few.validation_image_features.shape == (5, D_IMAGE)
+    target = data.HeldOut(target="woman", size=N_VALIDATION)
+    regime = data.make_regime("clean", pool, 0, target)
+    captions = pool.captions[Known(pool, regime).validation]
+    assert len(captions) > 2
+    assert all("woman" in caption for caption in captions[:, 0])
+    assert data.HeldOut(noisy=True, size=3).name == "noisy-3"
+    assert data.about(np.array([["two dogs", "a dog", "a cat"]]), "dog").tolist() == [True]
+    assert data.about(np.array([["hotdogs", "a dog", "a cat"]]), "dog").tolist() == [False]
+
+
+def test_what_is_asked_for_is_named(bench: Any) -> None:
+    args = options(bench, validation=["clean", "noisy-30"], target="dog")
+    assert [h.name for h in bench.held_outs(args)] == ["clean-dog", "noisy-dog-30"]
+    with pytest.raises(SystemExit, match="--validation dirty: clean, noisy"):
+        bench.held_outs(options(bench, validation=["dirty"]))
+
+
 def options(bench: Any, **given: Any) -> argparse.Namespace:
     defaults = {
         "keep": [0.8],
