@@ -179,6 +179,7 @@ def estimate_pair_influence(
     evaluated = np.zeros(n, dtype=bool)
     evaluated[index] = True
     guard = guard_influence(influence, agreement, trust.wrong_share)
+    weight = guard.weight if pooled.explained > 0 else 0.0  # see `PairInfluence.counted`
     cells = known.cell_assignments
     if not config.keep_cells_whole:
         cells = refine_cells(cells, influence, pooled)
@@ -195,7 +196,7 @@ def estimate_pair_influence(
         cell_influence=np.bincount(cells, influence) / sizes,
         cell_influence_stderr=np.array([pooled.mean_stderr(rows) for rows in members]),
         validation_loss=cross.validation_loss,
-        influence_weight=guard.weight,
+        influence_weight=weight,
         relevance_part=guard.weight * relevance_part(trust, agreement),
         quality={
             "pairs_evaluated": len(index),
@@ -206,9 +207,9 @@ def estimate_pair_influence(
             "steps": cross.n_steps,
             "validation_loss": cross.validation_loss,
             "cells": n_cells,
-            "influence_weight": round(guard.weight, 4),
+            "influence_weight": round(weight, 4),
             "agreement_correlation": round(guard.correlation, 4),
-            "guard": guard.reason,
+            "guard": guard.reason if pooled.explained > 0 else "",
             "relevance_auc": round(trust.relevance_auc, 4),
             "relevance_weight": round(guard.weight * trust.relevance_weight, 4),
         },

@@ -22,6 +22,7 @@ N_STEPS = 100  # of expectation maximisation; w moves by less than 1e-4 at the e
 N_BOOTSTRAP = 100
 LEVEL = 0.95
 FEWEST = 10  # pairs that anything can be said of
+PRIOR_PAIRS = 30.0  # what the right pairs of a larger set count beside those of a smaller one
 
 
 class WrongShare(NamedTuple):
@@ -30,6 +31,7 @@ class WrongShare(NamedTuple):
     share: float
     low: float
     high: float
+    right: tuple[float, float] = (0.0, 1.0)  # mean and spread of the agreement of right pairs
 
 
 def wrong_share(
@@ -37,18 +39,22 @@ def wrong_share(
     by_chance: Float[np.ndarray, " c"],
     *,
     rng: np.random.Generator,
+    like: WrongShare | None = None,
 ) -> WrongShare | None:
     """The share of pairs that agree no better than an image and the caption of another.
 
     Exact where right pairs are normally distributed and wrong ones agree like chance. Its interval
-    holds the sampling of the pairs, not what that is worth: right pairs with a tail towards chance
-    are counted as wrong, and where agreement hardly tells right from wrong the share comes out too
+    holds the sampling of the pairs and of chance, and that the likelihood of few pairs may have
+    several peaks; not what the assumptions are worth: right pairs with a tail towards chance are
+    counted as wrong, and where agreement hardly tells right from wrong the share comes out too
     high. A set without a right pair cannot be told from one without a wrong one.
 
     Args:
         own: agreement of the pairs, on any scale.
         by_chance: of images with captions of others, on the same scale.
         rng: resamples the pairs.
+        like: of many pairs of the same kind, whose right ones count like `PRIOR_PAIRS` further
+            right ones: a few pairs alone may be split in several ways.
 
     Returns:
         None where there are fewer than ten pairs, or they do not differ.
@@ -57,16 +63,23 @@ def wrong_share(
     if len(own) < FEWEST or not high > low:
         return None
     edges = np.linspace(low, high, N_BINS + 1)
-    middles, chance = (edges[1:] + edges[:-1]) / 2, _density(by_chance, edges)
-    counts = np.histogram(own, edges)[0].astype(np.float64)[None]
-    ends = [_mixture(counts, chance, middles, _start(counts, middles, s)) for s in STARTS]
-    found, _ = max(ends, key=lambda end: float(end[1][0]))
-    samples = rng.multinomial(len(own), counts[0] / counts.sum(), size=N_BOOTSTRAP)
-    resampled, _ = _mixture(samples.astype(np.float64), chance, middles, found)
+    chance, width = _density(by_chance, edges)
+    counts = np.histogram(own, edges)[0].astype(np.float64)
+    resampled = [
+        rng.multinomial(len(values), weights / weights.sum(), size=N_BOOTSTRAP)
+        for values, weights in ((own, counts), (by_chance, chance))
+    ]
+    found = _likeliest(
+        np.concatenate([counts[None], resampled[0]]),
+        np.concatenate([chance[None], _smooth(resampled[1].astype(np.float64), width)]),
+        (edges[1:] + edges[:-1]) / 2,
+        like,
+    )
     tail = (1 - LEVEL) / 2
-    bounds = np.quantile(resampled.share, [tail, 1 - tail])
-    share = float(found.share[0, 0])
-    return WrongShare(share, min(share, float(bounds[0])), max(share, float(bounds[1])))
+    share, *others = found.share[:, 0].tolist()
+    bounds = np.quantile(others, [tail, 1 - tail])
+    right = float(found.mean[0, 0]), float(found.spread[0, 0])
+    return WrongShare(share, min(share, float(bounds[0])), max(share, float(bounds[1])), right)
 
 
 class _Mixture(NamedTuple):
@@ -77,34 +90,60 @@ class _Mixture(NamedTuple):
     spread: Float[np.ndarray, "r 1"]
 
 
-def _density(values: Float[np.ndarray, " c"], edges: Float[np.ndarray, " e"]) -> np.ndarray:
-    """A smoothed histogram; the width of its kernel is Silverman's."""
+def _density(
+    values: Float[np.ndarray, " c"], edges: Float[np.ndarray, " e"]
+) -> tuple[Float[np.ndarray, " b"], float]:
+    """A smoothed histogram, and the width of its kernel, which is Silverman's, in bins."""
     counts = np.histogram(values, edges)[0].astype(np.float64)
     spread = min(values.std(), np.subtract(*np.quantile(values, [0.75, 0.25])) / 1.34)
-    width = 0.9 * spread * len(values) ** -0.2 / (edges[1] - edges[0])
-    smooth = gaussian_filter1d(counts, max(float(width), 0.5), mode="constant")
+    width = max(float(0.9 * spread * len(values) ** -0.2 / (edges[1] - edges[0])), 0.5)
+    return _smooth(counts[None], width)[0], width
+
+
+def _smooth(counts: Float[np.ndarray, "r b"], width: float) -> Float[np.ndarray, "r b"]:
+    smooth = gaussian_filter1d(counts, width, axis=1, mode="constant")
     smooth = np.maximum(smooth, 0) + 1e-9  # nothing is impossible
-    return np.asarray(smooth / smooth.sum())
+    return np.asarray(smooth / smooth.sum(axis=1, keepdims=True))
+
+
+def _likeliest(
+    counts: Float[np.ndarray, "r b"],
+    chance: Float[np.ndarray, "r b"],
+    middles: Float[np.ndarray, " b"],
+    like: WrongShare | None,
+) -> _Mixture:
+    """Of several starts, the end of highest likelihood for each histogram."""
+    ends = [_mixture(counts, chance, middles, _start(counts, middles, s), like) for s in STARTS]
+    likeliest = np.argmax([reached[:, 0] for _, reached in ends], axis=0)
+    rows = np.arange(len(counts))
+    share, mean, spread = (
+        np.stack([end[part] for end, _ in ends])[likeliest, rows] for part in range(3)
+    )
+    return _Mixture(share, mean, spread)
 
 
 def _start(
-    counts: Float[np.ndarray, "1 b"], middles: Float[np.ndarray, " b"], share: float
+    counts: Float[np.ndarray, "r b"], middles: Float[np.ndarray, " b"], share: float
 ) -> _Mixture:
     """The upper part of the pairs as the right ones."""
-    upper = counts * (np.cumsum(counts, axis=1) / counts.sum() >= share)
-    mean = (upper @ middles)[:, None] / upper.sum()
-    spread = np.sqrt((upper * (middles - mean) ** 2).sum(axis=1, keepdims=True) / upper.sum())
-    return _Mixture(np.full((1, 1), share), mean, spread)
+    reached = np.cumsum(counts, axis=1) / counts.sum(axis=1, keepdims=True)
+    upper = counts * (reached >= share)
+    total = upper.sum(axis=1, keepdims=True)
+    mean = (upper @ middles)[:, None] / total
+    spread = np.sqrt((upper * (middles - mean) ** 2).sum(axis=1, keepdims=True) / total)
+    return _Mixture(np.full_like(mean, share), mean, spread)
 
 
 def _mixture(
     counts: Float[np.ndarray, "r b"],
-    chance: Float[np.ndarray, " b"],
+    chance: Float[np.ndarray, "r b"],
     middles: Float[np.ndarray, " b"],
     start: _Mixture,
-) -> tuple[_Mixture, Float[np.ndarray, " r"]]:
+    like: WrongShare | None,
+) -> tuple[_Mixture, Float[np.ndarray, "r 1"]]:
     """Expectation maximisation for each histogram, and the log likelihood that it ends at."""
     n, step = counts.sum(axis=1, keepdims=True), middles[1] - middles[0]
+    known, (known_mean, known_spread) = (PRIOR_PAIRS, like.right) if like else (0.0, (0.0, 1.0))
     share, mean, spread = start
     for _ in range(N_STEPS):
         spread = np.maximum(spread, step)
@@ -114,7 +153,11 @@ def _mixture(
         posterior = counts * right / both
         total = np.maximum(posterior.sum(axis=1, keepdims=True), 1e-9)
         share = np.clip(1 - total / n, 0, 1)
-        mean = (posterior @ middles)[:, None] / total
-        deviations = (middles - mean) ** 2
-        spread = np.sqrt((posterior * deviations).sum(axis=1, keepdims=True) / total)
-    return _Mixture(share, mean, spread), (counts * np.log(both)).sum(axis=1)
+        mean = ((posterior @ middles)[:, None] + known * known_mean) / (total + known)
+        squares = (posterior * (middles - mean) ** 2).sum(axis=1, keepdims=True)
+        squares += known * (known_spread**2 + (known_mean - mean) ** 2)
+        spread = np.sqrt(squares / (total + known))
+    spread = np.maximum(spread, step)
+    of_known = (known_spread**2 + (known_mean - mean) ** 2) / (2 * spread**2) + np.log(spread)
+    likelihood = (counts * np.log(both)).sum(axis=1, keepdims=True) - known * of_known
+    return _Mixture(share, mean, spread), likelihood

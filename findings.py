@@ -280,6 +280,12 @@ def trust_warnings(summary: Summary) -> list[str]:
             f" captions are estimated to be wrong; {asked_clause(trust)}; bring a clean target with"
             " --val_data."
         )
+    if n_asked(trust) < FEW_TRUSTED:
+        found.append(
+            f"Only {count(n_asked(trust), 'validation pair')} {_is(n_asked(trust))} asked what"
+            f" helps; fewer than {FEW_TRUSTED} make every influence a guess: bring more with"
+            " --val_data or raise --max_val_samples."
+        )
     return found
 
 
@@ -430,7 +436,7 @@ def _answer_for(summary: Summary, comparison: str) -> list[str]:
     if summary.shows_trusted:
         clauses[0] += (
             f" on all test pairs and of **{trusted_recall(summary, comparison, INFLUENCESPACE)}**"
-            " on the trusted ones"
+            f" on the {(summary.trust or {})['test']['trusted']:,} trusted ones"
         )
     best = summary.best_rival(comparison)
     for rival in dict.fromkeys((RANDOM, best)):

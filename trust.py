@@ -139,7 +139,7 @@ def judge_pairs(
     for split, pairs in ((VALIDATION, validation), (TEST, test)):
         spaces[split] = judge.spaces_of(pairs)
         odds[split], by_chance = judge.log_odds(judge.views_in(spaces[split], pairs.image_ids, rng))
-        shares[split] = wrong_share(odds[split], by_chance, rng=rng)
+        shares[split] = wrong_share(odds[split], by_chance, rng=rng, like=shares[TRAIN])
         trusted[split] = odds[split] >= _bar(shares[split] or shares[TRAIN])
     copies = better_copies(
         validation.image_features,
@@ -327,5 +327,5 @@ def _enough(trusted: Bool[np.ndarray, " V"], log_odds: Float[np.ndarray, " V"]) 
 
 
 def _readable(found: WrongShare | None) -> dict[str, float | None]:
-    names = WrongShare._fields
-    return dict(zip(names, found or (None, None, None), strict=True))
+    names = ("share", "low", "high")
+    return {name: getattr(found, name) if found else None for name in names}

@@ -243,6 +243,12 @@ def test_only_shares_that_are_high_beyond_their_error_are_warned_of() -> None:
     assert trust_warnings(make_summary(3, trust=uncertain)) == []
 
 
+def test_few_held_out_pairs_are_warned_of() -> None:
+    (few,) = trust_warnings(trusting(0.0, trusted=29))
+    assert few.startswith("Only 29 validation pairs are asked what helps; fewer than 30")
+    assert trust_warnings(trusting(0.0, trusted=30)) == []
+
+
 def test_noisy_validation_pairs_are_compared_with_the_pool() -> None:
     (like_the_pool,) = trust_warnings(trusting(0.2))
     assert like_the_pool == (
@@ -294,7 +300,7 @@ def test_few_who_are_asked_are_a_limitation() -> None:
 def test_the_answer_gives_recall_on_trusted_pairs_where_the_test_set_is_noisy() -> None:
     assert (
         "reaches a mean recall of **30.90 ± 0.30** on all test pairs and of **38.20 ± 0.30** on the"
-        " trusted ones; it" in answer(trusting(0.0, 0.2))
+        " 4,800 trusted ones; it" in answer(trusting(0.0, 0.2))
     )
     assert answer(trusting(0.0, 0.2)).endswith(" Methods are compared on all test pairs.")
     assert "trusted" not in answer(trusting(0.2, 0.01))
