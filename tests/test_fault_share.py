@@ -77,7 +77,38 @@ def test_the_scale_of_agreement_does_not_matter(scale: float, shift: float) -> N
         for a, b in ((1.0, 0.0), (scale, shift))
     )
     # Rounding may move a few of the thousand across the edge of a bin.
-    np.testing.assert_allclose(moved, plain, atol=2e-3)
+    np.testing.assert_allclose(moved[:3], plain[:3], atol=2e-3)
+    mean, spread = plain.right
+    np.testing.assert_allclose(moved.right, (scale * mean + shift, scale * spread), rtol=1e-2)
+
+
+def test_a_few_pairs_lean_on_the_right_ones_of_many() -> None:
+    # Forty pairs, half of them wrong, one deviation and a half above chance: alone they may be
+    # split in many ways. Beside thousands whose right pairs are known the error halves.
+    rng = np.random.default_rng(0)
+    chance = rng.standard_normal(4000)
+    many = np.append(rng.normal(1.5, 0.7, 3000), rng.choice(chance, 1000))
+    known = estimate(many, chance, rng)
+    errors = []
+    for _ in range(20):
+        few = np.append(rng.normal(1.5, 0.7, 20), rng.choice(chance, 20))
+        alone = estimate(few, chance, rng)
+        beside = wrong_share(few, chance, rng=rng, like=known)
+        assert beside is not None
+        errors.append([abs(alone.share - 0.5), abs(beside.share - 0.5)])
+    alone_error, beside_error = np.mean(errors, axis=0)
+    assert beside_error < 0.75 * alone_error
+
+
+def test_the_interval_of_a_few_pairs_knows_of_other_peaks() -> None:
+    # Half of the resampled sets of these end near zero, half far above it.
+    rng = np.random.default_rng(3)
+    widths = []
+    for _ in range(10):
+        few = np.append(rng.normal(1.2, 1, 60), rng.normal(0, 1, 20))
+        found = estimate(few, rng.standard_normal(1000), rng)
+        widths.append(found.high - found.low)
+    assert np.median(widths) > 0.2
 
 
 def test_a_share_is_that_of_captions_that_suit_every_image_too() -> None:
