@@ -25,6 +25,7 @@ PENALTIES = (1e-4, 1e-3, 1e-2)  # scikit-learn's C: the inverse of the penalty
 N_FOLDS = 3
 MOST_FITTED = 20_000  # training pairs that a classifier is fitted to; bounds the time
 CLEAR = 3.0  # standard errors of the AUC that are taken off before nearness counts
+NARROW_AUC = 0.6  # below it held-out pairs are of the pool's kind, if not quite in its proportions
 MAX_STEPS = 300
 
 
@@ -46,6 +47,9 @@ def held_out_relevance(
     """The log density ratio of the training pairs, and how much it tells.
 
         weight = max(0, 2 (auc - 3 se) - 1)        se: of the AUC of a classifier that knows nothing
+
+    Below an AUC of 0.6 the weight is zero: a pool half of which are copies, or that lacks women,
+    differs from right held-out pairs by so much, and nearness does not help there.
 
     Args:
         training: features of both sides of the training pairs.
@@ -72,7 +76,8 @@ def held_out_relevance(
     best = max((_scores(x, y, folds, drawn, c) for c in PENALTIES), key=lambda s: auc(s, y, ~y))
     found = auc(best, y, ~y)
     error = math.sqrt((n + m + 1) / (12 * n * m))
-    return Relevance(best[~y], found, max(0.0, 2 * (found - CLEAR * error) - 1))
+    weight = max(0.0, 2 * (found - CLEAR * error) - 1) if found >= NARROW_AUC else 0.0
+    return Relevance(best[~y], found, weight)
 
 
 def _scores(
