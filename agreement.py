@@ -171,21 +171,6 @@ def _tensors(
     return found[0], found[1]
 
 
-def own_and_crossed_losses(
-    logits: Float[Tensor, "b b"],
-) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """`model.pair_losses`, and what they would be of each image with the next one's caption.
-
-    The batch, and so every normalisation, stays as it is. The next of the last is the first.
-    """
-    by_image, by_text = torch.logsumexp(logits, dim=1), torch.logsumexp(logits, dim=0)
-    places = torch.arange(len(logits), device=logits.device)
-    following = places.roll(-1)
-    own = (by_image + by_text) / 2 - logits[places, places]
-    crossed = (by_image + by_text[following]) / 2 - logits[places, following]
-    return own, crossed
-
-
 class JoinedViews(NamedTuple):
     """Several views of agreement on one calibrated scale."""
 
