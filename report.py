@@ -206,8 +206,7 @@ def _decision_table(summary: Summary) -> str:
 
 def _images(summary: Summary, *paths: str) -> str:
     """The figures as images, with links that hold from `results/`."""
-    made = figures(summary)
-    return paragraphs(_image(path) for path in paths if path in made)
+    return paragraphs(_image(path) for path in paths if path in summary.figures)
 
 
 def _image(path: str) -> str:

@@ -171,12 +171,14 @@ def write_results(
     store.write_text("evaluation/method_comparison.csv", table)
     store.write_text("results/results_summary.csv", table)
     store.write_text("results/results_summary.md", report.summary_markdown(summary))
+    figures = report.figures(summary)
+    summary = dataclasses.replace(summary, figures=tuple(figures))
     store.write_text("results/results.md", report.results_markdown(summary))
     for path, make in tqdm(
-        report.figures(summary).items(), desc="figures", unit="figure", disable=None, leave=False
+        figures.items(), desc="figures", unit="figure", disable=None, leave=False
     ):
         store.write_figure(path, make())
-    made = {*report.figures(summary), *sheets, *([TRUSTED_METRICS] if trusted_metrics else [])}
+    made = {*figures, *sheets, *([TRUSTED_METRICS] if trusted_metrics else [])}
     optional = {*report.GAP_FIGURES, *SHEETS, TRUSTED_METRICS}
     store.remove_files(".", sorted(optional - made))  # an earlier run's
     total_seconds = round(time.perf_counter() - started, 1)

@@ -120,6 +120,7 @@ class Summary:
     faults: dict[str, dict[str, Any]] | None  # method -> fault -> in_data, dropped
     dropped_examples: list[dict[str, Any]]
     contact_sheets: tuple[str, ...] = ()  # their paths in the tree, where they were drawn
+    figures: tuple[str, ...] = ()  # the same of the figures
     trust: dict[str, Any] | None = None  # stage2/wrong_captions.json and `taken_at_word`
     log_odds: dict[str, np.ndarray] | None = None  # that pairs are right, by split
     trusted: dict[str, np.ndarray] | None = None  # of the held-out splits

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+import report
 from summary import (
     PairSummary,
     Summary,
@@ -244,7 +245,8 @@ def make_summary(
             }
         ],
     }
-    return Summary(**(fields | changes))
+    summary = Summary(**(fields | changes))
+    return dataclasses.replace(summary, figures=tuple(report.figures(summary)))
 
 
 NO_STAGE_2: dict[str, Any] = dict.fromkeys(
