@@ -29,15 +29,15 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
 
-from agreement import normalised_agreement
+from attribution.agreement import normalised_agreement
+from attribution.derivatives import loss_gradient, own_loss_influences, pair_influences
+from attribution.inverse import datainf_direction
+from attribution.scores import standardised
 from curation import curated_size
-from curvature import datainf_direction, loss_gradient
-from model import PairTensors, Parameters, shuffled_batches, whole_batches
-from pair_influence import own_loss_influences, pair_influences
-from scores import standardised
+from learner.model import Parameters, shuffled_batches, whole_batches
+from learner.pairs import PairTensors
 
 logger = logging.getLogger(__name__)
-
 BASELINES = (
     "random",
     "clip_score_filtering",
@@ -53,7 +53,6 @@ BASELINES = (
 )
 NEED_CLUSTERS = ("diversity_sampling", "semdedup", "density_pruning", "text_alpha_sampling")
 NEED_REFERENCE = ("individual_influence", "gradient_similarity")
-
 N_SIMILARITIES = 2**22  # in one block; 16 MiB
 N_NEAREST_CENTERS = 20  # Abbas et al. (2024)
 COMPLEXITY_TEMPERATURE = 0.1  # Abbas et al. (2024)

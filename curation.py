@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from scores import standardised
-from settings import InputError, Settings, setting
+from artifacts.settings import InputError, Settings, setting
+from attribution.scores import standardised
 
 HARMFUL, NEUTRAL, BENEFICIAL = "harmful", "neutral", "beneficial"
 SMALLEST_SHARE = 0.05  # of a cluster that is kept unless its harm is certain
@@ -436,56 +436,3 @@ def _readable_categories(
         }
         for k in np.argsort(scores, kind="stable")
     ]
-
-
-def faults_dropped(
-    faults: Sequence[str], groups: Sequence[str], kept_rows: Int64[np.ndarray, " m"]
-) -> dict[str, dict[str, int]]:
-    """How many pairs of every known fault, and of the faultless, there are and were dropped.
-
-    Args:
-        faults: ground truth of each training pair, "" where it has none.
-        groups: the rare group of each training pair, "" where it is in none.
-        kept_rows: the pairs that a method keeps.
-    """
-    dropped = np.ones(len(faults), dtype=bool)
-    dropped[kept_rows] = False
-    labels = np.array([fault or "good" for fault in faults])
-    kinds = {kind: labels == kind for kind in sorted(set(labels), key=lambda k: (k == "good", k))}
-    if any(groups):
-        kinds["rare group"] = np.array([bool(g) for g in groups]) & (labels == "good")
-    return {
-        kind: {"in_data": int(member.sum()), "dropped": int((member & dropped).sum())}
-        for kind, member in kinds.items()
-    }
-
-
-def drop_examples(
-    result: CurationResult,
-    pair_influence: Float[np.ndarray, " n"],
-    clip_scores: Float[np.ndarray, " n"],
-    better_copies: Int64[np.ndarray, " n"],
-    cluster_assignments: Int64[np.ndarray, " n"],
-    n_examples: int,
-) -> list[tuple[int, str]]:
-    """Dropped pairs to look at, (row, why): the lowest value of each of as many clusters.
-
-    Clusters come in the order of what they lose, so that the examples are spread over topics.
-    """
-    dropped = np.ones(len(clip_scores), dtype=bool)
-    dropped[result.curated_rows] = False
-    influence = standardised(pair_influence)
-    agreement = standardised(clip_scores)
-    rows = np.flatnonzero(dropped)
-    rows = rows[np.argsort(result.pair_values[rows], kind="stable")]
-    _, first = np.unique(cluster_assignments[rows], return_index=True)
-    examples = []
-    for row in rows[np.sort(first)][:n_examples]:
-        reasons = [f"influence {influence[row]:+.1f} and agreement {agreement[row]:+.1f} standard"]
-        reasons[0] += " deviations from the mean"
-        if copies := int(better_copies[row]):
-            reasons.append(
-                f"{copies} near {'copy' if copies == 1 else 'copies'} with a better caption"
-            )
-        examples.append((int(row), "; ".join(reasons)))
-    return examples

@@ -1,208 +1,63 @@
-"""Image-text pairs: what a source gives, what is cleaned away, and how the rest is read.
+"""Stage 0: where pairs come from, and how they are read.
 
-A `PairSource` names candidate images with their captions, split by split, in the order in which
-they are to be tried; `PairReader` reads them in worker threads, keeps what is usable and remembers
-why the rest is not: broken images, empty captions, exact duplicates, images in two splits. The
-sources themselves are in `sources`.
+`open_source` makes the `PairSource` that the settings ask for; what each kind of data looks like is
+in `sources`. `PairReader` reads it in worker threads, keeps what is usable and remembers why the
+rest is not: broken images, empty captions, exact duplicates, images in two splits.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
-import os
-import re
-import threading
-import unicodedata
-import warnings
-from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
-import PIL.Image
 
-from settings import InputError, Settings, setting
+from artifacts.settings import InputError
+from sources.base import (
+    DUPLICATE_PAIR,
+    EMPTY_CAPTION,
+    IMAGE_IN_ANOTHER_SPLIT,
+    MISSING_CAPTION,
+    MISSING_FILE,
+    SAMPLE_FLAGS,
+    SPLITS,
+    UNREADABLE_FILE,
+    Caption,
+    DataConfig,
+    ImageRecord,
+    PairSource,
+    UnusableImage,
+)
+from sources.captions import caption_fault, normalize_caption
+from sources.combined import CombinedSource, HeldOut, held_out_sets, open_parts, restrict_stream
+from sources.folders import open_coco_files, open_folder
+from sources.hub import open_hf
+from sources.images import ReadImage
+from sources.parquet import open_parquet
+from sources.pen import DRAWING_VERSION
+from sources.scenes import make_examples, render
+from sources.shards import open_shards
+from sources.splits import IndexedSource, digest
 
 logger = logging.getLogger(__name__)
-# What is wrong with an image is listed with its pairs; Pillow's warnings would only repeat it.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-SPLITS = ("train", "validation", "test")
-SAMPLE_FLAGS = dict(
-    zip(SPLITS, ("max_train_samples", "max_val_samples", "max_test_samples"), strict=True)
-)
-
-MISSING_FILE = "missing file"
-UNREADABLE_FILE = "unreadable file"
-EMPTY_FILE = "empty file"
-FILE_TOO_LARGE = "file too large"
-OUTSIDE_FOLDER = "path outside the folder"
-BROKEN_IMAGE = "broken image"
-IMAGE_TOO_LARGE = "image too large"
-IMAGE_TOO_SMALL = "image too small"
-EMPTY_CAPTION = "empty caption"
-MISSING_CAPTION = "missing caption"
-DAMAGED_CAPTION = "damaged caption"
-CAPTION_TOO_LONG = "caption too long"
-DUPLICATE_KEY = "duplicate key"
-DUPLICATE_PAIR = "duplicate pair"
-IMAGE_IN_ANOTHER_SPLIT = "image in another split"
-
-MAX_FILE_BYTES = 2**28  # of an image; what claims to be larger is not read
-MIN_SIDE = 2  # pixels; what is narrower is a tracking pixel or a rule, not a picture
-MAX_CAPTION_CHARACTERS = 10_000
 MAX_SHOWN_CHARACTERS = 500  # of a caption in the list of what was skipped
 IMAGES_AT_ONCE = 4  # that a worker is handed; handing over a small one costs as much as reading it
 HANDS_A_WORKER = 2  # one in its hands and one waiting; bounds memory
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class DataConfig(Settings):
-    """Which pairs to use, and how many."""
-
-    dataset: str = setting(
-        "auto",
-        "where the pairs come from; auto: COCO where it can be had, else synthetic scenes",
-        choices=("auto", "coco", "synthetic", "folder", "webdataset", "parquet", "hf"),
-    )
-    data_dir: str | None = setting(
-        None,
-        "local data: COCO's official layout, a folder of images and captions, of parquet files or "
-        "of tar shards, or a brace pattern of shards",
-        type=str,
-    )
-    embeddings_dir: str | None = setting(
-        None,
-        "embeddings that you already have, in clip-retrieval's layout (img_emb, text_emb, "
-        "metadata): stage 1 then only clusters",
-        type=str,
-    )
-    hf_dataset: str = setting(
-        "jxie/coco_captions", "Hub data set, or local save_to_disk or parquet folder"
-    )
-    image_column: str = setting("image", "column of a table that holds the image")
-    caption_column: str = setting("caption", "column of a table that holds the caption")
-    id_column: str = setting(
-        "cocoid", "column of a table that tells which rows show the same image, if it exists"
-    )
-    val_data: str | None = setting(
-        None,
-        "another data set that the validation pairs come from: a folder, tar shards, parquet "
-        "files, COCO, a save_to_disk folder or a Hub id; what it is, is found out, or said in "
-        "front: parquet:DIR",
-        type=str,
-        added_later=True,
-    )
-    test_data: str | None = setting(
-        None,
-        "another data set that the test pairs come from, likewise",
-        type=str,
-        added_later=True,
-    )
-    val_embeddings_dir: str | None = setting(
-        None,
-        "other embeddings that the validation pairs come from, beside --embeddings_dir",
-        type=str,
-        added_later=True,
-    )
-    test_embeddings_dir: str | None = setting(
-        None,
-        "other embeddings that the test pairs come from, beside --embeddings_dir",
-        type=str,
-        added_later=True,
-    )
-    max_train_samples: int = setting(5000, "most training pairs", at_least=2)
-    max_val_samples: int = setting(1000, "most validation images, one caption each", at_least=2)
-    max_test_samples: int = setting(1000, "most test images, all captions each", at_least=2)
-    num_workers: int = setting(
-        4, "threads that read images; 0 reads in the main one", at_least=0, affects_result=False
-    )
-    max_image_pixels: int = setting(89_478_485, "images with more pixels are skipped", at_least=1)
-
-    def warn_of_unused(self, used: Sequence[str], source: str) -> None:
-        """Say which flags about a source were given to one that does not use them."""
-        unused = [
-            f"--{name}"
-            for name in ("hf_dataset", "image_column", "caption_column", "id_column")
-            if name not in used and getattr(self, name) != getattr(DataConfig, name)
-        ]
-        if unused:
-            logger.warning(
-                "%s: not used by %s; leave %s out",
-                *(", ".join(unused), source, "it" if len(unused) == 1 else "them"),
-            )
-
-    def limits(self) -> dict[str, int]:
-        """The most samples of each split: pairs, images of one pair, images."""
-        return {split: getattr(self, flag) for split, flag in SAMPLE_FLAGS.items()}
-
-
-@dataclass(frozen=True)
-class PartConfig(DataConfig):
-    """What one of several data sets is opened with.
-
-    Attributes:
-        splits: those that it gives; the others come from elsewhere.
-    """
-
-    splits: tuple[str, ...] = SPLITS
-
-    def limits(self) -> dict[str, int]:
-        """The most samples of each split that it gives."""
-        return {split: n for split, n in super().limits().items() if split in self.splits}
-
-
-@dataclass(frozen=True)
-class Caption:
-    """The text side of a candidate pair.
-
-    Attributes:
-        position: index of the pair in the source, over all its splits; of held-out pairs from
-            another data set from a large number on, see `combined.FIRST_POSITIONS`.
-        text: the caption as written; None where there is none.
-        fault: ground truth of synthetic pairs: wrong_caption, boilerplate, near_copy or "".
-        row: of the table that it stands in, from 0; -1 where it stands in none.
-    """
-
-    position: int
-    text: str | None
-    fault: str = ""
-    row: int = -1
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """An image that is not read yet, and its candidate captions.
-
-    Attributes:
-        key: stable name of the image in its source.
-        read: returns the file's bytes; called in a worker thread, may raise OSError and others.
-        captions: the candidate pairs.
-        group: ground truth of synthetic images: rare or "".
-        shard: the file that holds many images, as a path from the data folder; "" without one.
-        member: the image's own file, in the folder or in its shard; "" in a table.
-        uid: the name that DataComp gave the pair, 32 hex digits, or "".
-        problem: why the image must not be read, where that was known when the source was opened.
-    """
-
-    key: str
-    read: Callable[[], bytes]
-    captions: tuple[Caption, ...]
-    group: str = ""
-    shard: str = ""
-    member: str = ""
-    uid: str = ""
-    problem: UnusableImage | None = None
+COLUMN_FLAGS = ("image_column", "caption_column", "id_column")
+SYNTHETIC_WARNING = (
+    "SYNTHETIC DATA: no COCO could be had, so this run uses drawn scenes and says nothing about "
+    "photographs. Give --data_dir a folder with annotations/ and train2017/, or use "
+    "--dataset folder with images and captions of your own."
+)
 
 
 @dataclass(frozen=True)
@@ -211,214 +66,6 @@ class UsableImage:
 
     row: int
     pixels: np.ndarray
-
-
-class UnusableImage(Exception):  # noqa: N818 - an outcome, not an error of the program
-    """An image that is skipped: a short reason, and what exactly was wrong."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
-
-
-class PairSource(ABC):
-    """Where pairs come from.
-
-    Attributes:
-        name: the data set really used: folder, coco, hf or synthetic.
-        description: one line for people: what, where, how many.
-        fingerprint: hex digest that changes whenever the data does.
-    """
-
-    def __init__(self, name: str, description: str, fingerprint: str) -> None:
-        self.name, self.description, self.fingerprint = name, description, fingerprint
-
-    @abstractmethod
-    def records(self, split: str) -> Iterator[ImageRecord]:
-        """Candidate images of a split in the order in which they are tried."""
-
-    @property
-    def origins(self) -> tuple[str, ...]:
-        """The description, in a line for each data set that there is."""
-        return (self.description,)
-
-    def n_images(self, split: str) -> int | None:
-        """Number of candidate images of a split; None where that is not known."""
-        return None
-
-    def n_captions(self, split: str) -> int | None:
-        """Number of captions of a split, all of every image; None where that is not known."""
-        return None
-
-    def has_keys_below(self, prefix: str) -> bool:
-        """Whether a key is known that begins like this."""
-        return False
-
-    def read_image(self, key: str) -> bytes:
-        """The bytes of one image.
-
-        Raises:
-            KeyError: the source cannot go back to this image.
-            OSError: the file cannot be read.
-        """
-        raise KeyError(key)
-
-    def read_again(self, keys: Iterable[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """What reads each of the images named, in the order given: that of the source is fastest.
-
-        A stream gives each once, in its own order, leaves out what it does not hold, and must not
-        have been read before.
-        """
-        for key in keys:
-            yield key, partial(self.read_image, key)
-
-
-# --- Cleaning -------------------------------------------------------------------------------------
-
-
-def normalize_caption(text: str) -> str:
-    """A caption as it is compared, never as it is used.
-
-    Unicode NFKC, case folded, white space collapsed, punctuation and space dropped at the end.
-    Applying it twice changes nothing.
-    """
-    previous, text = "", text
-    while text != previous:  # NFKC and case folding can undo each other's work once
-        previous, text = text, unicodedata.normalize("NFKC", text).casefold()
-    text = " ".join(text.split())
-    while text and (text[-1].isspace() or unicodedata.category(text[-1]).startswith("P")):
-        text = text[:-1]
-    return text
-
-
-_NO_TEXT = re.compile("[\0\ufffd\ud800-\udfff]")  # NUL, what decoders put for damage, surrogates
-
-
-def caption_fault(text: str | None) -> tuple[str, str] | None:
-    """Why a caption cannot be used, a short reason and what exactly is wrong; None if it can."""
-    if text is None:
-        return MISSING_CAPTION, ""
-    if not text.strip():
-        return EMPTY_CAPTION, ""
-    if len(text) > MAX_CAPTION_CHARACTERS:
-        return CAPTION_TOO_LONG, f"{len(text):,} characters"
-    if _NO_TEXT.search(text):
-        return DAMAGED_CAPTION, "it holds bytes that are no text"
-    return None
-
-
-def pair_id(image: bytes, caption: str) -> str:
-    """The 128-bit name of a pair, 32 hex digits: half the SHA-256 of image file and caption."""
-    return hashlib.sha256(image + caption.encode()).hexdigest()[:32]
-
-
-# Others are refused: some make Pillow call programs, or unpack an image larger than they claim.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-# The limit is that of `decode_image`, which looks at the header first; Pillow's own cannot be more
-# than a fixed number.
-PIL.Image.MAX_IMAGE_PIXELS = None
-PIL.Image.init()
-_FORMATS = [name for name in IMAGE_FORMATS if name in PIL.Image.OPEN]
-_UPRIGHT = {  # EXIF orientation: what brings the picture upright
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
-_ORIENTATION_TAG = 0x0112
-
-
-def decode_image(data: bytes, max_pixels: int) -> PIL.Image.Image:
-    """The first frame of an image file, upright, RGB, transparency laid over white.
-
-    Args:
-        data: the file's bytes.
-        max_pixels: width times height above which the header alone is read.
-
-    Raises:
-        UnusableImage: empty file, broken image, image too large or too small.
-    """
-    if not data:
-        raise UnusableImage(EMPTY_FILE)
-    try:
-        image = PIL.Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > max_pixels:
-            raise UnusableImage(IMAGE_TOO_LARGE, f"{image.width} x {image.height}")
-        if min(image.size) < MIN_SIDE:
-            size = f"{image.width} x {image.height}"
-            raise UnusableImage(IMAGE_TOO_SMALL, f"{size}: a side has fewer than {MIN_SIDE} pixels")
-        image.load()
-        return _to_rgb(_upright(image))
-    except UnusableImage:
-        raise
-    except Exception as error:
-        # Damaged bytes make decoders raise nearly anything: OSError, SyntaxError, ValueError,
-        # struct.error, zlib.error. The message may hold an address, which differs by run.
-        detail = re.sub(r"<[^>]* at 0x[0-9a-fA-F]+>", "data", str(error))
-        raise UnusableImage(BROKEN_IMAGE, f"{type(error).__name__}: {detail}") from error
-
-
-def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    try:
-        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # a broken EXIF block says nothing about the picture
-        return image
-    return image if method is None else image.transpose(method)
-
-
-def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return _scale_to_8_bits(image).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", layer.size, "white")
-        return PIL.Image.alpha_composite(white, layer).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
-
-
-def _scale_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A deep grey image over its full scale; Pillow's own conversion clips at 255."""
-    values = np.asarray(image).astype(np.float64)
-    scales = {"F": (1, 255, 65535), "I": (255, 65535)}.get(image.mode, (65535,))
-    full = next((scale for scale in scales if values.max() <= scale), values.max())
-    return PIL.Image.fromarray((values.clip(0, full) * (255 / full)).round().astype(np.uint8))
-
-
-# --- Reading --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Read:
-    hash: Any  # hashlib's object, which has seen the image file
-    pixels: np.ndarray | None
-
-    @property
-    def sha256(self) -> str:
-        return str(self.hash.hexdigest())
-
-    def pair_id(self, caption: str) -> str:
-        """`pair_id` without the image file at hand."""
-        both = self.hash.copy()
-        both.update(caption.encode())
-        return str(both.hexdigest()[:32])
-
-
-def decode_pixels(
-    preprocess: Callable[[PIL.Image.Image], np.ndarray], max_pixels: int
-) -> Callable[[bytes], np.ndarray]:
-    """What makes an encoder's input of an image file; it raises `UnusableImage`."""
-
-    def decode(data: bytes) -> np.ndarray:
-        image = decode_image(data, max_pixels)
-        try:
-            return preprocess(image)
-        except MemoryError as error:  # any other error of it is the program's, not the image's
-            raise UnusableImage(IMAGE_TOO_LARGE, "it does not fit into memory") from error
-
-    return decode
 
 
 class PairReader:
@@ -464,7 +111,7 @@ class PairReader:
             InputError: the split ends without a single usable pair.
         """
         n_rows = n_tried = 0
-        known: dict[str, _Read | UnusableImage] = {}
+        known: dict[str, ReadImage | UnusableImage] = {}
         first_skipped = len(self._skipped)
         for record, outcome in self._outcomes(split, known):
             n_tried += len(record.captions)
@@ -487,7 +134,7 @@ class PairReader:
                 self._keep(split, record, outcome, row)
             if outcome.sha256 not in self._owners:  # a spare caption may need the pixels yet
                 continue
-            known[record.key] = _Read(outcome.hash, pixels=None)
+            known[record.key] = ReadImage(outcome.hash, pixels=None)
             if is_new and outcome.pixels is not None:
                 n_rows += 1
                 yield UsableImage(row, outcome.pixels)
@@ -534,8 +181,8 @@ class PairReader:
         return f"{total:,} further captions of the source were not read: {', '.join(parts)}"
 
     def _outcomes(
-        self, split: str, known: Mapping[str, _Read | UnusableImage]
-    ) -> Iterator[tuple[ImageRecord, _Read | UnusableImage]]:
+        self, split: str, known: Mapping[str, ReadImage | UnusableImage]
+    ) -> Iterator[tuple[ImageRecord, ReadImage | UnusableImage]]:
         """Records with what reading them gave, in the records' order.
 
         `known` holds what the consumer will not need to see read again.
@@ -545,10 +192,10 @@ class PairReader:
         executor = ThreadPoolExecutor(n_workers) if n_workers else None
         at_once = IMAGES_AT_ONCE if n_workers else 1
         window = max(1, HANDS_A_WORKER * n_workers) * at_once
-        pending: deque[tuple[ImageRecord, Callable[[], _Read | UnusableImage]]] = deque()
+        pending: deque[tuple[ImageRecord, Callable[[], ReadImage | UnusableImage]]] = deque()
         submitted: set[str] = set()
 
-        def recall(record: ImageRecord) -> _Read | UnusableImage:
+        def recall(record: ImageRecord) -> ReadImage | UnusableImage:
             return known.get(record.key) or self._read(record)
 
         def ask(hand: Sequence[ImageRecord]) -> None:
@@ -604,10 +251,10 @@ class PairReader:
     def _wanted(self, split: str) -> int:
         return self._limits[split] - self._n_kept[split]
 
-    def _read_all(self, records: Sequence[ImageRecord]) -> list[_Read | UnusableImage]:
+    def _read_all(self, records: Sequence[ImageRecord]) -> list[ReadImage | UnusableImage]:
         return [self._read(record) for record in records]
 
-    def _read(self, record: ImageRecord) -> _Read | UnusableImage:
+    def _read(self, record: ImageRecord) -> ReadImage | UnusableImage:
         if record.problem is not None:
             return record.problem
         if not _has_usable_caption(record):  # then its captions are judged, not the image
@@ -624,9 +271,9 @@ class PairReader:
             pixels = self._decode(data)
         except UnusableImage as unusable:
             return unusable
-        return _Read(hashlib.sha256(data), pixels)
+        return ReadImage(hashlib.sha256(data), pixels)
 
-    def _keep(self, split: str, record: ImageRecord, image: _Read, row: int) -> None:
+    def _keep(self, split: str, record: ImageRecord, image: ReadImage, row: int) -> None:
         """Keep the usable captions of an image as far as the split needs them."""
         sha256 = image.sha256
         for caption in record.captions:
@@ -663,7 +310,7 @@ class PairReader:
         captions: Iterable[Caption],
         reason: str,
         detail: str = "",
-        image: _Read | None = None,
+        image: ReadImage | None = None,
         duplicate_of: int = -1,
     ) -> None:
         for caption in captions:
@@ -697,34 +344,87 @@ def _shown(text: str) -> str:
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
 
 
-# --- The Hub --------------------------------------------------------------------------------------
-
-
-def hub_answers(repo_id: str, repo_type: str, timeout_seconds: float = 5.0) -> bool:
-    """Whether the Hub answers and has this repository.
+def open_source(config: DataConfig, *, rng: np.random.Generator) -> PairSource:
+    """The source that the settings ask for.
 
     Args:
-        repo_id: owner/name.
-        repo_type: model or dataset.
-        timeout_seconds: longest wait; a name server that hangs is waited for no longer.
+        config: `dataset` chooses; an explicit choice never falls back.
+        rng: decides carved splits, the order of candidates and the synthetic scenes.
+
+    Raises:
+        InputError: the data cannot be had or understood.
     """
-    switches = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
-    if any(os.environ.get(s, "").upper() in ("1", "ON", "YES", "TRUE") for s in switches):
-        return False
-    from huggingface_hub import HfApi
+    held_out = held_out_sets(config)
+    _warn_of_unused(config, held_out.values())
+    if not held_out:
+        return _open_one(config, rng)
+    if config.dataset == "synthetic":
+        flag = next(iter(held_out.values())).flag
+        raise InputError(
+            f"{flag}: drawn scenes bring their own held-out scenes; leave it out, or give "
+            "--data_dir the pairs that are to be curated"
+        )
+    if config.dataset == "auto":  # which then falls back to nothing
+        config = replace(config, dataset="coco")
+    pool, others = open_parts(config, held_out, rng, _open_one)
+    return CombinedSource(pool, held_out, others)
 
-    api = HfApi()
-    look_up = api.dataset_info if repo_type == "dataset" else api.model_info
-    answered = threading.Event()
 
-    def ask() -> None:
-        try:
-            look_up(repo_id, timeout=timeout_seconds)
-            answered.set()
-        except Exception as error:  # no network, no such repository, no permission
-            logger.debug("the Hub has no %s: %s", repo_id, error)
+def _warn_of_unused(config: DataConfig, held_out: Iterable[HeldOut]) -> None:
+    """Say which flags about a source were given although no data set has a use for them."""
+    is_coco = config.dataset in ("auto", "coco")
+    used: set[str] = set()
+    if config.dataset == "hf" or (is_coco and config.data_dir is None):
+        used = {*COLUMN_FLAGS, "hf_dataset"}
+    elif config.dataset == "parquet":
+        used = {*COLUMN_FLAGS}
+    names = [f"--dataset {config.dataset}"]
+    if is_coco and config.data_dir is not None:
+        names = [f"{names[0]} with --data_dir"]
+    for part in held_out:
+        used |= {*COLUMN_FLAGS} if part.layout in ("hf", "parquet") else set()
+        names.append(part.flag)
+    config.warn_of_unused(sorted(used), " and ".join(names))
 
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout_seconds)
-    return answered.is_set()
+
+def _open_one(config: DataConfig, rng: np.random.Generator) -> PairSource:
+    """One data set, whatever it is."""
+    if config.dataset == "folder":
+        return open_folder(config, rng)
+    if config.dataset == "webdataset":
+        return open_shards(config, rng)
+    if config.dataset == "parquet":
+        return open_parquet(config, rng)
+    if config.dataset == "hf":
+        return restrict_stream(open_hf("hf", config, rng), config)
+    if config.dataset == "synthetic":
+        return open_synthetic(config, rng)
+    if config.data_dir is not None:
+        return open_coco_files(config.data_dir, config, rng)
+    try:
+        return restrict_stream(open_hf("coco", config, rng), config)
+    except InputError as error:
+        if config.dataset == "coco":
+            raise
+        logger.warning("%s (%s)", SYNTHETIC_WARNING, error)
+        return open_synthetic(config, rng)
+
+
+def open_synthetic(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
+    """Drawn scenes, as many as asked for; see `synthetic`."""
+    seed = int(rng.integers(2**63))
+    limits = config.limits()
+    official: dict[str, list[ImageRecord]] = {}
+    position = 0
+    for split in SPLITS:
+        official[split] = []
+        for i, example in enumerate(make_examples(split, limits[split], seed)):
+            captions = tuple(
+                Caption(position + j, text, example.fault)
+                for j, text in enumerate(example.captions)
+            )
+            position += len(captions)
+            read = partial(render, example)
+            official[split].append(ImageRecord(f"{split}/{i:06d}", read, captions, example.group))
+    fingerprint = digest("synthetic", DRAWING_VERSION, seed, limits)
+    return IndexedSource("synthetic", "drawn scenes", fingerprint, official, limits, rng)

@@ -14,15 +14,14 @@ import pandas as pd
 from jaxtyping import Float32, Int64
 from tqdm import tqdm
 
-from data import SPLITS, PairReader
-from encoders import EmbeddingConfig, Encoded, Encoder, GivenEmbeddings
-from joint import embed_across_folds, unit_rows
-from settings import InputError
+from artifacts.settings import InputError
+from data import PairReader
+from encoders.base import EmbeddingConfig, Encoded, Encoder, GivenEmbeddings
+from encoders.joint_map import embed_across_folds, unit_rows
+from sources.base import SPLITS
 
 logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
 READ_ORDER = ("test", "validation", "train")  # an image in two splits stays in the first of these
 
 

@@ -1,4 +1,4 @@
-"""How much each cluster of training pairs helps or hurts the validation loss.
+"""Stage 2: how much each cluster, cell and pair helps or hurts the validation loss.
 
 Influence functions (Koh & Liang 2017, arXiv 1703.04730) of a contrastive loss in which a pair
 acts as a positive and as a negative, so that a pair's influence is a mixed derivative of the
@@ -16,187 +16,55 @@ and u_i from one of three estimators:
 e_k is the finite-removal correction: what leaving a cluster out for good costs beyond the first
 order, from retraining without a few folds of clusters.
 
+For pairs, influence is evaluated for a few on models that have not trained on them
+(`attribution.cross_fitting`), explained by what is known of every pair and pooled over topics
+(`attribution.additive_model`), and so inferred for the rest. A cell whose sign is undecided
+although its pairs differ is refined.
+
 **Sign: positive means helpful, leaving it out raises the validation loss.**
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Int64
 
-from curvature import (
-    CURVATURES,
-    HESSIANS,
-    InverseProduct,
-    Objective,
-    inverse_product,
-    loss_gradient,
-    unflatten,
+from artifacts.settings import InputError
+from attribution.additive_model import own_share, pool_influence
+from attribution.agreement import refine_agreement
+from attribution.cluster_scores import (
+    FIRST_ORDER,
+    METAGRADIENT,
+    VALIDATION_SHUFFLES,
+    Data,
+    InfluenceConfig,
+    by_curvature,
+    combine_estimates,
+    curvature_quality,
+    early_stop,
+    metagradients,
 )
-from leave_out import leave_out_steps
-from metagradient import pair_weight_gradient
-from model import PairTensors, Parameters, mean_loss, shuffled_batches
-from pair_influence import pair_influences, representation_weights, sample_pairs
-from removal import (
-    RemovalEffects,
-    finite_removal,
-    fold_weightings,
-    nearest_clusters,
-    removal_effects,
+from attribution.cross_fitting import cross_fit, held_out_influences
+from attribution.derivatives import sample_pairs
+from attribution.guard import guard_influence
+from attribution.pair_scores import (
+    MIN_EVALUATED,
+    CellInfluenceConfig,
+    KnownPairs,
+    agreement_of_repeats,
+    quantities,
+    refine_cells,
+    relevance_part,
+    spread_evenly,
 )
-from retraining import Retraining, collected
-from settings import InputError, Settings, setting
-from training import (
-    ADAM_BETAS,
-    Training,
-    TrainingConfig,
-    side_by_side,
-    steps_per_epoch,
-    train_until_best,
-)
-
-logger = logging.getLogger(__name__)
-
-METAGRADIENT, STEP, FIRST_ORDER = ESTIMATORS = ("metagradient", "step", "first_order")
-REFERENCE_REPORTS = 40  # early stopping looks at the validation loss this often
-PATIENCE = 10  # reports without a lower validation loss after which the search ends
-VALIDATION_SHUFFLES = 4  # batch compositions that the validation loss is averaged over
-DAMPING_MULTIPLE = 5.0
-PRIOR_PAIRS = 4.0  # what the variance pooled over clusters counts beside a cluster's own
-
-
-@dataclass(frozen=True)
-class InfluenceConfig(Settings):
-    """How influence is estimated."""
-
-    estimator: str = setting(METAGRADIENT, "how cluster scores are estimated", choices=ESTIMATORS)
-    removal_folds: int = setting(
-        10,
-        "retrainings without a fold of the clusters, for the finite-removal correction of "
-        "`metagradient`; 0 = none",
-        at_least=0,
-    )
-    influence_checkpoints: int = setting(
-        6,
-        "points in the second half of the reference training whose validation losses "
-        "`metagradient` averages; 1 = the final loss alone",
-        at_least=1,
-    )
-    influence_seeds: int = setting(
-        3, "independently trained reference models that scores are averaged over", at_least=1
-    )
-    max_reference_steps: int = setting(
-        1600,
-        "most optimiser steps of a reference training, where `--num_epochs` would take more: its "
-        "learning rates fall to zero within them",
-        at_least=1,
-    )
-    hessian: str = setting(
-        "lanczos",
-        "inverse Hessian of the estimators `step` and `first_order`",
-        choices=HESSIANS,
-    )
-    curvature: str = setting(
-        "gauss_newton", "the matrix that is inverted, or the exact Hessian", choices=CURVATURES
-    )
-    rank: int = setting(10, "rank of the low-rank Hessian approximation", at_least=1)
-    damping: float | None = setting(
-        None,
-        "added to the Hessian's eigenvalues; by default from the reference training: 5 times a "
-        "typical gradient over the sum of the learning rates",
-        above=0,
-        type=float,
-    )
-    samples_per_cluster: int = setting(
-        5, "pairs of each cluster whose influence `first_order` evaluates", at_least=1
-    )
-
-    def __post_init__(self) -> None:
-        """Check the fields, and that a fold is not everything.
-
-        Raises:
-            InputError: a wrong value.
-        """
-        super().__post_init__()
-        if self.removal_folds == 1:
-            raise InputError("--removal_folds must be 0 or at least 2; one fold is all clusters")
-
-
-@dataclass(frozen=True)
-class InfluenceResult:
-    """Influence of K clusters over n training pairs, from S reference models."""
-
-    influence_scores: Float[np.ndarray, " K"]
-    influence_stderr: Float[np.ndarray, " K"]
-    first_order_scores: Float[np.ndarray, "S K"]  # without the finite-removal correction
-    first_order_stderr: Float[np.ndarray, " K"]  # of their mean over the reference models
-    removal_corrections: Float[np.ndarray, " K"]  # what it adds; zeros without
-    first_order_influence: Float[np.ndarray, " n"]  # u_i on models trained on the pairs
-    first_order_evaluated: Bool[np.ndarray, " n"]
-    eigenvalues: Float[np.ndarray, " r"]  # empty for the metagradient, which inverts nothing
-    eigenvalue_residuals: Float[np.ndarray, " r"]
-    reference_image_map: Float32[np.ndarray, "d_i e"]  # of the first reference model
-    reference_text_map: Float32[np.ndarray, "d_t e"]
-    reference_log_scale: Float32[np.ndarray, ""]
-    reference_seeds: Int64[np.ndarray, " S"]
-    reference_steps: int  # that are taken, by early stopping
-    reference_schedule: int  # steps of their learning-rate schedule
-    validation_batches: Int64[np.ndarray, "m b"]
-    validation_loss: float
-    estimator: str
-    curvature_quality: dict[str, Any] = field(metadata={"file": "curvature_quality.json"})
-    clusters: list[dict[str, Any]] = field(metadata={"file": "influence_scores.json"})
-
-    def quality(self) -> dict[str, Any]:
-        """How the estimate was made, and what is known of its quality."""
-        return {
-            "estimator": self.estimator,
-            "influence_seeds": len(self.reference_seeds),
-            "validation_loss": self.validation_loss,
-            "reference_steps": self.reference_steps,
-            "reference_schedule": self.reference_schedule,
-            "removal_correction": bool(self.removal_corrections.any()),
-            "eigenvalues": self.eigenvalues.tolist(),
-            "eigenvalue_residuals": self.eigenvalue_residuals.tolist(),
-            "n_evaluated": int(self.first_order_evaluated.sum()),
-            **self.curvature_quality,
-        }
-
-    def reference(self, device: torch.device) -> Parameters:
-        """The first reference model's parameters."""
-        arrays = (self.reference_image_map, self.reference_text_map, self.reference_log_scale)
-        return Parameters(*(torch.from_numpy(a.copy()).to(device) for a in arrays))
-
-
-class Data(NamedTuple):
-    """What influence is estimated on: the training pairs and the held-out pairs."""
-
-    pairs: PairTensors
-    clusters: Int64[np.ndarray, " n"]  # 0 to K - 1, each with a pair
-    validation: PairTensors
-    validation_batches: Int64[np.ndarray, "m b"]
-
-    @property
-    def weights(self) -> Float[np.ndarray, " n"]:
-        """Of the pairs, where derivatives are taken: all ones."""
-        return np.ones(len(self.clusters))
-
-
-class Estimate(NamedTuple):
-    """What one reference model says. Influences are in nats."""
-
-    pair_influence: Float[np.ndarray, " m"]  # u_i of the evaluated pairs
-    cluster_effects: Float[np.ndarray, " K"] | None  # of the step estimator
-    removal: RemovalEffects | None
-    curvature: InverseProduct | None
-    reference: Parameters
-    validation_loss: float
+from attribution.results import InfluenceResult, PairInfluence
+from attribution.retraining import Retraining
+from learner.model import shuffled_batches
+from learner.pairs import PairTensors
+from learner.training import TrainingConfig, steps_per_epoch
 
 
 def estimate_influence(
@@ -235,17 +103,17 @@ def estimate_influence(
     else:
         evaluated = np.arange(n)
     schedule = min(training.num_epochs * steps_per_epoch(n, b), config.max_reference_steps)
-    stop = _early_stop(data, training, schedule, int(seeds[0]))
+    stop = early_stop(data, training, schedule, int(seeds[0]))
     retraining = Retraining(pairs, training, schedule, stop, validation, data.validation_batches)
     if config.estimator == METAGRADIENT:
-        estimates = _metagradients(data, config, retraining, seeds.tolist(), rng=rng)
+        estimates = metagradients(data, config, retraining, seeds.tolist(), rng=rng)
     else:
         estimates = [
-            _by_curvature(data, evaluated, config, retraining, seed, rng=rng)
+            by_curvature(data, evaluated, config, retraining, seed, rng=rng)
             for seed in seeds.tolist()
         ]
     loss = float(np.mean([e.validation_loss for e in estimates]))
-    scores = _combine(estimates, clusters, evaluated, loss)
+    scores = combine_estimates(estimates, clusters, evaluated, loss)
     influence = np.mean([e.pair_influence for e in estimates], axis=0)
     cluster_means = np.bincount(clusters[evaluated], influence) / np.bincount(clusters[evaluated])
 
@@ -274,266 +142,11 @@ def estimate_influence(
         validation_batches=data.validation_batches,
         validation_loss=loss,
         estimator=config.estimator,
-        curvature_quality=_curvature_quality(config, curvature),
+        curvature_quality=curvature_quality(config, curvature),
         clusters=_readable_scores(
             scores.scores, scores.stderr, clusters, is_evaluated, cluster_terms
         ),
     )
-
-
-def _curvature_quality(config: InfluenceConfig, curvature: InverseProduct | None) -> dict[str, Any]:
-    if curvature is None:
-        return {}
-    return {
-        "hessian": config.hessian,
-        "curvature": config.curvature,
-        "damping": curvature.damping,
-        "trace": curvature.trace,
-        "trace_stderr": curvature.trace_stderr,
-        "trace_share": curvature.trace_share,
-        "cosine_to_exact_solution": curvature.cosine,
-    }
-
-
-def _early_stop(data: Data, training: TrainingConfig, schedule: int, seed: int) -> int:
-    """After how many steps the validation loss is lowest.
-
-    A model that has memorised its pairs, wrong ones too, has no gradient left to tell them apart
-    by. One shuffling of the validation pairs is enough to see it.
-    """
-    first_shuffle = data.validation_batches[: len(data.validation_batches) // VALIDATION_SHUFFLES]
-    run = Training(data.pairs, training, n_steps=schedule, seed=seed, sample_weights=data.weights)
-    train_until_best(
-        run, (data.validation, first_shuffle), n_reports=REFERENCE_REPORTS, patience=PATIENCE
-    )
-    return run.n_done
-
-
-class Swept(NamedTuple):
-    """What the reverse sweep over one reference training says."""
-
-    pair_influence: Float[np.ndarray, " n"]
-    reference: Parameters
-    losses: Float[np.ndarray, " m"]  # of the validation pairs; NaN where no batch holds one
-
-
-def _metagradients(
-    data: Data,
-    config: InfluenceConfig,
-    retraining: Retraining,
-    seeds: Sequence[int],
-    *,
-    rng: np.random.Generator,
-) -> list[Estimate]:
-    """Ask every reference model, and retrain it without folds of clusters, all side by side."""
-    n_clusters = int(data.clusters.max()) + 1
-    n_folds = min(config.removal_folds, n_clusters)
-    # The folds of each seed; none without the correction.
-    dealt = [rng.permutation(np.arange(n_clusters) % n_folds) for _ in seeds if n_folds > 1]
-    with side_by_side(data.pairs.images.device) as pool:
-        # The longest first, so that no core is idle while another finishes.
-        sweeps = [pool.submit(_sweep, data, config, retraining, seed) for seed in seeds]
-        trainings = [
-            retraining.started(
-                pool, fold_weightings(data.weights, data.clusters, folds), [seed] * n_folds
-            )
-            for folds, seed in zip(dealt, seeds, strict=False)
-        ]
-        swept = [sweep.result() for sweep in sweeps]
-        left_out = [collected(of_seed, "leaving folds out") for of_seed in trainings]
-    nearest = nearest_clusters(data.pairs, data.clusters, data.validation)
-    removals: list[RemovalEffects | None] = [
-        removal_effects(s.losses, losses, folds, nearest)
-        for s, losses, folds in zip(swept, left_out, dealt, strict=False)
-    ]
-    return [
-        Estimate(
-            s.pair_influence,
-            None,
-            removal,
-            None,
-            s.reference,
-            mean_loss(s.reference, data.validation, data.validation_batches),
-        )
-        for s, removal in zip(swept, removals or [None] * len(swept), strict=True)
-    ]
-
-
-def _sweep(data: Data, config: InfluenceConfig, retraining: Retraining, seed: int) -> Swept:
-    """Train one reference model and go back through its training."""
-    run, stop = retraining.run(data.weights, seed), retraining.stop_after
-    by_weight = pair_weight_gradient(
-        run,
-        stop,
-        lambda p: unflatten(loss_gradient(p, data.validation, data.validation_batches), p),
-        checkpoints=_checkpoints(stop, config.influence_checkpoints),
-    )
-    return Swept(-len(by_weight) * by_weight, run.parameters, retraining.validation_losses(run))
-
-
-def _by_curvature(
-    data: Data,
-    evaluated: Int64[np.ndarray, " m"],
-    config: InfluenceConfig,
-    retraining: Retraining,
-    seed: int,
-    *,
-    rng: np.random.Generator,
-) -> Estimate:
-    """Train one reference model and ask it by the inverse of its curvature."""
-    run, training, n = retraining.run(data.weights, seed), retraining.training, len(data.weights)
-    run.advance_to(retraining.stop_after)
-    validation = (data.validation, data.validation_batches)
-    objective = Objective(
-        data.pairs,
-        run.parameters,
-        np.arange(n),
-        data.weights,
-        training.batch_size,
-        training.weight_decay,
-        rng=rng,
-        curvature=config.curvature,
-    )
-    curvature = inverse_product(
-        objective,
-        loss_gradient(run.parameters, *validation),
-        config.hessian,
-        rank=config.rank,
-        damping=config.damping or training_damping(run),
-        rng=rng,
-    )
-    base_weights = data.weights[evaluated]
-    if len(evaluated) < n:
-        base_weights = base_weights * representation_weights(data.clusters, evaluated)
-    influence = pair_influences(
-        run.parameters,
-        data.pairs,
-        curvature.direction,
-        evaluated,
-        base_weights,
-        batch_size=training.batch_size,
-        rng=rng,
-    )
-    effects = None
-    if config.estimator == STEP:
-        effects = leave_out_steps(
-            run.parameters,
-            data.pairs,
-            data.weights,
-            data.clusters,
-            objective.batches,
-            curvature.solve,
-            validation,
-        )
-    loss = mean_loss(run.parameters, *validation)
-    return Estimate(influence, effects, None, curvature, run.parameters, loss)
-
-
-def _checkpoints(stop: int, count: int) -> list[int]:
-    """Evenly spaced steps in the second half of a training of `stop` steps, the last included."""
-    return sorted({round(stop * (1 - k / (2 * count))) for k in range(count)} - {0})
-
-
-def training_damping(run: Training) -> float:
-    """The damping that a training run of this length amounts to.
-
-    Gradient descent for a time t = sum of the learning rates inverts H + I / t, roughly: what it
-    has had no time to learn counts as flat. Adam divides the gradient by its typical size s, so
-    that its t is shorter by s; the multiple is fitted to retraining (benchmarks/influence.py).
-    """
-    squared = torch.cat([v.reshape(-1) for v in run.state().second_moment])
-    corrected = squared.mean() / (1 - ADAM_BETAS[1] ** run.n_done)
-    typical = float(corrected.sqrt())
-    return DAMPING_MULTIPLE * typical / float(run.learning_rates[: run.n_done].sum())
-
-
-class Scores(NamedTuple):
-    """Cluster scores as shares of the validation loss."""
-
-    scores: Float[np.ndarray, " K"]
-    stderr: Float[np.ndarray, " K"]
-    first_order: Float[np.ndarray, "S K"]
-    first_order_stderr: Float[np.ndarray, " K"]
-    corrections: Float[np.ndarray, " K"]
-
-
-def _combine(
-    estimates: Sequence[Estimate],
-    clusters: Int64[np.ndarray, " n"],
-    evaluated: Int64[np.ndarray, " m"],
-    loss: float,
-) -> Scores:
-    """Scores and standard errors from the sampled pairs, the reference models and the folds."""
-    sizes = np.bincount(clusters)
-    per_seed = np.array(
-        [
-            cluster_scores(e.pair_influence / loss, clusters[evaluated], sizes).scores
-            if e.cluster_effects is None
-            else e.cluster_effects / loss
-            for e in estimates
-        ]
-    )
-    sampled = cluster_scores(
-        np.mean([e.pair_influence for e in estimates], axis=0) / loss, clusters[evaluated], sizes
-    )
-    variance = sampled.stderr**2
-    if len(estimates) > 1:
-        between = per_seed.var(axis=0, ddof=1)
-        freedom = len(estimates) - 1
-        shrunk = (freedom * between + PRIOR_PAIRS * between.mean()) / (freedom + PRIOR_PAIRS)
-        variance += shrunk / len(estimates)
-    else:
-        # One model's noise is independent from pair to pair, so that it is part of their spread.
-        variance += (sizes / sizes.sum()) ** 2 * sampled.within_variance / sizes
-    scores = per_seed.mean(axis=0)
-    first_order_stderr = np.sqrt(variance)
-    corrections = np.zeros_like(scores)
-    removals = [e.removal for e in estimates if e.removal is not None]
-    if removals:
-        effects, error = finite_removal(removals, sizes)
-        corrections = effects / loss
-        variance = variance + (error / loss) ** 2
-    return Scores(
-        scores + corrections, np.sqrt(variance), per_seed, first_order_stderr, corrections
-    )
-
-
-class SampledScores(NamedTuple):
-    """First-order scores from sampled pairs, as shares of the validation loss."""
-
-    scores: Float[np.ndarray, " K"]
-    stderr: Float[np.ndarray, " K"]  # of sampling alone
-    within_variance: Float[np.ndarray, " K"]  # of the pairs of each cluster, shrunk
-
-
-def cluster_scores(
-    relative_influence: Float[np.ndarray, " m"],
-    clusters: Int64[np.ndarray, " m"],
-    sizes: Int64[np.ndarray, " K"],
-) -> SampledScores:
-    """Scores and standard errors of all clusters from their sampled pairs.
-
-    The variance within a cluster is shrunk towards the one pooled over clusters, which counts as
-    much as four further pairs; a cluster evaluated whole has no sampling error.
-
-    Args:
-        relative_influence: u_i / L_val of the evaluated pairs.
-        clusters: the cluster of each evaluated pair; every cluster has one.
-        sizes: pairs of each cluster in the training set.
-    """
-    counts = np.bincount(clusters, minlength=len(sizes))
-    means = np.bincount(clusters, relative_influence, minlength=len(sizes)) / counts
-    squares = (relative_influence - means[clusters]) ** 2
-    within = np.bincount(clusters, squares, minlength=len(sizes))
-    freedom = counts - 1
-    if freedom.sum() > 0:
-        pooled = within.sum() / freedom.sum()
-    else:  # one pair a cluster: the spread over clusters bounds the one within them
-        pooled = relative_influence.var(ddof=1) if len(relative_influence) > 1 else 0.0
-    variance = (within + PRIOR_PAIRS * pooled) / (freedom + PRIOR_PAIRS)
-    unseen = 1 - counts / sizes
-    share = sizes / sizes.sum()
-    return SampledScores(share * means, share * np.sqrt(variance / counts * unseen), variance)
 
 
 def _readable_scores(
@@ -561,3 +174,110 @@ def _readable_scores(
         }
         for k in np.argsort(scores, kind="stable")
     ]
+
+
+def estimate_pair_influence(
+    known: KnownPairs,
+    validation: PairTensors,
+    config: CellInfluenceConfig,
+    training: TrainingConfig,
+    *,
+    max_steps: int,
+    rng: np.random.Generator,
+    kept: Bool[np.ndarray, " n"] | None = None,
+    previous: PairInfluence | None = None,
+) -> PairInfluence:
+    """Evaluate the influence of a few pairs, infer that of the others, and settle the cells.
+
+    Args:
+        known: the training pairs.
+        validation: held-out pairs, scaled features.
+        config: settings of the estimate.
+        training: settings of the models.
+        max_steps: of the models' learning-rate schedule.
+        rng: the stage's generator.
+        kept: an earlier round's curated set, which the models are trained on; all by default.
+        previous: that round's result, whose evaluated pairs are evaluated again.
+
+    Raises:
+        InputError: all pairs show one image.
+    """
+    n = len(known.clip_scores)
+    if known.image_ids.min() == known.image_ids.max():
+        raise InputError(
+            "all training pairs show one image, so that no model can be asked about an image it "
+            "has not seen; add data or raise --max_train_samples"
+        )
+    allowed = max(int(config.influence_budget * n + 1e-9), min(MIN_EVALUATED, n))
+    trained_on = np.ones(n, dtype=bool) if kept is None else kept
+    cross = cross_fit(
+        known.pairs,
+        trained_on,
+        known.image_ids,
+        validation,
+        training,
+        n_repeats=config.held_out_repeats,
+        max_steps=max_steps,
+        stop_by=config.held_out_steps,
+        rng=rng,
+    )
+    first, trust = known.trust.encoder_view, known.trust
+    agreement = refine_agreement(
+        *(first, cross.held_out_losses, known.pairs, known.image_ids, validation),
+        others=trust.strangers,
+        rng=rng,
+        encoder_alone=config.encoder_agreement_only,
+    )
+    known_quantities = [agreement, first.own, *quantities(known, cross, trained_on, rng)]
+    topics = np.zeros(n, dtype=np.int64) if config.ignore_topics else known.cluster_assignments
+
+    if previous is not None:
+        index = np.flatnonzero(previous.pair_influence_evaluated)
+    else:
+        index = spread_evenly(known.clip_scores, allowed, rng)
+    per_repeat = held_out_influences(
+        cross, known.pairs, index, np.ones(len(index)), batch_size=training.batch_size, rng=rng
+    )
+    pooled = pool_influence(per_repeat.mean(axis=0), index, known_quantities, topics)
+
+    influence = pooled.predicted.copy()
+    share = own_share(per_repeat, pooled.predicted[index])
+    influence[index] += share * (per_repeat.mean(axis=0) - pooled.predicted[index])
+    evaluated = np.zeros(n, dtype=bool)
+    evaluated[index] = True
+    guard = guard_influence(influence, agreement, trust.wrong_share)
+    weight = guard.weight if pooled.explained > 0 else 0.0  # see `PairInfluence.counted`
+    cells = known.cell_assignments
+    if not config.keep_cells_whole:
+        cells = refine_cells(cells, influence, pooled)
+    n_cells = int(cells.max()) + 1
+    sizes = np.bincount(cells, minlength=n_cells)
+    members = np.split(np.argsort(cells, kind="stable"), np.cumsum(sizes)[:-1])
+    return PairInfluence(
+        pair_influence=influence,
+        pair_influence_stderr=pooled.stderr,
+        pair_influence_evaluated=evaluated,
+        held_out_losses=cross.held_out_losses,
+        agreement=agreement,
+        cell_assignments=cells,
+        cell_influence=np.bincount(cells, influence) / sizes,
+        cell_influence_stderr=np.array([pooled.mean_stderr(rows) for rows in members]),
+        validation_loss=cross.validation_loss,
+        influence_weight=weight,
+        relevance_part=guard.weight * relevance_part(trust, agreement),
+        quality={
+            "pairs_evaluated": len(index),
+            "explained": round(pooled.explained, 4),
+            "own_share": round(share, 4),
+            "repeats_agree": agreement_of_repeats(per_repeat),
+            "held_out_models": 2 * config.held_out_repeats,
+            "steps": cross.n_steps,
+            "validation_loss": cross.validation_loss,
+            "cells": n_cells,
+            "influence_weight": round(weight, 4),
+            "agreement_correlation": round(guard.correlation, 4),
+            "guard": guard.reason if pooled.explained > 0 else "",
+            "relevance_auc": round(trust.relevance_auc, 4),
+            "relevance_weight": round(guard.weight * trust.relevance_weight, 4),
+        },
+    )

@@ -8,7 +8,6 @@ gaps between groups of captions with a bootstrap interval; cost relative to the 
 from __future__ import annotations
 
 import dataclasses
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,15 +19,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from model import (
-    PairTensors,
-    Parameters,
-    embed_images,
-    embed_texts,
-    shuffled_batches,
-)
-from settings import Settings, setting
-from training import LOSS, WEIGHTINGS, TrainingConfig, steps_per_epoch, train
+from artifacts.settings import Settings, setting
+from learner.model import Parameters, embed_images, embed_texts, shuffled_batches
+from learner.pairs import PairTensors
+from learner.training import LOSS, WEIGHTINGS, TrainingConfig, steps_per_epoch, train
+from sources.captions import caption_groups
 
 FULL, INFLUENCESPACE = "full", "influencespace"
 METHODS = (
@@ -52,21 +47,6 @@ QUERIES_AT_ONCE = 2048
 TIE = 1e-6  # cosines closer than this differ by the rounding of float32 products
 MIN_GROUP_QUERIES = 20
 N_BOOTSTRAP = 1000
-
-GROUP_WORDS = {
-    "gender": {
-        "female": "woman women girl girls lady ladies female females she her hers mother mom "
-        "daughter sister wife grandmother bride actress",
-        "male": "man men boy boys gentleman guy guys male males he him his father dad son "
-        "brother husband grandfather groom actor",
-    },
-    "age": {
-        "child": "child children kid kids boy boys girl girls toddler toddlers baby babies infant "
-        "youngster youngsters",
-        "adult": "man men woman women adult adults lady ladies gentleman guy guys mother father "
-        "mom dad grandmother grandfather elderly",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -346,27 +326,6 @@ def efficiency_metrics(
                 "training_seconds": mean_and_std([run["training_seconds"] for run in runs]),
             }
     return metrics
-
-
-# --- Demographic gaps -------------------------------------------------------------------------
-
-
-def caption_groups(captions: Sequence[str]) -> dict[str, dict[str, Bool[np.ndarray, " Q"]]]:
-    """Which captions speak of which group alone, by attribute and group.
-
-    A word list on whole words; a caption with words of two groups of an attribute is in neither.
-    """
-    words = [set(re.findall(r"[a-z]+", caption.lower())) for caption in captions]
-    memberships: dict[str, dict[str, np.ndarray]] = {}
-    for attribute, groups in GROUP_WORDS.items():
-        lists = {group: set(text.split()) for group, text in groups.items()}
-        mentions = {
-            group: np.array([bool(w & named) for w in words], dtype=bool)
-            for group, named in lists.items()
-        }
-        n_mentioned = sum(m.astype(int) for m in mentions.values())
-        memberships[attribute] = {g: m & (n_mentioned == 1) for g, m in mentions.items()}
-    return memberships
 
 
 def demographic_gaps(

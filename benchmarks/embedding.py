@@ -25,12 +25,13 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data import DataConfig, PairReader, decode_pixels  # noqa: E402
-from embedding import READ_ORDER  # noqa: E402
-from encoders import EmbeddedEncoder  # noqa: E402
-from joint import embed_across_folds  # noqa: E402
-from sources import open_source  # noqa: E402
-from train_eval import recall_metrics, retrieval_ranks  # noqa: E402
+from data import PairReader, open_source
+from embedding import READ_ORDER
+from encoders.embedded import EmbeddedEncoder
+from encoders.joint_map import embed_across_folds
+from sources.base import DataConfig
+from sources.images import decode_pixels
+from train_eval import recall_metrics, retrieval_ranks
 
 SEEDS = (0, 1, 2)
 BATCH_SIZE = 64

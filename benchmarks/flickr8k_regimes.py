@@ -21,10 +21,10 @@ import PIL.ImageEnhance
 from tqdm import tqdm
 
 from clustering import ClusteringConfig, cluster_embeddings
-from data import decode_image, normalize_caption
-from encoders import Encoder
-from joint import JointMap, embed_across_folds
-from train_eval import caption_groups
+from encoders.base import Encoder
+from encoders.joint_map import JointMap, embed_across_folds
+from sources.captions import caption_groups, normalize_caption
+from sources.images import decode_image
 
 N_TRAINING, N_VALIDATION = 5000, 1000
 N_COPIED_IMAGES = 1000  # the pool of which a seed copies half

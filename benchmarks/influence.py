@@ -33,28 +33,30 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import artifacts  # noqa: E402
-from clustering import ClusteringConfig, cluster_embeddings  # noqa: E402
-from config import Config, parse_arguments  # noqa: E402
-from curvature import Objective, conjugate_gradients, loss_gradient  # noqa: E402
-from embedding import EmbeddingResult  # noqa: E402
-from influence import InfluenceConfig, InfluenceResult, estimate_influence  # noqa: E402
-from influence_validation import (  # noqa: E402
-    LDS,
-    LOCO,
-    SMALL,
+from artifacts import provenance, store
+from attribution.cluster_scores import InfluenceConfig
+from attribution.curvature import Objective
+from attribution.derivatives import loss_gradient, own_loss_influences, pair_influences
+from attribution.inverse import conjugate_gradients
+from attribution.results import LDS, LOCO, SMALL, InfluenceResult
+from attribution.retraining import Retraining
+from attribution.validation import (
     SMALL_WEIGHT,
     correlations,
     gradient_similarity,
     noise_ceiling,
     real_effects,
 )
-from joint import embed_across_folds  # noqa: E402
-from model import PairTensors, Parameters, fit_feature_scaling, shuffled_batches  # noqa: E402
-from pair_influence import own_loss_influences, pair_influences  # noqa: E402
-from retraining import Retraining  # noqa: E402
-from stages import Run, embed  # noqa: E402
-from training import TrainingConfig  # noqa: E402
+from cli.config import Config, parse_arguments
+from cli.run import Run
+from clustering import ClusteringConfig, cluster_embeddings
+from embedding import EmbeddingResult
+from encoders.joint_map import embed_across_folds
+from influence import estimate_influence
+from learner.model import Parameters, shuffled_batches
+from learner.pairs import PairTensors, fit_feature_scaling
+from learner.training import TrainingConfig
+from main import embed
 
 CPU = torch.device("cpu")
 TRAINING = TrainingConfig()
@@ -149,7 +151,7 @@ def embedded_pairs(data_dir: str, work_dir: Path) -> EmbeddingResult:
     """Flickr8k through stage 1, saved in the work folder."""
     flags = ["--output_dir", str(work_dir / "run"), "--dataset", "folder", "--data_dir", data_dir]
     config: Config = parse_arguments([*flags, "--encoder_model", "embedded", "--load_saved"])
-    run = Run(config, artifacts.Store.open(config.run.output_dir), CPU)
+    run = Run(config, store.Store.open(config.run.output_dir), CPU)
     result: EmbeddingResult = embed(run).value
     return result
 
@@ -620,8 +622,8 @@ def benchmark(args: argparse.Namespace) -> None:
     summary = {
         "command": "python benchmarks/influence.py --data_dir path/to/flickr8k "
         "--work_dir WORK --rivals_python RIVALS/bin/python",
-        "hardware": artifacts.hardware(),
-        "packages": artifacts.package_versions(),
+        "hardware": provenance.hardware(),
+        "packages": provenance.package_versions(),
         "training": dataclasses.asdict(TRAINING),
         "retraining_seeds": N_SEEDS,
         "ceilings": ceilings,
@@ -650,7 +652,7 @@ def measure_large(work_dir: Path) -> None:
         print(json.dumps(large[name]), flush=True)
     summary = {
         "command": "python benchmarks/influence.py --large --work_dir WORK",
-        "hardware": artifacts.hardware(),
+        "hardware": provenance.hardware(),
         "pairs": 20_000,
         **large,
     }

@@ -44,8 +44,7 @@ from torch.utils.data import DataLoader, TensorDataset
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from model import (  # noqa: E402
-    PairTensors,
+from learner.model import (
     Parameters,
     contrastive_loss,
     embed_images,
@@ -54,6 +53,7 @@ from model import (  # noqa: E402
     projected_similarities,
     similarities,
 )
+from learner.pairs import PairTensors
 
 MIB = 2**20
 HESSIAN_DAMPING = 0.3  # dattri_cg, dattri_arnoldi: the Hessian's least eigenvalue is near -0.2

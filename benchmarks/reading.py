@@ -43,9 +43,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from artifacts import hardware, package_versions  # noqa: E402
-from data import DataConfig, PairReader, decode_pixels  # noqa: E402
-from sources import open_source  # noqa: E402
+from artifacts.provenance import hardware, package_versions
+from data import PairReader, open_source
+from sources.base import DataConfig
+from sources.images import decode_pixels
 
 RESULTS = ROOT / "benchmarks/results"
 LAYOUTS = {"folder": "folder", "shards": "webdataset", "parquet": "parquet"}  # name: --dataset
@@ -351,7 +352,7 @@ def prepare_for(task: str) -> Prepare:
         return lambda image: np.array(image.size)
     import torch
 
-    from encoders import EmbeddedEncoder
+    from encoders.embedded import EmbeddedEncoder
 
     return EmbeddedEncoder(torch.device("cpu"), torch.float32).preprocess
 

@@ -50,7 +50,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from flickr8k_regimes import (  # noqa: E402
+from flickr8k_regimes import (
     N_TRAINING,
     N_VALIDATION,
     REGIMES,
@@ -61,7 +61,7 @@ from flickr8k_regimes import (  # noqa: E402
     load_pool,
     make_regime,
 )
-from regimes_report import (  # noqa: E402
+from regimes_report import (
     BOTH,
     METRICS,
     ORACLE,
@@ -72,25 +72,24 @@ from regimes_report import (  # noqa: E402
     TWO_CUTS,
     write_summary,
 )
-from validation_report import CLEAN, write_validation  # noqa: E402
+from validation_report import CLEAN, write_validation
 
-from agreement import neighbour_agreement  # noqa: E402
-from artifacts import hardware, package_versions, stage_rng  # noqa: E402
-from baselines import (  # noqa: E402
+from artifacts.provenance import hardware, package_versions, stage_rng
+from attribution.additive_model import smooth_basis
+from attribution.agreement import neighbour_agreement
+from attribution.cluster_scores import InfluenceConfig
+from attribution.pair_scores import CellInfluenceConfig, KnownPairs
+from attribution.results import InfluenceResult, PairInfluence
+from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
+from baselines import (
     BASELINES,
     NEED_REFERENCE,
     BaselineInputs,
     neg_clip_loss_then_normsim,
     select_baseline,
 )
-from cell_influence import (  # noqa: E402
-    CellInfluenceConfig,
-    KnownPairs,
-    PairInfluence,
-    estimate_pair_influence,
-)
-from clustering import ClusterAssignment, ClusteringConfig, cluster_embeddings  # noqa: E402
-from curation import (  # noqa: E402
+from clustering import ClusterAssignment, ClusteringConfig, cluster_embeddings
+from curation import (
     CurationConfig,
     CurationInputs,
     CurationResult,
@@ -98,29 +97,12 @@ from curation import (  # noqa: E402
     curated_size,
     representation,
 )
-from encoders import EmbeddingConfig, load_encoder  # noqa: E402
-from influence import InfluenceConfig, InfluenceResult, estimate_influence  # noqa: E402
-from model import (  # noqa: E402
-    FeatureScaling,
-    PairTensors,
-    Parameters,
-    embed_images,
-    embed_texts,
-    fit_feature_scaling,
-    mean_loss,
-    shuffled_batches,
-)
-from pooling import smooth_basis  # noqa: E402
-from removal import nearest_clusters  # noqa: E402
-from train_eval import (  # noqa: E402
-    COMPARISONS,
-    FULL,
-    INFLUENCESPACE,
-    caption_groups,
-    recall_metrics,
-    retrieval_ranks,
-)
-from training import (  # noqa: E402
+from encoders.base import EmbeddingConfig
+from encoders.pretrained import load_encoder
+from influence import estimate_influence, estimate_pair_influence
+from learner.model import Parameters, embed_images, embed_texts, mean_loss, shuffled_batches
+from learner.pairs import FeatureScaling, PairTensors, fit_feature_scaling, nearest_clusters
+from learner.training import (
     LOSS,
     SAMPLE,
     Training,
@@ -129,7 +111,8 @@ from training import (  # noqa: E402
     train,
     train_until_best,
 )
-from trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs  # noqa: E402
+from sources.captions import caption_groups
+from train_eval import COMPARISONS, FULL, INFLUENCESPACE, recall_metrics, retrieval_ranks
 
 CPU = torch.device("cpu")
 TRAINING = TrainingConfig()

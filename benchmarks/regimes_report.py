@@ -23,8 +23,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from baselines import BASELINES
+from reporting.figures.style import GREY, INK, LINE_COLORS, PALE
+from reporting.words import COMPARISON_LABELS, method_label
 from train_eval import COMPARISONS, FULL, INFLUENCESPACE, RECALL_AT
-from visualize import COMPARISON_LABELS, GREY, INK, LINE_COLORS, PALE, method_label
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURE = ROOT / "benchmarks/results", ROOT / "docs/regimes.png"

@@ -28,8 +28,8 @@ from regimes_report import (
 )
 
 from baselines import BASELINES
+from reporting.figures.style import INK, LINE_COLORS, PALE
 from train_eval import FULL, INFLUENCESPACE
-from visualize import INK, LINE_COLORS, PALE
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURE = ROOT / "docs/target.png"

@@ -21,13 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-from flickr8k_regimes import REGIMES, HeldOut, _wrong_captions, load_pool, make_regime  # noqa: E402
-from regimes import CPU, FIRST_FRESH_SEED, make_problem, test_set_of, trust_of  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from flickr8k_regimes import REGIMES, HeldOut, _wrong_captions, load_pool, make_regime
+from regimes import CPU, FIRST_FRESH_SEED, make_problem, test_set_of, trust_of
+from tqdm import tqdm
 
-from artifacts import hardware, package_versions  # noqa: E402
-from encoders import EmbeddingConfig, load_encoder  # noqa: E402
+from artifacts.provenance import hardware, package_versions
+from encoders.base import EmbeddingConfig
+from encoders.pretrained import load_encoder
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6)
 OTHERS = ("wrong_20_concentrated", "boilerplate_20")

@@ -11,9 +11,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import hub
-from data import SPLITS, Caption, DataConfig, ImageRecord, PairReader, PairSource, decode_pixels
-from sources import open_source
+from data import PairReader, open_source
+from sources import hub
+from sources.base import SPLITS, Caption, DataConfig, ImageRecord, PairSource
+from sources.images import decode_pixels
 
 SMALL: dict[str, Any] = {"max_train_samples": 100, "max_val_samples": 10, "max_test_samples": 10}
 

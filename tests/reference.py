@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from model import PairTensors, Parameters
+from learner.model import Parameters
+from learner.pairs import PairTensors
 
 
 class Problem(NamedTuple):

@@ -9,7 +9,8 @@ import numpy as np
 import PIL.Image
 import torch
 
-from encoders import EmbeddingConfig, Encoded, Encoder, load_encoder
+from encoders.base import EmbeddingConfig, Encoded, Encoder
+from encoders.pretrained import load_encoder
 
 CPU = torch.device("cpu")
 CAPTIONS = ["A dog runs on the beach .", "two children", "a red bus, and a very long street"]

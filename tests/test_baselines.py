@@ -16,9 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import agreement
 import baselines
-from agreement import fit_log_scale
+from attribution import agreement
+from attribution.agreement import fit_log_scale
+from attribution.scores import standardised
 from baselines import (
     BASELINES,
     NEED_CLUSTERS,
@@ -41,12 +42,12 @@ from baselines import (
     similarity_to_harder,
     text_clusters,
 )
-from model import MAX_LOG_SCALE, PairTensors, Parameters
-from scores import standardised
+from learner.model import MAX_LOG_SCALE, Parameters
+from learner.pairs import PairTensors
+from learner.training import TrainingConfig, train
 from tests import reference
 from tests.reference import planted_problem, random_problem
 from train_eval import FULL, INFLUENCESPACE, METHODS
-from training import TrainingConfig, train
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -11,24 +11,24 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-import cell_influence
-from agreement import normalised_agreement
-from cell_influence import (
+import influence as influence_module
+from artifacts.settings import InputError
+from attribution.additive_model import PooledInfluence, pool_influence
+from attribution.agreement import normalised_agreement
+from attribution.guard import Guard
+from attribution.pair_scores import (
     SMALLEST_CELL,
     CellInfluenceConfig,
     KnownPairs,
-    PairInfluence,
-    _spread_evenly,
-    estimate_pair_influence,
     refine_cells,
     relevance_part,
+    spread_evenly,
 )
-from guard import Guard
-from pooling import PooledInfluence, pool_influence
-from settings import InputError
+from attribution.results import PairInfluence
+from influence import estimate_pair_influence
+from learner.training import TrainingConfig
 from tests.reference import Scattered, auc, scattered_problem
 from tests.trusting import pair_trust, trust_of_view
-from training import TrainingConfig
 
 TRAINING = TrainingConfig(embed_dim=6, num_epochs=30, batch_size=32, learning_rate=0.02)
 N_REPEATS = 3
@@ -119,7 +119,7 @@ def test_evaluated_pairs_are_spread_over_agreement(n: int, n_chosen: int, seed: 
     n_chosen = min(n, n_chosen)
     rng = np.random.default_rng(seed)
     scores = rng.permutation(n).astype(np.float64)  # its own rank
-    chosen = _spread_evenly(scores, n_chosen, rng)
+    chosen = spread_evenly(scores, n_chosen, rng)
     assert np.all(np.diff(chosen) > 0)
     small, n_larger = divmod(n, n_chosen)
     strata = [small + 1] * n_larger + [small] * (n_chosen - n_larger)
@@ -285,7 +285,7 @@ def test_the_guard_reaches_the_result(
         asked.append(arguments)
         return Guard(weight, -0.123456, tells, reason)
 
-    monkeypatch.setattr(cell_influence, "guard_influence", guard)
+    monkeypatch.setattr(influence_module, "guard_influence", guard)
     found = estimate(small, **QUICK)
     ((influence, agreement, wrong),) = asked
     np.testing.assert_array_equal(influence, found.pair_influence)

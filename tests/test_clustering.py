@@ -11,6 +11,7 @@ import pytest
 from sklearn.cluster import MiniBatchKMeans
 
 import clustering
+from artifacts.settings import InputError
 from clustering import (
     N_NEAREST,
     N_TERMS,
@@ -20,7 +21,6 @@ from clustering import (
     describe_clusters,
     distinctive_terms,
 )
-from settings import InputError
 
 
 def run(

@@ -13,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, minimize
 
+from artifacts.settings import InputError
 from curation import (
     BENEFICIAL,
     HARMFUL,
@@ -25,8 +26,6 @@ from curation import (
     curate,
     curated_size,
     default_rho,
-    drop_examples,
-    faults_dropped,
     group_retention,
     pair_values,
     protected_rows,
@@ -34,7 +33,7 @@ from curation import (
     solve_weights,
     value_parts,
 )
-from settings import InputError
+from reporting.summary import drop_examples, faults_dropped
 
 Z95 = 1.6448536  # the normal distribution's 95th percentile, from a table
 

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from candidates import IndexedSource, StreamSource
-from data import (
+from artifacts.settings import InputError
+from data import PairReader
+from sources.base import (
     BROKEN_IMAGE,
     CAPTION_TOO_LONG,
     DAMAGED_CAPTION,
@@ -35,16 +36,13 @@ from data import (
     Caption,
     DataConfig,
     ImageRecord,
-    PairReader,
     UnusableImage,
-    caption_fault,
-    decode_image,
-    decode_pixels,
-    hub_answers,
-    normalize_caption,
     pair_id,
 )
-from settings import InputError
+from sources.captions import caption_fault, normalize_caption
+from sources.images import decode_image, decode_pixels
+from sources.online import hub_answers
+from sources.splits import IndexedSource, StreamSource
 from tests.helpers import SMALL, encode, picture, read_all, record
 
 

@@ -8,13 +8,16 @@ import pandas as pd
 import pytest
 import torch
 
-from artifacts import EMBEDDING, Provenance, Store
-from data import DataConfig, PairReader, PairSource, decode_image, decode_pixels
+from artifacts.provenance import EMBEDDING, Provenance
+from artifacts.settings import InputError
+from artifacts.store import Store
+from data import PairReader, open_source
 from embedding import EmbeddingResult, embed_pairs
-from encoders import EmbeddedEncoder, EmbeddingConfig, Encoded, Encoder
-from joint import embed_across_folds
-from settings import InputError
-from sources import open_source
+from encoders.base import EmbeddingConfig, Encoded, Encoder
+from encoders.embedded import EmbeddedEncoder
+from encoders.joint_map import embed_across_folds
+from sources.base import DataConfig, PairSource
+from sources.images import decode_image, decode_pixels
 from tests.small_models import CPU, encode, load, save_clip, unit_projections
 
 

@@ -36,10 +36,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hub
 import main
-import stages
-from data import (
+import visualize
+from artifacts.settings import InputError
+from data import PairReader, open_source
+from encoders.pretrained import load_encoder
+from sources import hub
+from sources.base import (
     BROKEN_IMAGE,
     CAPTION_TOO_LONG,
     DAMAGED_CAPTION,
@@ -58,18 +61,14 @@ from data import (
     Caption,
     DataConfig,
     ImageRecord,
-    PairReader,
     PairSource,
     UnusableImage,
-    decode_image,
-    decode_pixels,
 )
-from encoders import load_encoder
-from parquet_files import DAMAGED_TABLE
-from precomputed import EMBEDDING_NOT_USABLE, open_embeddings
-from settings import InputError
-from shards import NO_PLAIN_MEMBER, TRUNCATED_SHARD
-from sources import open_source
+from sources.embeddings import open_embeddings
+from sources.images import decode_image, decode_pixels
+from sources.parquet import DAMAGED_TABLE
+from sources.tar import NO_PLAIN_MEMBER, TRUNCATED_SHARD
+from sources.vectors import EMBEDDING_NOT_USABLE
 from tests.helpers import encode, offline_datasets, picture, record, write
 from tests.test_main import timeless
 
@@ -964,8 +963,8 @@ QUICK = (
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without figures, which other tests look at, and with one encoder for all of them."""
-    monkeypatch.setattr("report.figures", lambda summary: {})
-    monkeypatch.setattr(stages, "load_encoder", _load_encoder_once)
+    monkeypatch.setattr("visualize.figures", lambda summary: {})
+    monkeypatch.setattr(main, "load_encoder", _load_encoder_once)
 
 
 @functools.cache
@@ -1066,7 +1065,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str],
         sync(file)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("report.figures", lambda summary: {})
+        patch.setattr("visualize.figures", lambda summary: {})
         patch.setattr(os, "fsync", counting)
         assert run(root / "out", *flags_of(place)) == 0
     return root / "out", flags_of(place), written
@@ -1206,16 +1205,16 @@ def kill_and_continue(root: Path) -> None:
 
     The process imports everything once; every run is a fork of it.
     """
-    import report
-    from encoders import load_lite0, load_wordllama
+
+    from encoders.embedded import load_lite0, load_wordllama
 
     hub._import_datasets()
     networks = load_lite0(), load_wordllama()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("encoders.load_lite0", lambda: networks[0])
-        patch.setattr("encoders.load_wordllama", lambda: networks[1])
-        figures = report.figures  # two are enough
-        patch.setattr(report, "figures", lambda s: dict([*figures(s).items()][:2]))
+        patch.setattr("encoders.embedded.load_lite0", lambda: networks[0])
+        patch.setattr("encoders.embedded.load_wordllama", lambda: networks[1])
+        figures = visualize.figures  # two are enough
+        patch.setattr(visualize, "figures", lambda s: dict([*figures(s).items()][:2]))
         kills: list[tuple[bool, int]] = []
         started = time.monotonic()
         assert _wait(_spawn(root / "out")) == 0

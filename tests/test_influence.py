@@ -17,31 +17,26 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import linregress, spearmanr
 
-import influence
-from curvature import (
+import influence as influence_module
+from attribution import cluster_scores as cluster_scores_module
+from attribution.cluster_scores import ESTIMATORS, InfluenceConfig, cluster_scores, training_damping
+from attribution.curvature import Objective
+from attribution.derivatives import loss_gradient, pair_influences, sample_pairs
+from attribution.inverse import (
     HESSIANS,
     InverseProduct,
-    Objective,
     conjugate_gradients,
     inverse_product,
     lanczos,
-    loss_gradient,
     low_rank_inverse,
 )
-from influence import (
-    ESTIMATORS,
-    InfluenceConfig,
-    InfluenceResult,
-    cluster_scores,
-    estimate_influence,
-    training_damping,
-)
-from model import PairTensors
-from pair_influence import pair_influences, sample_pairs
-from retraining import Retraining
+from attribution.results import InfluenceResult
+from attribution.retraining import Retraining
+from influence import estimate_influence
+from learner.pairs import PairTensors
+from learner.training import Training, TrainingConfig, train
 from tests import reference
 from tests.reference import Planted, Problem, planted_problem, rotated_pairs
-from training import Training, TrainingConfig, train
 
 CPU = torch.device("cpu")
 
@@ -541,10 +536,10 @@ def test_the_reference_model_is_the_one_of_lowest_validation_loss() -> None:
         seed=int(result.reference_seeds[0]),
         sample_weights=np.ones(64),
         validation=(planted.validation, result.validation_batches[:2]),  # the first shuffling
-        n_reports=influence.REFERENCE_REPORTS,
+        n_reports=cluster_scores_module.REFERENCE_REPORTS,
     )
     looked_at = history.step.index(result.reference_steps)
-    seen = history.validation_loss[: looked_at + influence.PATIENCE + 1]
+    seen = history.validation_loss[: looked_at + cluster_scores_module.PATIENCE + 1]
     assert np.argmin(seen) == looked_at
     assert 0 < looked_at < len(history.step) - 1
     assert seen[-1] > 1.02 * seen[looked_at]  # where the search gave up
@@ -579,7 +574,9 @@ def test_intervals_of_sampled_pairs_hold_the_value_of_all_pairs(
 ) -> None:
     planted = planted_problem(seed=0, n_clusters=8)
     training = dataclasses.replace(TRAINING, learning_rate=2e-2)
-    monkeypatch.setattr(influence, "_early_stop", lambda *_: 50)  # this and the next save time
+    monkeypatch.setattr(
+        influence_module, "early_stop", lambda *_: 50
+    )  # this and the next save time
     inverses: list[InverseProduct] = []
 
     def inverse_once(*args: Any, **options: Any) -> InverseProduct:
@@ -587,7 +584,7 @@ def test_intervals_of_sampled_pairs_hold_the_value_of_all_pairs(
             inverses.append(inverse_product(*args, **options))
         return inverses[0]
 
-    monkeypatch.setattr(influence, "inverse_product", inverse_once)
+    monkeypatch.setattr(cluster_scores_module, "inverse_product", inverse_once)
 
     def drawn(sampling_seed: int, n_samples: int) -> InfluenceResult:
         """One reference training whatever is drawn."""
@@ -595,7 +592,7 @@ def test_intervals_of_sampled_pairs_hold_the_value_of_all_pairs(
         def draw(clusters: np.ndarray, n: int, *, rng: object) -> np.ndarray:
             return sample_pairs(clusters, n, rng=np.random.default_rng(sampling_seed))
 
-        monkeypatch.setattr(influence, "sample_pairs", draw)
+        monkeypatch.setattr(influence_module, "sample_pairs", draw)
         return estimate(
             planted, training=training, estimator="first_order", samples_per_cluster=n_samples
         )
@@ -634,7 +631,7 @@ def test_the_damping_comes_from_the_reference_training(
     squared = np.concatenate([v.double().numpy().ravel() for v in run.state().second_moment])
     rates = 3e-2 * (1 + np.cos(np.pi * np.arange(sampled.reference_steps) / SCHEDULE)) / 2
     typical = np.sqrt(squared.mean() / (1 - 0.999**sampled.reference_steps))
-    expected = influence.DAMPING_MULTIPLE * typical / rates.sum()
+    expected = cluster_scores_module.DAMPING_MULTIPLE * typical / rates.sum()
     assert training_damping(run) == pytest.approx(expected, rel=1e-5)  # float32 mean
     assert sampled.curvature_quality["damping"] == pytest.approx(expected, rel=1e-5)
 

@@ -18,16 +18,18 @@ import pytest
 import torch
 from PIL import Image
 
-import config
 import main
-import report
-import stages
-from artifacts import Store, stage_rng
+from artifacts.provenance import stage_rng
+from artifacts.settings import InputError
+from artifacts.store import Store
 from baselines import BASELINES, NEED_CLUSTERS, NEED_REFERENCE
-from curation import faults_dropped
-from data import PairSource
-from settings import InputError
-from sources import open_source
+from cli import auto, config
+from cli import log as log_module
+from cli import run as run_module
+from data import open_source
+from reporting.figures import gaps
+from reporting.summary import faults_dropped
+from sources.base import PairSource
 from train_eval import METHODS
 
 TINY = (
@@ -320,7 +322,7 @@ def test_figures_of_groups_do_not_outlive_the_captions_they_need(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("train_eval.MIN_GROUP_QUERIES", 10**9)
-    paths = [copied / path for path in report.GAP_FIGURES]
+    paths = [copied / path for path in gaps.GAP_FIGURES]
     for path in paths:
         path.write_bytes(b"of an earlier run")
     assert run(copied, "--load_saved") == 0
@@ -333,7 +335,7 @@ def test_explain_doubts_what_is_inferred_from_little(
 ) -> None:
     ledger = pd.read_parquet(copied / "stage3/ledger.parquet")
     inferred = ledger[ledger["evaluated"].eq(False).fillna(False)]["id"].iloc[0]
-    monkeypatch.setattr("findings.EXPLAINS_LITTLE", 2.0)
+    monkeypatch.setattr("reporting.estimate.EXPLAINS_LITTLE", 2.0)
     assert main.main(["--output_dir", str(copied), "--explain", inferred]) == 0
     assert "is weak evidence" in capsys.readouterr().out
 
@@ -341,9 +343,9 @@ def test_explain_doubts_what_is_inferred_from_little(
 def test_load_saved_changes_nothing(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = timeless(copied)
     for name in ("embed_pairs", "cluster_embeddings", "estimate_influence", "evaluate_methods"):
-        monkeypatch.setattr(stages, name, _must_not_run)
+        monkeypatch.setattr(main, name, _must_not_run)
     for name in ("estimate_pair_influence", "curate", "select_baseline"):
-        monkeypatch.setattr(stages, name, _must_not_run)
+        monkeypatch.setattr(main, name, _must_not_run)
     assert run(copied, "--load_saved", "--visualize", "--save_checkpoints") == 0
     assert timeless(copied) == before
 
@@ -356,8 +358,8 @@ def test_changed_setting_recomputes_what_follows(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("embed_pairs", "cluster_embeddings", "estimate_influence"):
-        monkeypatch.setattr(stages, name, _must_not_run)
-    monkeypatch.setattr(stages, "estimate_pair_influence", _must_not_run)
+        monkeypatch.setattr(main, name, _must_not_run)
+    monkeypatch.setattr(main, "estimate_pair_influence", _must_not_run)
     before = timeless(copied)
     assert run(copied, "--load_saved", "--target_size_ratio", "0.5") == 0
     after = timeless(copied)
@@ -386,7 +388,7 @@ def test_a_run_with_other_settings_says_what_it_replaces(
     assert "this run replaces stage1, stage2, stage3, evaluation;" in notice
     log = (copied / "log.txt").read_text()
     assert log.startswith(earlier)
-    assert log.count(main.NEXT_RUN) == 1
+    assert log.count(log_module.NEXT_RUN) == 1
     assert notice in log.removeprefix(earlier)
     assert run(copied, "--num_epochs", "3", "--skip_stage", "1", "2") == 2
     assert "this run replaces stage3, evaluation;" in capsys.readouterr().err
@@ -395,7 +397,7 @@ def test_a_run_with_other_settings_says_what_it_replaces(
         assert "another run" not in capsys.readouterr().err
     assert run(copied / "new") == 2
     log = (copied / "new/log.txt").read_text()
-    assert main.NEXT_RUN not in log
+    assert log_module.NEXT_RUN not in log
     assert "another run" not in log
 
 
@@ -403,11 +405,11 @@ def test_auto_is_no_other_setting_where_it_can_mean_the_saved_one(
     copied: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     flags = [*TINY, "--dataset", "auto", "--encoder_model", "auto"]
-    same = stages.Run(config.parse_arguments(flags), Store(copied), torch.device("cpu"))
-    stages.warn_of_replacing(same)
+    same = run_module.Run(config.parse_arguments(flags), Store(copied), torch.device("cpu"))
+    auto.warn_of_replacing(same)
     assert not caplog.messages
     flags = [*TINY, "--dataset", "folder", "--data_dir", "pictures"]
-    stages.warn_of_replacing(replace(same, config=config.parse_arguments(flags)))
+    auto.warn_of_replacing(replace(same, config=config.parse_arguments(flags)))
     [notice] = caplog.messages
     assert "(now pictures), --dataset synthetic (now folder); this run replaces" in notice
 
@@ -443,10 +445,10 @@ def test_a_setting_makes_stale_what_follows_from_it_and_nothing_else(
     copied: Path, monkeypatch: pytest.MonkeyPatch, flag: str, value: str, stale: set[str]
 ) -> None:
     for name in ("embed_pairs", "cluster_embeddings", "estimate_influence", "select_baseline"):
-        monkeypatch.setattr(stages, name, _must_not_run)
+        monkeypatch.setattr(main, name, _must_not_run)
     if flag == "weighting":
-        monkeypatch.setattr(stages, "estimate_pair_influence", _must_not_run)
-        monkeypatch.setattr(stages, "curate", _must_not_run)
+        monkeypatch.setattr(main, "estimate_pair_influence", _must_not_run)
+        monkeypatch.setattr(main, "curate", _must_not_run)
     before = fingerprints(copied)
     assert run(copied, "--load_saved", f"--{flag}", value) == 0
     after = fingerprints(copied)
@@ -462,8 +464,8 @@ def test_a_setting_makes_stale_what_follows_from_it_and_nothing_else(
 
 def test_skipped_stages_are_loaded(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("open_source", "embed_pairs", "cluster_embeddings", "estimate_influence"):
-        monkeypatch.setattr(stages, name, _must_not_run)
-    monkeypatch.setattr(stages, "estimate_pair_influence", _must_not_run)
+        monkeypatch.setattr(main, name, _must_not_run)
+    monkeypatch.setattr(main, "estimate_pair_influence", _must_not_run)
     before = timeless(copied)
     assert run(copied, "--skip_stage", "1", "2", "--max_weight", "2") == 0
     after = timeless(copied)
@@ -729,7 +731,7 @@ def test_validation_against_retraining_is_written_shown_and_reused(
     assert "(../stage2/influence_validation.png)" in section
     assert "| One cluster left out |" in section
     before = timeless(folder)
-    monkeypatch.setattr(stages, "validate_influence", _must_not_run)
+    monkeypatch.setattr(main, "validate_influence", _must_not_run)
     assert run(folder, *flags, "--load_saved") == 0
     assert timeless(folder) == before
     # Without the flag nothing is retrained, and the page says how to.

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 import main
-import synthetic
+from sources import scenes
 
 SMALL = (
     "--dataset synthetic --encoder_model embedded --max_train_samples 600 --max_val_samples 150 "
@@ -80,7 +80,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Outcome
     """With held-out pairs judged, and with all of them taken at their word, on the same pool."""
     folder = tmp_path_factory.mktemp("noisy") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "WRONG_CAPTION_SHARE", WRONG_SHARE)
+        patch.setattr(scenes, "WRONG_CAPTION_SHARE", WRONG_SHARE)
         judged = outcome(folder)
         before = (folder / "stage1/manifest.json").read_bytes()
         naive = outcome(folder, "--trust_validation")
@@ -100,7 +100,7 @@ def naive(outcomes: tuple[Outcome, Outcome]) -> Outcome:
 
 def test_the_pool_is_as_noisy_as_it_is_meant_to_be(judged: Outcome) -> None:
     assert len(judged.wrong) == N
-    assert judged.wrong.sum() == round(WRONG_SHARE * N) + round(synthetic.BOILERPLATE_SHARE * N)
+    assert judged.wrong.sum() == round(WRONG_SHARE * N) + round(scenes.BOILERPLATE_SHARE * N)
     for share, kept in judged.kept.items():
         assert {len(rows) for rows in kept.values()} == {round(share * N)}
 

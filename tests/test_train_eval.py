@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
 import train_eval
-from model import Parameters, similarities
-from settings import InputError
+from artifacts.settings import InputError
+from learner.model import Parameters, similarities
+from learner.training import LOSS, WEIGHTINGS, TrainingConfig, train
+from sources.captions import caption_groups
 from tests.reference import Planted, planted_problem
 from train_eval import (
     COMPARISONS,
@@ -22,7 +24,6 @@ from train_eval import (
     EvaluationResult,
     RetrievalSet,
     Subset,
-    caption_groups,
     demographic_gaps,
     efficiency_metrics,
     evaluate_methods,
@@ -35,7 +36,6 @@ from train_eval import (
     retrieval_ranks,
     run_rows,
 )
-from training import LOSS, WEIGHTINGS, TrainingConfig, train
 
 
 def ranks_of(scores: list[list[float]], owner: list[int]) -> tuple[list[int], list[int]]:

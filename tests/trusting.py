@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from agreement import Agreement
-from trust import PairTrust
+from attribution.agreement import Agreement
+from attribution.trust import PairTrust
 
 
 def pair_trust(n: int, n_validation: int = 1, n_test: int = 1, **changes: Any) -> PairTrust:

@@ -1,0 +1,205 @@
+"""Stages, their modes and what a result depends on: names, settings, fingerprints.
+
+The fingerprint hashes the schema version, the stage and its version, the seed, the settings that
+can change the result and the fingerprints of the stage's inputs: a change upstream makes what
+follows stale. A stage is run, reused, loaded or left out; this is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+SCHEMA_VERSION = 7  # raise when what all stages save changes; for one stage see `Stage.version`
+PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "datasets", "pillow")
+
+
+class Mode(enum.Enum):
+    """What is done about a stage."""
+
+    RUN = "run"  # compute
+    REUSE = "reuse"  # load if saved with the current settings, else compute
+    LOAD = "load"  # load; missing or stale is an error
+    OMIT = "omit"  # neither
+
+
+def stage_mode(*, skipped: bool, needed_later: bool, load_saved: bool) -> Mode:
+    """The one place where `--skip_stage` and `--load_saved` are interpreted."""
+    if skipped:
+        return Mode.LOAD if needed_later else Mode.OMIT
+    return Mode.REUSE if load_saved else Mode.RUN
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the pipeline with a saved result.
+
+    `version` is raised when this stage's arithmetic changes: its saved results become stale, those
+    before it stay.
+    """
+
+    name: str
+    folder: str
+    prefix: str = ""  # of its files' names, where stages share a folder
+    manifest: str = "manifest.json"
+    number: int | None = None  # as `--skip_stage` counts
+    version: int = 0
+
+
+EMBEDDING = Stage("embedding", "stage1", manifest="embedding_manifest.json", number=1)
+CLUSTERING = Stage("clustering", "stage1", number=1)
+TRUST = Stage("trust", "stage2", manifest="trust_manifest.json", number=2)
+INFLUENCE = Stage("influence", "stage2", number=2)
+PAIR_INFLUENCE = Stage(
+    "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2, version=1
+)
+INFLUENCE_VALIDATION = Stage(
+    "influence_validation", "stage2", manifest="influence_validation_manifest.json", number=2
+)
+CURATION = Stage("curation", "stage3", number=3, version=1)
+LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3, version=1)
+EVALUATION = Stage("evaluation", "evaluation")
+STAGES = (
+    *(
+        EMBEDDING,
+        CLUSTERING,
+        TRUST,
+        INFLUENCE,
+        PAIR_INFLUENCE,
+        INFLUENCE_VALIDATION,
+        CURATION,
+        LEDGER,
+    ),
+    EVALUATION,
+)
+
+
+def baseline_stage(method: str) -> Stage:
+    """One baseline's selection; the baselines share a folder and are reused one by one."""
+    return Stage(method, "baselines", prefix=f"{method}_", manifest=f"{method}_manifest.json")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a stage's result depends on."""
+
+    seed: int
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]  # fingerprints by name
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of settings left out there
+
+    def fingerprint(self, stage: Stage) -> str:
+        """Hex digest that changes whenever the result could."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "stage": stage.name,
+            "seed": self.seed,
+            "settings": dict(self.settings),
+            "inputs": dict(self.inputs),
+        }
+        if stage.version != 0:  # results of stages that never had one stay current
+            content["stage_version"] = stage.version
+        return hashlib.sha256(json_bytes(content)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A stage's result with its fingerprint and the seconds it took when it was computed."""
+
+    value: Any  # None where the stage was left out
+    fingerprint: str
+    seconds: float
+
+
+class StaleError(Exception):
+    """A saved result that is missing, damaged or made with other settings; the text says which."""
+
+
+class MissingError(StaleError):
+    """Nothing is saved."""
+
+
+class OtherSettingsError(StaleError):
+    """It was made with other settings or inputs."""
+
+
+def list_changes(manifest: Mapping[str, Any], stage: Stage, provenance: Provenance) -> str:
+    """What differs between a manifest and the current settings, in words."""
+    changes = []
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        changes.append(f"schema version {manifest.get('schema_version')} (now {SCHEMA_VERSION})")
+    saved_version = manifest.get("stage_version", 0)  # manifests of old have none
+    if saved_version != stage.version:
+        changes.append(f"stage version {saved_version} (now {stage.version})")
+    if manifest.get("seed") != provenance.seed:
+        changes.append(f"--seed {manifest.get('seed')} (now {provenance.seed})")
+    changes += changed_settings(
+        {**provenance.defaults, **manifest["settings"]},
+        {**provenance.defaults, **provenance.settings},
+    )
+    inputs = manifest.get("inputs", {})
+    changed = [n for n, value in provenance.inputs.items() if inputs.get(n) != value]
+    if changed:
+        changes.append(f"another {' and another '.join(changed)} as input")
+    return ", ".join(changes) or "other settings"
+
+
+def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """What differs between saved settings and current ones that both have, a phrase each."""
+    current = json.loads(json_bytes(dict(current)))
+    return [
+        f"--{name} {_shown(saved[name])} (now {_shown(current[name])})"
+        for name in sorted(saved.keys() & current.keys())  # others belong to what changed
+        if saved[name] != current[name]
+    ]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def json_bytes(content: Any, indent: int | None = None) -> bytes:
+    """JSON as it is written and hashed: finite numbers only."""
+    text = json.dumps(content, indent=indent, sort_keys=indent is None, allow_nan=False)
+    return text.encode("utf-8")
+
+
+# --- The run ----------------------------------------------------------------------------------
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose arithmetic the results depend on."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, its cores and the operating system."""
+    return {
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu_cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+    }
+
+
+def stage_rng(seed: int, name: str) -> np.random.Generator:
+    """A stage's own generator, from the run's seed and its name: skipping one shifts no other."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))

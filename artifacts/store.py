@@ -1,0 +1,404 @@
+"""Everything on disk: the one place that writes.
+
+A stage's result dataclass is its schema: an array field is one `.npy` (never pickled), a table
+one `.parquet` or `.csv`, a field with a file name in its metadata one `.json`, the rest goes into
+the stage's manifest. A file is written under a temporary name and renamed when whole; the
+manifest, which holds every file's hash, is written last, so a folder without one is unfinished.
+A field that was added later has a default, which results saved before it load with.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from artifacts.provenance import (
+    EVALUATION,
+    SCHEMA_VERSION,
+    MissingError,
+    Mode,
+    OtherSettingsError,
+    Provenance,
+    Saved,
+    Stage,
+    StaleError,
+    json_bytes,
+    list_changes,
+    package_versions,
+)
+from artifacts.settings import InputError
+
+logger = logging.getLogger(__name__)
+MANIFEST_KEYS = {"fingerprint", "settings", "inputs", "values", "files", "seconds"}
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The output folder of a run."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, output_dir: str) -> Store:
+        """The store in `output_dir`, to be looked at: nothing is made.
+
+        Raises:
+            InputError: it is a file.
+        """
+        root = Path(output_dir)
+        if root.exists() and not root.is_dir():
+            raise InputError(f"--output_dir {output_dir} is a file; name a folder")
+        return cls(root)
+
+    @classmethod
+    def open(cls, output_dir: str) -> Store:
+        """The store in `output_dir`, which is made if need be.
+
+        Raises:
+            InputError: it is a file or cannot be written to.
+        """
+        root = cls.at(output_dir).root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            probe = root / f".writable.{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"--output_dir {output_dir} cannot be written to ({error.strerror}); "
+                "choose another folder"
+            ) from error
+        return cls(root)
+
+    def path(self, relative: str) -> Path:
+        """Where a file of this run lies; its folder is made."""
+        path = self.root / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_bytes(self, relative: str, data: bytes) -> Path:
+        """Write a whole file or nothing.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written to.
+        """
+        with self.writing(relative) as file:
+            file.write(data)
+        return self.root / relative
+
+    @contextmanager
+    def writing(self, relative: str) -> Iterator[BinaryIO]:
+        """A file to fill, which takes its name when it is whole and on the disk.
+
+        On any error nothing of it remains; what had the name before stays. An `OSError` in the
+        block is taken for one of writing.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written to.
+        """
+        path = self.root / relative
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException as error:
+            with suppress(OSError):
+                temporary.unlink()
+            if not isinstance(error, OSError):
+                raise
+            raise InputError(
+                f"--output_dir: {path} cannot be written ({error.strerror}); "
+                "free some space or choose another folder"
+            ) from error
+
+    def remove_files(self, folder: str, names: Iterable[str]) -> None:
+        """Remove files of a folder, as far as they exist, and the subfolders that this empties.
+
+        Raises:
+            InputError: a name leads out of the folder, or a file cannot be removed.
+        """
+        root = (self.root / folder).resolve()
+        for name in names:
+            path = root / name
+            if not path.parent.resolve().is_relative_to(root) or path.name in ("", ".."):
+                raise InputError(f"--output_dir: {name} is not inside {root}; delete {root}")
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"--output_dir: {path} cannot be removed ({error.strerror}); remove it"
+                ) from error
+            for parent in path.parents:
+                if parent == root or not parent.is_dir() or any(parent.iterdir()):
+                    break
+                parent.rmdir()
+
+    def remove_temporary(self, folder: str) -> None:
+        """Remove what a run that was killed left unfinished anywhere in a folder."""
+        paths = (self.root / folder).rglob(".*.tmp")
+        self.remove_files(folder, [str(p.relative_to(self.root / folder)) for p in paths])
+
+    def write_text(self, relative: str, text: str) -> Path:
+        """Write a whole UTF-8 file or nothing."""
+        return self.write_bytes(relative, text.encode("utf-8"))
+
+    def write_json(self, relative: str, content: Any) -> Path:
+        """Write JSON that a person can read; NaN is refused."""
+        return self.write_bytes(relative, json_bytes(content, indent=2) + b"\n")
+
+    def write_npy(self, relative: str, array: np.ndarray) -> Path:
+        """Write an array; object arrays are refused."""
+        return self.write_bytes(relative, _npy_bytes(array))
+
+    def write_figure(self, relative: str, figure: Figure) -> Path:
+        """Write a figure as PNG; the same figure gives the same bytes."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return self.write_bytes(relative, buffer.getvalue())
+
+    def log_path(self, log_file: str) -> Path:
+        """Where the log goes: a relative path is inside the output folder."""
+        return self.path(log_file)
+
+    def stage(
+        self,
+        stage: Stage,
+        mode: Mode,
+        provenance: Provenance,
+        result_type: type[Result],
+        compute: Callable[[], Result],
+    ) -> Saved:
+        """The stage's result: computed, reused or loaded as `mode` says.
+
+        Raises:
+            InputError: the stage is skipped but its saved result is missing, stale or damaged.
+        """
+        fingerprint = provenance.fingerprint(stage)
+        if mode is Mode.OMIT:
+            logger.info("%-10s omitted: skipped, and nothing later needs it", stage.name)
+            return Saved(None, fingerprint, 0.0)
+        if mode in (Mode.REUSE, Mode.LOAD):
+            try:
+                saved = self.load(stage, provenance, result_type)
+            except StaleError as error:
+                folder = self.root / stage.folder
+                if mode is Mode.LOAD:
+                    repeat = isinstance(error, OtherSettingsError)
+                    raise InputError(
+                        f"--skip_stage {stage.number}: {folder} {error}; "
+                        + ("repeat the flags it was made with or " if repeat else "")
+                        + f"leave out --skip_stage {stage.number}"
+                    ) from error
+                if isinstance(error, MissingError):
+                    logger.info("%-10s not saved yet in %s, so it is computed", stage.name, folder)
+                else:
+                    logger.warning("%-10s recomputed: %s %s", stage.name, folder, error)
+            else:
+                logger.info("%-10s %s from %s", stage.name, mode.value, self.root / stage.folder)
+                return saved
+        started = time.perf_counter()
+        value = compute()
+        seconds = time.perf_counter() - started
+        self.save(stage, provenance, value, seconds)
+        logger.info("%-10s computed in %.1f s, saved in %s", stage.name, seconds, stage.folder)
+        return Saved(value, fingerprint, seconds)
+
+    def save(self, stage: Stage, provenance: Provenance, value: Any, seconds: float) -> None:
+        """Write every field of a result, then the manifest that makes them valid."""
+        manifest_name = f"{stage.folder}/{stage.manifest}"
+        contents: dict[str, bytes] = {}
+        scalars: dict[str, Any] = {}
+        for f in fields(value):
+            name = _file_name(f, getattr(value, f.name))
+            if name is None:
+                scalars[f.name] = getattr(value, f.name)
+            else:
+                contents[stage.prefix + name] = _encode(name, getattr(value, f.name))
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "stage": stage.name,
+            "stage_version": stage.version,
+            "fingerprint": provenance.fingerprint(stage),
+            "seed": provenance.seed,
+            "settings": dict(provenance.settings),
+            "inputs": dict(provenance.inputs),
+            "values": scalars,
+            "files": {
+                name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+                for name, data in contents.items()
+            },
+            "packages": package_versions(),
+            "seconds": round(seconds, 3),
+        }
+        encoded = json_bytes(manifest, indent=2) + b"\n"
+        self.remove_temporary(stage.folder)
+        self.path(manifest_name).unlink(missing_ok=True)
+        for name, data in contents.items():
+            self.write_bytes(f"{stage.folder}/{name}", data)
+        self.write_bytes(manifest_name, encoded)
+
+    def manifest(self, stage: Stage) -> dict[str, Any]:
+        """A stage's manifest.
+
+        Raises:
+            StaleError: there is none, or it is damaged.
+        """
+        path = self.root / stage.folder / stage.manifest
+        try:
+            manifest = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise MissingError("has no saved result") from None
+        except (OSError, ValueError) as error:
+            raise StaleError(f"has a damaged {stage.manifest} ({error})") from error
+        is_whole = isinstance(manifest, dict) and manifest.keys() >= MANIFEST_KEYS
+        if not is_whole or not isinstance(manifest["settings"], dict):
+            raise StaleError(f"has a damaged {stage.manifest}")
+        return cast(dict[str, Any], manifest)
+
+    def load(self, stage: Stage, provenance: Provenance, result_type: type[Result]) -> Saved:
+        """Exactly what `save` was given; a field added since then has its default.
+
+        Raises:
+            StaleError: missing, made with other settings, or damaged.
+        """
+        manifest = self.manifest(stage)
+        fingerprint = provenance.fingerprint(stage)
+        if manifest.get("fingerprint") != fingerprint:
+            raise OtherSettingsError(f"was made with {list_changes(manifest, stage, provenance)}")
+        value = self._read_result(stage, manifest, result_type)
+        return Saved(value, fingerprint, float(manifest["seconds"]))
+
+    def read(self, stage: Stage, result_type: type[Result]) -> Result:
+        """A stage's result as it was saved, whatever the settings were.
+
+        A field added since then has its default.
+
+        Raises:
+            StaleError: missing or damaged.
+        """
+        return self._read_result(stage, self.manifest(stage), result_type)
+
+    def _read_result(
+        self, stage: Stage, manifest: Mapping[str, Any], result_type: type[Result]
+    ) -> Result:
+        values: dict[str, Any] = {}
+        for f in fields(cast(Any, result_type)):
+            if f.name in manifest["values"]:
+                values[f.name] = manifest["values"][f.name]
+                continue
+            names = [
+                name
+                for name in (stage.prefix + n for n in _possible_names(f))
+                if name in manifest["files"]
+            ]
+            if not names and _has_default(f):
+                continue  # saved before the field existed
+            if not names:
+                raise StaleError(f"has no {f.name}")
+            values[f.name] = self._read_checked(stage, names[0], manifest["files"][names[0]])
+        return result_type(**values)
+
+    def _read_checked(self, stage: Stage, name: str, expected: Mapping[str, Any]) -> Any:
+        path = self.root / stage.folder / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StaleError(f"lacks {name} ({error.strerror})") from error
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise StaleError(f"has a damaged {name} (its hash is not the saved one)")
+        return _decode(name, data)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The trained models of one evaluation, as safetensors."""
+
+    store: Store
+    fingerprint: str  # of the evaluation
+    folder: str = f"{EVALUATION.folder}/checkpoints"
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write one model."""
+        self.store.write_bytes(f"{self.folder}/{name}.safetensors", data)
+
+    def finish(self) -> None:
+        """Mark the models as complete."""
+        self.store.write_json(f"{self.folder}/manifest.json", {"fingerprint": self.fingerprint})
+
+    def complete(self) -> bool:
+        """Whether all models of this very evaluation are there."""
+        try:
+            manifest = json.loads((self.store.root / self.folder / "manifest.json").read_bytes())
+        except (OSError, ValueError):
+            return False
+        return bool(manifest == {"fingerprint": self.fingerprint})
+
+
+# --- One file each ----------------------------------------------------------------------------
+
+
+def _has_default(f: Field[Any]) -> bool:
+    return f.default is not MISSING or f.default_factory is not MISSING
+
+
+def _possible_names(f: Field[Any]) -> list[str]:
+    if "file" in f.metadata:
+        return [f.metadata["file"]]
+    return [f"{f.name}.npy", f"{f.name}.parquet"]
+
+
+def _file_name(f: Field[Any], value: Any) -> str | None:
+    if "file" in f.metadata:
+        return str(f.metadata["file"])
+    if isinstance(value, np.ndarray):
+        return f"{f.name}.npy"
+    return f"{f.name}.parquet" if isinstance(value, pd.DataFrame) else None
+
+
+def _encode(name: str, value: Any) -> bytes:
+    if name.endswith(".npy"):
+        return _npy_bytes(value)
+    if name.endswith(".parquet"):
+        buffer = io.BytesIO()
+        value.to_parquet(buffer, index=False)
+        return buffer.getvalue()
+    if name.endswith(".csv"):
+        # Every text quoted, so that an empty one comes back as text.
+        csv_text: str = value.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+        return csv_text.encode("utf-8")
+    return json_bytes(value, indent=2) + b"\n"
+
+
+def _decode(name: str, data: bytes) -> Any:
+    if name.endswith(".npy"):
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    if name.endswith(".parquet"):
+        return pd.read_parquet(io.BytesIO(data))
+    if name.endswith(".csv"):
+        return pd.read_csv(io.BytesIO(data), keep_default_na=False)
+    return json.loads(data)
+
+
+def _npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

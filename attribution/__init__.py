@@ -1,0 +1,1 @@
+"""Influence and agreement: which pairs help, and which can be trusted."""

@@ -1,0 +1,337 @@
+"""How well image and text agree, beside other pairs: normalised, by neighbours, and seen again.
+
+An encoder's joint space is not made for these pairs, or is made from the wrong captions too. So
+once it is roughly known which pairs are wrong, a joint map is fitted, in folds, to the pairs that
+look right at first sight and to the held-out pairs, and its word is joined with the first on one
+calibrated scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from scipy.optimize import minimize
+from scipy.special import expit
+from scipy.stats import rankdata
+from torch import Tensor
+from tqdm import tqdm
+
+from encoders.joint_map import MIN_IMAGES, Moments, embed_across_folds
+from learner.model import MAX_LOG_SCALE, contrastive_loss, projected_similarities, whole_batches
+from learner.pairs import PairTensors
+
+N_NORMALISATIONS = 10  # random batches that every pair is in; Wang et al. (2024)
+NORMALISATION_BATCH = 4096  # pairs; bounds memory to a few blocks of 64 MiB
+MIN_BY_CHANCE = 1000  # images beside captions of others, for the spread of a few held-out pairs
+FIT_BATCH = 1024  # pairs that the temperature is fitted to
+RIDGE = 1e-4  # on the coefficients of views that are joined; keeps them finite
+N_NEIGHBOURS = 20
+MAX_WITNESSES = 20_000  # pairs that others are compared with; bounds the time
+ROWS_AT_ONCE = 1024
+TRUSTED_SHARE = 0.8  # of the pairs, those that look best at first sight
+REFINED_FOLDS = 10  # each map sees nine tenths of the trusted pairs
+
+
+class Agreement(NamedTuple):
+    """How well the images and captions of n pairs agree, and what chance would give."""
+
+    own: Float[np.ndarray, " n"]
+    by_chance: Float[np.ndarray, " c"]  # of each image with the caption of another pair
+
+
+def normalised_agreement(
+    image_embeddings: Float[np.ndarray, "n d"],
+    text_embeddings: Float[np.ndarray, "n d"],
+    device: torch.device,
+    *,
+    rng: np.random.Generator,
+    others: Int64[np.ndarray, " n"] | None = None,
+    n_normalisations: int | None = None,
+) -> Agreement:
+    """Agreement of image and text less that with the other pairs of a batch: Wang et al. (2024).
+
+        s_ij = <f_i, g_j> - (tau / 2) [ log sum_k exp(<f_i, g_k> / tau)
+                                        + log sum_k exp(<f_k, g_j> / tau) ]    arXiv 2405.19547
+
+    with k over a random batch that holds i, averaged over `n_normalisations` shufflings of all
+    pairs; a pair's own is s_ii. A caption that would suit most images scores low although its
+    cosine may be high. The paper's tau and batch size (0.01 and 32,768) are those its encoder was
+    trained with. Here a batch has at most `NORMALISATION_BATCH` pairs, and a set no larger is one
+    batch; tau is learnt, see `fit_log_scale`.
+
+    Args:
+        image_embeddings: unit rows.
+        text_embeddings: unit rows.
+        device: where cosines are computed.
+        rng: deals the batches.
+        others: whose caption each image is given for its agreement by chance; drawn by default.
+            Views that are to be joined must be given the same.
+        n_normalisations: shufflings, where the pairs are more than one batch; by default ten.
+    """
+    images, texts = _tensors(image_embeddings, text_embeddings, device)
+    n = len(images)
+    n_shuffles = (n_normalisations or N_NORMALISATIONS) if n > NORMALISATION_BATCH else 1
+    log_scale = fit_log_scale(images, texts, rng=rng)
+    sums, counts = np.zeros((3, n)), np.zeros(n)  # own logits, and those of chance by side
+    batches = [b for _ in range(n_shuffles) for b in whole_batches(n, NORMALISATION_BATCH, rng)]
+    for batch in tqdm(batches, desc="negCLIPLoss", unit="batch", disable=None, leave=False):
+        rows = torch.from_numpy(batch).to(device)
+        logits = projected_similarities(images[rows], texts[rows], log_scale)
+        found = logits.diagonal(), torch.logsumexp(logits, dim=1), torch.logsumexp(logits, dim=0)
+        for row, values in zip(sums, found, strict=True):
+            row[batch] += values.double().cpu().numpy()
+        counts[batch] += 1
+    own, by_image, by_text = sums / counts * math.exp(-float(log_scale))
+    if others is None:
+        others = strangers(np.arange(n), rng)
+    crossed = (images * texts[torch.from_numpy(others).to(device)]).sum(dim=1)
+    return Agreement(
+        own - (by_image + by_text) / 2,
+        crossed.double().cpu().numpy() - (by_image + by_text[others]) / 2,
+    )
+
+
+class Surroundings(NamedTuple):
+    """The training pairs that other pairs are compared with."""
+
+    images: Float[Tensor, "b d"]  # unit rows
+    texts: Float[Tensor, "b d"]
+    log_scale: Tensor
+
+    @classmethod
+    def drawn_from(
+        cls,
+        image_embeddings: Float[np.ndarray, "n d"],
+        text_embeddings: Float[np.ndarray, "n d"],
+        device: torch.device,
+        *,
+        rng: np.random.Generator,
+    ) -> Surroundings:
+        """One batch of them at random, at the temperature that suits them."""
+        rows = rng.permutation(len(image_embeddings))[:NORMALISATION_BATCH]
+        images, texts = _tensors(image_embeddings[rows], text_embeddings[rows], device)
+        return cls(images, texts, fit_log_scale(images, texts, rng=rng))
+
+    def agreement(
+        self,
+        image_embeddings: Float[np.ndarray, "m d"],
+        text_embeddings: Float[np.ndarray, "m d"],
+        image_ids: Int64[np.ndarray, " m"],
+        *,
+        rng: np.random.Generator,
+    ) -> Agreement:
+        """Normalised agreement of m other pairs, each beside these and itself alone.
+
+        So a held-out pair is judged as a training pair is, and none of them has a part in what is
+        said of another. Chance is asked `MIN_BY_CHANCE` times or more, each image about as often.
+        """
+        images, texts = _tensors(image_embeddings, text_embeddings, self.images.device)
+        own = [self._agreement(images, texts)]
+        repeats = -(-MIN_BY_CHANCE // len(image_ids))
+        others = [strangers(image_ids, rng) for _ in range(repeats)]
+        crossed = [
+            self._agreement(images, texts[torch.from_numpy(o).to(images.device)]) for o in others
+        ]
+        return Agreement(np.concatenate(own), np.concatenate(crossed))
+
+    def _agreement(self, images: Tensor, texts: Tensor) -> Float[np.ndarray, " m"]:
+        """With the i-th caption for the i-th image."""
+        scale = self.log_scale.exp()
+        found = []
+        for rows in torch.arange(len(images), device=images.device).split(ROWS_AT_ONCE):
+            own = scale * (images[rows] * texts[rows]).sum(dim=1)
+            sides = ((images[rows], self.texts), (texts[rows], self.images))
+            chances = [
+                torch.logsumexp(torch.cat([scale * side @ others.T, own[:, None]], dim=1), dim=1)
+                for side, others in sides
+            ]
+            found.append((own - (chances[0] + chances[1]) / 2) / scale)
+        return np.asarray(torch.cat(found).double().cpu().numpy())
+
+
+def strangers(
+    image_ids: Int64[np.ndarray, " m"], rng: np.random.Generator
+) -> Int64[np.ndarray, " m"]:
+    """For every pair one of another image, each once; of the same where one image has too many."""
+    m = len(image_ids)
+    order = rng.permutation(m)
+    order = order[np.argsort(image_ids[order], kind="stable")]  # the pairs of an image together
+    largest = int(np.unique(image_ids, return_counts=True)[1].max())
+    largest = min(largest, max(m - 1, 1))  # of one image alone, at least another pair
+    found = np.empty(m, dtype=np.int64)
+    found[order] = np.roll(order, -int(rng.integers(largest, max(m - largest, largest) + 1)))
+    return found
+
+
+def _tensors(
+    images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    found = [
+        torch.from_numpy(np.asarray(side, dtype=np.float32)).to(device) for side in (images, texts)
+    ]
+    return found[0], found[1]
+
+
+class JoinedViews(NamedTuple):
+    """Several views of agreement on one calibrated scale."""
+
+    middle: Float[np.ndarray, " v"]
+    coefficients: Float[np.ndarray, " v"]  # log odds per unit of each view, none negative
+    intercept: float
+
+    def log_odds(self, views: Sequence[Float[np.ndarray, " m"]]) -> Float[np.ndarray, " m"]:
+        """That image and caption belong together, where right and wrong are equally frequent."""
+        centred = np.stack(views, axis=1) - self.middle
+        return np.asarray(centred @ self.coefficients + self.intercept)
+
+
+def join_views(views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]) -> JoinedViews:
+    """The scale on which views of the same n pairs add up: log odds.
+
+    A logistic regression without negative coefficients tells the trusted pairs from the same images
+    with captions of others, so that each view counts for what it adds; one that tells nothing, or
+    the contrary, counts for nothing. The odds are those of a pair against one of chance where both
+    are as frequent, and as if all trusted pairs were right: their order is what to go by.
+
+    Args:
+        views: of the same n pairs, with as many by chance.
+        trusted: pairs that are mostly right, at least one.
+    """
+    own = np.stack([view.own for view in views], axis=1)
+    by_chance = np.stack([view.by_chance for view in views], axis=1)
+    examples = np.concatenate([own[trusted], by_chance[trusted]])
+    scale = np.maximum(examples.std(axis=0), np.finfo(np.float64).tiny)
+    scale[np.ptp(examples, axis=0) <= 1e-12 * np.abs(examples).max(axis=0)] = np.inf  # constant
+    middle = examples.mean(axis=0)
+    standard = (examples - middle) / scale
+    sign = np.where(np.arange(len(examples)) < trusted.sum(), 1.0, -1.0)
+
+    def loss(solution: np.ndarray) -> tuple[float, np.ndarray]:
+        *coefficients, intercept = solution
+        margins = sign * (standard @ np.array(coefficients) + intercept)
+        slopes = -sign * expit(-margins) / len(sign)
+        gradient = np.append(standard.T @ slopes + RIDGE * solution[:-1], slopes.sum())
+        value = np.logaddexp(0, -margins).mean() + RIDGE / 2 * (solution[:-1] ** 2).sum()
+        return float(value), gradient
+
+    start = np.append(np.ones(len(views)), 0.0)
+    bounds = [(0.0, None)] * len(views) + [(None, None)]
+    *coefficients, intercept = minimize(loss, start, jac=True, bounds=bounds).x
+    return JoinedViews(middle, np.array(coefficients) / scale, float(intercept))
+
+
+def joined_agreement(
+    views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Log odds that image and caption belong together, see `join_views`."""
+    return join_views(views, trusted).log_odds([view.own for view in views])
+
+
+def fit_log_scale(images: Tensor, texts: Tensor, *, rng: np.random.Generator) -> Tensor:
+    """The log of 1 / temperature of least contrastive loss over one random batch, up to CLIP's cap.
+
+    What CLIP learns beside its towers; not every encoder has such a temperature. To 0.1.
+    """
+    rows = torch.from_numpy(rng.permutation(len(images))[:FIT_BATCH]).to(images.device)
+    scales = torch.linspace(0, MAX_LOG_SCALE, 47, device=images.device)
+    losses = [
+        contrastive_loss(projected_similarities(images[rows], texts[rows], scale))
+        for scale in scales
+    ]
+    return scales[torch.stack(losses).argmin()]
+
+
+def neighbour_agreement(
+    embeddings: Float[np.ndarray, "n d"],
+    others: Float[np.ndarray, "n d2"],
+    may_witness: Bool[np.ndarray, " n"],
+    *,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, " n"]:
+    """Mean cosine of a pair's other side with that of its 20 nearest pairs on this side.
+
+    With image embeddings first and text embeddings second: is this caption like the captions of
+    the most similar images? It errs on other pairs than the CLIP score, which compares a pair with
+    itself alone.
+
+    Args:
+        embeddings: unit rows in which neighbours are looked for.
+        others: unit rows, compared between neighbours.
+        may_witness: pairs that are asked; 20,000 of them at random where there are more.
+        rng: draws those.
+    """
+    witnesses: Int64[np.ndarray, " w"] = np.flatnonzero(may_witness)
+    if len(witnesses) > MAX_WITNESSES:
+        witnesses = np.sort(rng.permutation(witnesses)[:MAX_WITNESSES])
+    k = min(N_NEIGHBOURS, len(witnesses) - 1)
+    if k < 1:
+        return np.zeros(len(embeddings))
+    agreement = np.empty(len(embeddings))
+    for start in range(0, len(embeddings), ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + ROWS_AT_ONCE, len(embeddings)))
+        cosines = embeddings[rows] @ embeddings[witnesses].T
+        cosines[rows[:, None] == witnesses[None, :]] = -np.inf  # nobody is their own witness
+        nearest = witnesses[np.argpartition(cosines, -k, axis=1)[:, -k:]]
+        agreement[rows] = np.einsum("rd,rkd->r", others[rows], others[nearest]) / k
+    return agreement
+
+
+def refine_agreement(
+    first: Agreement,
+    held_out_losses: Float[np.ndarray, " n"],
+    pairs: PairTensors,
+    image_ids: Int64[np.ndarray, " n"],
+    validation: PairTensors,
+    *,
+    others: Int64[np.ndarray, " n"],
+    rng: np.random.Generator,
+    encoder_alone: bool = False,
+) -> Float[np.ndarray, " n"]:
+    """Log odds that image and caption belong together, see `agreement.joined_agreement`.
+
+    No pair is judged by a map that was fitted to its own image. Of fewer than three images no map
+    can be fitted, and the first view stands alone.
+
+    Args:
+        first: agreement in the encoder's joint space.
+        held_out_losses: of each pair, by models that have not trained on it, nats.
+        pairs: features of the n pairs.
+        image_ids: which image each shows, 0 to the number of images - 1.
+        validation: held-out pairs, all of them trusted.
+        others: whose captions stood for chance in the first view.
+        rng: deals folds and batches.
+        encoder_alone: fit no map.
+    """
+    trusted = trusted_pairs(first.own, held_out_losses)
+    if encoder_alone or int(image_ids.max()) + 1 < MIN_IMAGES:
+        return joined_agreement([first], trusted)
+    images, texts = (side.cpu().numpy() for side in pairs)
+    refined_images, refined_texts, _ = embed_across_folds(
+        images,
+        texts,
+        image_ids,
+        rng=rng,
+        n_folds=REFINED_FOLDS,
+        trusted=trusted,
+        further=Moments.of(*(side.cpu().numpy() for side in validation)),
+    )
+    refined = normalised_agreement(
+        refined_images, refined_texts, pairs.images.device, rng=rng, others=others
+    )
+    return joined_agreement([first, refined], trusted)
+
+
+def trusted_pairs(
+    agreement: Float[np.ndarray, " n"], held_out_losses: Float[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """The pairs of which agreement and held-out loss say best, by the sum of their ranks."""
+    doubts = rankdata(held_out_losses) - rankdata(agreement)
+    n_trusted = max(1, round(TRUSTED_SHARE * len(doubts)))
+    trusted = np.zeros(len(doubts), dtype=bool)
+    trusted[np.argsort(doubts, kind="stable")[:n_trusted]] = True
+    return trusted

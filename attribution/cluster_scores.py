@@ -1,0 +1,381 @@
+"""The influence of clusters by each estimator, and their scores with a standard error.
+
+`influence.py` tells what the estimators compute and calls them one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from artifacts.settings import InputError, Settings, setting
+from attribution.curvature import CURVATURES, Objective
+from attribution.derivatives import (
+    loss_gradient,
+    pair_influences,
+    representation_weights,
+    unflatten,
+)
+from attribution.finite_removal import (
+    RemovalEffects,
+    finite_removal,
+    fold_weightings,
+    removal_effects,
+)
+from attribution.inverse import HESSIANS, InverseProduct, inverse_product
+from attribution.metagradient import pair_weight_gradient
+from attribution.newton_step import leave_out_steps
+from attribution.retraining import Retraining, collected
+from learner.model import Parameters, mean_loss
+from learner.pairs import PairTensors, nearest_clusters
+from learner.training import ADAM_BETAS, Training, TrainingConfig, side_by_side, train_until_best
+
+METAGRADIENT, STEP, FIRST_ORDER = ESTIMATORS = ("metagradient", "step", "first_order")
+REFERENCE_REPORTS = 40  # early stopping looks at the validation loss this often
+PATIENCE = 10  # reports without a lower validation loss after which the search ends
+VALIDATION_SHUFFLES = 4  # batch compositions that the validation loss is averaged over
+DAMPING_MULTIPLE = 5.0
+PRIOR_PAIRS = 4.0  # what the variance pooled over clusters counts beside a cluster's own
+
+
+@dataclass(frozen=True)
+class InfluenceConfig(Settings):
+    """How influence is estimated."""
+
+    estimator: str = setting(METAGRADIENT, "how cluster scores are estimated", choices=ESTIMATORS)
+    removal_folds: int = setting(
+        10,
+        "retrainings without a fold of the clusters, for the finite-removal correction of "
+        "`metagradient`; 0 = none",
+        at_least=0,
+    )
+    influence_checkpoints: int = setting(
+        6,
+        "points in the second half of the reference training whose validation losses "
+        "`metagradient` averages; 1 = the final loss alone",
+        at_least=1,
+    )
+    influence_seeds: int = setting(
+        3, "independently trained reference models that scores are averaged over", at_least=1
+    )
+    max_reference_steps: int = setting(
+        1600,
+        "most optimiser steps of a reference training, where `--num_epochs` would take more: its "
+        "learning rates fall to zero within them",
+        at_least=1,
+    )
+    hessian: str = setting(
+        "lanczos",
+        "inverse Hessian of the estimators `step` and `first_order`",
+        choices=HESSIANS,
+    )
+    curvature: str = setting(
+        "gauss_newton", "the matrix that is inverted, or the exact Hessian", choices=CURVATURES
+    )
+    rank: int = setting(10, "rank of the low-rank Hessian approximation", at_least=1)
+    damping: float | None = setting(
+        None,
+        "added to the Hessian's eigenvalues; by default from the reference training: 5 times a "
+        "typical gradient over the sum of the learning rates",
+        above=0,
+        type=float,
+    )
+    samples_per_cluster: int = setting(
+        5, "pairs of each cluster whose influence `first_order` evaluates", at_least=1
+    )
+
+    def __post_init__(self) -> None:
+        """Check the fields, and that a fold is not everything.
+
+        Raises:
+            InputError: a wrong value.
+        """
+        super().__post_init__()
+        if self.removal_folds == 1:
+            raise InputError("--removal_folds must be 0 or at least 2; one fold is all clusters")
+
+
+class Data(NamedTuple):
+    """What influence is estimated on: the training pairs and the held-out pairs."""
+
+    pairs: PairTensors
+    clusters: Int64[np.ndarray, " n"]  # 0 to K - 1, each with a pair
+    validation: PairTensors
+    validation_batches: Int64[np.ndarray, "m b"]
+
+    @property
+    def weights(self) -> Float[np.ndarray, " n"]:
+        """Of the pairs, where derivatives are taken: all ones."""
+        return np.ones(len(self.clusters))
+
+
+class Estimate(NamedTuple):
+    """What one reference model says. Influences are in nats."""
+
+    pair_influence: Float[np.ndarray, " m"]  # u_i of the evaluated pairs
+    cluster_effects: Float[np.ndarray, " K"] | None  # of the step estimator
+    removal: RemovalEffects | None
+    curvature: InverseProduct | None
+    reference: Parameters
+    validation_loss: float
+
+
+def curvature_quality(config: InfluenceConfig, curvature: InverseProduct | None) -> dict[str, Any]:
+    """How well the inverse of the curvature stands for it; empty where none was needed."""
+    if curvature is None:
+        return {}
+    return {
+        "hessian": config.hessian,
+        "curvature": config.curvature,
+        "damping": curvature.damping,
+        "trace": curvature.trace,
+        "trace_stderr": curvature.trace_stderr,
+        "trace_share": curvature.trace_share,
+        "cosine_to_exact_solution": curvature.cosine,
+    }
+
+
+def early_stop(data: Data, training: TrainingConfig, schedule: int, seed: int) -> int:
+    """After how many steps the validation loss is lowest.
+
+    A model that has memorised its pairs, wrong ones too, has no gradient left to tell them apart
+    by. One shuffling of the validation pairs is enough to see it.
+    """
+    first_shuffle = data.validation_batches[: len(data.validation_batches) // VALIDATION_SHUFFLES]
+    run = Training(data.pairs, training, n_steps=schedule, seed=seed, sample_weights=data.weights)
+    train_until_best(
+        run, (data.validation, first_shuffle), n_reports=REFERENCE_REPORTS, patience=PATIENCE
+    )
+    return run.n_done
+
+
+class Swept(NamedTuple):
+    """What the reverse sweep over one reference training says."""
+
+    pair_influence: Float[np.ndarray, " n"]
+    reference: Parameters
+    losses: Float[np.ndarray, " m"]  # of the validation pairs; NaN where no batch holds one
+
+
+def metagradients(
+    data: Data,
+    config: InfluenceConfig,
+    retraining: Retraining,
+    seeds: Sequence[int],
+    *,
+    rng: np.random.Generator,
+) -> list[Estimate]:
+    """Ask every reference model, and retrain it without folds of clusters, all side by side."""
+    n_clusters = int(data.clusters.max()) + 1
+    n_folds = min(config.removal_folds, n_clusters)
+    # The folds of each seed; none without the correction.
+    dealt = [rng.permutation(np.arange(n_clusters) % n_folds) for _ in seeds if n_folds > 1]
+    with side_by_side(data.pairs.images.device) as pool:
+        # The longest first, so that no core is idle while another finishes.
+        sweeps = [pool.submit(_sweep, data, config, retraining, seed) for seed in seeds]
+        trainings = [
+            retraining.started(
+                pool, fold_weightings(data.weights, data.clusters, folds), [seed] * n_folds
+            )
+            for folds, seed in zip(dealt, seeds, strict=False)
+        ]
+        swept = [sweep.result() for sweep in sweeps]
+        left_out = [collected(of_seed, "leaving folds out") for of_seed in trainings]
+    nearest = nearest_clusters(data.pairs, data.clusters, data.validation)
+    removals: list[RemovalEffects | None] = [
+        removal_effects(s.losses, losses, folds, nearest)
+        for s, losses, folds in zip(swept, left_out, dealt, strict=False)
+    ]
+    return [
+        Estimate(
+            s.pair_influence,
+            None,
+            removal,
+            None,
+            s.reference,
+            mean_loss(s.reference, data.validation, data.validation_batches),
+        )
+        for s, removal in zip(swept, removals or [None] * len(swept), strict=True)
+    ]
+
+
+def _sweep(data: Data, config: InfluenceConfig, retraining: Retraining, seed: int) -> Swept:
+    """Train one reference model and go back through its training."""
+    run, stop = retraining.run(data.weights, seed), retraining.stop_after
+    by_weight = pair_weight_gradient(
+        run,
+        stop,
+        lambda p: unflatten(loss_gradient(p, data.validation, data.validation_batches), p),
+        checkpoints=_checkpoints(stop, config.influence_checkpoints),
+    )
+    return Swept(-len(by_weight) * by_weight, run.parameters, retraining.validation_losses(run))
+
+
+def by_curvature(
+    data: Data,
+    evaluated: Int64[np.ndarray, " m"],
+    config: InfluenceConfig,
+    retraining: Retraining,
+    seed: int,
+    *,
+    rng: np.random.Generator,
+) -> Estimate:
+    """Train one reference model and ask it by the inverse of its curvature."""
+    run, training, n = retraining.run(data.weights, seed), retraining.training, len(data.weights)
+    run.advance_to(retraining.stop_after)
+    validation = (data.validation, data.validation_batches)
+    objective = Objective(
+        data.pairs,
+        run.parameters,
+        np.arange(n),
+        data.weights,
+        training.batch_size,
+        training.weight_decay,
+        rng=rng,
+        curvature=config.curvature,
+    )
+    curvature = inverse_product(
+        objective,
+        loss_gradient(run.parameters, *validation),
+        config.hessian,
+        rank=config.rank,
+        damping=config.damping or training_damping(run),
+        rng=rng,
+    )
+    base_weights = data.weights[evaluated]
+    if len(evaluated) < n:
+        base_weights = base_weights * representation_weights(data.clusters, evaluated)
+    influence = pair_influences(
+        run.parameters,
+        data.pairs,
+        curvature.direction,
+        evaluated,
+        base_weights,
+        batch_size=training.batch_size,
+        rng=rng,
+    )
+    effects = None
+    if config.estimator == STEP:
+        effects = leave_out_steps(
+            run.parameters,
+            data.pairs,
+            data.weights,
+            data.clusters,
+            objective.batches,
+            curvature.solve,
+            validation,
+        )
+    loss = mean_loss(run.parameters, *validation)
+    return Estimate(influence, effects, None, curvature, run.parameters, loss)
+
+
+def _checkpoints(stop: int, count: int) -> list[int]:
+    """Evenly spaced steps in the second half of a training of `stop` steps, the last included."""
+    return sorted({round(stop * (1 - k / (2 * count))) for k in range(count)} - {0})
+
+
+def training_damping(run: Training) -> float:
+    """The damping that a training run of this length amounts to.
+
+    Gradient descent for a time t = sum of the learning rates inverts H + I / t, roughly: what it
+    has had no time to learn counts as flat. Adam divides the gradient by its typical size s, so
+    that its t is shorter by s; the multiple is fitted to retraining (benchmarks/influence.py).
+    """
+    squared = torch.cat([v.reshape(-1) for v in run.state().second_moment])
+    corrected = squared.mean() / (1 - ADAM_BETAS[1] ** run.n_done)
+    typical = float(corrected.sqrt())
+    return DAMPING_MULTIPLE * typical / float(run.learning_rates[: run.n_done].sum())
+
+
+class Scores(NamedTuple):
+    """Cluster scores as shares of the validation loss."""
+
+    scores: Float[np.ndarray, " K"]
+    stderr: Float[np.ndarray, " K"]
+    first_order: Float[np.ndarray, "S K"]
+    first_order_stderr: Float[np.ndarray, " K"]
+    corrections: Float[np.ndarray, " K"]
+
+
+def combine_estimates(
+    estimates: Sequence[Estimate],
+    clusters: Int64[np.ndarray, " n"],
+    evaluated: Int64[np.ndarray, " m"],
+    loss: float,
+) -> Scores:
+    """Scores and standard errors from the sampled pairs, the reference models and the folds."""
+    sizes = np.bincount(clusters)
+    per_seed = np.array(
+        [
+            cluster_scores(e.pair_influence / loss, clusters[evaluated], sizes).scores
+            if e.cluster_effects is None
+            else e.cluster_effects / loss
+            for e in estimates
+        ]
+    )
+    sampled = cluster_scores(
+        np.mean([e.pair_influence for e in estimates], axis=0) / loss, clusters[evaluated], sizes
+    )
+    variance = sampled.stderr**2
+    if len(estimates) > 1:
+        between = per_seed.var(axis=0, ddof=1)
+        freedom = len(estimates) - 1
+        shrunk = (freedom * between + PRIOR_PAIRS * between.mean()) / (freedom + PRIOR_PAIRS)
+        variance += shrunk / len(estimates)
+    else:
+        # One model's noise is independent from pair to pair, so that it is part of their spread.
+        variance += (sizes / sizes.sum()) ** 2 * sampled.within_variance / sizes
+    scores = per_seed.mean(axis=0)
+    first_order_stderr = np.sqrt(variance)
+    corrections = np.zeros_like(scores)
+    removals = [e.removal for e in estimates if e.removal is not None]
+    if removals:
+        effects, error = finite_removal(removals, sizes)
+        corrections = effects / loss
+        variance = variance + (error / loss) ** 2
+    return Scores(
+        scores + corrections, np.sqrt(variance), per_seed, first_order_stderr, corrections
+    )
+
+
+class SampledScores(NamedTuple):
+    """First-order scores from sampled pairs, as shares of the validation loss."""
+
+    scores: Float[np.ndarray, " K"]
+    stderr: Float[np.ndarray, " K"]  # of sampling alone
+    within_variance: Float[np.ndarray, " K"]  # of the pairs of each cluster, shrunk
+
+
+def cluster_scores(
+    relative_influence: Float[np.ndarray, " m"],
+    clusters: Int64[np.ndarray, " m"],
+    sizes: Int64[np.ndarray, " K"],
+) -> SampledScores:
+    """Scores and standard errors of all clusters from their sampled pairs.
+
+    The variance within a cluster is shrunk towards the one pooled over clusters, which counts as
+    much as four further pairs; a cluster evaluated whole has no sampling error.
+
+    Args:
+        relative_influence: u_i / L_val of the evaluated pairs.
+        clusters: the cluster of each evaluated pair; every cluster has one.
+        sizes: pairs of each cluster in the training set.
+    """
+    counts = np.bincount(clusters, minlength=len(sizes))
+    means = np.bincount(clusters, relative_influence, minlength=len(sizes)) / counts
+    squares = (relative_influence - means[clusters]) ** 2
+    within = np.bincount(clusters, squares, minlength=len(sizes))
+    freedom = counts - 1
+    if freedom.sum() > 0:
+        pooled = within.sum() / freedom.sum()
+    else:  # one pair a cluster: the spread over clusters bounds the one within them
+        pooled = relative_influence.var(ddof=1) if len(relative_influence) > 1 else 0.0
+    variance = (within + PRIOR_PAIRS * pooled) / (freedom + PRIOR_PAIRS)
+    unseen = 1 - counts / sizes
+    share = sizes / sizes.sum()
+    return SampledScores(share * means, share * np.sqrt(variance / counts * unseen), variance)

@@ -1,0 +1,219 @@
+"""The derivative of the final validation loss with respect to every pair's weight in training.
+
+The chain rule back through a whole training run, one reverse sweep for all pairs (Engstrom et al.
+2025, arXiv 2503.13751, replay from checkpoints). Up to rounding this is no approximation: it is
+what an infinitesimal change of a pair's weight does to this very run, its batches, its optimiser
+and its early end included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from learner.model import MAX_LOG_SCALE, Parameters, contrastive_loss, projected_similarities
+from learner.pairs import PairTensors
+from learner.training import (
+    ADAM_BETAS,
+    ADAM_EPSILON,
+    ProjectedGradient,
+    Training,
+    TrainingState,
+    one_cpu_thread,
+)
+
+STATES_AT_ONCE = 40  # states of the run that are held for each level of replaying
+
+
+def pair_weight_gradient(
+    run: Training,
+    n_steps: int,
+    loss_gradient: Callable[[Parameters], Parameters],
+    *,
+    checkpoints: Collection[int] = (),
+) -> Float[np.ndarray, " n"]:
+    """dL_val / dw_i at the weights of the run, nats; in every batch sum_i w_i dL/dw_i = 0.
+
+    With s_t the state (parameters and both of Adam's moments) after t steps:
+
+        a_T = dL_val / ds_T,   a_t = a_{t+1} . ds_{t+1} / ds_t
+        dL_val / dw = sum_t a_{t+1} . ds_{t+1} / dw
+
+    Each step back costs one Hessian-vector product of its batch. The run is replayed from
+    checkpoints, so that 40 states are alive for each level of replaying, of which a run of up to
+    1,600 steps has two: about four to six times the time of the run itself. Pairs whose weight is
+    zero get the derivative at zero: what adding them would do.
+
+    Args:
+        run: a training run, which is stepped to `n_steps` and left there.
+        n_steps: after how many of its steps the validation loss is taken, at least 1.
+        loss_gradient: gradient of the validation loss with respect to the parameters.
+        checkpoints: L_val is the mean of the validation losses after these steps, none later than
+            `n_steps`; by default the loss after `n_steps` alone. The mean depends less on which
+            batches came last.
+    """
+    if run.weights is None:
+        run.weights = torch.ones(len(run.pairs.images), device=run.pairs.images.device)
+    totals = torch.zeros(len(run.weights), dtype=torch.float64, device=run.weights.device)
+    with (
+        one_cpu_thread(),
+        tqdm(
+            total=n_steps, desc="metagradient", unit="step", disable=None, leave=False
+        ) as progress,
+    ):
+        start = run.state()
+        looked_at = set(checkpoints) or {n_steps}
+        adjoint = TrainingState(
+            *(Parameters(*(torch.zeros_like(p) for p in start.parameters)) for _ in start)
+        )
+        final = None
+        for step, before, gradient, after in _Replay(run).backwards(start, 0, n_steps):
+            if final is None:
+                final = run.state()  # the first step back is the last one taken
+            if step + 1 in looked_at:
+                for x, g in zip(adjoint.parameters, loss_gradient(after.parameters), strict=True):
+                    x.add_(g / len(looked_at))
+            index, by_weight = _step_back(run, step, before, gradient, after, adjoint)
+            totals.index_add_(0, index, by_weight.double())
+            progress.update()
+        assert final is not None
+        run.restore(final, n_steps)
+    return totals.cpu().numpy()
+
+
+class _Replay:
+    """The steps of a run from the last to the first, replayed from checkpoints.
+
+    Copies of states are written over again and again: fresh memory costs more than the copying.
+    """
+
+    def __init__(self, run: Training) -> None:
+        self.run = run
+        self.spare: list[TrainingState] = []
+
+    def backwards(
+        self, start: TrainingState, first: int, end: int
+    ) -> Iterator[tuple[int, Parameters, ProjectedGradient, TrainingState]]:
+        """Steps `first` to `end`, replayed from `start`.
+
+        Yields the step, the parameters before it, its gradient and the state after it, which is
+        there until the next step back.
+        """
+        run, states, gradients = self.run, [start], []
+        if run.n_done != first:
+            run.restore(start, first)
+        if end - first <= STATES_AT_ONCE:
+            for _ in range(first, end):
+                gradients.append(run.advance_with_gradient()[1])
+                states.append(self._copy())
+            for step in reversed(range(first, end)):
+                after = states.pop()
+                yield step, states[-1].parameters, gradients.pop(), after
+                self.spare.append(after)
+            return
+        length = STATES_AT_ONCE
+        while length * STATES_AT_ONCE < end - first:
+            length *= STATES_AT_ONCE
+        places = range(first, end, length)
+        for place in places[1:]:
+            run.advance_to(place)
+            states.append(self._copy())
+        for place in reversed(places):
+            yield from self.backwards(states[-1], place, min(place + length, end))
+            done = states.pop()
+            if states:  # the start is the caller's
+                self.spare.append(done)
+
+    def _copy(self) -> TrainingState:
+        return self.run.state(into=self.spare.pop() if self.spare else None)
+
+
+def _step_back(
+    run: Training,
+    step: int,
+    before: Parameters,
+    gradient: ProjectedGradient,
+    after: TrainingState,
+    adjoint: TrainingState,
+) -> tuple[Tensor, Tensor]:
+    """Take the adjoint from after a step to before it, in place.
+
+    AdamW, with g the gradient, b1 and b2 its betas, and c1 and c2 their bias corrections:
+
+        m' = b1 m + (1 - b1) g,   v' = b2 v + (1 - b2) g^2
+        x' = (1 - lr decay) x - (lr / c1) m' / (sqrt(v' / c2) + epsilon)
+
+    Returns:
+        The pairs of the batch and what the step adds to the derivative with respect to their
+        weights, both (b,).
+    """
+    rate = float(run.learning_rates[step])
+    decays = (run.config.weight_decay, run.config.weight_decay, 0.0)
+    if float(after.parameters.log_scale) >= MAX_LOG_SCALE:
+        adjoint.parameters.log_scale.zero_()  # the clamp forgets where it came from
+    index, batch, weights = run.batch(step)
+    assert weights is not None
+    g = run.gradient()  # the run is restored before it steps again: its memory is free
+    gradient.by_parameters(batch, out=g)
+    for arrays in zip(*adjoint, g, after.first_moment, after.second_moment, strict=True):
+        _adam_back(*arrays, rate=rate, step=step)
+    by_projections, by_weight = _slope_gradient(before, batch, weights, along=g)
+    by_projections.by_parameters(batch, out=g)
+    for x, decay, h in zip(adjoint.parameters, decays, g, strict=True):
+        x.mul_(1 - rate * decay).add_(h)
+    return index, by_weight
+
+
+def _adam_back(
+    x: Tensor,
+    m: Tensor,
+    v: Tensor,
+    g: Tensor,
+    m_after: Tensor,
+    v_after: Tensor,
+    *,
+    rate: float,
+    step: int,
+) -> None:
+    """Take the adjoints m and v to before the step, and put that of the gradient in place of g."""
+    beta1, beta2 = ADAM_BETAS
+    correction1, correction2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
+    root = (v_after / correction2).sqrt_()
+    denominator = root + ADAM_EPSILON
+    scaled = (x / denominator).mul_(rate / correction1)
+    m.sub_(scaled)
+    # A coordinate whose gradient has always been zero has no root to differentiate: 0 / 0.
+    root.mul_(2 * correction2).clamp_(min=torch.finfo(root.dtype).tiny)
+    v.add_(scaled.mul_(m_after).div_(denominator).div_(root))
+    torch.addcmul(m * (1 - beta1), g, v, value=2 * (1 - beta2), out=g)
+    m.mul_(beta1)
+    v.mul_(beta2)
+
+
+def _slope_gradient(
+    parameters: Parameters, batch: PairTensors, weights: Tensor, *, along: Parameters
+) -> tuple[ProjectedGradient, Tensor]:
+    """Gradient of d = along . grad L_B with respect to the parameters, H along, and the weights.
+
+    The maps are linear, so only the small loss behind them is differentiated twice.
+    """
+    images = (batch.images @ parameters.image_map).requires_grad_()
+    texts = (batch.texts @ parameters.text_map).requires_grad_()
+    log_scale = parameters.log_scale.detach().clone().requires_grad_()
+    weights = weights.detach().clone().requires_grad_()
+    loss = contrastive_loss(projected_similarities(images, texts, log_scale), weights)
+    by_images, by_texts, by_scale = torch.autograd.grad(
+        loss, (images, texts, log_scale), create_graph=True
+    )
+    slope = (
+        (by_images * (batch.images @ along.image_map)).sum()
+        + (by_texts * (batch.texts @ along.text_map)).sum()
+        + by_scale * along.log_scale
+    )
+    *by_projections, by_weight = torch.autograd.grad(slope, (images, texts, log_scale, weights))
+    return ProjectedGradient(*by_projections), by_weight

@@ -1,0 +1,162 @@
+"""The parts of pair influence that `influence.py` puts together: quantities, cells, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+from scipy.stats import norm
+
+from artifacts.settings import Settings, setting
+from attribution.additive_model import PooledInfluence
+from attribution.agreement import neighbour_agreement
+from attribution.cross_fitting import CrossFit
+from attribution.guard import log_probability_right
+from attribution.scores import standardised
+from attribution.trust import PairTrust
+from learner.pairs import PairTensors
+
+SMALLEST_CELL = 4  # pairs that a refined cell keeps at least
+UNDECIDED = 0.95  # one-sided confidence below which a cell's sign is undecided
+MIN_EVALUATED = 20  # pairs from which the additive model can be fitted
+
+
+@dataclass(frozen=True)
+class CellInfluenceConfig(Settings):
+    """How the influence of pairs and cells is estimated."""
+
+    influence_budget: float = setting(
+        0.1,
+        "most pairs whose own influence is evaluated, as a share of the training pairs, but at "
+        "least 20 pairs; that of the others is inferred",
+        above=0,
+        at_most=1,
+    )
+    held_out_repeats: int = setting(
+        5,
+        "times the pairs are dealt into halves, for models that have not trained on them",
+        at_least=1,
+    )
+    held_out_steps: int = setting(
+        600, "most optimiser steps of those models, which stop early anyway", at_least=1
+    )
+    ignore_topics: bool = setting(
+        False, "infer influence from the kind of pair alone, the same in every topic"
+    )
+    encoder_agreement_only: bool = setting(
+        False,
+        "judge image-text agreement by the encoder alone, without a joint map fitted to the pairs "
+        "that look right and to the held-out ones",
+    )
+    keep_cells_whole: bool = setting(False, "do not split cells whose sign is undecided")
+    rounds: int = setting(
+        1, "curation rounds: train on the curated set, re-estimate, curate again", at_least=1
+    )
+
+
+class KnownPairs(NamedTuple):
+    """What is known of n training pairs before any influence is."""
+
+    pairs: PairTensors
+    image_embeddings: Float[np.ndarray, "n d"]
+    text_embeddings: Float[np.ndarray, "n d"]
+    clip_scores: Float[np.ndarray, " n"]
+    image_ids: Int64[np.ndarray, " n"]  # 0 to the number of images - 1
+    cluster_assignments: Int64[np.ndarray, " n"]
+    cell_assignments: Int64[np.ndarray, " n"]
+    better_copies: Int64[np.ndarray, " n"]
+    groups: Mapping[str, Bool[np.ndarray, " n"]]  # demographic groups, by name
+    trust: PairTrust
+
+
+def relevance_part(trust: PairTrust, agreement: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """What being near the held-out pairs adds to each pair's value, standard deviations.
+
+        relevance_weight ( z(log density ratio) + log P(right) )
+
+    Zero where the held-out pairs are like the pool. Nearness must not bring wrong pairs back that
+    agreement has sorted out, so the log probability that a pair is right, nearly zero for most, is
+    counted with it.
+    """
+    if trust.relevance_weight == 0:
+        return np.zeros(len(agreement))
+    wrong = trust.wrong_share
+    right = log_probability_right(agreement, wrong.share if wrong else 0.0)
+    return np.asarray(trust.relevance_weight * (standardised(trust.relevance) + right))
+
+
+def quantities(
+    known: KnownPairs, cross: CrossFit, trained_on: np.ndarray, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """What explains influence: agreement in several views, redundancy, topic means, groups."""
+    z = known.cluster_assignments
+    sizes = np.bincount(z)
+
+    def topic_mean(values: np.ndarray) -> np.ndarray:
+        return np.asarray((np.bincount(z, values) / np.maximum(sizes, 1))[z])
+
+    clip_scores = known.clip_scores.astype(np.float64)
+    images, texts = known.image_embeddings, known.text_embeddings
+    return [
+        clip_scores,
+        cross.held_out_losses,
+        cross.memorised,
+        topic_mean(clip_scores),
+        topic_mean(cross.held_out_losses),
+        neighbour_agreement(images, texts, trained_on, rng=rng),
+        neighbour_agreement(texts, images, trained_on, rng=rng),
+        np.minimum(known.better_copies, 3).astype(np.float64),
+        *(member.astype(np.float64) for member in known.groups.values()),
+    ]
+
+
+def spread_evenly(
+    clip_scores: np.ndarray, n_chosen: int, rng: np.random.Generator
+) -> Int64[np.ndarray, " m"]:
+    """One pair at random of each of equally large ranges of agreement.
+
+    Drawing a second wave where the sign is in doubt explained less of the rest: pairs in doubt are
+    the noisiest to learn from.
+    """
+    order = np.argsort(clip_scores, kind="stable")
+    strata = np.array_split(order, n_chosen)
+    return np.sort(np.array([rng.choice(stratum) for stratum in strata]))
+
+
+def refine_cells(
+    cells: Int64[np.ndarray, " n"], influence: Float[np.ndarray, " n"], pooled: PooledInfluence
+) -> Int64[np.ndarray, " n"]:
+    """Split cells whose sign is undecided although their pairs clearly differ, again and again.
+
+    A cell is split in two at its median influence where its mean is within 1.64 standard errors of
+    zero and its pairs spread wider than that; clear cells stay whole.
+    """
+    bar = norm.ppf(UNDECIDED)
+    refined = np.empty_like(cells)
+    sizes = np.bincount(cells)
+    pending = np.split(np.argsort(cells, kind="stable"), np.cumsum(sizes)[:-1])
+    pending = [rows for rows in pending if len(rows)]
+    n_cells = 0
+    while pending:
+        rows = pending.pop()
+        if len(rows) >= 2 * SMALLEST_CELL:
+            error = bar * pooled.mean_stderr(rows)
+            values = influence[rows]
+            if abs(values.mean()) < error < values.std():
+                rows = rows[np.argsort(values, kind="stable")]
+                pending += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+                continue
+        refined[rows] = n_cells
+        n_cells += 1
+    return refined
+
+
+def agreement_of_repeats(per_repeat: Float[np.ndarray, "R m"]) -> float | None:
+    """Mean correlation between the repeats' influences of the same pairs."""
+    if len(per_repeat) < 2 or (per_repeat.std(axis=1) == 0).any():
+        return None
+    matrix = np.corrcoef(per_repeat)
+    return round(float(matrix[np.triu_indices(len(matrix), 1)].mean()), 4)

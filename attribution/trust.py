@@ -1,0 +1,331 @@
+"""Which pairs can be trusted: held-out pairs are judged before they judge.
+
+Validation pairs decide what helps. Where they are drawn from the pool that is curated they are as
+wrong as the rest of it, and what pleases wrong pairs is the opposite of what helps. So each is
+asked first how likely its image and caption belong together, by the encoder and by a joint map
+fitted to training pairs that look right, neither of which has seen it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+
+from artifacts.settings import Settings, setting
+from attribution.agreement import (
+    Agreement,
+    JoinedViews,
+    Surroundings,
+    join_views,
+    normalised_agreement,
+    strangers,
+)
+from attribution.fault_share import WrongShare, wrong_share
+from attribution.relevance import Relevance, held_out_relevance
+from clustering import better_copies
+from encoders.joint_map import MIN_IMAGES, JointMap, embed_across_folds
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+MOST_TRUSTED = 0.8  # of the training pairs, that a map is fitted to
+MOST_LOOKS = 3  # maps that are fitted, each to fewer pairs than the last
+WORTH_A_LOOK = 0.05  # so much smaller a share of trusted pairs makes another map worth its time
+JUDGING_NORMALISATIONS = 2
+FEWEST_FITTED = 10  # trusted training pairs that are worth a map
+JUDGING_FOLDS = 5  # each map sees four fifths of the trusted training pairs
+CERTAINTY = 0.8  # that a held-out pair is right, from which it is trusted
+FEWEST_TRUSTED = 10  # validation pairs that are asked, right or not
+SMALLEST_SHARE = 0.005  # of wrong captions that is reckoned with where none are seen
+
+
+@dataclass(frozen=True)
+class TrustConfig(Settings):
+    """Whether held-out pairs are judged."""
+
+    trust_validation: bool = setting(
+        False, "take the held-out pairs at their word: all validation pairs are asked what helps"
+    )
+
+
+class PairsInSpace(NamedTuple):
+    """Pairs of one split, aligned rows."""
+
+    image_features: Float[np.ndarray, "m d_i"]
+    text_features: Float[np.ndarray, "m d_t"]
+    image_embeddings: Float[np.ndarray, "m d"] | None  # in the encoder's joint space
+    text_embeddings: Float[np.ndarray, "m d"] | None
+    image_ids: Int64[np.ndarray, " m"]  # 0 to the number of images - 1
+
+
+@dataclass(frozen=True)
+class PairTrust:
+    """What is said of n training, V validation and Q test pairs before any of them says anything.
+
+    Log odds that image and caption belong together, where right and wrong pairs are equally
+    frequent.
+    """
+
+    training_log_odds: Float[np.ndarray, " n"]  # at first sight
+    encoder_agreement: Float[np.ndarray, " n"]  # normalised, in the encoder's joint space
+    encoder_by_chance: Float[np.ndarray, " n"]  # the same with the captions of others
+    strangers: Int64[np.ndarray, " n"]  # whose captions those are
+    validation_log_odds: Float[np.ndarray, " V"]
+    validation_copies: Int64[np.ndarray, " V"]  # near copies of its image that are asked instead
+    validation_trusted: Bool[np.ndarray, " V"]  # whether it is asked what helps
+    test_log_odds: Float[np.ndarray, " Q"]
+    test_trusted: Bool[np.ndarray, " Q"]
+    relevance: Float[np.ndarray, " n"]  # log density ratio of the pairs asked to the training pairs
+    relevance_auc: float  # 0.5: the pairs asked are like the pool
+    relevance_weight: float  # how much nearness to them counts, 0 to 1
+    taken_at_word: bool  # by --trust_validation: all validation pairs are asked
+    faults: dict[str, Any] = field(metadata={"file": "wrong_captions.json"})
+    # by split: `pairs`; `share`, `low`, `high` of wrong captions, None where too few tell;
+    # of held-out splits also `trusted`, of validation `near_copies`
+
+    @property
+    def encoder_view(self) -> Agreement:
+        """Agreement of the training pairs in the encoder's joint space."""
+        return Agreement(self.encoder_agreement, self.encoder_by_chance)
+
+    @property
+    def asked(self) -> Int64[np.ndarray, " k"]:
+        """Rows of the validation pairs that decide what helps."""
+        return np.flatnonzero(self.validation_trusted)
+
+    @property
+    def wrong_share(self) -> WrongShare | None:
+        """Of the training pairs."""
+        found = self.faults[TRAIN]
+        if found["share"] is None:
+            return None
+        return WrongShare(found["share"], found["low"], found["high"])
+
+
+def judge_pairs(
+    training: PairsInSpace,
+    validation: PairsInSpace,
+    test: PairsInSpace,
+    config: TrustConfig,
+    *,
+    device: torch.device,
+    near_copy_similarity: float,
+    rng: np.random.Generator,
+) -> PairTrust:
+    """Judge all pairs, and choose the validation pairs that are asked.
+
+    Training pairs are judged in folds, held-out pairs by the map of all trusted training pairs; no
+    pair is judged by a map that was fitted to its image. Neither validation nor test pairs have a
+    part in any map, nor in what is said of another. Trusted is a pair that is right with a
+    probability of `CERTAINTY`, where as many are wrong as its split is estimated to hold; of near
+    copies among the validation pairs the one that agrees best is asked.
+
+    Args:
+        training: n pairs with embeddings.
+        validation: held-out pairs; without embeddings the joint map alone judges.
+        test: held-out pairs.
+        config: whether validation pairs are taken at their word.
+        device: where cosines are computed.
+        near_copy_similarity: least centred cosine of near copies, see `cells.better_copies`.
+        rng: deals folds and batches.
+    """
+    judge = _Judge.fitted(training, device, rng)
+    own, chance = judge.log_odds(judge.views)
+    shares = {TRAIN: wrong_share(own, chance, rng=rng)}
+    odds, trusted, spaces = {}, {}, {}
+    for split, pairs in ((VALIDATION, validation), (TEST, test)):
+        spaces[split] = judge.spaces_of(pairs)
+        odds[split], by_chance = judge.log_odds(judge.views_in(spaces[split], pairs.image_ids, rng))
+        shares[split] = wrong_share(odds[split], by_chance, rng=rng, like=shares[TRAIN])
+        trusted[split] = odds[split] >= _bar(shares[split] or shares[TRAIN])
+    copies = better_copies(
+        validation.image_features,
+        np.zeros(len(odds[VALIDATION]), dtype=np.int64),
+        odds[VALIDATION],
+        near_copy_similarity,
+    )
+    asked = _enough(trusted[VALIDATION] & (copies == 0), odds[VALIDATION])
+    if config.trust_validation:
+        asked = np.ones(len(asked), dtype=bool)
+    relevance = _relevance(judge, spaces[VALIDATION], asked, training.image_ids, rng)
+    faults: dict[str, dict[str, Any]] = {
+        split: {"pairs": n, **_readable(shares[split])}
+        for split, n in ((TRAIN, len(own)), *((s, len(o)) for s, o in odds.items()))
+    }
+    faults[VALIDATION] |= {"trusted": int(asked.sum()), "near_copies": int((copies > 0).sum())}
+    faults[TEST] |= {"trusted": int(trusted[TEST].sum())}
+    first = judge.views[0]
+    return PairTrust(
+        training_log_odds=own,
+        encoder_agreement=first.own,
+        encoder_by_chance=first.by_chance,
+        strangers=judge.others,
+        validation_log_odds=odds[VALIDATION],
+        validation_copies=copies,
+        validation_trusted=asked,
+        test_log_odds=odds[TEST],
+        test_trusted=trusted[TEST],
+        relevance=relevance.log_ratio,
+        relevance_auc=relevance.auc,
+        relevance_weight=relevance.weight,
+        taken_at_word=config.trust_validation,
+        faults=faults,
+    )
+
+
+class _Space(NamedTuple):
+    """Unit rows of a joint space."""
+
+    images: Float[np.ndarray, "m d"]
+    texts: Float[np.ndarray, "m d"]
+
+
+class _Judge(NamedTuple):
+    """The encoder's joint space and that of a map of trusted training pairs, on one scale."""
+
+    spaces: list[_Space]  # of the training pairs: the encoder's, the maps'
+    views: list[Agreement]  # of the training pairs, in each
+    others: Int64[np.ndarray, " n"]  # whose captions stand for chance
+    joined: list[JoinedViews]  # the scale of the first view alone, of the last, of all
+    surroundings: list[Surroundings]
+    joint_map: JointMap | None
+
+    @classmethod
+    def fitted(cls, pairs: PairsInSpace, device: torch.device, rng: np.random.Generator) -> _Judge:
+        """To the training pairs that look right, as many as are estimated to be so.
+
+        Where that leaves far fewer than the last map was fitted to, another is fitted.
+        """
+        if pairs.image_embeddings is None or pairs.text_embeddings is None:
+            raise ValueError("training pairs must have embeddings")
+        space = _Space(pairs.image_embeddings, pairs.text_embeddings)
+        others = strangers(pairs.image_ids, rng)
+        first = normalised_agreement(*space, device, rng=rng, others=others)
+        around = Surroundings.drawn_from(*space, device, rng=rng)
+        found = wrong_share(first.own, first.by_chance, rng=rng)
+        share = min(MOST_TRUSTED, 1 - found.share if found else 1.0)
+        trusted = best(first.own, share)
+        judge = cls([space], [first], others, [join_views([first], trusted)] * 3, [around], None)
+        if int(pairs.image_ids.max()) + 1 < MIN_IMAGES or trusted.sum() < FEWEST_FITTED:
+            return judge
+        for _ in range(MOST_LOOKS):
+            images, texts, joint_map = embed_across_folds(
+                *(pairs.image_features, pairs.text_features, pairs.image_ids),
+                rng=rng,
+                n_folds=JUDGING_FOLDS,
+                trusted=trusted,
+            )
+            mapped = _Space(images, texts)
+            views = [first, _few_batches(mapped, others, device, rng)]
+            judge = cls(
+                [space, mapped],
+                views,
+                others,
+                [join_views(v, trusted) for v in (views[:1], views[1:], views)],
+                [around, Surroundings.drawn_from(*mapped, device, rng=rng)],
+                joint_map,
+            )
+            own, chance = judge.log_odds(judge.views)
+            found = wrong_share(own, chance, rng=rng)
+            if found is None or 1 - found.share > share - WORTH_A_LOOK:
+                break
+            share = 1 - found.share
+            trusted = best(own, share)
+        return judge
+
+    def spaces_of(self, pairs: PairsInSpace) -> list[_Space | None]:
+        """Held-out pairs in the same spaces; None where they cannot be had."""
+        images, texts = pairs.image_embeddings, pairs.text_embeddings
+        spaces = [None if images is None or texts is None else _Space(images, texts)]
+        if self.joint_map is not None:
+            spaces.append(
+                _Space(
+                    self.joint_map.embed_images(pairs.image_features),
+                    self.joint_map.embed_texts(pairs.text_features),
+                )
+            )
+        return spaces
+
+    def views_in(
+        self,
+        spaces: Sequence[_Space | None],
+        image_ids: Int64[np.ndarray, " m"],
+        rng: np.random.Generator,
+    ) -> list[Agreement | None]:
+        """What each space says of held-out pairs."""
+        seed = int(rng.integers(2**63))  # the same strangers in all of them
+        return [
+            space and around.agreement(*space, image_ids, rng=np.random.default_rng(seed))
+            for around, space in zip(self.surroundings, spaces, strict=True)
+        ]
+
+    def log_odds(
+        self, views: Sequence[Agreement | None]
+    ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " c"]]:
+        """Of pairs, and of their images with captions of others."""
+        there = [view for view in views if view is not None]
+        alone, of_map, joined = self.joined
+        if len(there) < len(self.views):
+            joined = of_map if views[0] is None else alone
+        return (
+            joined.log_odds([view.own for view in there]),
+            joined.log_odds([view.by_chance for view in there]),
+        )
+
+
+def _few_batches(
+    space: _Space,
+    others: Int64[np.ndarray, " n"],
+    device: torch.device,
+    rng: np.random.Generator,
+) -> Agreement:
+    """Normalised agreement, a little noisier and much sooner; it is only a first sight."""
+    return normalised_agreement(
+        *space, device, rng=rng, others=others, n_normalisations=JUDGING_NORMALISATIONS
+    )
+
+
+def _relevance(
+    judge: _Judge,
+    spaces: Sequence[_Space | None],
+    asked: Bool[np.ndarray, " V"],
+    image_ids: Int64[np.ndarray, " n"],
+    rng: np.random.Generator,
+) -> Relevance:
+    """How near training pairs are to the pairs asked, in the last space that both are in."""
+    training, held_out = judge.spaces[-1], spaces[-1]
+    if held_out is None:
+        return Relevance(np.zeros(len(image_ids)), 0.5, 0.0)
+    pairs, others = (np.concatenate(space, axis=1) for space in (training, held_out))
+    return held_out_relevance(pairs, others[asked], image_ids, rng=rng)
+
+
+def best(scores: Float[np.ndarray, " n"], share: float) -> Bool[np.ndarray, " n"]:
+    """The given share of the pairs, at least one, of highest score."""
+    chosen = np.zeros(len(scores), dtype=bool)
+    chosen[np.argsort(-scores, kind="stable")[: max(1, round(share * len(scores)))]] = True
+    return chosen
+
+
+def _bar(found: WrongShare | None) -> float:
+    """Log odds from which a pair is right with `CERTAINTY`, where so many are wrong."""
+    share = np.clip(found.share if found else 0.0, SMALLEST_SHARE, 1 - SMALLEST_SHARE)
+    return float(np.log(CERTAINTY / (1 - CERTAINTY)) + np.log(share / (1 - share)))
+
+
+def _enough(trusted: Bool[np.ndarray, " V"], log_odds: Float[np.ndarray, " V"]) -> np.ndarray:
+    """The trusted pairs, with the best of the others where they are too few to be asked."""
+    needed = min(FEWEST_TRUSTED, len(trusted)) - int(trusted.sum())
+    if needed > 0:
+        trusted = trusted.copy()
+        order = np.lexsort((-log_odds, trusted))
+        trusted[order[:needed]] = True
+    return trusted
+
+
+def _readable(found: WrongShare | None) -> dict[str, float | None]:
+    names = ("share", "low", "high")
+    return {name: getattr(found, name) if found else None for name in names}

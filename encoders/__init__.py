@@ -1,0 +1,1 @@
+"""What turns images and captions into features and embeddings."""

@@ -1,0 +1,204 @@
+"""Pretrained encoders through transformers.
+
+CLIP (Radford et al. 2021, arXiv 2103.00020) and SigLIP (Zhai et al. 2023, arXiv 2303.15343; the
+fixed resolutions of SigLIP 2, arXiv 2502.14786), from a folder, the cache or the Hub.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from jaxtyping import Float32
+
+from artifacts.settings import InputError
+from encoders.base import (
+    DEFAULT_MODEL,
+    EMBEDDED_WARNING,
+    EmbeddingConfig,
+    Encoded,
+    Encoder,
+    resolve_dtype,
+    to_numpy,
+)
+from encoders.embedded import EmbeddedEncoder
+from sources.online import hub_answers
+
+logger = logging.getLogger(__name__)
+MAX_ASPECT_RATIO = 16  # what is longer is cropped before a processor scales its short side up
+
+
+def load_encoder(config: EmbeddingConfig, *, device: torch.device) -> Encoder:
+    """The encoder that the settings ask for. Only `auto` falls back.
+
+    Raises:
+        InputError: the model cannot be had, or is neither CLIP nor SigLIP.
+    """
+    dtype = resolve_dtype(config.precision, device)
+    if config.encoder_model == "embedded":
+        return EmbeddedEncoder(device, dtype)
+    if config.encoder_model != "auto":
+        return load_pretrained(config.encoder_model, device, dtype)
+    try:
+        return load_pretrained(DEFAULT_MODEL, device, dtype)
+    except InputError as error:
+        logger.warning("%s (%s)", EMBEDDED_WARNING, error)
+        return EmbeddedEncoder(device, dtype)
+
+
+# --- CLIP and SigLIP ------------------------------------------------------------------------------
+
+
+class PretrainedEncoder(Encoder):
+    """A CLIP or SigLIP model of transformers.
+
+    The features are each tower's pooled output. CLIP projects them to the joint space; SigLIP has
+    no projection, its features lie there already.
+    """
+
+    def __init__(
+        self, name: str, model: Any, image_processor: Any, tokenizer: Any, device: torch.device
+    ) -> None:
+        self.name = name
+        self._model, self._device = model.eval().to(device), device
+        self._image_processor, self._tokenizer = image_processor, tokenizer
+        self._is_siglip = model.config.model_type == "siglip"
+
+    def preprocess(self, image: PIL.Image.Image) -> Float32[np.ndarray, "3 h w"]:
+        """The model's own scaling, cropping and normalisation."""
+        batch = self._image_processor(images=crop_strip(image), return_tensors="np")
+        return np.asarray(batch["pixel_values"][0], np.float32)
+
+    def encode_images(self, pixels: Float32[np.ndarray, "m 3 h w"]) -> Encoded:
+        """Pooled output of the vision tower and its projection, in one pass."""
+        batch = torch.from_numpy(pixels).to(self._device, self._model.dtype)
+        with torch.inference_mode():
+            pooled = self._model.vision_model(pixel_values=batch).pooler_output
+            projected = pooled if self._is_siglip else self._model.visual_projection(pooled)
+        return Encoded(to_numpy(pooled), to_numpy(projected))
+
+    def encode_texts(self, captions: Sequence[str]) -> Encoded:
+        """Pooled output of the text tower and its projection, in one pass.
+
+        SigLIP was trained on lower-case text padded to full length without a mask.
+        """
+        tokens = self._tokenizer(
+            [caption.lower() if self._is_siglip else caption for caption in captions],
+            padding="max_length" if self._is_siglip else "longest",
+            truncation=True,
+            max_length=self._model.config.text_config.max_position_embeddings,
+            return_attention_mask=not self._is_siglip,
+            return_token_type_ids=False,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            pooled = self._model.text_model(**tokens.to(self._device)).pooler_output
+            projected = pooled if self._is_siglip else self._model.text_projection(pooled)
+        return Encoded(to_numpy(pooled), to_numpy(projected))
+
+
+def crop_strip(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The middle of an image that is very long and thin, other images as they are.
+
+    CLIP's processor scales the short side to the model's size before it crops: a line of pixels
+    would fill the memory.
+    """
+    limit = MAX_ASPECT_RATIO * min(image.size)
+    if max(image.size) <= limit:
+        return image
+    width, height = min(image.width, limit), min(image.height, limit)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def load_pretrained(name: str, device: torch.device, dtype: torch.dtype) -> PretrainedEncoder:
+    """A CLIP or SigLIP model from a local folder, the Hub's cache or the Hub.
+
+    The Hub is asked only for what is not cached. Weights are read from safetensors alone, and no
+    code of a repository is run.
+
+    Raises:
+        InputError: the model cannot be had, is of another type, or its files are damaged.
+    """
+    options = {"local_files_only": _is_local(name), "trust_remote_code": False}
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **options)
+        _check_model_type(name, config.model_type)
+        model, report = transformers.AutoModel.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+        image_processor = transformers.AutoImageProcessor.from_pretrained(
+            name, backend="pil", **options
+        )
+        # SigLIP's own class needs sentencepiece; its tokenizer.json holds the same.
+        tokenizer_class = (
+            transformers.PreTrainedTokenizerFast
+            if config.model_type == "siglip"
+            else transformers.AutoTokenizer
+        )
+        tokenizer = tokenizer_class.from_pretrained(name, **options)
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise nearly anything
+        problem = (str(error) or repr(error)).splitlines()[0]
+        raise InputError(
+            f"--encoder_model {name} cannot be loaded: {problem}; give the Hub id or the folder of "
+            "a whole CLIP or SigLIP model with safetensors weights, or use --encoder_model embedded"
+        ) from error
+    return PretrainedEncoder(name, model, image_processor, tokenizer, device)
+
+
+def _is_local(name: str) -> bool:
+    """Whether a model lies in a folder or in the Hub's cache; otherwise the Hub has it.
+
+    Raises:
+        InputError: neither is the case.
+    """
+    if os.path.isdir(name) or _is_cached(name):
+        return True
+    if hub_answers(name, "model"):
+        return False
+    raise InputError(
+        f"--encoder_model {name} is no folder, not in the local cache, and the Hub does not offer "
+        "it or does not answer; check the name and the network, or use --encoder_model embedded"
+    )
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    def has(file: str) -> bool:
+        return isinstance(try_to_load_from_cache(name, file), str)
+
+    try:
+        return has("config.json") and (
+            has("model.safetensors") or has("model.safetensors.index.json")
+        )
+    except HFValidationError:
+        return False
+
+
+def _check_model_type(name: str, model_type: str) -> None:
+    if model_type not in ("clip", "siglip"):
+        raise InputError(
+            f"--encoder_model {name} is a model of type {model_type or 'unknown'}; "
+            "only the types clip and siglip are supported"
+        )

@@ -1,0 +1,1 @@
+"""The dual encoder, its pairs and its training."""

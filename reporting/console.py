@@ -1,0 +1,53 @@
+"""The end of a run on the terminal."""
+
+from __future__ import annotations
+
+import posixpath
+
+from reporting.estimate import doubts
+from reporting.figures.methods import rank_methods
+from reporting.findings import kept_sentence, skipped_sentence
+from reporting.standing import trust_warnings, wrong_captions_sentence
+from reporting.summary import Summary, recall
+from reporting.verdicts import against, compare
+from reporting.words import COMPARISON_LABELS, INFLUENCESPACE, RANDOM, method_label, shorten
+
+MAX_CONSOLE_WARNINGS = 4
+MAX_CONSOLE_METHODS = 12
+
+
+# --- The end of the run -----------------------------------------------------------------------
+
+
+def console_summary(summary: Summary) -> str:
+    """At most 28 lines: what was kept, the table, the verdict and where to look."""
+    told = [*summary.run["warnings"], *trust_warnings(summary)]
+    first_sentences = (w.partition(". ")[0].rstrip(".") + "." for w in told)
+    warnings = [shorten(sentence, 240) for sentence in first_sentences]
+    lines = [f"! {w}" for w in warnings[:MAX_CONSOLE_WARNINGS]]
+    if len(warnings) > MAX_CONSOLE_WARNINGS:
+        lines.append(f"! and {len(warnings) - MAX_CONSOLE_WARNINGS} more warnings")
+    doubt = doubts(summary) if summary.sample_weights is not None else ""
+    sentences = (skipped_sentence(summary), wrong_captions_sentence(summary), doubt)
+    lines += [kept_sentence(summary), *filter(None, sentences)]
+    lines += _console_table(summary)
+    for comparison, methods in summary.metrics.items():
+        if {INFLUENCESPACE, RANDOM} <= set(methods):
+            v = compare(summary, comparison, INFLUENCESPACE, RANDOM)
+            lines.append(f"{COMPARISON_LABELS[comparison]}: InfluenceSpace {against(v, 'random')}.")
+    folder = str(summary.run["settings"].get("output_dir", "."))
+    lines.append(f"Results: {posixpath.join(folder, 'results/results.md')}")
+    lines.append(f"Curated pairs: {posixpath.join(folder, 'stage3/curated_indices.npy')}")
+    return "\n".join(lines)
+
+
+def _console_table(summary: Summary) -> list[str]:
+    if not summary.metrics:
+        return []
+    methods = rank_methods(summary.metrics, "mean_recall")
+    header = "".join(f"{COMPARISON_LABELS[c].lower():>24}" for c in summary.metrics)
+    lines = ["", f"{'Mean recall (%)':<30}{header}"]
+    for method in methods[:MAX_CONSOLE_METHODS]:
+        cells = "".join(f"{recall(summary, c, method):>24}" for c in summary.metrics)
+        lines.append(f"{shorten(method_label(method), 29):<30}{cells}")
+    return [*lines, ""]

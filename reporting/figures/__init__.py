@@ -1,0 +1,1 @@
+"""Figures from plain arrays and dicts, as matplotlib figures that the caller saves."""

@@ -1,0 +1,197 @@
+"""How every figure looks: colours, markers, axes, labels.
+
+Object-oriented matplotlib alone, without pyplot or other global state: the same data give the same
+bytes. Colours are those of Okabe & Ito (2008), which colour-blind readers tell apart, with further
+ones for the later rivals; where methods are told apart by colour, each has a marker of its own and
+its name beside. InfluenceSpace is always the same blue, the full data dark grey, rivals muted.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
+
+from reporting.words import ENCODER, FULL, INFLUENCESPACE, LABEL_WIDTH, method_label, plain
+
+INK, GREY, MUTED, PALE = "#222222", "#666666", "#B9C3CC", "#E6E9EC"
+LINE_COLORS = {
+    INFLUENCESPACE: "#0072B2",
+    FULL: "#4D4D4D",
+    "random": "#999999",
+    "clip_score_filtering": "#E69F00",
+    "diversity_sampling": "#009E73",
+    "coreset_selection": "#CC79A7",
+    "individual_influence": "#56B4E9",
+    "semdedup": "#661100",
+    "density_pruning": "#DDCC77",
+    "neg_clip_loss": "#8C510A",
+    "neg_clip_loss_normsim": "#999933",
+    "text_alpha_sampling": "#000000",
+    "gradient_similarity": "#332288",
+}
+METHOD_MARKERS = {
+    INFLUENCESPACE: "o",
+    FULL: "s",
+    "random": "X",
+    "clip_score_filtering": "D",
+    "diversity_sampling": "^",
+    "coreset_selection": "v",
+    "individual_influence": "P",
+    "semdedup": "<",
+    "density_pruning": ">",
+    "neg_clip_loss": "p",
+    "neg_clip_loss_normsim": "h",
+    "text_alpha_sampling": "*",
+    "gradient_similarity": "d",
+}
+CATEGORY_COLORS = {"harmful": "#D55E00", "neutral": "#999999", "beneficial": "#009E73"}
+ERROR_STYLE: dict[str, Any] = {
+    "fmt": "none",
+    "ecolor": INK,
+    "elinewidth": 1.0,
+    "capsize": 2.5,
+}
+BESIDE: dict[str, Any] = {  # a value to the right of what it belongs to
+    "xytext": (6, 0),
+    "textcoords": "offset points",
+    "va": "center",
+    "fontsize": 8.5,
+    "color": INK,
+}
+ON_WHITE: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+DPI = 150
+
+
+# --- Shared style -----------------------------------------------------------------------------
+
+
+def new_figure(width: float, height: float, title: str, note: str = "") -> Figure:
+    """An empty figure with its title and, small below it, a note."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    wrapped = textwrap.fill(title, int(width * 10))
+    figure.suptitle(wrapped, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    if note:
+        wrapped = textwrap.fill(note, int(width * 15))
+        figure.supxlabel(wrapped, x=0.01, ha="left", fontsize=8, color=GREY)
+    return figure
+
+
+def style_axes(axes: Axes, title: str = "", *, x: str = "", y: str = "", grid: str = "x") -> None:
+    """Title, labels and grid of axes, without a frame above and on the right."""
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel(x, fontsize=9, color=INK)
+    axes.set_ylabel(y, fontsize=9, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(labelsize=8.5, color=MUTED, labelcolor=INK)
+    axes.grid(axis=grid, color=PALE, linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+
+
+def say(axes: Axes, text: str) -> None:
+    """An empty panel that says why."""
+    axes.set_axis_off()
+    axes.text(0, 0.9, text, transform=axes.transAxes, va="top", fontsize=9, color=GREY, wrap=True)
+
+
+def bar_color(method: str) -> str:
+    """InfluenceSpace and the full data in their own colours, the encoder white, rivals muted."""
+    own = {INFLUENCESPACE, FULL}
+    return LINE_COLORS[method] if method in own else "white" if method == ENCODER else MUTED
+
+
+def line_color(method: str) -> str:
+    """The method's own colour, grey where it has none."""
+    return LINE_COLORS.get(method, GREY)
+
+
+def method_marker(method: str) -> str:
+    """The method's own marker, a dot where it has none."""
+    return METHOD_MARKERS.get(method, "o")
+
+
+def method_rows(methods: Sequence[str]) -> dict[str, float]:
+    """Heights of the methods' rows from the top; full data and the encoder stand apart."""
+    same_size = [m for m in methods if m not in (FULL, ENCODER)]
+    references = [m for m in (FULL, ENCODER) if m in methods]
+    gap = 0.4 if same_size else 0.0
+    rows = {m: float(i) for i, m in enumerate(same_size)}
+    return rows | {m: len(same_size) + gap + i for i, m in enumerate(references)}
+
+
+def name_rows(axes: Axes, rows: Mapping[str, float]) -> None:
+    """Methods' names at the rows of an axis."""
+    axes.set_yticks(list(rows.values()), [plain(method_label(m), LABEL_WIDTH) for m in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(max(rows.values()) + 0.6, min(rows.values()) - 0.6)
+    for label, method in zip(axes.get_yticklabels(), rows, strict=False):  # no labels if shared
+        label.set_fontweight("bold" if method == INFLUENCESPACE else "normal")
+
+
+def method_bars(
+    axes: Axes,
+    rows: Mapping[str, float],
+    cells: Mapping[str, Mapping[str, Any]],
+    texts: Mapping[str, str],
+) -> None:
+    """A horizontal bar from zero for each method, its spread where there is one, its value."""
+    means = {m: float(cells[m]["mean"] or 0.0) for m in rows}
+    spreads = {m: float(cells[m]["std"] or 0.0) for m in rows}
+    reach = max(means[m] + spreads[m] for m in rows) or 1.0
+    for method, row in rows.items():
+        edge = GREY if method == ENCODER else bar_color(method)
+        axes.barh(row, means[method], 0.72, color=bar_color(method), edgecolor=edge, linewidth=0.8)
+        if spreads[method]:
+            axes.errorbar(means[method], row, xerr=spreads[method], **ERROR_STYLE)
+        weight = "bold" if method == INFLUENCESPACE else "normal"
+        end = means[method] + spreads[method]
+        axes.annotate(texts[method], (end, row), **BESIDE, fontweight=weight)
+    axes.set_xlim(0, 1.32 * reach)
+
+
+def spread_out(
+    positions: Float[np.ndarray, " n"], gap: float, low: float, high: float
+) -> Float[np.ndarray, " n"]:
+    """Positions at least `gap` apart within bounds, in the same order, as near as can be.
+
+    The least-squares solution: isotonic regression of the sorted positions less i * gap, clipped.
+    """
+    order = np.argsort(positions, kind="stable")
+    offsets = gap * np.arange(len(positions))
+    apart = np.empty(len(positions))
+    nearest = isotonic_regression(positions[order] - offsets).x
+    apart[order] = np.clip(nearest, low, high - offsets[-1]) + offsets
+    return apart
+
+
+def label_right(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Names the methods at the right edge, with a thin line from each one's point."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * min(0.065, 1 / len(points))
+    heights = spread_out(np.array([y for _, y in points.values()]), gap, low, high)
+    for (method, point), height in zip(points.items(), heights, strict=True):
+        axes.annotate(
+            plain(method_label(method), LABEL_WIDTH),
+            point,
+            xytext=(1.04, float(height)),
+            textcoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8.5,
+            color=INK,
+            fontweight="bold" if method == INFLUENCESPACE else "normal",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": line_color(method),
+                "linewidth": 0.7,
+                "relpos": (0, 0.5),
+            },
+            annotation_clip=False,
+        )

@@ -1,0 +1,180 @@
+"""How numbers, names and Markdown are written: on the page, in figures and on the terminal."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import FT2Font
+
+FULL, INFLUENCESPACE, ENCODER = "full", "influencespace", "encoder"
+METHOD_LABELS = {
+    INFLUENCESPACE: "InfluenceSpace",
+    FULL: "Full data",
+    "random": "Random",
+    "clip_score_filtering": "CLIP score",
+    "diversity_sampling": "Diversity",
+    "coreset_selection": "Coreset (k-centre)",
+    "individual_influence": "Per-pair influence (DataInf)",
+    "semdedup": "SemDeDup",
+    "density_pruning": "Density-based pruning",
+    "neg_clip_loss": "negCLIPLoss",
+    "neg_clip_loss_normsim": "negCLIPLoss + NormSim",
+    "text_alpha_sampling": "Text sampling (α = 0.5)",
+    "gradient_similarity": "Gradient similarity",
+    ENCODER: "Encoder's own joint space",
+}
+COMPARISON_LABELS = {
+    "same_epochs": "Same number of epochs",
+    "same_steps": "Same number of steps",
+}
+SPLIT_LABELS = {"train": "Training", "validation": "Validation", "test": "Test"}
+CATEGORIES = ("harmful", "neutral", "beneficial")
+CHECK_LABELS = {  # of the influence estimate, against retraining
+    "loco": "One cluster left out",
+    "small_weight": "One cluster at 0.9 of its weight",
+    "lds": "A random half of the clusters left out",
+}
+LABEL_WIDTH = 44  # characters
+RANDOM = "random"
+COMPARISON_SHORT = {"same_epochs": "same epochs", "same_steps": "same steps"}
+FAULT_LABELS = {
+    "wrong_caption": "wrong captions",
+    "boilerplate": "boilerplate captions",
+    "near_copy": "near copies",
+    "rare group": "the rare group",
+    "good": "good pairs",
+}
+FREE_PREDICTIONS = {  # of influence, beside the estimate
+    "size": "cluster size",
+    "clip_score": "mean CLIP score",
+    "gradient_similarity": "gradient similarity",
+}
+
+
+# --- Text -------------------------------------------------------------------------------------
+
+
+def method_label(method: str) -> str:
+    """The method's name for people."""
+    return METHOD_LABELS.get(method, method.replace("_", " ").capitalize())
+
+
+def shorten(text: str, width: int) -> str:
+    """The text on one line of at most `width` characters, with an ellipsis where it was cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def plain(text: str, width: int = 1000) -> str:
+    """One line of at most `width` characters that matplotlib draws as it stands.
+
+    Dollar signs open no mathematics, and a character that the font lacks is drawn as a box.
+    """
+    font = _font()
+    line = "".join(c if font.get_char_index(ord(c)) else "□" for c in shorten(text, width))
+    return line.replace("$", r"\$")
+
+
+@functools.cache
+def _font() -> FT2Font:
+    return get_font(findfont(FontProperties()))
+
+
+def count(n: int, noun: str) -> str:
+    """A number of things."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def cluster_label(cluster: int, terms: Sequence[str]) -> str:
+    """A cluster's number and what it is about."""
+    return plain(f"{cluster}: {', '.join(terms)}" if terms else f"cluster {cluster}", LABEL_WIDTH)
+
+
+def mean_and_spread(cell: Mapping[str, Any], digits: int = 1) -> str:
+    """A mean with its standard deviation, or alone where one value has no spread."""
+    mean = f"{cell['mean']:,.{digits}f}"
+    return mean if cell["std"] is None else f"{mean} ± {cell['std']:,.{digits}f}"
+
+
+def seconds_text(seconds: float, digits: int | None = None) -> str:
+    """Seconds with a decimal, below one second with two; what rounds to nothing as `<0.1`."""
+    digits = (1 if seconds >= 1 else 2) if digits is None else digits
+    if 0 < seconds < 0.5 * 10**-digits:
+        return f"<{10**-digits:.{digits}f}"
+    return f"{seconds:,.{digits}f}" if seconds else "0"
+
+
+def seconds_and_spread(cell: Mapping[str, Any]) -> str:
+    """Mean seconds with their standard deviation, or alone where one run has no spread."""
+    mean = seconds_text(cell["mean"])
+    if cell["std"] is None:
+        return mean
+    return f"{mean} ± {seconds_text(cell['std'], 1 if cell['mean'] >= 1 else 2)}"
+
+
+def signed(value: float) -> str:
+    """A number with its sign, with a decimal where it is small."""
+    return f"{value:+,.{0 if abs(value) >= 10 else 1}f}"
+
+
+# --- Markdown ---------------------------------------------------------------------------------
+
+
+def escape(text: Any, width: int = 160) -> str:
+    """Text from outside as one line of Markdown that shows it as it is, in a table too."""
+    special = r"[\\`*\[\]<>|~$]|(?<![^\W_])_|_(?![^\W_])"  # an underscore inside a word is none
+    return re.sub(special, r"\\\g<0>", shorten(str(text), width))
+
+
+def paragraphs(parts: Iterable[str]) -> str:
+    """The parts that are not empty, apart by blank lines."""
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], n_left: int = 1) -> str:
+    """A Markdown table; the first `n_left` columns to the left, the others to the right."""
+    rule = [":--" if i < n_left else "--:" for i in range(len(header))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+
+def bullets(items: Sequence[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {item}" for item in items)
+
+
+# --- Numbers and names ------------------------------------------------------------------------
+
+
+def share(part: float, whole: float) -> str:
+    """A share in percent."""
+    return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
+def quantity(value: float | None, digits: int = 2) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def enumerate_words(words: Sequence[str]) -> str:
+    """Words joined as in a sentence."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def method_name(method: str) -> str:
+    """The method in a table, InfluenceSpace in bold."""
+    label = escape(method_label(method))
+    return f"**{label}**" if method == INFLUENCESPACE else label
+
+
+def names(methods: Sequence[str]) -> str:
+    """Methods joined as in a sentence."""
+    return enumerate_words([escape(method_label(m)) for m in methods])
+
+
+def fault_label(fault: str) -> str:
+    """A kind of fault for people."""
+    return FAULT_LABELS.get(fault, escape(fault.replace("_", " ")))

@@ -1,0 +1,424 @@
+"""Pairs whose embeddings exist already, in clip-retrieval's layout: the rows stand for the images.
+
+Three folders hold files that belong together by number, 2 before 10: `img_emb` and `text_emb` one
+row of floats a pair (.npy), `metadata` its caption and what else is known (.parquet). Embeddings
+are mapped into memory and read where and when they are wanted; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
+
+from artifacts.settings import InputError
+from sources.base import SPLITS, Caption, DataConfig, ImageRecord, PairSource, UnusableImage
+from sources.combined import FIRST_POSITIONS, CombinedSource, HeldOut, held_out_sets, open_parts
+from sources.paths import read_file
+from sources.splits import IndexedSource, digest, official_split
+from sources.vectors import (
+    BLOCK_ROWS,
+    EMBEDDING_NOT_USABLE,
+    SUFFIXES,
+    Vectors,
+    check_shapes,
+    find_problems,
+    input_error,
+    is_usable,
+    length_fault,
+    paired_files,
+    refuse,
+    row_lengths,
+    unit_rows,
+)
+
+logger = logging.getLogger(__name__)
+CAPTION_COLUMNS = ("caption", "title", "text", "comment", "description")
+OTHER_COLUMNS = ("image_path", "key", "uid", "split")
+SAME_IMAGE_COSINE = 0.99  # far below what batches and float16 do to the embedding of one image
+
+
+class EmbeddingSource(IndexedSource):
+    """Pairs whose images are rows; the photographs themselves may lie in a folder."""
+
+    def __init__(self, *args: Any, image_root: Path | None) -> None:
+        """`image_root` is where image_path starts from; the rest is as in `IndexedSource`."""
+        super().__init__(*args)
+        self._image_root = image_root
+
+    def read_image(self, key: str) -> bytes:
+        """The bytes of a photograph, never those of its embedding.
+
+        Raises:
+            KeyError: there is no folder of photographs, no such image or no path of it.
+            UnusableImage: its path leads out of the folder.
+            OSError: the file cannot be read.
+        """
+        member = self._by_key[key].member
+        if self._image_root is None or not member:
+            raise KeyError(key)
+        return read_file(self._image_root, member)
+
+
+@dataclass(frozen=True)
+class EmbeddingFiles:
+    """Embeddings on disk.
+
+    Attributes:
+        source: the pairs; an image's bytes are its embedding, little-endian float32.
+        name: what stands for the encoder in reports.
+        texts: text embeddings by position.
+        held_out: those of the pairs that come from elsewhere, by their first position.
+    """
+
+    source: PairSource
+    name: str
+    texts: Vectors = field(repr=False)
+    held_out: Mapping[int, Vectors] = field(default_factory=dict, repr=False)
+
+    def decode(self, data: bytes) -> Float32[np.ndarray, " d"]:
+        """The unit image embedding in what a record of `source` reads.
+
+        Raises:
+            UnusableImage: values that are not finite, or all zero.
+        """
+        row = np.frombuffer(data, "<f4").astype(np.float32)[np.newaxis]
+        length = float(row_lengths(row)[0])
+        if not is_usable(np.array([length]))[0]:
+            raise UnusableImage(EMBEDDING_NOT_USABLE, f"its {length_fault(length)}")
+        unit: np.ndarray = unit_rows(row)[0]
+        return unit
+
+    def texts_at(self, positions: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+        """Unit text embeddings of the pairs at these positions of the source.
+
+        Raises:
+            InputError: one is not finite or all zero, or a file cannot be read any more.
+        """
+        parts = {0: self.texts, **self.held_out}
+        firsts = np.array(sorted(parts), np.int64)
+        owners = firsts[np.searchsorted(firsts, positions, side="right") - 1]
+        units = np.empty((len(positions), self.texts.width), np.float32)
+        for first, texts in parts.items():
+            here = owners == first
+            units[here] = _unit_texts(texts, positions[here] - first)
+        return units
+
+
+def open_embeddings(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
+    """The embeddings of `config.embeddings_dir`, and those that held-out pairs are taken from.
+
+    Raises:
+        InputError: see `_open_files`; or embeddings of different widths.
+    """
+    config.warn_of_unused(("caption_column",), "--embeddings_dir")
+    held_out = held_out_sets(config)
+    if not held_out:
+        return _open_files(config, rng)
+    pool, others = open_parts(config, held_out, rng, _open_files)
+    for split, files in others.items():
+        _check_widths(pool, files, held_out[split], config)
+    source = CombinedSource(pool.source, held_out, {split: f.source for split, f in others.items()})
+    texts = {FIRST_POSITIONS[split]: files.texts for split, files in others.items()}
+    return EmbeddingFiles(source, pool.name, pool.texts, texts)
+
+
+def _check_widths(
+    pool: EmbeddingFiles, files: EmbeddingFiles, held_out: HeldOut, config: DataConfig
+) -> None:
+    if files.texts.width != pool.texts.width:
+        raise InputError(
+            f"{held_out.flag} {held_out.place} has rows of {files.texts.width:,} values, "
+            f"--embeddings_dir {config.embeddings_dir} of {pool.texts.width:,}; make both with one "
+            "encoder"
+        )
+
+
+def _open_files(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
+    """The embeddings of `config.embeddings_dir` alone, every row a candidate pair.
+
+    Rows of the same image_path are captions of one image, unless their image embeddings differ.
+    A row whose image or text embedding is not finite or zero is an image of its own, which is
+    skipped when it is read. Official splits come from a column `split` that names one in every row.
+
+    Raises:
+        InputError: a file is missing, damaged or no table of floats, files do not fit together, or
+            there is no caption column.
+    """
+    root = _embeddings_root(config)
+    image_root = None if config.data_dir is None else Path(config.data_dir)
+    if image_root is not None and not image_root.is_dir():
+        raise InputError(
+            f"--data_dir {config.data_dir} is not a folder; give the one that image_path of "
+            "--embeddings_dir starts from, or leave it out"
+        )
+    files = paired_files(root)
+    images, texts = Vectors(root, [f[0] for f in files]), Vectors(root, [f[1] for f in files])
+    tables = [_read_metadata(root, file, config.caption_column) for _, _, file in files]
+    check_shapes(images, texts, [file for _, _, file in files], [len(t.captions) for t in tables])
+    problems = find_problems(images, texts)
+    rows = _Rows(files, tables)
+    owners = _same_images(rows.paths, problems, images)
+    official = _records(rows, owners, problems, images)
+    paths = [root / file for part in files for file in part]
+    versions = [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    fingerprint = digest("embeddings", files, versions, [table.columns for table in tables])
+    name = f"embeddings in {config.embeddings_dir}"
+    n_images = len({owner for owner in owners.tolist() if owner not in problems})
+    description = f"{name}: {n_images:,} images, {len(owners):,} captions"
+    if problems:
+        description += f", {len(problems):,} rows not usable"
+    about = ("embeddings", description, fingerprint)
+    source = EmbeddingSource(*about, official, config.limits(), rng, image_root=image_root)
+    return EmbeddingFiles(source, name, texts)
+
+
+def _unit_texts(texts: Vectors, positions: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+    """The rows at these positions at unit length.
+
+    Raises:
+        InputError: one is not finite or all zero, or a file cannot be read any more.
+    """
+    rows = texts.at(positions)
+    unusable = np.flatnonzero(~is_usable(row_lengths(rows)))
+    if len(unusable):
+        place = texts.place(int(positions[unusable[0]]))
+        raise texts.error(f"{place} is not finite or all zero; leave this pair out")
+    return unit_rows(rows)
+
+
+# --- Which files ----------------------------------------------------------------------------------
+
+
+def _embeddings_root(config: DataConfig) -> Path:
+    if not config.embeddings_dir or not os.path.isdir(config.embeddings_dir):
+        given = config.embeddings_dir
+        problem = f"{given} is not a folder" if given else "is needed"
+        raise InputError(f"--embeddings_dir {problem}; give one with {', '.join(SUFFIXES)} in it")
+    return Path(config.embeddings_dir)
+
+
+# --- Metadata -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """A metadata file.
+
+    Attributes:
+        columns: name in the file of every column that is used, by what it is used for.
+        captions: None where there is none.
+        others: those of `OTHER_COLUMNS` that there are, "" where a cell is empty.
+    """
+
+    columns: dict[str, str]
+    captions: list[str | None]
+    others: dict[str, list[str]]
+
+
+def _read_metadata(root: Path, file: str, caption_column: str) -> _Metadata:
+    """The columns of a metadata file that are used.
+
+    Raises:
+        InputError: it is damaged, or lacks a caption column or one of texts.
+    """
+    try:
+        with pq.ParquetFile(root / file, page_checksum_verification=True) as parquet:
+            columns = _choose_columns(root, file, parquet.schema_arrow.names, caption_column)
+            table = parquet.read(columns=list(columns.values()), use_threads=False)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file raises whatever Arrow raises
+        problem = str(error).partition("\n")[0]
+        remedy = "write it again as parquet"
+        raise input_error(root, f"{file} is damaged or no parquet ({problem}); {remedy}") from error
+    for use, name in columns.items():
+        kind = table.column(name).type
+        if not is_text(kind) and (use == "caption" or not pa.types.is_integer(kind)):
+            raise input_error(
+                root, f"{file}: column {name} holds {kind}, not text; write it as strings"
+            )
+    cells = {use: _cells(table.column(name)) for use, name in columns.items()}
+    captions = cells.pop("caption")
+    others = {use: [text or "" for text in texts] for use, texts in cells.items()}
+    return _Metadata(columns, captions, others)
+
+
+def _choose_columns(
+    root: Path, file: str, names: Sequence[str], caption_column: str
+) -> dict[str, str]:
+    """Name of every column that is used, by what it is used for."""
+    known = {name.casefold(): name for name in reversed(names)}
+    if caption_column in names:
+        caption: str | None = caption_column
+    elif caption_column != DataConfig.caption_column:
+        raise InputError(
+            f"--caption_column {caption_column}: no such column in {file} of --embeddings_dir "
+            f"{root}; there are {', '.join(names)}"
+        )
+    else:
+        caption = next((known[name] for name in CAPTION_COLUMNS if name in known), None)
+    if caption is None:
+        raise input_error(
+            root,
+            f"{file} has no caption column (one of {', '.join(CAPTION_COLUMNS)}) among "
+            f"{', '.join(names)}; name it with --caption_column",
+        )
+    return {"caption": caption, **{use: known[use] for use in OTHER_COLUMNS if use in known}}
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text, dictionary-encoded or not, or nothing at all."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = ("is_null", "is_string", "is_large_string", "is_string_view")
+    return any(getattr(pa.types, test)(kind) for test in tests)
+
+
+def _cells(column: Any) -> list[str | None]:
+    """The texts of a `pyarrow.ChunkedArray`; what is no UTF-8, and NUL, become U+FFFD.
+
+    Whole numbers are written out, as keys may be.
+    """
+    cells = column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+    return [
+        None if cell is None else cell.decode("utf-8", "replace").replace("\0", "\ufffd")
+        for cell in cells
+    ]
+
+
+# --- Records --------------------------------------------------------------------------------------
+
+
+class _Rows:
+    """What is known of every row besides its embeddings, all files one below the other.
+
+    Attributes:
+        captions: None where there is none.
+        paths: image_path, or "".
+        uids: 32 hex digits, or "".
+        splits: name of a split, or "".
+        names: what the rows are called, not yet unique.
+        shards: path of the file that holds the image embedding.
+        numbers: of the row in its file.
+    """
+
+    def __init__(self, files: Sequence[tuple[str, str, str]], tables: Sequence[_Metadata]) -> None:
+        self.captions = [text for table in tables for text in table.captions]
+        columns = {use: _join_column(tables, use) for use in OTHER_COLUMNS}
+        self.paths, self.splits = columns["image_path"], columns["split"]
+        self.uids = [uid if re.fullmatch("[0-9a-fA-F]{32}", uid) else "" for uid in columns["uid"]]
+        counts = [len(table.captions) for table in tables]
+        self.numbers = [row for n in counts for row in range(n)]
+        self.shards = [part[0] for part, n in zip(files, counts, strict=True) for _ in range(n)]
+        stems = [PurePosixPath(part[2]).stem for part in files]
+        places = [f"{s}/{row}" for s, n in zip(stems, counts, strict=True) for row in range(n)]
+        given = zip(self.paths, columns["key"], places, strict=True)
+        self.names = [path or key or place for path, key, place in given]
+
+
+def _join_column(tables: Iterable[_Metadata], use: str) -> list[str]:
+    return [cell for table in tables for cell in table.others.get(use, [""] * len(table.captions))]
+
+
+def _same_images(
+    paths: Sequence[str], problems: Mapping[int, str], images: Vectors
+) -> Int64[np.ndarray, " n"]:
+    """For every row the first that shows the same image, itself or one before it.
+
+    Names such as 000000001 come again in the next shard of many data sets and mean another image;
+    so rows of one path whose embeddings differ stay apart, with a warning.
+
+    Args:
+        paths: image_path of every row, or "".
+        problems: by row; these rows stay alone.
+        images: embeddings.
+    """
+    owners = np.arange(len(paths))
+    first: dict[str, int] = {}
+    for row, path in enumerate(paths):
+        if path and row not in problems:
+            owners[row] = first.setdefault(path, row)
+    repeats = np.flatnonzero(owners < np.arange(len(paths)))
+    n_other = 0
+    for start in range(0, len(repeats), BLOCK_ROWS):
+        block = repeats[start : start + BLOCK_ROWS]
+        both = unit_rows(images.at(block)), unit_rows(images.at(owners[block]))
+        others = block[np.einsum("nd,nd->n", *both) < SAME_IMAGE_COSINE]
+        owners[others] = others
+        n_other += len(others)
+    if n_other:
+        logger.warning(
+            "--embeddings_dir: %d rows share their image_path with an earlier row but not its "
+            "image embedding; they are taken for other images",
+            n_other,
+        )
+    return owners
+
+
+def _records(
+    rows: _Rows, owners: Int64[np.ndarray, " n"], problems: Mapping[int, str], images: Vectors
+) -> dict[str, list[ImageRecord]]:
+    """The images of every split, each with the captions of all its rows.
+
+    Rows that are no use are named last, so that no usable image gives way to them.
+    """
+    captions: dict[int, list[Caption]] = {}
+    for position, owner in enumerate(owners.tolist()):
+        caption = Caption(position, rows.captions[position], row=rows.numbers[position])
+        captions.setdefault(owner, []).append(caption)
+    order = sorted(captions, key=lambda row: row in problems)
+    keys = _number_repeats(rows.names[row] for row in order)
+    splits = _official_splits(rows.splits)
+    official: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
+    for row, key in zip(order, keys, strict=True):
+        fault = problems.get(row)
+        read = partial(images.bytes_at, row) if fault is None else partial(refuse, fault)
+        # A name of several pairs would be one of none.
+        uids = {rows.uids[caption.position] for caption in captions[row]}
+        record = ImageRecord(
+            *(key, read, tuple(captions[row])),
+            shard=rows.shards[row],
+            member=rows.paths[row],
+            uid=rows.uids[row] if len(uids) == 1 else "",
+            problem=None if fault is None else UnusableImage(EMBEDDING_NOT_USABLE, fault),
+        )
+        official[splits[row]].append(record)
+    return official
+
+
+def _official_splits(names: Sequence[str]) -> list[str]:
+    """The split of every row: as named if all are, else training."""
+    splits = [official_split(name) for name in names]
+    known = [split for split in splits if split is not None]
+    if len(known) == len(splits):
+        return known
+    if known:
+        logger.warning(
+            "--embeddings_dir: the column split names no split in %d of %d rows; it is not used",
+            *(len(splits) - len(known), len(splits)),
+        )
+    return ["train"] * len(splits)
+
+
+def _number_repeats(names: Iterable[str]) -> list[str]:
+    """Every name once as it is; what has the name of another gets #2, #3 and so on."""
+    taken: dict[str, None] = {}
+    n_same: Counter[str] = Counter()
+    for name in names:
+        key = name
+        while key in taken:
+            n_same[name] += 1
+            key = f"{name}#{n_same[name] + 1}"
+        taken[key] = None
+    return list(taken)

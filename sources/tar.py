@@ -1,0 +1,194 @@
+"""Members of a tar file, found by their headers, nothing extracted.
+
+The headers are walked here, block by block with `tarfile.TarInfo`, because `tarfile.TarFile` takes
+a damaged header for the end of the archive and follows a negative size backwards. The format is
+that of POSIX.1-2008 (pax) with GNU's long names.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER
+from sources.paths import storable_name
+
+TRUNCATED_SHARD = "truncated shard"
+NO_PLAIN_MEMBER = "no plain file in its shard"
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+TEXT_BYTES = {"txt": 2**20, "json": 2**22}  # the most that is read of a member of this extension
+MAX_EXTENDED_BYTES = 2**20  # of a pax header or a long name; no path comes near
+MAX_PADDING = 2**20  # bytes after the end mark that are looked at
+_EXTENDED_TYPES = (
+    *(tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+_PLAIN_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a shard that belongs to a sample.
+
+    Attributes:
+        name: path in the shard, as any file can hold it.
+        key: of its sample.
+        extension: in lower case, without the dot.
+        offset: of its data from the start of the shard, bytes.
+        size: of its data, bytes.
+        problem: why it must not be opened, reason and detail, or None.
+        content: what it holds, if it is a text of permitted size.
+    """
+
+    name: str
+    key: str
+    extension: str
+    offset: int
+    size: int
+    problem: tuple[str, str] | None
+    content: bytes | None = None
+
+
+# --- Headers --------------------------------------------------------------------------------------
+
+
+def read_members(file: io.BufferedIOBase, n_bytes: int) -> tuple[list[Member], int, str]:
+    """The members that have a key, with the content of texts; how many are whole; what is damaged.
+
+    Args:
+        file: a shard, open at any place.
+        n_bytes: its size.
+
+    Returns:
+        Members in order, the last one perhaps cut; number of whole members of any kind; what ended
+        the reading before the end mark, or "".
+    """
+    members, n_whole = [], 0
+    try:
+        for member in _headers(file, n_bytes):
+            n_whole += member.problem is None or member.problem[0] != TRUNCATED_SHARD
+            if member.problem is None and member.size <= TEXT_BYTES.get(member.extension, -1):
+                file.seek(member.offset)
+                member = replace(member, content=_read_exactly(file, member.size))
+            if member.extension:
+                members.append(member)
+    except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
+        return members, n_whole, storable_name(str(error)) or type(error).__name__
+    return members, n_whole, ""
+
+
+def _headers(file: io.BufferedIOBase, n_bytes: int) -> Iterator[Member]:
+    """Every member of a tar file, in order; the first one that is cut is the last.
+
+    Raises:
+        tarfile.TarError: a header is damaged, or the end mark is missing.
+        ValueError: a number in a header is none.
+    """
+    offset = 0
+    extended: dict[str, bytes] = {}
+    while True:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+        if len(block) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it ends without an end mark")
+        if not block.strip(b"\0"):
+            if file.read(MAX_PADDING).strip(b"\0"):
+                raise tarfile.ReadError("data follow its end mark")
+            return
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        offset += tarfile.BLOCKSIZE
+        if info.type in _EXTENDED_TYPES:
+            if not 0 <= info.size <= MAX_EXTENDED_BYTES:
+                raise tarfile.ReadError(f"an extended header of {info.size:,} bytes")
+            extended |= _extended_fields(info.type, _read_exactly(file, info.size))
+            offset += _padded(info.size)
+            continue
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            offset += _sparse_map_bytes(file, block)
+        size = int(extended.get("size", info.size))
+        if size < 0:
+            raise tarfile.ReadError(f"a member of {size:,} bytes")
+        if not info.isreg() and info.type in tarfile.SUPPORTED_TYPES:
+            size = 0  # links, folders and devices have no data, whatever their header says
+        member = _member(info, extended, offset, size, is_cut=offset + size > n_bytes)
+        yield member
+        if offset + size > n_bytes:
+            raise tarfile.ReadError(f"{member.name} goes on after the end of the file")
+        offset += _padded(size)
+        extended = {}
+
+
+def _padded(size: int) -> int:
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _read_exactly(file: io.BufferedIOBase, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) < size:
+        raise tarfile.ReadError("it ends within a member")
+    return data
+
+
+def _sparse_map_bytes(file: io.BufferedIOBase, header: bytes) -> int:
+    """Size of the blocks that go on with the map of an old GNU sparse header, which was just read.
+
+    A flag in the header, and then in each block, tells that another one follows.
+    """
+    size, goes_on = 0, header[482]
+    while goes_on:
+        goes_on = _read_exactly(file, tarfile.BLOCKSIZE)[504]
+        size += tarfile.BLOCKSIZE
+    return size
+
+
+def _extended_fields(kind: bytes, content: bytes) -> dict[str, bytes]:
+    """What an extended header says about the member that follows it.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return {"path": content.partition(b"\0")[0]}
+    if kind in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):  # neither names nor sizes a member
+        return {}
+    fields = {}
+    position = 0
+    while position < len(content):  # "<length of this record> <name>=<value>\n"
+        space = content.find(b" ", position, position + 20)
+        end = position + int(content[position : max(space, position)])
+        name, equals, value = content[space + 1 : end].partition(b"=")
+        if end > len(content) or not equals or not value.endswith(b"\n"):
+            raise ValueError("a damaged extended header")
+        fields[name.decode("utf-8", "surrogateescape")] = value[:-1]
+        position = end
+    return fields
+
+
+def _member(
+    info: tarfile.TarInfo, extended: Mapping[str, bytes], offset: int, size: int, *, is_cut: bool
+) -> Member:
+    path = extended.get("GNU.sparse.name", extended.get("path"))
+    name = info.name if path is None else path.decode("utf-8", "surrogateescape")
+    name = storable_name(name).replace("\0", "\ufffd")
+    parts = name.replace("\\", "/").split("/")
+    is_sparse = any(field.startswith("GNU.sparse.") for field in extended)
+    key, extension = sample_key(name)
+    problem = None
+    if not parts[0] or ".." in parts:
+        problem = OUTSIDE_FOLDER, name
+    elif is_sparse or info.type not in _PLAIN_TYPES:
+        problem = NO_PLAIN_MEMBER, name
+    elif extension in IMAGE_EXTENSIONS and size > MAX_FILE_BYTES and not is_cut:
+        problem = FILE_TOO_LARGE, f"{size:,} bytes"
+    if is_cut:
+        problem = TRUNCATED_SHARD, name
+    return Member(name, key, extension, offset, size, problem)
+
+
+def sample_key(name: str) -> tuple[str, str]:
+    """The key of a member's sample, and its extension in lower case; both "" where it has none."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, _, extension = base.partition(".")
+    return (folder + slash + stem, extension.lower()) if stem and extension else ("", "")

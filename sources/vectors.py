@@ -1,0 +1,239 @@
+"""Files of embeddings that belong together by number, mapped into memory and checked."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+from typing import NoReturn
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int64
+from tqdm import tqdm
+
+from artifacts.settings import InputError
+from sources.base import UnusableImage
+
+EMBEDDING_NOT_USABLE = "embedding not usable"
+IMAGE_FOLDER, TEXT_FOLDER, METADATA_FOLDER = "img_emb", "text_emb", "metadata"
+SUFFIXES = {IMAGE_FOLDER: ".npy", TEXT_FOLDER: ".npy", METADATA_FOLDER: ".parquet"}
+MIN_LENGTH = 1e-5  # float16 cannot tell the direction of a shorter row
+BLOCK_ROWS = 2**13  # of embeddings that are looked at together
+MAX_OPEN_FILES = 64  # of each kind; a memory map keeps its file open
+
+
+def input_error(root: Path, problem: str) -> InputError:
+    """What is wrong with a folder of embeddings, with the flag that names it."""
+    return InputError(f"--embeddings_dir {root}: {problem}")
+
+
+def paired_files(root: Path) -> list[tuple[str, str, str]]:
+    """Paths from the folder of the image, text and metadata files that belong together.
+
+    Raises:
+        InputError: a folder or a file is missing, or leads out of `root`.
+    """
+    found = {folder: _list_folder(root, folder, suffix) for folder, suffix in SUFFIXES.items()}
+    counts = {folder: len(files) for folder, files in found.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{folder} {n:,}" for folder, n in counts.items())
+        raise input_error(
+            root, f"the folders hold different numbers of files ({listed}); complete them"
+        )
+    parts = list(zip(*found.values(), strict=True))
+    for part in parts:
+        numbers = [re.findall("[0-9]+", PurePosixPath(file).stem)[-1:] for file in part]
+        if len({int(number) for last in numbers for number in last}) > 1:
+            raise input_error(
+                root, f"{' and '.join(part)} have different numbers; complete or rename the files"
+            )
+    return parts
+
+
+def _list_folder(root: Path, folder: str, suffix: str) -> list[str]:
+    """Visible files of a subfolder in natural order, as paths from `root`."""
+    try:
+        names = [name for name in os.listdir(root / folder) if not name.startswith(".")]
+    except OSError as error:
+        raise input_error(
+            root, f"{folder} cannot be read ({error.strerror}); provide it"
+        ) from error
+    names = sorted((name for name in names if name.endswith(suffix)), key=_natural_order)
+    if not names:
+        raise input_error(root, f"{folder} holds no {suffix} files; provide them")
+    base = os.path.realpath(root)
+    for name in names:
+        path = os.path.realpath(root / folder / name)
+        if os.path.commonpath([base, path]) != base:
+            raise input_error(
+                root, f"{folder}/{name} leads out of the folder; put a copy in its place"
+            )
+        if not os.path.isfile(path):
+            raise input_error(root, f"{folder}/{name} is no plain file; replace it")
+    return [f"{folder}/{name}" for name in names]
+
+
+def _natural_order(name: str) -> tuple[list[str | int], str]:
+    parts = re.split("([0-9]+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+# --- Embeddings -----------------------------------------------------------------------------------
+
+
+class Vectors:
+    """The rows of several .npy files, one file below the other, read when they are wanted.
+
+    Attributes:
+        files: paths from the folder.
+        n_rows: of every file.
+        width: of every row.
+    """
+
+    def __init__(self, root: Path, files: Sequence[str]) -> None:
+        """Reads the headers alone.
+
+        Raises:
+            InputError: a file is no table of floats, or one is wider than another.
+        """
+        self._root, self.files = root, files
+        self._rows = lru_cache(MAX_OPEN_FILES)(partial(_map_rows, root))  # threads may share it
+        shapes = [self._rows(file).shape for file in files]
+        self.n_rows = [int(n) for n, _ in shapes]
+        self.width = int(shapes[0][1])
+        self._ends = np.cumsum(self.n_rows)
+        for file, (_, width) in zip(files, shapes, strict=True):
+            if width != self.width:
+                raise self.error(
+                    f"{file} has rows of {width:,} values, {files[0]} of {self.width:,}; "
+                    "make them with one encoder"
+                )
+
+    def error(self, problem: str) -> InputError:
+        """An error that names the folder."""
+        return input_error(self._root, problem)
+
+    def place(self, position: int) -> str:
+        """Where a row is: its number in its file, from 0, and the file."""
+        part = int(np.searchsorted(self._ends, position, side="right"))
+        return f"row {position - self._first(part):,} of {self.files[part]}"
+
+    def at(self, positions: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+        """The rows at these positions, from 0 over all files, as they are.
+
+        Raises:
+            InputError: a file cannot be read any more.
+        """
+        parts = np.searchsorted(self._ends, positions, side="right")
+        values = np.empty((len(positions), self.width), np.float32)
+        for part in np.unique(parts).tolist():
+            here = parts == part
+            rows = self._rows(self.files[part])[positions[here] - self._first(part)]
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+                values[here] = rows
+        return values
+
+    def bytes_at(self, position: int) -> bytes:
+        """One row as little-endian float32."""
+        row: np.ndarray = self.at(np.array([position]))[0]
+        return row.astype("<f4").tobytes()
+
+    def lengths(self, part: int) -> Float64[np.ndarray, " n"]:
+        """Euclidean length of every row of a file, not finite where one of its values is not."""
+        positions = self._first(part) + np.arange(self.n_rows[part])
+        starts = range(0, len(positions), BLOCK_ROWS)
+        blocks = [row_lengths(self.at(positions[start : start + BLOCK_ROWS])) for start in starts]
+        return np.concatenate([np.empty(0), *blocks])
+
+    def _first(self, part: int) -> int:
+        return int(self._ends[part]) - self.n_rows[part]
+
+
+def _map_rows(root: Path, file: str) -> Float[np.ndarray, "n d"]:
+    """A memory map of a .npy file.
+
+    Raises:
+        InputError: it is no table of floats, or cannot be read.
+    """
+    remedy = "save the embeddings as a float16 or float32 array with np.save"
+    try:
+        rows: np.ndarray = np.lib.format.open_memmap(root / file, mode="r")  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise input_error(
+            root, f"{file} cannot be read ({error.strerror or error}); correct it"
+        ) from error
+    except Exception as error:  # a damaged header makes NumPy raise nearly anything
+        problem = str(error).partition("\n")[0]
+        raise input_error(
+            root, f"{file} is damaged or no plain array ({problem}); {remedy}"
+        ) from error
+    if rows.ndim != 2 or rows.shape[1] == 0 or rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
+        found = f"an array of {rows.dtype} with shape {rows.shape}"
+        raise input_error(root, f"{file} holds {found}, not one row of floats a pair; {remedy}")
+    return rows
+
+
+def row_lengths(rows: Float32[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
+    """Euclidean length of every row; in float64, where no square of a float32 overflows."""
+    lengths: np.ndarray = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+    return lengths
+
+
+def is_usable(lengths: Float64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Whether rows of these lengths have a direction."""
+    usable: np.ndarray = np.isfinite(lengths) & (lengths >= MIN_LENGTH)
+    return usable
+
+
+def length_fault(length: float) -> str:
+    """Why an embedding of this length is not used."""
+    return f"length is {length:.1g}" if np.isfinite(length) else "values are not all finite"
+
+
+def unit_rows(rows: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """The rows divided by their lengths."""
+    units = np.empty(rows.shape, np.float32)
+    np.divide(rows, row_lengths(rows)[:, np.newaxis], out=units, casting="same_kind")
+    return units
+
+
+def check_shapes(
+    images: Vectors, texts: Vectors, metadata: Sequence[str], n_rows: Sequence[int]
+) -> None:
+    """Raise an InputError unless image, text and metadata files have the same rows."""
+    if images.width != texts.width:
+        raise images.error(
+            f"{images.files[0]} has rows of {images.width:,} values, {texts.files[0]} of "
+            f"{texts.width:,}; both must be of one joint space"
+        )
+    for *names, n_images, n_texts, n_captions in zip(
+        *(images.files, texts.files, metadata, images.n_rows, texts.n_rows, n_rows), strict=True
+    ):
+        counts = (n_images, n_texts, n_captions)
+        if len(set(counts)) > 1:
+            listed = ", ".join(f"{f} {n:,}" for f, n in zip(names, counts, strict=True))
+            raise images.error(f"different numbers of rows ({listed}); make these files again")
+    if not sum(n_rows):
+        raise images.error("the files hold no rows; provide embeddings")
+
+
+def find_problems(images: Vectors, texts: Vectors) -> dict[int, str]:
+    """What is wrong with every pair, by position, whose image or text row cannot be used."""
+    problems: dict[int, str] = {}
+    first = 0
+    parts = range(len(images.files))
+    for part in tqdm(parts, desc="embeddings", unit="file", disable=None, leave=False):
+        for vectors in (images, texts):
+            lengths = vectors.lengths(part)
+            for row in np.flatnonzero(~is_usable(lengths)).tolist():
+                fault = f"{vectors.place(first + row)}: its {length_fault(lengths[row])}"
+                problems.setdefault(first + row, fault)
+        first += images.n_rows[part]
+    return problems
+
+
+def refuse(detail: str) -> NoReturn:
+    """Raise what is wrong with a pair's embedding."""
+    raise UnusableImage(EMBEDDING_NOT_USABLE, detail)

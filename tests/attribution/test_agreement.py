@@ -1,0 +1,455 @@
+"""Agreement beside other pairs, against loops over all pairs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from attribution import agreement
+from attribution.agreement import (
+    Agreement,
+    Surroundings,
+    fit_log_scale,
+    join_views,
+    joined_agreement,
+    neighbour_agreement,
+    normalised_agreement,
+    strangers,
+)
+from tests import reference
+
+CPU = torch.device("cpu")
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+def sides(n: int, *, seed: int, noise: float = 0.5, d: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Unit embeddings of images, and of captions that say much the same."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(n, d))
+    return unit(images), unit(images + noise * rng.normal(size=(n, d)))
+
+
+# --- Neighbours -------------------------------------------------------------------------------
+
+
+def slow_neighbour_agreement(
+    embeddings: np.ndarray, others: np.ndarray, witnesses: list[int]
+) -> np.ndarray:
+    """The definition, pair by pair; as many neighbours for those who are no witnesses."""
+    k, means = min(20, len(witnesses) - 1), []
+    for i in range(len(embeddings)):
+        asked = sorted(
+            (j for j in witnesses if j != i), key=lambda j: -float(embeddings[i] @ embeddings[j])
+        )[:k]
+        means.append(sum(float(others[i] @ others[j]) for j in asked) / k)
+    return np.array(means)
+
+
+@pytest.mark.parametrize(("n", "rows_at_once"), [(70, 1024), (70, 16), (12, 1024), (2, 1024)])
+def test_neighbours_are_those_of_the_definition(
+    n: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "ROWS_AT_ONCE", rows_at_once)
+    images, texts = sides(n, seed=0)
+    rng = np.random.default_rng(0)
+    found = neighbour_agreement(images, texts, np.ones(n, dtype=bool), rng=rng)
+    expected = slow_neighbour_agreement(images, texts, list(range(n)))
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # float32
+
+
+def test_only_witnesses_are_asked() -> None:
+    images, texts = sides(60, seed=1)
+    witnesses = np.random.default_rng(2).permutation(60)[:30]
+    may_witness = np.isin(np.arange(60), witnesses)
+    found = neighbour_agreement(images, texts, may_witness, rng=np.random.default_rng(0))
+    expected = slow_neighbour_agreement(images, texts, sorted(witnesses.tolist()))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    changed = texts.copy()
+    row = int(np.flatnonzero(~may_witness)[0])
+    changed[row] = -changed[row]
+    again = neighbour_agreement(images, changed, may_witness, rng=np.random.default_rng(0))
+    assert np.flatnonzero(again != found).tolist() == [row]  # its own alone
+
+
+def test_nobody_is_their_own_witness(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two pairs on each of three axes; nobody's caption is like that of the twin.
+    monkeypatch.setattr(agreement, "N_NEIGHBOURS", 1)
+    images = np.repeat(np.eye(3, dtype=np.float32), 2, axis=0)
+    texts = np.eye(6, dtype=np.float32)
+    everybody, rng = np.ones(6, dtype=bool), np.random.default_rng(0)
+    assert neighbour_agreement(images, texts, everybody, rng=rng).tolist() == [0.0] * 6
+    assert neighbour_agreement(images, images, everybody, rng=rng).tolist() == [1.0] * 6
+
+
+def test_at_most_so_many_witnesses_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "MAX_WITNESSES", 8)
+    images, texts = sides(50, seed=3)
+    may_witness = np.arange(50) % 2 == 0
+    found = neighbour_agreement(images, texts, may_witness, rng=np.random.default_rng(5))
+    drawn = np.random.default_rng(5).permutation(np.arange(0, 50, 2))[:8].tolist()
+    np.testing.assert_allclose(found, slow_neighbour_agreement(images, texts, drawn), atol=1e-6)
+    other = neighbour_agreement(images, texts, may_witness, rng=np.random.default_rng(6))
+    assert not np.allclose(other, found, atol=1e-3)
+
+
+@pytest.mark.parametrize(("n", "n_witnesses"), [(1, 1), (1, 0), (5, 1), (5, 0)])
+def test_without_others_to_ask_there_is_nothing_to_say(n: int, n_witnesses: int) -> None:
+    images, texts = sides(n, seed=0)
+    may_witness = np.arange(n) < n_witnesses
+    found = neighbour_agreement(images, texts, may_witness, rng=np.random.default_rng(0))
+    assert found.tolist() == [0.0] * n
+
+
+def test_a_wrong_caption_is_unlike_those_of_similar_images() -> None:
+    rng = np.random.default_rng(0)
+    topics = np.arange(200) % 4
+    axes = np.eye(8)[:4]
+    images = unit(axes[topics] + 0.1 * rng.normal(size=(200, 8)))
+    told = topics.copy()
+    told[:10] = (topics[:10] + 1) % 4
+    texts = unit(axes[told] + 0.1 * rng.normal(size=(200, 8)))
+    for here, there in ((images, texts), (texts, images)):
+        found = neighbour_agreement(here, there, np.ones(200, dtype=bool), rng=rng)
+        assert found[:10].max() < 0.4 < found[10:].min()
+
+
+# --- Normalised -------------------------------------------------------------------------------
+
+
+def mean_loss(images: np.ndarray, texts: np.ndarray, log_scale: float) -> float:
+    cosines = images.astype(np.float64) @ texts.T.astype(np.float64)
+    return float(reference.pair_losses(math.exp(log_scale) * cosines).mean())
+
+
+def test_the_temperature_is_that_of_least_loss() -> None:
+    images, texts = sides(40, seed=4, noise=0.7)
+    fitted = float(
+        fit_log_scale(
+            torch.from_numpy(images), torch.from_numpy(texts), rng=np.random.default_rng(0)
+        )
+    )
+    grid = np.arange(0, math.log(100), 0.001)
+    best = grid[np.argmin([mean_loss(images, texts, float(s)) for s in grid])]
+    assert 0.5 < best < 4  # inside, so that neither end of the grid would do
+    assert fitted == pytest.approx(best, abs=0.06)  # half a step of the grid
+
+
+def test_the_temperature_stays_within_clips_bounds() -> None:
+    # Images so alike that no scale tells them apart too well; and pairs that all disagree.
+    close = torch.from_numpy(unit(np.ones((8, 8)) + 0.3 * np.eye(8)))
+    rng = np.random.default_rng(0)
+    assert float(fit_log_scale(close, close, rng=rng)) == pytest.approx(math.log(100))
+    assert float(fit_log_scale(torch.eye(8), -torch.eye(8), rng=rng)) == 0
+
+
+def test_normalised_agreement_by_the_formula() -> None:
+    images, texts = sides(30, seed=5, noise=0.8)
+    found = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).own
+    grid = np.linspace(0, math.log(100), 47)
+    tau = math.exp(-grid[np.argmin([mean_loss(images, texts, s) for s in grid])])
+    expected = []
+    for i in range(30):
+        rows = math.log(sum(math.exp(float(images[i] @ texts[j]) / tau) for j in range(30)))
+        columns = math.log(sum(math.exp(float(images[j] @ texts[i]) / tau) for j in range(30)))
+        expected.append(float(images[i] @ texts[i]) - tau / 2 * (rows + columns))
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # float32
+
+
+def test_every_pair_is_in_batches_of_the_given_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Equal pairs of cosine c: s = c - (c + tau log b), with batches of four, of seven, of all ten.
+    same, found = np.tile(np.array([0.6, 0.8], dtype=np.float32), (10, 1)), {}
+    for b in (4, 7, 10):
+        monkeypatch.setattr(agreement, "NORMALISATION_BATCH", b)
+        found[b] = normalised_agreement(same, same, CPU, rng=np.random.default_rng(0)).own
+        assert found[b].max() < 0
+        np.testing.assert_allclose(
+            found[b] / math.log(b), found[4][0] / math.log(4), rtol=1e-4
+        )  # float32, divided by a scale of up to a hundred
+
+
+def test_batches_are_averaged_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, texts = sides(200, seed=6)
+    whole = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).own
+    monkeypatch.setattr(agreement, "NORMALISATION_BATCH", 100)
+
+    def halves() -> np.ndarray:
+        return np.stack(
+            [
+                normalised_agreement(images, texts, CPU, rng=np.random.default_rng(seed)).own
+                for seed in range(6)
+            ]
+        )
+
+    averaged = halves()
+    assert np.all(averaged > whole)  # half of the denominator is missing
+    assert np.corrcoef(whole, averaged[0])[0, 1] > 0.99
+    monkeypatch.setattr(agreement, "N_NORMALISATIONS", 1)
+    # Ten shufflings instead of one: the spread falls by sqrt(10) = 3.2 or so.
+    assert averaged.std(axis=0).mean() < halves().std(axis=0).mean() / 2
+
+
+def test_a_caption_that_suits_most_images_scores_lower_than_its_cosine() -> None:
+    rng = np.random.default_rng(7)
+    scene = np.eye(12)[0]
+    images = unit(scene + 0.7 * rng.normal(size=(80, 12)))
+    texts = unit(images + 0.15 * rng.normal(size=(80, 12)))
+    texts[:8] = unit(np.tile(scene, (8, 1)))  # boilerplate
+    cosines = (images * texts).sum(axis=1)
+    found = normalised_agreement(images, texts, CPU, rng=rng).own
+
+    def place(scores: np.ndarray) -> float:
+        """Mean share of right captions below the boilerplate."""
+        return float((scores[:8, None] > scores[None, 8:]).mean())
+
+    assert place(found) <= place(cosines)
+    assert found[:8].max() < np.median(found[8:])
+    standard = [(s - s.mean()) / s.std() for s in (found, cosines)]
+    assert standard[0][:8].mean() < standard[1][:8].mean()
+
+
+def test_a_single_pair_agrees_as_well_as_with_itself() -> None:
+    images, texts = sides(1, seed=0)
+    assert normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).own.tolist() == [
+        0.0
+    ]
+
+
+def test_agreement_by_chance_is_that_of_an_image_with_another_caption() -> None:
+    images, texts = sides(30, seed=8, noise=0.8)
+    crossed = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).by_chance
+    tau = math.exp(
+        -float(
+            fit_log_scale(
+                torch.from_numpy(images), torch.from_numpy(texts), rng=np.random.default_rng(0)
+            )
+        )
+    )
+    cosines = images.astype(np.float64) @ texts.T.astype(np.float64)
+    rows, columns = (np.log(np.exp(cosines / tau).sum(axis=axis)) for axis in (1, 0))
+    every_pairing = cosines - tau / 2 * (rows[:, None] + columns[None, :])
+    # One of the other captions, each of which is taken once.
+    place = np.abs(every_pairing - crossed[:, None]).argmin(axis=1)
+    np.testing.assert_allclose(every_pairing[np.arange(30), place], crossed, atol=1e-5)
+    assert (place != np.arange(30)).all()
+    assert sorted(place) == list(range(30))
+
+
+# --- Beside the training pairs ----------------------------------------------------------------
+
+
+def test_others_are_judged_beside_the_training_pairs_and_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(agreement, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(agreement, "MIN_BY_CHANCE", 50)
+    images, texts = sides(30, seed=11, noise=0.8)
+    held_out = sides(20, seed=12, noise=0.8)
+    around = Surroundings.drawn_from(images, texts, CPU, rng=np.random.default_rng(0))
+    ids = np.arange(20) // 2
+    found = around.agreement(*held_out, ids, rng=np.random.default_rng(1))
+    tau = math.exp(-float(around.log_scale))
+
+    def slow(i: int, j: int) -> float:
+        """Image i of the held-out pairs with caption j."""
+        image, text = held_out[0][i].astype(np.float64), held_out[1][j].astype(np.float64)
+        own = math.exp(float(image @ text) / tau)
+        by_image = own + sum(math.exp(float(image @ t) / tau) for t in texts)
+        by_text = own + sum(math.exp(float(v @ text) / tau) for v in images)
+        return float(image @ text) - tau / 2 * (math.log(by_image) + math.log(by_text))
+
+    np.testing.assert_allclose(found.own, [slow(i, i) for i in range(20)], atol=1e-5)  # float32
+    # Fifty times or more, each image as often: three times; each time every caption once.
+    assert found.by_chance.shape == (60,)
+    every_pairing = np.array([[slow(i, j) for j in range(20)] for i in range(20)])
+    for crossed in found.by_chance.reshape(3, 20):
+        place = np.abs(every_pairing - crossed[:, None]).argmin(axis=1)
+        np.testing.assert_allclose(every_pairing[np.arange(20), place], crossed, atol=1e-5)
+        assert (ids[place] != ids).all()
+        assert sorted(place) == list(range(20))
+
+
+def test_the_surroundings_are_one_batch_at_a_temperature_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, texts = sides(40, seed=4, noise=0.7)
+    whole = Surroundings.drawn_from(images, texts, CPU, rng=np.random.default_rng(0))
+    grid = np.linspace(0, math.log(100), 47)
+    best = grid[np.argmin([mean_loss(images, texts, float(s)) for s in grid])]
+    assert float(whole.log_scale) == pytest.approx(best, abs=1e-5)
+    monkeypatch.setattr(agreement, "NORMALISATION_BATCH", 15)
+    part = Surroundings.drawn_from(images, texts, CPU, rng=np.random.default_rng(0))
+    assert part.images.shape == part.texts.shape == (15, 6)
+    rows = [np.abs(images - image).sum(axis=1).argmin() for image in part.images.numpy()]
+    assert len(set(rows)) == 15
+    np.testing.assert_array_equal(part.images.numpy(), images[rows])
+    np.testing.assert_array_equal(part.texts.numpy(), texts[rows])  # still pairs
+
+
+def test_a_held_out_pair_has_no_part_in_what_is_said_of_another() -> None:
+    around = Surroundings.drawn_from(*sides(30, seed=11), CPU, rng=np.random.default_rng(0))
+    images, texts = sides(20, seed=12)
+
+    def own(captions: np.ndarray) -> np.ndarray:
+        rng = np.random.default_rng(1)
+        return around.agreement(images, captions, np.arange(20), rng=rng).own
+
+    changed = texts.copy()
+    changed[3] = -changed[3]
+    assert np.flatnonzero(own(changed) != own(texts)).tolist() == [3]
+
+
+# --- Strangers --------------------------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=12),
+    seed=st.integers(0, 99),
+)
+@hypothesis_settings(deadline=None, derandomize=True)
+def test_strangers_are_of_other_images_and_each_is_one_once(sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    found = strangers(ids, rng)
+    assert sorted(found.tolist()) == list(range(len(ids)))
+    if max(sizes) <= len(ids) / 2:  # else there are not enough others
+        assert (ids[found] != ids).all()
+    if len(ids) > 1:
+        assert (found != np.arange(len(ids))).all()
+
+
+def test_of_one_image_alone_another_pair_is_the_stranger() -> None:
+    for seed in range(5):
+        found = strangers(np.zeros(4, dtype=np.int64), np.random.default_rng(seed))
+        assert sorted(found.tolist()) == [0, 1, 2, 3]
+        assert (found != np.arange(4)).all()
+    assert strangers(np.zeros(1, dtype=np.int64), np.random.default_rng(0)).tolist() == [0]
+
+
+def test_of_an_image_with_too_many_captions_as_many_as_can_be_are_strangers() -> None:
+    # Seven of ten pairs show one image: three of them, and all three others, meet another image.
+    ids = np.array([0] * 7 + [1, 2, 3])
+    for seed in range(10):
+        found = strangers(ids, np.random.default_rng(seed))
+        assert sorted(found.tolist()) == list(range(10))
+        assert (ids[found] != ids).sum() == 6
+        assert (found != np.arange(10)).all()
+
+
+def test_strangers_are_drawn_anew() -> None:
+    ids = np.arange(50)
+    drawn = {tuple(strangers(ids, np.random.default_rng(seed)).tolist()) for seed in range(8)}
+    assert len(drawn) == 8
+
+
+# --- Views joined -----------------------------------------------------------------------------
+
+
+def view(separation: float, rng: np.random.Generator, n: int = 2000) -> Agreement:
+    return Agreement(rng.normal(separation, 1, n), rng.normal(0, 1, n))
+
+
+def test_views_are_joined_by_what_they_tell() -> None:
+    # Independent unit normals `separation` apart: log odds are sum_v d_v (x_v - d_v / 2).
+    rng = np.random.default_rng(0)
+    views = [view(2.0, rng), view(1.0, rng), view(0.0, rng)]
+    joined = joined_agreement(views, np.ones(2000, dtype=bool))
+    expected = 2 * (views[0].own - 1) + (views[1].own - 0.5)
+    assert np.corrcoef(joined, expected)[0, 1] > 0.995
+    assert np.polyfit(expected, joined, 1)[0] == pytest.approx(1, abs=0.1)  # four errors of the fit
+
+
+def test_the_scale_of_a_view_does_not_matter() -> None:
+    rng = np.random.default_rng(1)
+    first, second = view(2.0, rng), view(1.0, rng)
+    scaled = Agreement(0.01 * second.own - 5, 0.01 * second.by_chance - 5)
+    everyone = np.ones(2000, dtype=bool)
+    np.testing.assert_allclose(
+        joined_agreement([first, scaled], everyone),
+        joined_agreement([first, second], everyone),
+        atol=1e-3,  # the solver's tolerance
+    )
+
+
+def test_only_trusted_pairs_say_what_a_view_is_worth() -> None:
+    rng = np.random.default_rng(2)
+    first, second = view(2.0, rng), view(2.0, rng)
+    second.own[:1000] = -9.0  # of pairs that nobody trusts
+    joined = joined_agreement([first, second], np.arange(2000) >= 1000)
+    expected = 2 * (first.own - 1) + 2 * (second.own - 1)
+    assert np.corrcoef(joined[1000:], expected[1000:])[0, 1] > 0.995
+    assert joined[:1000].max() < joined[1000:].min()
+
+
+def test_a_view_that_tells_the_contrary_counts_for_nothing() -> None:
+    rng = np.random.default_rng(3)
+    first, contrary = view(2.0, rng), view(-1.0, rng)
+    everyone = np.ones(2000, dtype=bool)
+    np.testing.assert_allclose(
+        joined_agreement([first, contrary], everyone),
+        joined_agreement([first], everyone),
+        atol=1e-3,  # the solver's tolerance
+    )
+
+
+def test_views_that_tell_nothing_leave_all_alike() -> None:
+    same = Agreement(np.full(10, 0.3), np.full(10, 0.3))
+    joined = joined_agreement([same, same], np.ones(10, dtype=bool))
+    np.testing.assert_allclose(joined, joined[0])
+
+
+def test_odds_of_a_view_are_calibrated() -> None:
+    # Unit normals two apart: log odds are 2 (x - 1). Four errors of a fit to 4,000 are some 0.15.
+    joined = join_views([view(2.0, np.random.default_rng(4))], np.ones(2000, dtype=bool))
+    at = np.array([-1.0, 0.0, 1.0, 2.0, 3.0])
+    np.testing.assert_allclose(joined.log_odds([at]), 2 * (at - 1), rtol=0.1, atol=0.15)
+
+
+def test_a_view_given_twice_says_no_more_than_once() -> None:
+    # By chance the same strangers stand in both, so that what they share is not counted twice.
+    rng = np.random.default_rng(5)
+    once, everyone = view(2.0, rng), np.ones(2000, dtype=bool)
+    alone, twice = (joined_agreement(views, everyone) for views in ([once], [once, once]))
+    # The ridge falls on two halves instead of one whole: 1e-4 beside a curvature of 0.05 or so.
+    np.testing.assert_allclose(twice, alone, rtol=0.01, atol=0.01)
+    # Two views of one quantity, each with its own error, say more than one, but not twice as much.
+    own, by_chance = rng.normal(2, 1, 2000), rng.normal(0, 1, 2000)
+    noisy = [
+        Agreement(own + rng.normal(0, 0.5, 2000), by_chance + rng.normal(0, 0.5, 2000))
+        for _ in range(2)
+    ]
+    one, both = (joined_agreement(views, everyone) for views in (noisy[:1], noisy))
+    # Separation 2 over a spread of sqrt(1.25) and sqrt(1.125): mean log odds d^2 / 2 = 1.6 and
+    # 1.78; four errors of the fit are some 0.25.
+    assert one.mean() == pytest.approx(1.6, abs=0.25)
+    assert both.mean() == pytest.approx(1.78, abs=0.25)
+    # Under other strangers the two are independent by chance, and it looks like twice as much.
+    shuffled = once._replace(by_chance=rng.permutation(once.by_chance))
+    doubled = joined_agreement([once, shuffled], everyone)
+    assert np.abs(doubled).mean() > 1.2 * np.abs(alone).mean()
+
+
+def test_the_scale_holds_for_pairs_that_it_was_not_fitted_to() -> None:
+    rng = np.random.default_rng(6)
+    views = [view(2.0, rng), view(1.0, rng)]
+    joined = join_views(views, np.ones(2000, dtype=bool))
+    new = [rng.normal(size=50), rng.normal(size=50)]
+    by_hand = [
+        joined.intercept
+        + sum(
+            c * (v[i] - m) for c, v, m in zip(joined.coefficients, new, joined.middle, strict=True)
+        )
+        for i in range(50)
+    ]
+    np.testing.assert_allclose(joined.log_odds(new), by_hand, rtol=1e-12)
+    expected = 2 * (new[0] - 1) + (new[1] - 0.5)
+    assert np.corrcoef(joined.log_odds(new), expected)[0, 1] > 0.995
+    assert (joined.coefficients > 0).all()

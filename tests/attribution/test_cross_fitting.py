@@ -1,0 +1,333 @@
+"""Halves, what models trained on one say of the other, and whom they have never seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from attribution.cross_fitting import CrossFit, _halves, cross_fit, held_out_influences
+from learner.model import Parameters, mean_loss
+from learner.pairs import PairTensors
+from learner.training import TrainingConfig
+from tests.reference import Scattered, auc, scattered_problem
+
+TRAINING = TrainingConfig(embed_dim=6, num_epochs=30, batch_size=16, learning_rate=0.02)
+N_REPEATS = 3
+
+
+def fit(problem: Scattered, *, seed: int = 0, **changes: Any) -> CrossFit:
+    options: dict[str, Any] = {"n_repeats": N_REPEATS, "max_steps": 120} | changes
+    trained_on = options.pop("trained_on", np.ones(len(problem.wrong), dtype=bool))
+    return cross_fit(
+        problem.pairs,
+        trained_on,
+        problem.image_ids,
+        problem.validation,
+        TRAINING,
+        rng=np.random.default_rng(seed),
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def problem() -> Scattered:
+    return scattered_problem(seed=0)
+
+
+@pytest.fixture(scope="module")
+def fitted(problem: Scattered) -> CrossFit:
+    return fit(problem)
+
+
+def same(first: Parameters, second: Parameters) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# --- Halves -----------------------------------------------------------------------------------
+
+
+@given(
+    captions=st.lists(st.integers(1, 4), min_size=4, max_size=30),
+    unused=st.lists(st.booleans(), min_size=30, max_size=30),
+    seed=st.integers(0, 99),
+)
+@hypothesis_settings(deadline=None, derandomize=True)
+def test_halves_share_no_image_and_are_even(
+    captions: list[int], unused: list[bool], seed: int
+) -> None:
+    image_ids = np.repeat(np.arange(len(captions)), captions)
+    trained_on = ~np.array(unused)[image_ids]
+    trained_on[image_ids < 2] = True
+    halves = _halves(image_ids, trained_on, np.random.default_rng(seed))
+    used = sorted(set(image_ids[trained_on].tolist()))
+    for members in (used, sorted(set(image_ids.tolist()) - set(used))):
+        sides = [set(halves[image_ids == i].tolist()) for i in members]
+        assert all(len(side) == 1 for side in sides)
+        second = sum(side == {1} for side in sides)
+        assert second == len(members) // 2
+
+
+def test_every_repeat_deals_anew_and_asks_about_every_pair_once(
+    problem: Scattered, fitted: CrossFit
+) -> None:
+    n, seen = len(problem.wrong), []
+    for repeat in range(N_REPEATS):
+        halves = {m.held_out.tobytes(): m.held_out for m in fitted.models if m.repeat == repeat}
+        first, second = halves.values()
+        assert sorted([*first, *second]) == list(range(n))
+        assert not set(problem.image_ids[first]) & set(problem.image_ids[second])
+        seen.append(frozenset(problem.image_ids[first].tolist()))
+    assert len(set(seen)) == N_REPEATS
+    # Two models a repeat, each asked at two points of its training.
+    assert len(fitted.models) == 2 * 2 * N_REPEATS
+    assert fitted.n_repeats == N_REPEATS
+
+
+# --- Held out ---------------------------------------------------------------------------------
+
+
+def spoilt(problem: Scattered, row: int) -> Scattered:
+    """The problem with other features of one pair."""
+    images, texts = problem.pairs.images.clone(), problem.pairs.texts.clone()
+    images[row], texts[row] = -3.0, 5.0
+    return problem._replace(pairs=PairTensors(images, texts))
+
+
+def test_a_model_knows_nothing_of_the_pairs_that_it_is_asked_about(
+    problem: Scattered, fitted: CrossFit
+) -> None:
+    # Early stopping looks at one model; a pair that it holds out cannot change when they stop.
+    row = int(fitted.models[0].held_out[11])
+    again = fit(spoilt(problem, row))
+    assert again.n_steps == fitted.n_steps
+    n_changed = 0
+    for before, after in zip(fitted.models, again.models, strict=True):
+        np.testing.assert_array_equal(after.held_out, before.held_out)
+        held_out = row in before.held_out
+        n_changed += not held_out
+        assert same(after.parameters, before.parameters) == held_out
+        assert torch.equal(after.validation_gradient, before.validation_gradient) == held_out
+    assert n_changed == len(fitted.models) // 2  # the pair is trained on, too
+
+
+def test_pairs_that_are_dropped_are_asked_about_but_not_trained_on(problem: Scattered) -> None:
+    trained_on = np.ones(len(problem.wrong), dtype=bool)
+    trained_on[problem.image_ids % 10 == 0] = False  # both pairs of an image
+    trained_on[5] = False  # one of two
+    plain = fit(problem, trained_on=trained_on, n_repeats=2)
+    row = 20
+    assert not trained_on[row]
+    other = fit(spoilt(problem, row), trained_on=trained_on, n_repeats=2)
+    assert all(
+        same(a.parameters, b.parameters) for a, b in zip(plain.models, other.models, strict=True)
+    )
+    for repeat in range(2):
+        asked = {int(i) for m in plain.models if m.repeat == repeat for i in m.held_out}
+        assert asked == set(range(len(trained_on)))
+    assert np.all(plain.held_out_losses > 0)
+    assert not plain.memorised[~trained_on].any()  # nobody has trained on them
+    assert plain.memorised[trained_on].all()
+    # Its own loss follows its own features.
+    assert other.held_out_losses[row] > plain.held_out_losses[row] + 0.5
+
+
+def test_losses_are_those_of_the_models_that_are_returned(
+    problem: Scattered, fitted: CrossFit
+) -> None:
+    # With all pairs of a half in one batch there is but one composition: a brute-force mean.
+    whole = dataclasses.replace(TRAINING, batch_size=200)
+    found = cross_fit(
+        problem.pairs,
+        np.ones(len(problem.wrong), dtype=bool),
+        problem.image_ids,
+        problem.validation,
+        whole,
+        n_repeats=2,
+        max_steps=25,
+        rng=np.random.default_rng(1),
+    )
+    held_out, trained = np.zeros(len(problem.wrong)), np.zeros(len(problem.wrong))
+    validation_losses = []
+    for place, model in enumerate(found.models):
+        own = np.setdiff1d(np.arange(len(held_out)), model.held_out)
+        for rows, losses in ((model.held_out, held_out), (own, trained)):
+            losses[rows] += slow_losses(model.parameters, problem.pairs, rows) / 4
+        if place % 2:  # the second of a training's two checkpoints is its end
+            everything = np.arange(len(problem.validation.images))
+            validation_losses.append(
+                slow_losses(model.parameters, problem.validation, everything).mean()
+            )
+    np.testing.assert_allclose(found.held_out_losses, held_out, rtol=1e-4)  # float32
+    np.testing.assert_allclose(found.memorised, held_out - trained, atol=1e-4)
+    assert found.validation_loss == pytest.approx(np.mean(validation_losses), rel=1e-4)
+
+
+def slow_losses(parameters: Parameters, pairs: PairTensors, rows: np.ndarray) -> np.ndarray:
+    """-1/2 (log p_i(i) + log q_i(i)) with softmaxes over all of these pairs, in float64."""
+    f = pairs.images[rows].double().numpy() @ parameters.image_map.double().numpy()
+    g = pairs.texts[rows].double().numpy() @ parameters.text_map.double().numpy()
+    f, g = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (f, g))
+    p = np.exp(float(parameters.log_scale.exp()) * f @ g.T)
+    rows_and_columns = p.diagonal() ** 2 / (p.sum(axis=0) * p.sum(axis=1))
+    return np.asarray(-np.log(rows_and_columns) / 2)
+
+
+def test_wrong_captions_have_higher_losses_where_they_are_held_out(
+    problem: Scattered, fitted: CrossFit
+) -> None:
+    assert auc(fitted.held_out_losses, problem.wrong) > 0.9
+    assert fitted.memorised.mean() > 0  # what has been trained on fits better
+    assert fitted.validation_loss < np.log(TRAINING.batch_size)  # better than by chance
+
+
+# --- Steps ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("max_steps", "stop_by", "expected"), [(12, None, 12), (200, 20, 20)])
+def test_models_stop_no_later_than_they_may(
+    problem: Scattered, max_steps: int, stop_by: int | None, expected: int
+) -> None:
+    # So few steps that every report is the best so far; there is one every five of 200.
+    found = fit(problem, n_repeats=1, max_steps=max_steps, stop_by=stop_by)
+    assert found.n_steps == expected
+
+
+def test_the_same_generator_gives_the_same_bits_whatever_the_number_of_cores(
+    problem: Scattered, fitted: CrossFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    again = fit(problem)
+    np.testing.assert_array_equal(again.held_out_losses, fitted.held_out_losses)
+    np.testing.assert_array_equal(again.memorised, fitted.memorised)
+    assert all(
+        same(a.parameters, b.parameters) for a, b in zip(again.models, fitted.models, strict=True)
+    )
+    other = fit(problem, seed=1, n_repeats=1)
+    assert not np.array_equal(other.held_out_losses, fitted.held_out_losses)
+
+
+# --- Influence --------------------------------------------------------------------------------
+
+
+def influences(problem: Scattered, fitted: CrossFit, index: np.ndarray) -> np.ndarray:
+    return np.asarray(
+        held_out_influences(
+            fitted,
+            problem.pairs,
+            index,
+            np.ones(len(index)),
+            batch_size=TRAINING.batch_size,
+            rng=np.random.default_rng(0),
+        )
+    )
+
+
+def test_right_captions_help_and_wrong_ones_hurt(problem: Scattered, fitted: CrossFit) -> None:
+    per_repeat = influences(problem, fitted, np.arange(len(problem.wrong)))
+    assert per_repeat.shape == (N_REPEATS, len(problem.wrong))
+    for repeat in per_repeat:
+        assert repeat[problem.wrong].mean() < 0 < repeat[~problem.wrong].mean()
+    assert auc(-per_repeat.mean(axis=0), problem.wrong) > 0.85
+    # Scaling all weights alike changes nothing: in every batch influences add up to zero.
+    assert abs(per_repeat.mean()) < 0.05 * per_repeat.std()
+
+
+def test_influence_is_what_a_step_with_more_of_the_pair_does(
+    problem: Scattered, fitted: CrossFit
+) -> None:
+    # All evaluated pairs of a half in one batch: u_i = sum(w) d/dw_i [v . grad L(w)] with v the
+    # validation gradient, by differences of the weight, of the loss along v.
+    model, other = fitted.models[0], fitted.models[2]  # one checkpoint of either half
+    held_out = model.held_out[:12]
+    found = held_out_influences(
+        dataclasses.replace(fitted, models=[model, other], n_repeats=1),
+        problem.pairs,
+        held_out,
+        np.ones(12),
+        batch_size=64,
+        rng=np.random.default_rng(0),
+    )[0]
+    parameters = Parameters(*(p.double() for p in model.parameters))
+    direction, sizes = model.validation_gradient.double(), [p.numel() for p in parameters]
+    tangent = [
+        part.reshape(p.shape) for part, p in zip(direction.split(sizes), parameters, strict=True)
+    ]
+    images, texts = problem.pairs.images[held_out].double(), problem.pairs.texts[held_out].double()
+
+    def loss(step: float, w: np.ndarray) -> float:
+        moved = Parameters(*(p + step * t for p, t in zip(parameters, tangent, strict=True)))
+        f, g = (images @ moved.image_map).numpy(), (texts @ moved.text_map).numpy()
+        f, g = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (f, g))
+        s = float(moved.log_scale.exp()) * f @ g.T
+        rows, columns = np.log(np.exp(s) @ w), np.log(w @ np.exp(s))
+        return float(w @ ((rows + columns) / 2 - s.diagonal()) / w.sum())
+
+    h, expected = 1e-3, []
+    for i in range(12):
+        slopes = []
+        for sign in (1, -1):
+            w = np.ones(12)
+            w[i] += sign * h
+            slopes.append((loss(h, w) - loss(-h, w)) / (2 * h))
+        expected.append(12 * (slopes[0] - slopes[1]) / (2 * h))
+    # Differences are good to h^2, float32 to some 1e-6 of a sum of such terms.
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_only_models_that_hold_a_pair_out_are_asked(problem: Scattered, fitted: CrossFit) -> None:
+    index = np.sort(fitted.models[0].held_out[:20])
+    plain = influences(problem, fitted, index)
+    blank = [
+        m
+        if np.isin(index, m.held_out).any()
+        else m._replace(
+            parameters=Parameters(*(torch.full_like(p, torch.nan) for p in m.parameters))
+        )
+        for m in fitted.models
+    ]
+    assert any(m.parameters.image_map.isnan().any() for m in blank)
+    np.testing.assert_array_equal(
+        influences(problem, dataclasses.replace(fitted, models=blank), index), plain
+    )
+    # A model that trained on them in a later repeat has no say in the first.
+    later = [
+        m._replace(validation_gradient=0 * m.validation_gradient) if m.repeat > 0 else m
+        for m in fitted.models
+    ]
+    silent = influences(problem, dataclasses.replace(fitted, models=later), index)
+    np.testing.assert_array_equal(silent[0], plain[0])
+    assert not silent[1:].any()
+
+
+def test_a_pair_evaluated_alone_in_its_half_changes_nothing(
+    problem: Scattered, fitted: CrossFit
+) -> None:
+    # The loss of a batch of one is zero whatever its weight.
+    assert influences(problem, fitted, np.array([7])) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_validation_gradient_is_that_of_the_validation_loss(
+    problem: Scattered, fitted: CrossFit
+) -> None:
+    # Against its direction the loss falls; batches of 16 of 60 pairs leave some luck.
+    batches = np.arange(60)[:48].reshape(3, 16)
+    for model in fitted.models[:4]:
+        direction = model.validation_gradient
+        parts = direction.split([p.numel() for p in model.parameters])
+        step = 1e-2 / float(direction.norm())
+        moved = Parameters(
+            *(
+                p - step * part.reshape(p.shape)
+                for p, part in zip(model.parameters, parts, strict=True)
+            )
+        )
+        before = mean_loss(model.parameters, problem.validation, batches)
+        assert mean_loss(moved, problem.validation, batches) < before

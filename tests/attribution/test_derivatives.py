@@ -1,0 +1,167 @@
+"""Influence of pairs against one-by-one mixed derivatives, and which pairs are evaluated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from attribution.derivatives import (
+    own_loss_influences,
+    pair_influences,
+    representation_weights,
+    sample_pairs,
+)
+from tests import reference
+from tests.reference import Problem, random_problem
+
+# --- The one-pass sweep -----------------------------------------------------------------------
+
+
+def mixed_derivatives(
+    problem: Problem, rows: np.ndarray, weights: np.ndarray, direction: np.ndarray
+) -> np.ndarray:
+    """u_i = W_B d/dw_i d/dt L_B(theta + t v; w), pair by pair by central differences, (b,)."""
+    step = 1e-4
+
+    def slope(w: np.ndarray) -> float:
+        ahead = problem.loss(problem.theta + step * direction, rows, w)
+        behind = problem.loss(problem.theta - step * direction, rows, w)
+        return (ahead - behind) / (2 * step)
+
+    return float(weights.sum()) * reference.central_difference(slope, weights, step=step)
+
+
+# Weights are float32 inside: their gradients carry 6e-8, sums over a batch some times that.
+FLOAT32 = 3e-6
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_one_pass_matches_one_by_one_mixed_derivatives(weighted: bool) -> None:
+    problem = random_problem(9, seed=20)
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=len(problem.theta))
+    index = np.array([1, 2, 4, 5, 6, 8])
+    weights = rng.integers(2, 20, size=6) / 8 if weighted else np.ones(6)
+    influence = pair_influences(
+        problem.parameters(),
+        problem.pairs(),
+        torch.from_numpy(direction),
+        index,
+        weights,
+        batch_size=32,  # larger than the six pairs: one batch
+        rng=rng,
+    )
+    expected = mixed_derivatives(problem, index, weights, direction)
+    assert influence.dtype == np.float64
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(influence, expected, atol=FLOAT32)
+
+
+@pytest.mark.parametrize("n_shuffles", [1, 3])
+def test_influence_is_the_mean_over_the_batches_that_hold_the_pair(n_shuffles: int) -> None:
+    problem = random_problem(7, seed=21)
+    direction = np.random.default_rng(1).normal(size=len(problem.theta))
+    weights = np.array([1, 0.5, 2, 1.25, 0.75, 1, 3])
+    influence = pair_influences(
+        problem.parameters(),
+        problem.pairs(),
+        torch.from_numpy(direction),
+        np.arange(7),
+        weights,
+        batch_size=3,
+        rng=np.random.default_rng(2),
+        n_shuffles=n_shuffles,
+    )
+    rng = np.random.default_rng(2)
+    values: list[list[float]] = [[] for _ in range(7)]
+    for _ in range(n_shuffles):
+        order = rng.permutation(7).tolist()
+        for rows in (order[:3], order[3:6], [order[6], *order[:2]]):  # the last one wraps round
+            batch = np.array(rows)
+            found = mixed_derivatives(problem, batch, weights[batch], direction)
+            for row, u in zip(rows, found, strict=True):
+                values[row].append(u)
+    np.testing.assert_allclose(influence, [np.mean(v) for v in values], atol=FLOAT32)
+
+
+def test_weighted_influences_of_every_batch_sum_to_zero() -> None:
+    problem = random_problem(12, seed=22)
+    weights = np.random.default_rng(0).uniform(0.1, 3, size=12)
+    influence = pair_influences(
+        problem.parameters(),
+        problem.pairs(),
+        torch.from_numpy(np.random.default_rng(1).normal(size=len(problem.theta))),
+        np.arange(12),
+        weights,
+        batch_size=4,
+        rng=np.random.default_rng(2),
+        n_shuffles=1,
+    )
+    for batch in np.random.default_rng(2).permutation(12).reshape(3, 4):
+        assert np.abs(influence[batch]).max() > 0.05
+        assert float(weights[batch] @ influence[batch]) == pytest.approx(0, abs=10 * FLOAT32)
+
+
+def test_influence_is_linear_in_the_direction_and_the_weights_have_no_scale() -> None:
+    problem = random_problem(6, seed=23)
+    direction = torch.from_numpy(np.random.default_rng(1).normal(size=len(problem.theta)))
+    weights = np.array([1, 0.5, 2, 1.25, 0.75, 1])
+
+    def influence(v: torch.Tensor, w: np.ndarray) -> np.ndarray:
+        return pair_influences(
+            problem.parameters(),
+            problem.pairs(),
+            v,
+            np.arange(6),
+            w,
+            batch_size=6,
+            rng=np.random.default_rng(0),
+        )
+
+    once = influence(direction, weights)
+    np.testing.assert_allclose(influence(-2 * direction, weights), -2 * once, atol=FLOAT32)
+    np.testing.assert_allclose(influence(direction, 4 * weights), once, atol=FLOAT32)
+
+
+def test_own_loss_influences_are_slopes_of_the_pairs_own_losses() -> None:
+    problem = random_problem(10, seed=24)
+    direction = np.random.default_rng(1).normal(size=len(problem.theta))
+    batches = np.array([[0, 3, 5], [7, 1, 2]])
+    expected = np.full(10, np.nan)
+    for rows in batches:
+        expected[rows] = problem.loss_gradients(rows) @ direction
+    influence = own_loss_influences(
+        problem.parameters(), problem.pairs(), torch.from_numpy(direction), batches
+    )
+    np.testing.assert_allclose(influence, expected, atol=1e-8)  # the reference's differences
+    assert np.isnan(influence).tolist() == [i in (4, 6, 8, 9) for i in range(10)]
+
+
+# --- Which pairs ------------------------------------------------------------------------------
+
+
+def test_sampled_pairs_are_so_many_of_every_cluster() -> None:
+    clusters = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [30, 3, 12]))
+    chosen = sample_pairs(clusters, 5, rng=np.random.default_rng(1))
+    assert chosen.dtype == np.int64
+    assert np.bincount(clusters[chosen]).tolist() == [5, 3, 5]
+    assert np.all(np.diff(chosen) > 0)
+
+
+def test_every_pair_of_a_cluster_is_as_likely() -> None:
+    clusters = np.repeat([0, 1], [8, 4])
+    rng = np.random.default_rng(0)
+    counts = np.zeros(12)
+    for _ in range(2000):
+        counts[sample_pairs(clusters, 2, rng=rng)] += 1
+    # Binomial shares of 1/4 and 1/2 over 2,000 draws: deviations below 0.0112, four of them.
+    np.testing.assert_allclose(counts / 2000, np.r_[[0.25] * 8, [0.5] * 4], atol=0.045)
+
+
+def test_representation_weights_by_hand() -> None:
+    clusters = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
+    evaluated = np.array([0, 1, 4, 6])
+    # Two pairs stand for 2 each, one for 2, one for 3: a mean of 9 / 4.
+    expected = np.array([2, 2, 2, 3]) / 2.25
+    np.testing.assert_allclose(representation_weights(clusters, evaluated), expected, rtol=1e-14)

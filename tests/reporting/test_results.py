@@ -1,0 +1,52 @@
+"""What of the judged held-out pairs reaches the results page; the rest is tested by whole runs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from reporting import results
+from tests.trusting import pair_trust
+from train_eval import EvaluationResult, method_metrics
+
+RUN = {"method": "full", "comparison": "same_epochs", "seed_index": 0}
+EVALUATED = EvaluationResult(
+    image_ranks=np.array([[0, 9]]),
+    caption_ranks=np.array([[0, 20, 9]]),
+    encoder_image_ranks=np.array([0, 1]),
+    encoder_caption_ranks=np.array([0, 1, 2]),
+    runs=[RUN],
+)
+OWNER = np.array([0, 0, 1])
+TRUST = pair_trust(
+    3,
+    training_log_odds=np.array([1.0, -1.0, 2.0]),
+    validation_log_odds=np.array([0.5, -0.5]),
+    validation_copies=np.zeros(2, dtype=np.int64),
+    validation_trusted=np.array([True, False]),
+    test_log_odds=np.array([3.0, -3.0, -1.0]),
+    test_trusted=np.array([True, False, False]),
+)
+
+
+def test_recall_on_trusted_pairs_is_that_of_their_ranks() -> None:
+    asked = results.trusted_queries(EVALUATED, TRUST, OWNER)
+    assert asked is not None
+    assert method_metrics(asked)["same_epochs"]["full"]["mean_recall"]["mean"] == 100.0
+    assert asked.encoder_caption_ranks.tolist() == [0]
+
+
+def test_without_a_trusted_pair_there_is_no_such_recall() -> None:
+    nobody = dataclasses.replace(TRUST, test_trusted=np.zeros(3, dtype=bool))
+    assert results.trusted_queries(EVALUATED, nobody, OWNER) is None
+    assert results.trusted_queries(EVALUATED, None, OWNER) is None
+
+
+def test_log_odds_stand_with_their_split() -> None:
+    odds = results.log_odds(TRUST)
+    assert [odds[split].tolist() for split in ("train", "validation", "test")] == [
+        [1.0, -1.0, 2.0],
+        [0.5, -0.5],
+        [3.0, -3.0, -1.0],
+    ]
