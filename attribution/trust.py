@@ -27,8 +27,8 @@ from attribution.agreement import (
 )
 from attribution.fault_share import WrongShare, wrong_share
 from attribution.relevance import Relevance, held_out_relevance
-from clustering import better_copies
 from encoders.joint_map import MIN_IMAGES, JointMap, embed_across_folds
+from learner.near_copies import better_copies
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 MOST_TRUSTED = 0.8  # of the training pairs, that a map is fitted to
@@ -129,7 +129,7 @@ def judge_pairs(
         test: held-out pairs.
         config: whether validation pairs are taken at their word.
         device: where cosines are computed.
-        near_copy_similarity: least centred cosine of near copies, see `cells.better_copies`.
+        near_copy_similarity: least centred cosine of near copies, as in `learner.near_copies`.
         rng: deals folds and batches.
     """
     judge = _Judge.fitted(training, device, rng)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-import clustering
-from clustering import agreement_bands, band_name, better_copies, describe_cells, split_into_cells
+from clustering import agreement_bands, band_name, describe_cells, split_into_cells
+from learner import near_copies
+from learner.near_copies import better_copies
 
 SIMILARITY = 0.85
 
@@ -165,7 +166,7 @@ def test_tiny_groups() -> None:
 def test_blocks_give_what_the_definition_says(
     rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clustering, "SIMILARITIES_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(near_copies, "SIMILARITIES_AT_ONCE", rows_at_once)
     rng = np.random.default_rng(4)
     families = [rng.choice(90, size=3, replace=False).tolist() for _ in range(12)]
     images = with_copies(pictures(90, seed=5, scene=0.7), families, noise=0.3)

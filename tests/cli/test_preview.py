@@ -93,7 +93,7 @@ def everything_below(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preview, "load_encoder", lambda config, *, device: Colours())
+    monkeypatch.setattr(preview_module, "load_encoder", lambda config, *, device: Colours())
 
 
 @pytest.fixture

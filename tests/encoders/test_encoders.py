@@ -13,7 +13,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from artifacts.settings import InputError
-from encoders import base
 from encoders.base import EmbeddingConfig, resolve_dtype
 from encoders.embedded import EmbeddedEncoder, load_lite0
 from encoders.pretrained import crop_strip, load_encoder, load_pretrained
@@ -293,7 +292,7 @@ def test_auto_falls_back_with_a_warning(no_hub: Path, caplog: pytest.LogCaptureF
 def test_auto_takes_clip_where_it_can_be_had(
     clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "DEFAULT_MODEL", str(clip_folder))
+    monkeypatch.setattr(pretrained, "DEFAULT_MODEL", str(clip_folder))
     assert load_encoder(EmbeddingConfig("auto"), device=CPU).name == str(clip_folder)
 
 

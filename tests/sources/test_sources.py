@@ -34,7 +34,7 @@ def test_auto_falls_back_to_synthetic_with_a_warning(
         source = open_source(DataConfig(**SMALL), rng=np.random.default_rng(0))
     assert source.name == "synthetic"
     assert SYNTHETIC_WARNING.startswith("SYNTHETIC DATA:")
-    [message] = [record.getMessage() for record in caplog.records if record.name == "sources"]
+    [message] = [record.getMessage() for record in caplog.records if record.name == "data"]
     assert message.startswith(f"{SYNTHETIC_WARNING} (--hf_dataset ")
     assert message.endswith(")")
 

@@ -1,0 +1,67 @@
+"""Near copies: pairs whose images show the same, up to a crop or a compression."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+# A pair is a near copy of another where their images are this much closer than its surroundings:
+# photographs of one scene are alike without being copies (drawn ones more so).
+CLOSER = 0.3  # cosine distance to a copy, as a share of that to the `SURROUNDINGS`-th nearest
+SURROUNDINGS = 20
+IDENTICAL = 1e-5  # cosine distance of equal images, but for rounding, whatever their surroundings
+SIMILARITIES_AT_ONCE = 1024  # of a similarity matrix
+
+
+def better_copies(
+    image_features: Float[np.ndarray, "n d_i"],
+    groups: Int64[np.ndarray, " n"],
+    clip_scores: Float[np.ndarray, " n"],
+    similarity: float,
+) -> Int64[np.ndarray, " n"]:
+    """How many near copies of its image each pair has whose own caption agrees better.
+
+    Images i and j are near copies where their centred cosine s_ij is at least `similarity` and
+
+        1 - s_ij < 0.3 (1 - s_i)        s_i: that of i's 20th nearest image
+
+    or the same with i and j exchanged, and where they are equal. The best of a family of copies has
+    none better, its second best has one. A family larger than the surroundings hides its members,
+    unless they are equal. Only pairs of one group are compared, in blocks of rows, never n x n at
+    once.
+
+    Args:
+        image_features: of any encoder; copies lie close together in all of them.
+        groups: pairs whose images may be copies of each other, such as image clusters.
+        clip_scores: agreement of each pair; ties go to the earlier row.
+        similarity: least centred cosine of a near copy.
+    """
+    centred = image_features - image_features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    unit = centred / np.maximum(norms, np.finfo(np.float32).tiny)
+    better = np.zeros(len(unit), dtype=np.int64)
+    order = np.lexsort((np.arange(len(unit)), -clip_scores, groups))  # best first in each group
+    for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        points = unit[members]
+        reach = _reach(points)
+        for start in range(0, len(points), SIMILARITIES_AT_ONCE):
+            rows = slice(start, start + SIMILARITIES_AT_ONCE)
+            cosines = points[rows] @ points.T
+            near = 1 - cosines < np.maximum(reach[rows, None], reach[None, :])
+            near &= cosines >= similarity
+            earlier = np.arange(len(points))[None, :] < np.arange(len(points))[rows, None]
+            better[members[rows]] = (near & earlier).sum(axis=1)
+    return better
+
+
+def _reach(points: Float[np.ndarray, "g d_i"]) -> Float[np.ndarray, " g"]:
+    """Cosine distance within which another image is much closer than the surroundings."""
+    if len(points) < 2:
+        return np.zeros(len(points), dtype=np.float32)
+    k = min(SURROUNDINGS, len(points) - 1)
+    reach = np.empty(len(points), dtype=np.float32)
+    for start in range(0, len(points), SIMILARITIES_AT_ONCE):
+        rows = slice(start, start + SIMILARITIES_AT_ONCE)
+        cosines = points[rows] @ points.T  # the image itself is the first of the nearest
+        reach[rows] = CLOSER * (1 - np.partition(cosines, -(k + 1), axis=1)[:, -(k + 1)])
+    return np.maximum(reach, np.float32(IDENTICAL))
