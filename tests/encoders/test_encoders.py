@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from artifacts.settings import InputError
+from encoders import pretrained
 from encoders.base import EmbeddingConfig, resolve_dtype
 from encoders.embedded import EmbeddedEncoder, load_lite0
 from encoders.pretrained import crop_strip, load_encoder, load_pretrained
