@@ -19,6 +19,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,53 +30,29 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
 
-from attribution.agreement import normalised_agreement
+from artifacts.provenance import CLUSTERING, CURATION, INFLUENCE, PAIR_INFLUENCE, TRUST
+from attribution.agreement import (
+    FIT_BATCH,
+    N_NORMALISATIONS,
+    NORMALISATION_BATCH,
+    normalised_agreement,
+)
 from attribution.derivatives import loss_gradient, own_loss_influences, pair_influences
 from attribution.inverse import datainf_direction
 from attribution.scores import standardised
 from curation import curated_size
 from learner.model import Parameters, shuffled_batches, whole_batches
-from learner.pairs import PairTensors
+from learner.pairs import TrainingPairs
 
 logger = logging.getLogger(__name__)
-BASELINES = (
-    "random",
-    "clip_score_filtering",
-    "diversity_sampling",
-    "coreset_selection",
-    "individual_influence",
-    "semdedup",
-    "density_pruning",
-    "neg_clip_loss",
-    "neg_clip_loss_normsim",
-    "text_alpha_sampling",
-    "gradient_similarity",
-)
-NEED_CLUSTERS = ("diversity_sampling", "semdedup", "density_pruning", "text_alpha_sampling")
-NEED_REFERENCE = ("individual_influence", "gradient_similarity")
+FULL, INFLUENCESPACE = "full", "influencespace"
 N_SIMILARITIES = 2**22  # in one block; 16 MiB
 N_NEAREST_CENTERS = 20  # Abbas et al. (2024)
 COMPLEXITY_TEMPERATURE = 0.1  # Abbas et al. (2024)
 FIRST_CUT_POWER = 0.75  # of the share kept: 30 % where 20 % are kept in the end; Wang et al. (2024)
 ALPHA = 0.5  # between equal shares of all clusters (0) and the data as they are (1)
 MINI_BATCH_ABOVE = 50_000  # pairs; as in stage 1
-
-
-@dataclass(frozen=True)
-class BaselineInputs:
-    """What the selectors look at; `reference` is needed by those in `NEED_REFERENCE` alone."""
-
-    indices: Int64[np.ndarray, " n"]  # positions in the source
-    embeddings: Float[np.ndarray, "n d2"]  # both sides of the joint space
-    image_embeddings: Float[np.ndarray, "n d"]  # unit rows
-    text_embeddings: Float[np.ndarray, "n d"]  # unit rows
-    validation_image_embeddings: Float[np.ndarray, "V d"] | None  # unit rows; None: not saved
-    clip_scores: Float[np.ndarray, " n"]
-    cluster_assignments: Int64[np.ndarray, " n"]
-    pairs: PairTensors
-    validation: PairTensors
-    reference: Parameters | None
-    batch_size: int
+FIT_SCALES = 48  # temperatures that agreement is fitted with
 
 
 @dataclass(frozen=True)
@@ -86,36 +63,166 @@ class Selection:
     rows: Int64[np.ndarray, " m"]  # the same pairs as rows of the training arrays
 
 
+class Reference(NamedTuple):
+    """The reference model of stage 2, and the size of the batches that it was trained in."""
+
+    parameters: Parameters
+    batch_size: int
+
+
+class Counts(NamedTuple):
+    """What the cost of choosing a subset is counted from."""
+
+    pairs: int
+    kept: int
+    held_out: int
+    clusters: int
+
+
+Selector = Callable[[TrainingPairs, int, "Reference | None", np.random.Generator], np.ndarray]
+
+
+class Method(NamedTuple):
+    """A way to choose training pairs: all that the rest of the project knows of it.
+
+    Attributes:
+        label: its name for readers.
+        colour: in figures, told apart by colour-blind readers.
+        marker: in figures; no two methods have the same.
+        select: the rows that a rival keeps, any order; None of what stage 3 or nobody chooses.
+        needs: stages that it is chosen by, beside the embedding.
+        pays_for: stages whose time counts as choosing its subset, beside its own.
+        cosines: how many embeddings it compares, for the expected time.
+        steps_a_batch: what it computes, in training steps for each batch of the training pairs.
+    """
+
+    label: str
+    colour: str
+    marker: str
+    select: Selector | None = None
+    needs: tuple[str, ...] = ()
+    pays_for: tuple[str, ...] = ()
+    cosines: Callable[[Counts], float] = lambda _: 0.0
+    steps_a_batch: float = 0.0
+
+
+# Every method, in the order of tables; a rival is added here and nowhere else.
+METHODS: dict[str, Method] = {
+    FULL: Method("Full data", "#4D4D4D", "s"),
+    INFLUENCESPACE: Method(
+        *("InfluenceSpace", "#0072B2", "o"),
+        pays_for=tuple(
+            stage.name for stage in (CLUSTERING, TRUST, INFLUENCE, PAIR_INFLUENCE, CURATION)
+        ),
+    ),
+    "random": Method(
+        *("Random", "#999999", "X"),
+        select=lambda pairs, size, _, rng: rng.permutation(len(pairs.indices))[:size],
+    ),
+    "clip_score_filtering": Method(
+        *("CLIP score", "#E69F00", "D"),
+        select=lambda pairs, size, _, __: highest(pairs.clip_scores, size),
+    ),
+    "diversity_sampling": Method(
+        *("Diversity", "#009E73", "^"),
+        select=lambda pairs, size, _, rng: equal_shares(pairs.cluster_assignments, size, rng=rng),
+        needs=(CLUSTERING.name,),
+        pays_for=(CLUSTERING.name,),
+    ),
+    "coreset_selection": Method(
+        *("Coreset (k-centre)", "#CC79A7", "v"),
+        select=lambda pairs, size, _, rng: k_center_greedy(
+            pairs.concatenated_embeddings, size, rng=rng
+        ),
+        cosines=lambda c: 3.0 * c.pairs * c.kept,  # a product with one vector uses no cache
+    ),
+    "individual_influence": Method(
+        *("Per-pair influence (DataInf)", "#56B4E9", "P"),
+        select=lambda pairs, size, reference, rng: highest(
+            individual_influence(pairs, reference, rng=rng), size
+        ),
+        needs=(INFLUENCE.name,),
+        steps_a_batch=5.0,
+    ),
+    "semdedup": Method(
+        *("SemDeDup", "#661100", "<"),
+        select=lambda pairs, size, _, __: highest(
+            -similarity_to_harder(pairs.image_embeddings, pairs.cluster_assignments), size
+        ),
+        needs=(CLUSTERING.name,),
+        pays_for=(CLUSTERING.name,),
+        cosines=lambda c: c.pairs**2 / c.clusters,
+    ),
+    "density_pruning": Method(
+        *("Density-based pruning", "#DDCC77", ">"),
+        select=lambda pairs, size, _, __: density_pruning(
+            pairs.image_embeddings, pairs.cluster_assignments, size
+        ),
+        needs=(CLUSTERING.name,),
+        pays_for=(CLUSTERING.name,),
+    ),
+    "neg_clip_loss": Method(
+        *("negCLIPLoss", "#8C510A", "p"),
+        select=lambda pairs, size, _, rng: highest(neg_clip_loss(pairs, rng=rng), size),
+        cosines=lambda c: agreement_cosines(c.pairs),
+    ),
+    "neg_clip_loss_normsim": Method(
+        *("negCLIPLoss + NormSim", "#999933", "h"),
+        select=lambda pairs, size, _, rng: highest(neg_clip_loss_normsim(pairs, rng=rng), size),
+        cosines=lambda c: agreement_cosines(c.pairs) + c.pairs * c.held_out,
+    ),
+    "text_alpha_sampling": Method(
+        *("Text sampling (α = 0.5)", "#000000", "*"),
+        select=lambda pairs, size, _, rng: alpha_sampling(
+            text_clusters(
+                pairs.text_embeddings,
+                n_clusters=int(pairs.cluster_assignments.max()) + 1,
+                rng=rng,
+            ),
+            size,
+            rng=rng,
+        ),
+        needs=(CLUSTERING.name,),  # as many clusters of captions
+        cosines=lambda c: 60.0 * c.pairs * c.clusters,
+    ),
+    "gradient_similarity": Method(
+        *("Gradient similarity", "#332288", "d"),
+        select=lambda pairs, size, reference, rng: highest(
+            gradient_similarity(pairs, reference, rng=rng), size
+        ),
+        needs=(INFLUENCE.name,),
+        steps_a_batch=4.0,
+    ),
+}
+BASELINES = tuple(name for name, method in METHODS.items() if method.select is not None)
+
+
 def select_baseline(
-    name: str, inputs: BaselineInputs, target_size_ratio: float, *, rng: np.random.Generator
+    name: str,
+    pairs: TrainingPairs,
+    reference: Reference | None,
+    target_size_ratio: float,
+    rng: np.random.Generator,
 ) -> Selection:
     """The subset that baseline `name` keeps, as many pairs as InfluenceSpace keeps.
 
+    Args:
+        name: one of `BASELINES`.
+        pairs: with all held-out pairs, as a rival knows of no trust.
+        reference: needed by those that need the stage that trains it.
+        target_size_ratio: how many are kept, as a share.
+        rng: the method's generator.
+
     Raises:
-        ValueError: a baseline of `NEED_REFERENCE` without a reference model.
+        ValueError: a baseline that needs a reference model without one.
     """
-    if name in NEED_REFERENCE and inputs.reference is None:
+    method = METHODS[name]
+    if INFLUENCE.name in method.needs and reference is None:
         raise ValueError(f"{name} needs the reference model")
-    n, clusters = len(inputs.clip_scores), inputs.cluster_assignments
-    images, texts = inputs.image_embeddings, inputs.text_embeddings
-    size = curated_size(n, target_size_ratio)
-    selectors: dict[str, Callable[[], np.ndarray]] = {
-        "random": lambda: rng.permutation(n)[:size],
-        "clip_score_filtering": lambda: highest(inputs.clip_scores, size),
-        "diversity_sampling": lambda: equal_shares(clusters, size, rng=rng),
-        "coreset_selection": lambda: k_center_greedy(inputs.embeddings, size, rng=rng),
-        "individual_influence": lambda: highest(individual_influence(inputs, rng=rng), size),
-        "semdedup": lambda: highest(-similarity_to_harder(images, clusters), size),
-        "density_pruning": lambda: density_pruning(images, clusters, size),
-        "neg_clip_loss": lambda: highest(neg_clip_loss(inputs, rng=rng), size),
-        "neg_clip_loss_normsim": lambda: highest(neg_clip_loss_normsim(inputs, rng=rng), size),
-        "text_alpha_sampling": lambda: alpha_sampling(
-            text_clusters(texts, n_clusters=int(clusters.max()) + 1, rng=rng), size, rng=rng
-        ),
-        "gradient_similarity": lambda: highest(gradient_similarity(inputs, rng=rng), size),
-    }
-    rows = np.sort(selectors[name]()).astype(np.int64)
-    return Selection(inputs.indices[rows], rows)
+    assert method.select is not None, f"{name} is no baseline"
+    size = curated_size(len(pairs.indices), target_size_ratio)
+    rows = np.sort(method.select(pairs, size, reference, rng)).astype(np.int64)
+    return Selection(pairs.indices[rows], rows)
 
 
 def highest(scores: Float[np.ndarray, " n"], size: int) -> Int64[np.ndarray, " m"]:
@@ -275,19 +382,24 @@ def capped_shares(
 # --- By agreement of image and text -------------------------------------------------------------
 
 
-def neg_clip_loss(inputs: BaselineInputs, *, rng: np.random.Generator) -> Float[np.ndarray, " n"]:
+def neg_clip_loss(pairs: TrainingPairs, *, rng: np.random.Generator) -> Float[np.ndarray, " n"]:
     """Agreement of image and text less that with other pairs: Wang et al. (2024)."""
-    device = inputs.pairs.images.device
-    return normalised_agreement(
-        inputs.image_embeddings, inputs.text_embeddings, device, rng=rng
-    ).own
+    device = pairs.tensors.images.device
+    return normalised_agreement(pairs.image_embeddings, pairs.text_embeddings, device, rng=rng).own
+
+
+def agreement_cosines(n: int) -> int:
+    """How many embeddings `normalised_agreement` of n pairs compares."""
+    n_shuffles = N_NORMALISATIONS if n > NORMALISATION_BATCH else 1
+    fitting = FIT_SCALES * min(n, FIT_BATCH) ** 2
+    return fitting + n_shuffles * n * min(n, NORMALISATION_BATCH)
 
 
 # --- By agreement, and by likeness to the target ------------------------------------------------
 
 
 def neg_clip_loss_normsim(
-    inputs: BaselineInputs, *, rng: np.random.Generator
+    pairs: TrainingPairs, *, rng: np.random.Generator
 ) -> Float[np.ndarray, " n"]:
     """Sum of negCLIPLoss and NormSim, each in standard deviations: Wang et al. (2024).
 
@@ -296,26 +408,26 @@ def neg_clip_loss_normsim(
     (the share r^(3/4) by negCLIPLoss, of these the share wanted by NormSim, the paper's 30 % then
     20 %) is offered by the benchmark of regimes as `neg_clip_loss_then_normsim`.
     """
-    parts = standardised(neg_clip_loss(inputs, rng=rng)), standardised(norm_sim(inputs))
+    parts = standardised(neg_clip_loss(pairs, rng=rng)), standardised(norm_sim(pairs))
     return np.asarray(parts[0] + parts[1])
 
 
 def neg_clip_loss_then_normsim(
-    inputs: BaselineInputs, size: int, *, rng: np.random.Generator
+    pairs: TrainingPairs, size: int, *, rng: np.random.Generator
 ) -> Int64[np.ndarray, " m"]:
     """Rows of the highest NormSim among those of the highest negCLIPLoss: Wang et al. (2024).
 
     Where the share r is kept in the end, negCLIPLoss leaves r^(3/4): the paper's 30 % of all
     pairs where 20 % are kept.
     """
-    n = len(inputs.clip_scores)
+    n = len(pairs.clip_scores)
     n_left = max(size, round(n * (size / n) ** FIRST_CUT_POWER))
-    left = np.sort(highest(neg_clip_loss(inputs, rng=rng), n_left))
-    rows: np.ndarray = left[highest(norm_sim(inputs)[left], size)]
+    left = np.sort(highest(neg_clip_loss(pairs, rng=rng), n_left))
+    rows: np.ndarray = left[highest(norm_sim(pairs)[left], size)]
     return rows
 
 
-def norm_sim(inputs: BaselineInputs) -> Float[np.ndarray, " n"]:
+def norm_sim(pairs: TrainingPairs) -> Float[np.ndarray, " n"]:
     """Highest cosine of every image with a held-out one, in the encoder's joint space.
 
         NormSim_inf(x) = max_t <f(t), f(x)>        arXiv 2405.19547
@@ -323,7 +435,7 @@ def norm_sim(inputs: BaselineInputs) -> Float[np.ndarray, " n"]:
     over all held-out images t; their captions play no role. Where a run was saved without their
     joint embeddings, the cosines are those of the scaled features that the models take in.
     """
-    images, targets = inputs.image_embeddings, inputs.validation_image_embeddings
+    images, targets = pairs.image_embeddings, pairs.validation_image_embeddings
     if targets is None:
         logger.info(
             "NormSim: no joint embeddings of the held-out images are saved; the cosines are those "
@@ -331,7 +443,7 @@ def norm_sim(inputs: BaselineInputs) -> Float[np.ndarray, " n"]:
         )
         images, targets = (
             torch.nn.functional.normalize(side.images, dim=1).cpu().numpy()
-            for side in (inputs.pairs, inputs.validation)
+            for side in (pairs.tensors, pairs.validation)
         )
     return highest_cosine(images, targets)
 
@@ -387,24 +499,25 @@ def alpha_sampling(
 
 
 def individual_influence(
-    inputs: BaselineInputs, *, rng: np.random.Generator
+    pairs: TrainingPairs, reference: Reference | None, *, rng: np.random.Generator
 ) -> Float[np.ndarray, " n"]:
     """DataInf influence of every pair, positive where leaving it out raises the validation loss.
 
     Per-pair influence as libraries compute it: the gradient of the pair's own loss in a fixed
     batch.
     """
-    assert inputs.reference is not None, "select_baseline sees to it"
-    n = len(inputs.clip_scores)
-    batches = whole_batches(n, inputs.batch_size, rng)
-    validation_batches = shuffled_batches(len(inputs.validation.images), batches.shape[1], rng)
-    gradient = loss_gradient(inputs.reference, inputs.validation, validation_batches)
-    direction = datainf_direction(inputs.reference, inputs.pairs, gradient, batches)
-    return own_loss_influences(inputs.reference, inputs.pairs, direction, batches)
+    assert reference is not None, "select_baseline sees to it"
+    model = reference.parameters
+    n = len(pairs.clip_scores)
+    batches = whole_batches(n, reference.batch_size, rng)
+    validation_batches = shuffled_batches(len(pairs.validation.images), batches.shape[1], rng)
+    gradient = loss_gradient(model, pairs.validation, validation_batches)
+    direction = datainf_direction(model, pairs.tensors, gradient, batches)
+    return own_loss_influences(model, pairs.tensors, direction, batches)
 
 
 def gradient_similarity(
-    inputs: BaselineInputs, *, rng: np.random.Generator
+    pairs: TrainingPairs, reference: Reference | None, *, rng: np.random.Generator
 ) -> Float[np.ndarray, " n"]:
     """Influence of every pair with the identity in place of the inverse Hessian.
 
@@ -415,17 +528,18 @@ def gradient_similarity(
     beside `first_order` influence only the inverse Hessian is missing. Positive where leaving the
     pair out of one small step of gradient descent raises the validation loss.
     """
-    assert inputs.reference is not None, "select_baseline sees to it"
-    n = len(inputs.clip_scores)
-    b = min(inputs.batch_size, n)
-    validation_batches = shuffled_batches(len(inputs.validation.images), b, rng)
-    direction = loss_gradient(inputs.reference, inputs.validation, validation_batches)
+    assert reference is not None, "select_baseline sees to it"
+    model = reference.parameters
+    n = len(pairs.clip_scores)
+    b = min(reference.batch_size, n)
+    validation_batches = shuffled_batches(len(pairs.validation.images), b, rng)
+    direction = loss_gradient(model, pairs.validation, validation_batches)
     return pair_influences(
-        inputs.reference,
-        inputs.pairs,
+        model,
+        pairs.tensors,
         direction,
         np.arange(n),
         np.ones(n),
-        batch_size=inputs.batch_size,
+        batch_size=reference.batch_size,
         rng=rng,
     )

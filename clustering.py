@@ -16,13 +16,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
 from jaxtyping import Float, Int64
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import CountVectorizer
 
 from artifacts.settings import InputError, Settings, setting
+from embedding import EmbeddingResult
 from learner.near_copies import better_copies
+from learner.pairs import TrainingPairs, fit_feature_scaling, nearest_clusters, representation
+from sources.captions import caption_groups
 
 # Above this many pairs mini-batch k-means takes over: there Lloyd's takes 9 s for 100 clusters,
 # mini-batch a tenth of it for 1.1 % more inertia (benchmarks/results/clustering.json).
@@ -238,3 +243,36 @@ def describe_cells(
             }
         )
     return described
+
+
+def training_pairs(
+    embedding: EmbeddingResult, clustered: ClusterAssignment, device: torch.device
+) -> TrainingPairs:
+    """What stage 1 knows of every training pair, with all held-out pairs to say what helps.
+
+    The trained models take features in that are scaled once, by all training pairs.
+    """
+    e, c, table = embedding, clustered, embedding.split_pairs("train")
+    scaling = fit_feature_scaling(e.image_features, e.text_features)
+    tensors = scaling.pairs(e.image_features, e.text_features, device)
+    validation = scaling.pairs(e.validation_image_features, e.validation_text_features, device)
+    memberships = caption_groups(table["caption"].tolist())
+    held_out = nearest_clusters(tensors, c.cluster_assignments, validation)
+    return TrainingPairs(
+        indices=e.indices,
+        tensors=tensors,
+        scaling=scaling,
+        image_embeddings=e.image_embeddings,
+        text_embeddings=e.text_embeddings,
+        concatenated_embeddings=e.concatenated_embeddings,
+        clip_scores=e.clip_scores,
+        image_ids=pd.factorize(table["image_sha256"])[0].astype(np.int64),
+        groups={name: member for groups in memberships.values() for name, member in groups.items()},
+        cluster_assignments=c.cluster_assignments,
+        cell_assignments=c.cell_assignments,
+        better_copies=c.better_copies,
+        clusters=c.clusters,
+        validation=validation,
+        validation_image_embeddings=e.validation_image_embeddings,
+        represented=representation(c.cluster_assignments, held_out),
+    )

@@ -13,7 +13,7 @@ is pooled over cells, but a cell whose pairs differ is not treated as one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,7 +23,9 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from artifacts.settings import InputError, Settings, setting
+from attribution.results import InfluenceResult, PairInfluence
 from attribution.scores import standardised
+from learner.pairs import TrainingPairs
 
 HARMFUL, NEUTRAL, BENEFICIAL = "harmful", "neutral", "beneficial"
 SMALLEST_SHARE = 0.05  # of a cluster that is kept unless its harm is certain
@@ -88,29 +90,6 @@ class CurationConfig(Settings):
 
 
 @dataclass(frozen=True)
-class CurationInputs:
-    """What is known of n training pairs in C cells and K clusters when they are chosen."""
-
-    indices: Int64[np.ndarray, " n"]  # positions in the source, ascending
-    cluster_assignments: Int64[np.ndarray, " n"]  # every cluster has a pair
-    cell_assignments: Int64[np.ndarray, " n"]  # every cell has a pair, all of one cluster
-    clip_scores: Float[np.ndarray, " n"]
-    better_copies: Int64[np.ndarray, " n"]
-    pair_influence: Float[np.ndarray, " n"]  # nats
-    cell_influence_stderr: Float[np.ndarray, " C"]  # of the mean over its pairs, nats
-    validation_loss: float  # nats
-    influence_scores: Float[np.ndarray, " K"]  # share of the validation loss
-    influence_stderr: Float[np.ndarray, " K"]
-    represented: Float[np.ndarray, " K"]  # share of held-out pairs over share of training pairs
-    groups: Mapping[str, Bool[np.ndarray, " n"]]  # demographic groups, by name
-    clusters: Sequence[Mapping[str, Any]]  # descriptions: `terms`, `cells`
-    agreement: Float[np.ndarray, " n"] | None = None  # log odds, or else the CLIP score
-    counted_influence: Float[np.ndarray, " n"] | None = None  # in values; else all of it
-    influence_weight: float = 1.0  # how much influence counts beside agreement
-    relevance: Float[np.ndarray, " n"] | None = None  # what it adds to values; else nothing
-
-
-@dataclass(frozen=True)
 class CurationResult:
     """The curated subset: m of n training pairs, and why."""
 
@@ -144,7 +123,12 @@ def curated_size(n: int, target_size_ratio: float) -> int:
     return max(1, round(target_size_ratio * n))
 
 
-def curate(inputs: CurationInputs, config: CurationConfig) -> CurationResult:
+def curate(
+    pairs: TrainingPairs,
+    scores: InfluenceResult,
+    influence: PairInfluence,
+    config: CurationConfig,
+) -> CurationResult:
     """The curated subset of exactly `curated_size` pairs, with weights.
 
     The pairs of highest value stay. So do, whatever their value, the best pairs of a cluster
@@ -152,30 +136,31 @@ def curate(inputs: CurationInputs, config: CurationConfig) -> CurationResult:
     that is asked for. Raised are pairs of certainly beneficial cells in clusters that hold a
     larger share of the held-out pairs than of the training pairs, at most by that ratio.
 
+    Args:
+        pairs: n training pairs in K clusters.
+        scores: the influence of the clusters.
+        influence: that of the pairs, and of the C cells that they are in.
+        config: what is pruned, kept and raised.
+
     Raises:
         InputError: the groups' shares need more pairs than are kept.
     """
-    cells, clusters = inputs.cell_assignments, inputs.cluster_assignments
+    cells, clusters = influence.cell_assignments, pairs.cluster_assignments
     n, sizes = len(cells), np.bincount(cells)
     target = curated_size(n, config.target_size_ratio)
-    categories = categorize(inputs.influence_scores, inputs.influence_stderr, config)
-    agreement = inputs.clip_scores if inputs.agreement is None else inputs.agreement
-    counted = inputs.counted_influence
-    influence = inputs.pair_influence if counted is None else counted
-    values = pair_values(
-        *(influence, agreement, inputs.better_copies, config),
-        influence_weight=inputs.influence_weight,
-        relevance=inputs.relevance,
-    )
-    stderr = inputs.cell_influence_stderr / max(float(inputs.pair_influence.std()), 1e-12)
-    rho = config.rho or default_rho(stderr, sizes)
+    categories = categorize(scores.influence_scores, scores.influence_stderr, config)
+    values = np.asarray(np.sum(estimated_parts(pairs, influence, config), axis=0))
+    spread = max(float(influence.pair_influence.std()), 1e-12)
+    rho = config.rho or default_rho(influence.cell_influence_stderr / spread, sizes)
     cell_categories = categorize_cells(
-        np.bincount(cells, inputs.pair_influence) / sizes, inputs.cell_influence_stderr, config
+        np.bincount(cells, influence.pair_influence) / sizes,
+        influence.cell_influence_stderr,
+        config,
     )
     may_be_raised = (cell_categories[cells] == BENEFICIAL) & (categories[clusters] != HARMFUL)
-    represented = np.clip(inputs.represented[clusters], 1.0, config.max_weight)
+    represented = np.clip(pairs.represented[clusters], 1.0, config.max_weight)
     weights = solve_weights(rho * values, np.where(may_be_raised, represented, 1.0), target)
-    protected = protected_rows(values, clusters, categories, inputs.groups, target, config)
+    protected = protected_rows(values, clusters, categories, pairs.groups, target, config)
     rows = np.sort(np.lexsort((-values, ~protected))[:target]).astype(np.int64)
     kept = np.bincount(cells[rows], minlength=len(sizes))
     raised = np.maximum(weights[rows], 1.0)  # a weight below one is met by dropping pairs
@@ -183,19 +168,20 @@ def curate(inputs: CurationInputs, config: CurationConfig) -> CurationResult:
     kept_of_cluster = np.bincount(clusters[rows], minlength=len(categories))
     weight_of_cluster = np.bincount(clusters[rows], sample_weights, minlength=len(categories))
     return CurationResult(
-        curated_indices=inputs.indices[rows],
+        curated_indices=pairs.indices[rows],
         sample_weights=sample_weights,
         curated_rows=rows,
         pair_values=values,
         rho=float(rho),
         categorization=_readable_categories(
-            inputs, categories, kept_of_cluster, _readable_cells(inputs, cell_categories, kept)
+            *(pairs, scores, categories, kept_of_cluster),
+            _readable_cells(pairs, influence, cell_categories, kept),
         ),
         cluster_weights={
             str(k): float(w / m) if m else 0.0
             for k, (w, m) in enumerate(zip(weight_of_cluster, kept_of_cluster, strict=True))
         },
-        group_retention=group_retention(inputs.groups, rows),
+        group_retention=group_retention(pairs.groups, rows),
     )
 
 
@@ -220,7 +206,7 @@ def pair_values(
         agreement: on any scale.
         better_copies: near copies of the pair's image with a better caption.
         config: what agreement and copies count.
-        influence_weight: what influence counts, see guard.py.
+        influence_weight: what influence counts, see `attribution.guard`.
         relevance: what being near the held-out pairs adds; nothing by default.
     """
     parts = value_parts(
@@ -249,18 +235,15 @@ def value_parts(
     )
 
 
-def representation(
-    cluster_assignments: Int64[np.ndarray, " n"], held_out_clusters: Int64[np.ndarray, " m"]
-) -> Float64[np.ndarray, " K"]:
-    """Each cluster's share of held-out pairs over its share of training pairs; one if in doubt.
-
-    In doubt where the held-out count is within two standard deviations (Poisson) of the expected.
-    """
-    sizes = np.bincount(cluster_assignments)
-    found = np.bincount(held_out_clusters, minlength=len(sizes))
-    expected = sizes / sizes.sum() * len(held_out_clusters)
-    certain = np.abs(found - expected) > 2 * np.sqrt(expected)
-    return np.where(certain, found / np.maximum(expected, np.finfo(float).tiny), 1.0)
+def estimated_parts(
+    pairs: TrainingPairs, influence: PairInfluence, config: CurationConfig
+) -> ValueParts:
+    """The summands of the values by which pairs are chosen."""
+    return value_parts(
+        *(influence.counted, influence.agreement, pairs.better_copies, config),
+        influence_weight=influence.influence_weight,
+        relevance=influence.relevance_part,
+    )
 
 
 def default_rho(stderr: Float[np.ndarray, " C"], sizes: Int64[np.ndarray, " C"]) -> float:
@@ -380,34 +363,37 @@ def group_retention(
 
 
 def _readable_cells(
-    inputs: CurationInputs, categories: Shaped[np.ndarray, " C"], kept: Int64[np.ndarray, " C"]
+    pairs: TrainingPairs,
+    influence: PairInfluence,
+    categories: Shaped[np.ndarray, " C"],
+    kept: Int64[np.ndarray, " C"],
 ) -> list[list[dict[str, Any]]]:
     """The cells of each cluster, most harmful first; influence in percent of the loss."""
-    cells, n = inputs.cell_assignments, len(inputs.cell_assignments)
+    cells, n = influence.cell_assignments, len(influence.cell_assignments)
     sizes = np.bincount(cells)
-    scale = 100 * sizes / n / inputs.validation_loss
-    influence = scale * np.bincount(cells, inputs.pair_influence) / sizes
-    stderr = scale * inputs.cell_influence_stderr
-    scores = np.bincount(cells, inputs.clip_scores) / sizes
+    scale = 100 * sizes / n / influence.validation_loss
+    shares = scale * np.bincount(cells, influence.pair_influence) / sizes
+    stderr = scale * influence.cell_influence_stderr
+    clip_scores = np.bincount(cells, pairs.clip_scores) / sizes
     first = np.unique(cells, return_index=True)[1]
-    readable: list[list[dict[str, Any]]] = [[] for _ in inputs.clusters]
-    for c in np.argsort(influence, kind="stable"):
-        cluster = int(inputs.cluster_assignments[first[c]])
+    readable: list[list[dict[str, Any]]] = [[] for _ in pairs.clusters]
+    for c in np.argsort(shares, kind="stable"):
+        cluster = int(pairs.cluster_assignments[first[c]])
         fate = "kept" if kept[c] == sizes[c] else "pruned" if kept[c] == 0 else "kept in part"
         readable[cluster].append(
             {
                 "cell": int(c),
                 "category": str(categories[c]),
-                "mean_clip_score": round(float(scores[c]), 4),
-                "near_copies": bool(inputs.better_copies[first[c]]),
-                "influence_percent": round(float(influence[c]), 5),
+                "mean_clip_score": round(float(clip_scores[c]), 4),
+                "near_copies": bool(pairs.better_copies[first[c]]),
+                "influence_percent": round(float(shares[c]), 5),
                 "stderr_percent": round(float(stderr[c]), 5),
                 "size": int(sizes[c]),
                 "pairs_kept": int(kept[c]),
-                "meaning": f"topic: {', '.join(inputs.clusters[cluster]['terms'][:3])}; "
-                f"CLIP score {scores[c]:.2f}"
-                + ("; copies of better pairs" if inputs.better_copies[first[c]] else "")
-                + f"; {sizes[c]} pairs; influence {influence[c]:+.3f} % +/- {stderr[c]:.3f}; "
+                "meaning": f"topic: {', '.join(pairs.clusters[cluster]['terms'][:3])}; "
+                f"CLIP score {clip_scores[c]:.2f}"
+                + ("; copies of better pairs" if pairs.better_copies[first[c]] else "")
+                + f"; {sizes[c]} pairs; influence {shares[c]:+.3f} % +/- {stderr[c]:.3f}; "
                 + fate,
             }
         )
@@ -415,17 +401,18 @@ def _readable_cells(
 
 
 def _readable_categories(
-    inputs: CurationInputs,
+    pairs: TrainingPairs,
+    influence: InfluenceResult,
     categories: Shaped[np.ndarray, " K"],
     kept: Int64[np.ndarray, " K"],
     cells: list[list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
-    scores, stderr = inputs.influence_scores, inputs.influence_stderr
-    sizes = np.bincount(inputs.cluster_assignments)
+    scores, stderr = influence.influence_scores, influence.influence_stderr
+    sizes = np.bincount(pairs.cluster_assignments)
     return [
         {
             "cluster": int(k),
-            "terms": list(inputs.clusters[k]["terms"]),
+            "terms": list(pairs.clusters[k]["terms"]),
             "category": str(categories[k]),
             "influence_percent": round(100 * float(scores[k]), 5),
             "stderr_percent": round(100 * float(stderr[k]), 5),

@@ -26,11 +26,15 @@ although its pairs differ is refined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int64
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int64
 
 from artifacts.settings import InputError
 from attribution.additive_model import own_share, pool_influence
@@ -40,6 +44,7 @@ from attribution.cluster_scores import (
     METAGRADIENT,
     VALIDATION_SHUFFLES,
     Data,
+    Estimate,
     InfluenceConfig,
     by_curvature,
     combine_estimates,
@@ -47,14 +52,13 @@ from attribution.cluster_scores import (
     early_stop,
     metagradients,
 )
-from attribution.cross_fitting import cross_fit, held_out_influences
+from attribution.cross_fitting import CrossFit, cross_fit, held_out_influences
 from attribution.derivatives import sample_pairs
 from attribution.guard import guard_influence
 from attribution.pair_scores import (
     MIN_EVALUATED,
-    CellInfluenceConfig,
-    KnownPairs,
-    agreement_of_repeats,
+    PairInfluenceConfig,
+    estimate_quality,
     quantities,
     refine_cells,
     relevance_part,
@@ -62,16 +66,84 @@ from attribution.pair_scores import (
 )
 from attribution.results import InfluenceResult, PairInfluence
 from attribution.retraining import Retraining
+from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
+from curation import CurationResult
+from embedding import EmbeddingResult
 from learner.model import shuffled_batches
-from learner.pairs import PairTensors
+from learner.pairs import PairTensors, TrainingPairs
 from learner.training import TrainingConfig, steps_per_epoch
 
+logger = logging.getLogger(__name__)
 
-def estimate_influence(
-    pairs: PairTensors,
-    validation: PairTensors,
-    cluster_assignments: Int64[np.ndarray, " n"],
-    cluster_terms: Sequence[Sequence[str]],
+
+def judge_held_out(
+    embedding: EmbeddingResult,
+    pairs: TrainingPairs,
+    config: TrustConfig,
+    near_copy_similarity: float,
+    *,
+    rng: np.random.Generator,
+) -> PairTrust:
+    """Which held-out pairs can be trusted to say what helps, and which test pairs to measure.
+
+    Args:
+        embedding: pairs of all splits.
+        pairs: the training pairs, and all held-out ones.
+        config: whether these are taken at their word.
+        near_copy_similarity: least centred cosine of near copies, of which the best is asked.
+        rng: the stage's generator.
+    """
+    device = pairs.tensors.images.device
+    result = judge_pairs(
+        *_pairs_in_space(embedding, pairs),
+        config,
+        device=device,
+        near_copy_similarity=near_copy_similarity,
+        rng=rng,
+    )
+    logger.info(
+        "%s of %s validation pairs are asked what helps",
+        f"{len(result.asked):,}",
+        f"{len(result.validation_trusted):,}",
+    )
+    return result
+
+
+def _pairs_in_space(
+    embedding: EmbeddingResult, pairs: TrainingPairs
+) -> tuple[PairsInSpace, PairsInSpace, PairsInSpace]:
+    """Training, validation and test pairs with their embeddings, one row a caption."""
+    e, owner = embedding, embedding.test_caption_image
+
+    def of(
+        split: str,
+        tensors: PairTensors,
+        image_embeddings: np.ndarray | None,
+        text_embeddings: np.ndarray | None,
+    ) -> PairsInSpace:
+        images, texts = (side.cpu().numpy() for side in tensors)
+        ids = pd.factorize(e.split_pairs(split)["image_sha256"])[0].astype(np.int64)
+        return PairsInSpace(images, texts, image_embeddings, text_embeddings, ids)
+
+    test = pairs.scaling.pairs(
+        e.test_image_features, e.test_text_features, pairs.tensors.images.device
+    )
+    rows = torch.from_numpy(owner).to(test.images.device)
+    return (
+        of("train", pairs.tensors, e.image_embeddings, e.text_embeddings),
+        of(
+            *("validation", pairs.validation),
+            *(e.validation_image_embeddings, e.validation_text_embeddings),
+        ),
+        of(
+            *("test", PairTensors(test.images[rows], test.texts)),
+            *(e.test_image_embeddings[owner], e.test_text_embeddings),
+        ),
+    )
+
+
+def score_clusters(
+    pairs: TrainingPairs,
     config: InfluenceConfig,
     training: TrainingConfig,
     *,
@@ -80,23 +152,15 @@ def estimate_influence(
     """Train the reference models, then score every cluster.
 
     Args:
-        pairs: n training pairs, scaled features.
-        validation: held-out pairs, scaled features.
-        cluster_assignments: cluster of each training pair; every cluster has a pair.
-        cluster_terms: K lists of words, for the readable result.
+        pairs: the training pairs, and the held-out ones that are asked.
         config: settings of the estimate.
         training: settings of the reference model, and the batch size of the objective.
         rng: the stage's generator.
     """
-    n, b, clusters = len(cluster_assignments), training.batch_size, cluster_assignments
-    data = Data(
-        pairs,
-        clusters,
-        validation,
-        np.concatenate(
-            [shuffled_batches(len(validation.images), b, rng) for _ in range(VALIDATION_SHUFFLES)]
-        ),
-    )
+    clusters, n, b = pairs.cluster_assignments, len(pairs.indices), training.batch_size
+    n_held_out = len(pairs.validation.images)
+    shuffles = [shuffled_batches(n_held_out, b, rng) for _ in range(VALIDATION_SHUFFLES)]
+    data = Data(pairs.tensors, clusters, pairs.validation, np.concatenate(shuffles))
     seeds = rng.integers(2**31, size=config.influence_seeds)
     if config.estimator == FIRST_ORDER:
         evaluated = sample_pairs(clusters, config.samples_per_cluster, rng=rng)
@@ -104,7 +168,9 @@ def estimate_influence(
         evaluated = np.arange(n)
     schedule = min(training.num_epochs * steps_per_epoch(n, b), config.max_reference_steps)
     stop = early_stop(data, training, schedule, int(seeds[0]))
-    retraining = Retraining(pairs, training, schedule, stop, validation, data.validation_batches)
+    retraining = Retraining(
+        pairs.tensors, training, schedule, stop, pairs.validation, data.validation_batches
+    )
     if config.estimator == METAGRADIENT:
         estimates = metagradients(data, config, retraining, seeds.tolist(), rng=rng)
     else:
@@ -112,41 +178,61 @@ def estimate_influence(
             by_curvature(data, evaluated, config, retraining, seed, rng=rng)
             for seed in seeds.tolist()
         ]
+    result = _result(pairs, config, estimates, evaluated, retraining, seeds)
+    logger.info("validation loss of the reference models %.4f", result.validation_loss)
+    return result
+
+
+def _result(
+    pairs: TrainingPairs,
+    config: InfluenceConfig,
+    estimates: Sequence[Estimate],
+    evaluated: Int64[np.ndarray, " m"],
+    retraining: Retraining,
+    seeds: Int64[np.ndarray, " s"],
+) -> InfluenceResult:
+    """The estimates of all reference models together, with what they stand on."""
+    clusters = pairs.cluster_assignments
     loss = float(np.mean([e.validation_loss for e in estimates]))
     scores = combine_estimates(estimates, clusters, evaluated, loss)
-    influence = np.mean([e.pair_influence for e in estimates], axis=0)
-    cluster_means = np.bincount(clusters[evaluated], influence) / np.bincount(clusters[evaluated])
-
-    pair_influence = cluster_means[clusters]
-    pair_influence[evaluated] = influence
-    is_evaluated = np.zeros(n, dtype=bool)
-    is_evaluated[evaluated] = True
-    first = estimates[0]
-    curvature = first.curvature
+    first, curvature = estimates[0].reference, estimates[0].curvature
+    is_evaluated = np.isin(np.arange(len(clusters)), evaluated)
+    terms = [cluster["terms"] for cluster in pairs.clusters]
     return InfluenceResult(
         influence_scores=scores.scores,
         influence_stderr=scores.stderr,
         first_order_scores=scores.first_order,
         first_order_stderr=scores.first_order_stderr,
         removal_corrections=scores.corrections,
-        first_order_influence=pair_influence,
+        first_order_influence=_of_every_pair(estimates, clusters, evaluated),
         first_order_evaluated=is_evaluated,
         eigenvalues=curvature.eigenvalues if curvature else np.zeros(0),
         eigenvalue_residuals=curvature.residuals if curvature else np.zeros(0),
-        reference_image_map=first.reference.image_map.cpu().numpy(),
-        reference_text_map=first.reference.text_map.cpu().numpy(),
-        reference_log_scale=first.reference.log_scale.cpu().numpy(),
+        reference_image_map=first.image_map.cpu().numpy(),
+        reference_text_map=first.text_map.cpu().numpy(),
+        reference_log_scale=first.log_scale.cpu().numpy(),
         reference_seeds=seeds.astype(np.int64),
-        reference_steps=stop,
-        reference_schedule=schedule,
-        validation_batches=data.validation_batches,
+        reference_steps=retraining.stop_after,
+        reference_schedule=retraining.n_steps,
+        validation_batches=retraining.validation_batches,
         validation_loss=loss,
         estimator=config.estimator,
         curvature_quality=curvature_quality(config, curvature),
-        clusters=_readable_scores(
-            scores.scores, scores.stderr, clusters, is_evaluated, cluster_terms
-        ),
+        clusters=_readable_scores(scores.scores, scores.stderr, clusters, is_evaluated, terms),
     )
+
+
+def _of_every_pair(
+    estimates: Sequence[Estimate],
+    clusters: Int64[np.ndarray, " n"],
+    evaluated: Int64[np.ndarray, " m"],
+) -> Float[np.ndarray, " n"]:
+    """The mean influence of every pair, that of its cluster where it was not evaluated."""
+    influence = np.mean([e.pair_influence for e in estimates], axis=0)
+    means = np.bincount(clusters[evaluated], influence) / np.bincount(clusters[evaluated])
+    of_every_pair: np.ndarray = means[clusters]
+    of_every_pair[evaluated] = influence
+    return of_every_pair
 
 
 def _readable_scores(
@@ -176,10 +262,64 @@ def _readable_scores(
     ]
 
 
-def estimate_pair_influence(
-    known: KnownPairs,
-    validation: PairTensors,
-    config: CellInfluenceConfig,
+def score_pairs_in_rounds(
+    pairs: TrainingPairs,
+    trust: PairTrust,
+    config: PairInfluenceConfig,
+    training: TrainingConfig,
+    *,
+    max_steps: int,
+    curate: Callable[[PairInfluence], CurationResult],
+    rng: np.random.Generator,
+) -> PairInfluence:
+    """The influence of pairs and cells, each round by models of what the round before kept.
+
+    Args:
+        pairs: the training pairs, and the held-out ones that are asked.
+        trust: what is said of them before any influence is.
+        config: settings of the estimate, among them the number of rounds.
+        training: settings of the models.
+        max_steps: of the models' learning-rate schedule.
+        curate: what is kept by an estimate.
+        rng: the stage's generator.
+    """
+    result: PairInfluence | None = None
+    kept: np.ndarray | None = None
+    history: list[dict[str, Any]] = []
+    for round_number in range(1, config.rounds + 1):
+        result = score_pairs(
+            *(pairs, trust, config, training),
+            max_steps=max_steps,
+            rng=rng,
+            kept=kept,
+            previous=result,
+        )
+        now = curate(result).training_weights(len(pairs.indices)) > 0
+        history.append(
+            {
+                "round": round_number,
+                "validation_loss": round(result.validation_loss, 5),
+                "kept": int(now.sum()),
+                "kept_before_too": None if kept is None else int((now & kept).sum()),
+                "explained": result.quality["explained"],
+            }
+        )
+        logger.info(
+            "round %d: validation loss %.4f, %s pairs kept; the inference explains %.0f %%",
+            round_number,
+            result.validation_loss,
+            f"{now.sum():,}",
+            100 * float(result.quality["explained"]),
+        )
+        kept = now
+    assert result is not None, "there is at least one round"
+    return replace(result, quality={**result.quality, "rounds": history})
+
+
+def score_pairs(
+    pairs: TrainingPairs,
+    trust: PairTrust,
+    config: PairInfluenceConfig,
     training: TrainingConfig,
     *,
     max_steps: int,
@@ -190,8 +330,8 @@ def estimate_pair_influence(
     """Evaluate the influence of a few pairs, infer that of the others, and settle the cells.
 
     Args:
-        known: the training pairs.
-        validation: held-out pairs, scaled features.
+        pairs: the training pairs, and the held-out ones that are asked.
+        trust: what is said of them before any influence is.
         config: settings of the estimate.
         training: settings of the models.
         max_steps: of the models' learning-rate schedule.
@@ -202,82 +342,91 @@ def estimate_pair_influence(
     Raises:
         InputError: all pairs show one image.
     """
-    n = len(known.clip_scores)
-    if known.image_ids.min() == known.image_ids.max():
-        raise InputError(
-            "all training pairs show one image, so that no model can be asked about an image it "
-            "has not seen; add data or raise --max_train_samples"
-        )
-    allowed = max(int(config.influence_budget * n + 1e-9), min(MIN_EVALUATED, n))
-    trained_on = np.ones(n, dtype=bool) if kept is None else kept
-    cross = cross_fit(
-        known.pairs,
-        trained_on,
-        known.image_ids,
-        validation,
-        training,
-        n_repeats=config.held_out_repeats,
-        max_steps=max_steps,
-        stop_by=config.held_out_steps,
-        rng=rng,
-    )
-    first, trust = known.trust.encoder_view, known.trust
+    trained_on = np.ones(len(pairs.indices), dtype=bool) if kept is None else kept
+    cross = _held_out_models(pairs, trained_on, config, training, max_steps=max_steps, rng=rng)
     agreement = refine_agreement(
-        *(first, cross.held_out_losses, known.pairs, known.image_ids, validation),
+        *(trust.encoder_view, cross.held_out_losses, pairs.tensors, pairs.image_ids),
+        pairs.validation,
         others=trust.strangers,
         rng=rng,
         encoder_alone=config.encoder_agreement_only,
     )
-    known_quantities = [agreement, first.own, *quantities(known, cross, trained_on, rng)]
-    topics = np.zeros(n, dtype=np.int64) if config.ignore_topics else known.cluster_assignments
-
+    known = [agreement, trust.encoder_view.own, *quantities(pairs, cross, trained_on, rng)]
     if previous is not None:
         index = np.flatnonzero(previous.pair_influence_evaluated)
     else:
-        index = spread_evenly(known.clip_scores, allowed, rng)
+        index = _few_pairs(pairs, config, rng)
     per_repeat = held_out_influences(
-        cross, known.pairs, index, np.ones(len(index)), batch_size=training.batch_size, rng=rng
+        cross, pairs.tensors, index, np.ones(len(index)), batch_size=training.batch_size, rng=rng
     )
-    pooled = pool_influence(per_repeat.mean(axis=0), index, known_quantities, topics)
-
+    topics = pairs.cluster_assignments
+    if config.ignore_topics:
+        topics = np.zeros_like(topics)
+    pooled = pool_influence(per_repeat.mean(axis=0), index, known, topics)
     influence = pooled.predicted.copy()
     share = own_share(per_repeat, pooled.predicted[index])
     influence[index] += share * (per_repeat.mean(axis=0) - pooled.predicted[index])
-    evaluated = np.zeros(n, dtype=bool)
-    evaluated[index] = True
     guard = guard_influence(influence, agreement, trust.wrong_share)
-    weight = guard.weight if pooled.explained > 0 else 0.0  # see `PairInfluence.counted`
-    cells = known.cell_assignments
+    cells = pairs.cell_assignments
     if not config.keep_cells_whole:
         cells = refine_cells(cells, influence, pooled)
-    n_cells = int(cells.max()) + 1
-    sizes = np.bincount(cells, minlength=n_cells)
+    sizes = np.bincount(cells)
     members = np.split(np.argsort(cells, kind="stable"), np.cumsum(sizes)[:-1])
     return PairInfluence(
         pair_influence=influence,
         pair_influence_stderr=pooled.stderr,
-        pair_influence_evaluated=evaluated,
+        pair_influence_evaluated=np.isin(np.arange(len(influence)), index),
         held_out_losses=cross.held_out_losses,
         agreement=agreement,
         cell_assignments=cells,
         cell_influence=np.bincount(cells, influence) / sizes,
         cell_influence_stderr=np.array([pooled.mean_stderr(rows) for rows in members]),
         validation_loss=cross.validation_loss,
-        influence_weight=weight,
+        # Where nothing is explained nothing is counted: see `PairInfluence.counted`.
+        influence_weight=guard.weight if pooled.explained > 0 else 0.0,
         relevance_part=guard.weight * relevance_part(trust, agreement),
-        quality={
-            "pairs_evaluated": len(index),
-            "explained": round(pooled.explained, 4),
-            "own_share": round(share, 4),
-            "repeats_agree": agreement_of_repeats(per_repeat),
-            "held_out_models": 2 * config.held_out_repeats,
-            "steps": cross.n_steps,
-            "validation_loss": cross.validation_loss,
-            "cells": n_cells,
-            "influence_weight": round(weight, 4),
-            "agreement_correlation": round(guard.correlation, 4),
-            "guard": guard.reason if pooled.explained > 0 else "",
-            "relevance_auc": round(trust.relevance_auc, 4),
-            "relevance_weight": round(guard.weight * trust.relevance_weight, 4),
-        },
+        quality=estimate_quality(
+            config, trust, cross, per_repeat, pooled, share, guard, len(sizes)
+        ),
+    )
+
+
+def _few_pairs(
+    pairs: TrainingPairs, config: PairInfluenceConfig, rng: np.random.Generator
+) -> Int64[np.ndarray, " m"]:
+    """The pairs whose own influence is evaluated."""
+    n = len(pairs.indices)
+    allowed = max(int(config.influence_budget * n + 1e-9), min(MIN_EVALUATED, n))
+    return spread_evenly(pairs.clip_scores, allowed, rng)
+
+
+def _held_out_models(
+    pairs: TrainingPairs,
+    trained_on: Bool[np.ndarray, " n"],
+    config: PairInfluenceConfig,
+    training: TrainingConfig,
+    *,
+    max_steps: int,
+    rng: np.random.Generator,
+) -> CrossFit:
+    """Models that have not trained on the image of the pair that they are asked about.
+
+    Raises:
+        InputError: all pairs show one image.
+    """
+    if pairs.image_ids.min() == pairs.image_ids.max():
+        raise InputError(
+            "all training pairs show one image, so that no model can be asked about an image it "
+            "has not seen; add data or raise --max_train_samples"
+        )
+    return cross_fit(
+        pairs.tensors,
+        trained_on,
+        pairs.image_ids,
+        pairs.validation,
+        training,
+        n_repeats=config.held_out_repeats,
+        max_steps=max_steps,
+        stop_by=config.held_out_steps,
+        rng=rng,
     )

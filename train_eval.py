@@ -20,27 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from artifacts.settings import Settings, setting
+from baselines import FULL, METHODS
+from embedding import EmbeddingResult
 from learner.model import Parameters, embed_images, embed_texts, shuffled_batches
-from learner.pairs import PairTensors
+from learner.pairs import FeatureScaling, PairTensors
 from learner.training import LOSS, WEIGHTINGS, TrainingConfig, steps_per_epoch, train
 from sources.captions import caption_groups
 
-FULL, INFLUENCESPACE = "full", "influencespace"
-METHODS = (
-    FULL,
-    INFLUENCESPACE,
-    "random",
-    "clip_score_filtering",
-    "diversity_sampling",
-    "coreset_selection",
-    "individual_influence",
-    "semdedup",
-    "density_pruning",
-    "neg_clip_loss",
-    "neg_clip_loss_normsim",
-    "text_alpha_sampling",
-    "gradient_similarity",
-)
 COMPARISONS = ("same_epochs", "same_steps")
 RECALL_AT = (1, 5, 10)
 QUERIES_AT_ONCE = 2048
@@ -54,7 +40,7 @@ class EvaluationConfig(Settings):
     """Which methods are compared, and how often each is trained."""
 
     methods: tuple[str, ...] = setting(
-        METHODS, "curation methods that are trained and evaluated", choices=METHODS
+        tuple(METHODS), "curation methods that are trained and evaluated", choices=tuple(METHODS)
     )
     n_seeds: int = setting(3, "training repeats per method", at_least=1)
     weighting: str = setting(
@@ -73,6 +59,20 @@ class RetrievalSet(NamedTuple):
     caption_image: np.ndarray  # (Q,) row of the image that each caption describes
     image_embeddings: Tensor  # (E, d) of the frozen encoder
     text_embeddings: Tensor  # (Q, d) of the frozen encoder
+
+
+def retrieval_set(
+    embedding: EmbeddingResult, scaling: FeatureScaling, device: torch.device
+) -> RetrievalSet:
+    """The test images and captions, scaled like the training pairs."""
+    e = embedding
+    return RetrievalSet(
+        scaling.images(e.test_image_features, device),
+        scaling.texts(e.test_text_features, device),
+        e.test_caption_image,
+        torch.from_numpy(e.test_image_embeddings).to(device),
+        torch.from_numpy(e.test_text_embeddings).to(device),
+    )
 
 
 class Subset(NamedTuple):

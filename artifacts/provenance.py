@@ -17,11 +17,12 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 SCHEMA_VERSION = 7  # raise when what all stages save changes; for one stage see `Stage.version`
+T = TypeVar("T")  # a stage's result
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "datasets", "pillow")
 
 
@@ -114,12 +115,19 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Saved:
+class Saved(Generic[T]):
     """A stage's result with its fingerprint and the seconds it took when it was computed."""
 
-    value: Any  # None where the stage was left out
+    name: str  # by which later stages name it among what they depend on
+    found: T | None  # None where the stage was left out
     fingerprint: str
     seconds: float
+
+    @property
+    def value(self) -> T:
+        """The result of a stage that was not left out."""
+        assert self.found is not None, f"{self.name} was left out, and something needs it"
+        return self.found
 
 
 class StaleError(Exception):

@@ -186,7 +186,7 @@ class Store:
         provenance: Provenance,
         result_type: type[Result],
         compute: Callable[[], Result],
-    ) -> Saved:
+    ) -> Saved[Result]:
         """The stage's result: computed, reused or loaded as `mode` says.
 
         Raises:
@@ -195,7 +195,7 @@ class Store:
         fingerprint = provenance.fingerprint(stage)
         if mode is Mode.OMIT:
             logger.info("%-10s omitted: skipped, and nothing later needs it", stage.name)
-            return Saved(None, fingerprint, 0.0)
+            return Saved(stage.name, None, fingerprint, 0.0)
         if mode in (Mode.REUSE, Mode.LOAD):
             try:
                 saved = self.load(stage, provenance, result_type)
@@ -220,7 +220,7 @@ class Store:
         seconds = time.perf_counter() - started
         self.save(stage, provenance, value, seconds)
         logger.info("%-10s computed in %.1f s, saved in %s", stage.name, seconds, stage.folder)
-        return Saved(value, fingerprint, seconds)
+        return Saved(stage.name, value, fingerprint, seconds)
 
     def save(self, stage: Stage, provenance: Provenance, value: Any, seconds: float) -> None:
         """Write every field of a result, then the manifest that makes them valid."""
@@ -274,7 +274,9 @@ class Store:
             raise StaleError(f"has a damaged {stage.manifest}")
         return cast(dict[str, Any], manifest)
 
-    def load(self, stage: Stage, provenance: Provenance, result_type: type[Result]) -> Saved:
+    def load(
+        self, stage: Stage, provenance: Provenance, result_type: type[Result]
+    ) -> Saved[Result]:
         """Exactly what `save` was given; a field added since then has its default.
 
         Raises:
@@ -285,7 +287,7 @@ class Store:
         if manifest.get("fingerprint") != fingerprint:
             raise OtherSettingsError(f"was made with {list_changes(manifest, stage, provenance)}")
         value = self._read_result(stage, manifest, result_type)
-        return Saved(value, fingerprint, float(manifest["seconds"]))
+        return Saved(stage.name, value, fingerprint, float(manifest["seconds"]))
 
     def read(self, stage: Stage, result_type: type[Result]) -> Result:
         """A stage's result as it was saved, whatever the settings were.

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from scipy.stats import norm
 
 from artifacts.settings import Settings, setting
 from attribution.additive_model import PooledInfluence
 from attribution.agreement import neighbour_agreement
 from attribution.cross_fitting import CrossFit
-from attribution.guard import log_probability_right
+from attribution.guard import Guard, log_probability_right
 from attribution.scores import standardised
 from attribution.trust import PairTrust
-from learner.pairs import PairTensors
+from learner.pairs import TrainingPairs
 
 SMALLEST_CELL = 4  # pairs that a refined cell keeps at least
 UNDECIDED = 0.95  # one-sided confidence below which a cell's sign is undecided
@@ -25,7 +24,7 @@ MIN_EVALUATED = 20  # pairs from which the additive model can be fitted
 
 
 @dataclass(frozen=True)
-class CellInfluenceConfig(Settings):
+class PairInfluenceConfig(Settings):
     """How the influence of pairs and cells is estimated."""
 
     influence_budget: float = setting(
@@ -57,21 +56,6 @@ class CellInfluenceConfig(Settings):
     )
 
 
-class KnownPairs(NamedTuple):
-    """What is known of n training pairs before any influence is."""
-
-    pairs: PairTensors
-    image_embeddings: Float[np.ndarray, "n d"]
-    text_embeddings: Float[np.ndarray, "n d"]
-    clip_scores: Float[np.ndarray, " n"]
-    image_ids: Int64[np.ndarray, " n"]  # 0 to the number of images - 1
-    cluster_assignments: Int64[np.ndarray, " n"]
-    cell_assignments: Int64[np.ndarray, " n"]
-    better_copies: Int64[np.ndarray, " n"]
-    groups: Mapping[str, Bool[np.ndarray, " n"]]  # demographic groups, by name
-    trust: PairTrust
-
-
 def relevance_part(trust: PairTrust, agreement: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """What being near the held-out pairs adds to each pair's value, standard deviations.
 
@@ -89,17 +73,17 @@ def relevance_part(trust: PairTrust, agreement: Float[np.ndarray, " n"]) -> Floa
 
 
 def quantities(
-    known: KnownPairs, cross: CrossFit, trained_on: np.ndarray, rng: np.random.Generator
+    pairs: TrainingPairs, cross: CrossFit, trained_on: np.ndarray, rng: np.random.Generator
 ) -> list[np.ndarray]:
     """What explains influence: agreement in several views, redundancy, topic means, groups."""
-    z = known.cluster_assignments
+    z = pairs.cluster_assignments
     sizes = np.bincount(z)
 
     def topic_mean(values: np.ndarray) -> np.ndarray:
         return np.asarray((np.bincount(z, values) / np.maximum(sizes, 1))[z])
 
-    clip_scores = known.clip_scores.astype(np.float64)
-    images, texts = known.image_embeddings, known.text_embeddings
+    clip_scores = pairs.clip_scores.astype(np.float64)
+    images, texts = pairs.image_embeddings, pairs.text_embeddings
     return [
         clip_scores,
         cross.held_out_losses,
@@ -108,8 +92,8 @@ def quantities(
         topic_mean(cross.held_out_losses),
         neighbour_agreement(images, texts, trained_on, rng=rng),
         neighbour_agreement(texts, images, trained_on, rng=rng),
-        np.minimum(known.better_copies, 3).astype(np.float64),
-        *(member.astype(np.float64) for member in known.groups.values()),
+        np.minimum(pairs.better_copies, 3).astype(np.float64),
+        *(member.astype(np.float64) for member in pairs.groups.values()),
     ]
 
 
@@ -154,7 +138,36 @@ def refine_cells(
     return refined
 
 
-def agreement_of_repeats(per_repeat: Float[np.ndarray, "R m"]) -> float | None:
+def estimate_quality(
+    config: PairInfluenceConfig,
+    trust: PairTrust,
+    cross: CrossFit,
+    per_repeat: Float[np.ndarray, "R m"],
+    pooled: PooledInfluence,
+    own_share: float,
+    guard: Guard,
+    n_cells: int,
+) -> dict[str, Any]:
+    """How far the influence of pairs is known, for people and for what is made of it later."""
+    counts = pooled.explained > 0
+    return {
+        "pairs_evaluated": per_repeat.shape[1],
+        "explained": round(pooled.explained, 4),
+        "own_share": round(own_share, 4),
+        "repeats_agree": correlation_of_repeats(per_repeat),
+        "held_out_models": 2 * config.held_out_repeats,
+        "steps": cross.n_steps,
+        "validation_loss": cross.validation_loss,
+        "cells": n_cells,
+        "influence_weight": round(guard.weight if counts else 0.0, 4),
+        "agreement_correlation": round(guard.correlation, 4),
+        "guard": guard.reason if counts else "",
+        "relevance_auc": round(trust.relevance_auc, 4),
+        "relevance_weight": round(guard.weight * trust.relevance_weight, 4),
+    }
+
+
+def correlation_of_repeats(per_repeat: Float[np.ndarray, "R m"]) -> float | None:
     """Mean correlation between the repeats' influences of the same pairs."""
     if len(per_repeat) < 2 or (per_repeat.std(axis=1) == 0).any():
         return None

@@ -83,6 +83,8 @@ from attribution.results import InfluenceResult, PairInfluence
 from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
 from baselines import (
     BASELINES,
+    FULL,
+    INFLUENCESPACE,
     NEED_REFERENCE,
     BaselineInputs,
     neg_clip_loss_then_normsim,
@@ -112,7 +114,7 @@ from learner.training import (
     train_until_best,
 )
 from sources.captions import caption_groups
-from train_eval import COMPARISONS, FULL, INFLUENCESPACE, recall_metrics, retrieval_ranks
+from train_eval import COMPARISONS, recall_metrics, retrieval_ranks
 
 CPU = torch.device("cpu")
 TRAINING = TrainingConfig()

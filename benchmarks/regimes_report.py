@@ -22,10 +22,10 @@ from flickr8k_regimes import REGIMES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from baselines import BASELINES
+from baselines import BASELINES, FULL, INFLUENCESPACE
 from reporting.figures.style import GREY, INK, LINE_COLORS, PALE
 from reporting.words import COMPARISON_LABELS, method_label
-from train_eval import COMPARISONS, FULL, INFLUENCESPACE, RECALL_AT
+from train_eval import COMPARISONS, RECALL_AT
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, FIGURE = ROOT / "benchmarks/results", ROOT / "docs/regimes.png"

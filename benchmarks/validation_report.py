@@ -27,9 +27,8 @@ from regimes_report import (
     table_label,
 )
 
-from baselines import BASELINES
+from baselines import BASELINES, FULL, INFLUENCESPACE
 from reporting.figures.style import INK, LINE_COLORS, PALE
-from train_eval import FULL, INFLUENCESPACE
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURE = ROOT / "docs/target.png"

@@ -1,20 +1,35 @@
-"""What `auto` means beside what is saved, and which saved results a run is about to replace."""
+"""What stage 1 reads once it is known what `auto` means, and which saved results are replaced."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from artifacts.provenance import (
     EMBEDDING,
     INFLUENCE_VALIDATION,
     STAGES,
+    Mode,
+    Provenance,
     StaleError,
     changed_settings,
 )
 from cli.run import Run
-from encoders.base import DEFAULT_MODEL, resolve_dtype
+from data import SYNTHETIC_WARNING, PairReader
+from encoders.base import (
+    DEFAULT_MODEL,
+    EMBEDDED_WARNING,
+    EmbeddingConfig,
+    Encoder,
+    GivenEmbeddings,
+    resolve_dtype,
+)
+from encoders.pretrained import load_encoder
+from sources.base import PairSource
+from sources.embeddings import EmbeddingFiles, open_embeddings
+from sources.images import decode_pixels
 
 logger = logging.getLogger(__name__)
 MEANT_BY_AUTO = {
@@ -66,3 +81,90 @@ def _settings_now(run: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
         if now[name] == "auto" and (saved.get(name) in meant or is_given):
             now[name] = saved.get(name)
     return now
+
+
+@dataclass(frozen=True)
+class StageOneData:
+    """What stage 1 reads and by what it embeds, once it is known what `auto` means."""
+
+    dataset: str
+    encoder_model: str
+    fingerprint: str  # of the data set
+    source: PairSource | None = None  # None where saved results are loaded, unread
+    given: EmbeddingFiles | None = None  # embeddings that exist already
+    encoder: Encoder | None = None  # where it had to be loaded to know its name
+
+    def provenance(self, run: Run) -> Provenance:
+        """What the embedding depends on."""
+        config = run.config
+        settings = {
+            **config.data.fingerprint_settings(),
+            "dataset": self.dataset,
+            "encoder_model": self.encoder_model,
+            "precision": str(resolve_dtype(config.embedding.precision, run.device)),
+        }
+        inputs = {"data set": self.fingerprint}
+        return Provenance(config.run.seed, settings, inputs, config.data.left_out_defaults())
+
+    def reader(self, run: Run) -> tuple[PairReader, Encoder, EmbeddingConfig]:
+        """What `embed_pairs` takes in."""
+        config = run.config
+        if self.given is not None:
+            reader = PairReader(self.given.source, config.data, decode=self.given.decode)
+            return reader, GivenEmbeddings(self.given.name, self.given.texts_at), config.embedding
+        chosen = replace(config.embedding, encoder_model=self.encoder_model)
+        encoder = self.encoder or load_encoder(chosen, device=run.device)
+        data = replace(config.data, dataset=self.dataset)
+        decode = decode_pixels(encoder.preprocess, data.max_image_pixels)
+        source = self.source or run.open_source(self.dataset)
+        return PairReader(source, data, decode=decode), encoder, chosen
+
+
+def open_data(run: Run, mode: Mode) -> StageOneData:
+    """Open what stage 1 reads, unless its saved result is loaded.
+
+    What `auto` meant when a result was saved, it still means.
+    """
+    config, earlier = run.config, _earlier_settings(run, mode)
+    dataset, encoder_model = config.data.dataset, config.embedding.encoder_model
+    if earlier:
+        dataset = earlier["settings"]["dataset"] if dataset == "auto" else dataset
+        if encoder_model == "auto":
+            encoder_model = earlier["settings"]["encoder_model"]
+    if mode is Mode.LOAD and earlier:
+        data = StageOneData(dataset, encoder_model, earlier["inputs"]["data set"])
+    elif config.data.embeddings_dir is not None:
+        given = open_embeddings(config.data, rng=run.rng("data"))
+        source = given.source
+        data = StageOneData(source.name, given.name, source.fingerprint, source, given)
+    else:
+        source = run.open_source(dataset)
+        data = StageOneData(source.name, encoder_model, source.fingerprint, source)
+    if data.source is not None:
+        logger.info("data set: %s", data.source.description)
+    if data.encoder_model == "auto":
+        encoder = load_encoder(config.embedding, device=run.device)
+        data = replace(data, encoder=encoder, encoder_model=encoder.name)
+    for asked, resolved, fallback, warning in (
+        (config.data.dataset, data.dataset, "synthetic", SYNTHETIC_WARNING),
+        (config.embedding.encoder_model, data.encoder_model, "embedded", EMBEDDED_WARNING),
+    ):
+        if asked == "auto" and resolved == fallback:
+            run.warnings.append(warning)
+            if earlier:
+                logger.warning(warning)
+    return data
+
+
+def _earlier_settings(run: Run, mode: Mode) -> dict[str, Any]:
+    """The manifest of a saved embedding that may be reused; empty where there is none."""
+    if mode is Mode.RUN:
+        return {}
+    try:
+        earlier = run.store.manifest(EMBEDDING)
+    except StaleError:
+        logger.debug("no earlier embedding")
+        return {}
+    if earlier["settings"].get("embeddings_dir") != run.config.data.embeddings_dir:
+        return {}  # of other data: it says nothing about what `auto` means
+    return earlier

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
+from artifacts.provenance import CURATION, INFLUENCE
 from artifacts.settings import InputError, Settings, add_flags, from_flags, setting
 from attribution.cluster_scores import InfluenceConfig
-from attribution.pair_scores import CellInfluenceConfig
+from attribution.pair_scores import PairInfluenceConfig
 from attribution.trust import TrustConfig
 from attribution.validation import InfluenceValidationConfig
+from baselines import METHODS
 from clustering import ClusteringConfig
 from curation import CurationConfig
 from encoders.base import EmbeddingConfig
@@ -73,7 +75,7 @@ class Config(NamedTuple):
     clustering: ClusteringConfig
     trust: TrustConfig
     influence: InfluenceConfig
-    cell_influence: CellInfluenceConfig
+    pair_influence: PairInfluenceConfig
     influence_validation: InfluenceValidationConfig
     curation: CurationConfig
     training: TrainingConfig
@@ -85,6 +87,14 @@ class Config(NamedTuple):
         """Every setting by flag name."""
         return {name: v for part in self for name, v in dataclasses.asdict(part).items()}
 
+    def needs_influence(self) -> bool:
+        """Whether anything after stage 2 asks for its clusters' scores or reference models."""
+        return (
+            CURATION.number not in self.execution.skip_stage
+            or any(INFLUENCE.name in METHODS[name].needs for name in self.evaluation.methods)
+            or self.influence_validation.validate_influence > 0
+        )
+
 
 GROUPS: Mapping[str, type[Settings]] = {
     "run": RunConfig,
@@ -93,7 +103,7 @@ GROUPS: Mapping[str, type[Settings]] = {
     "stage 1, clustering": ClusteringConfig,
     "stage 2, trust in held-out pairs": TrustConfig,
     "stage 2, influence estimation": InfluenceConfig,
-    "stage 2, influence of pairs and cells": CellInfluenceConfig,
+    "stage 2, influence of pairs and cells": PairInfluenceConfig,
     "stage 2, validation of the estimate": InfluenceValidationConfig,
     "stage 3, curation": CurationConfig,
     "training": TrainingConfig,

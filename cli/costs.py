@@ -22,12 +22,12 @@ from attribution.cross_fitting import (
 from attribution.curvature import MAX_CURVATURE_PAIRS
 from attribution.pair_scores import MIN_EVALUATED
 from attribution.trust import JUDGING_FOLDS
+from baselines import FULL, METHODS, Counts, agreement_cosines
 from cli.config import Config
 from cli.sizes import (
     WITHOUT_IMAGES,
     Sample,
     Sizes,
-    agreement_cosines,
     n_folds,
     n_trained,
     reference_steps,
@@ -37,7 +37,6 @@ from curation import curated_size
 from encoders.joint_map import N_FOLDS, Moments, fit_joint_map
 from learner.pairs import PairTensors
 from learner.training import TrainingConfig, side_by_side, steps_per_epoch, train
-from train_eval import FULL
 
 # --- What is counted in training steps: measured beside them, one CPU thread each -----------------
 STEPS_TIMED = 30
@@ -47,13 +46,10 @@ FORWARD = 0.25  # the loss of a batch
 TRAINING_REPORTS = 10  # of the validation loss, in every compared training
 GRADIENT = 0.8  # and its gradient, without an optimiser
 PAIR_DERIVATIVE = 1.0  # the influence of a batch's pairs on a model
-DATAINF = 5.0  # of `individual_influence`, for each batch of the training pairs
-PLAIN_GRADIENT = 4.0  # of `gradient_similarity`, likewise
 CURVATURE_PASSES = {FIRST_ORDER: 40.0, STEP: 65.0}  # likewise, for each reference model
 
 # --- What is counted in cosines, and what in seconds ----------------------------------------------
 CLUSTERING_PASSES = 180  # over all pairs and clusters; with mini-batches a tenth
-K_CENTER = 3  # a product with one vector uses no cache
 DESCRIBING_SECONDS = 4e-4  # a pair, for the words of clusters and cells
 CURATION_SECONDS = 1e-4  # a pair, the ledger included
 RESULTS_SECONDS = 10.0  # figures and tables
@@ -242,7 +238,7 @@ def _validation_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
 
 def _pair_influence_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     """Two models a repeat and what they are asked, then what agreement there is; each round."""
-    c, b, n = config.cell_influence, config.training.batch_size, sizes.train
+    c, b, n = config.pair_influence, config.training.batch_size, sizes.train
     n_steps = min(reference_steps(config, sizes), c.held_out_steps)
     validation_batches = sizes.validation / b
     asked = len(CHECKPOINTS) * (
@@ -263,23 +259,13 @@ def _pair_influence_seconds(config: Config, sizes: Sizes, speed: Speed) -> float
 
 
 def _baseline_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
-    n, methods = sizes.train, set(config.evaluation.methods)
-    n_batches = n / config.training.batch_size
-    n_steps = {
-        "individual_influence": DATAINF * n_batches,
-        "gradient_similarity": PLAIN_GRADIENT * n_batches,
-    }
-    n_cosines = {
-        "coreset_selection": K_CENTER * n * curated_size(n, config.curation.target_size_ratio),
-        "neg_clip_loss": agreement_cosines(n),
-        "neg_clip_loss_normsim": agreement_cosines(n) + n * sizes.validation,
-        "semdedup": n * n / config.clustering.n_clusters,
-        "text_alpha_sampling": CLUSTERING_PASSES / 3 * n * config.clustering.n_clusters,
-    }
-    return (
-        sum(steps for name, steps in n_steps.items() if name in methods) * speed.step_seconds
-        + sum(count for name, count in n_cosines.items() if name in methods) * speed.cosine_seconds
-    )
+    n = sizes.train
+    kept = curated_size(n, config.curation.target_size_ratio)
+    counts = Counts(n, kept, sizes.validation, config.clustering.n_clusters)
+    chosen = [METHODS[name] for name in config.evaluation.methods]
+    n_steps = sum(method.steps_a_batch for method in chosen) * n / config.training.batch_size
+    n_cosines = sum(method.cosines(counts) for method in chosen)
+    return n_steps * speed.step_seconds + n_cosines * speed.cosine_seconds
 
 
 def _evaluation_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:

@@ -350,15 +350,15 @@ def _work(config: Config, sizes: Sizes) -> dict[str, str]:
     n_images = sizes.train + sizes.validation + sizes.test_images
     n_captions = sizes.train + sizes.validation + sizes.test_captions
     n_models, n_steps = config.influence.influence_seeds, reference_steps(config, sizes)
-    repeats, methods = config.cell_influence.held_out_repeats, len(config.evaluation.methods)
+    repeats, methods = config.pair_influence.held_out_repeats, len(config.evaluation.methods)
     return {
         "embedding": f"{n_images:,} images, {n_captions:,} captions",
         "clustering": f"{config.clustering.n_clusters:,} clusters",
         "cluster influence": f"{n_models} reference models of up to {n_steps:,} steps, "
         f"{config.influence.estimator}",
         "pair influence": f"{2 * repeats} held-out models of up to "
-        f"{min(n_steps, config.cell_influence.held_out_steps):,} steps, "
-        f"rounds: {config.cell_influence.rounds}",
+        f"{min(n_steps, config.pair_influence.held_out_steps):,} steps, "
+        f"rounds: {config.pair_influence.rounds}",
         "baselines": f"{len(set(BASELINES) & set(config.evaluation.methods))} subsets",
         "evaluation": f"{methods} methods x {config.evaluation.n_seeds} seeds x "
         f"{len(COMPARISONS)} comparisons: {n_trained(config)} trainings",

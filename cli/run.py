@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from safetensors.torch import save as to_safetensors
 
-from artifacts.provenance import Mode, Provenance, Saved, Stage, stage_mode, stage_rng
-from artifacts.store import Store
+from artifacts.provenance import (
+    EMBEDDING,
+    Mode,
+    Provenance,
+    Saved,
+    Stage,
+    hardware,
+    package_versions,
+    stage_mode,
+    stage_rng,
+)
+from artifacts.settings import InputError, Settings
+from artifacts.store import Checkpoints, Store
 from cli.config import Config
 from data import open_source
+from learner.model import Parameters
 from sources.base import PairSource
 from sources.embeddings import open_embeddings
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")  # a stage's result
+Keep = Callable[[str, Parameters], None]  # is handed every trained model
 
 
 @dataclass
 class Run:
-    """What every step shares."""
+    """What every stage shares."""
 
     config: Config
     store: Store
@@ -29,7 +49,7 @@ class Run:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def rng(self, name: str) -> np.random.Generator:
-        """A step's own generator."""
+        """A stage's own generator."""
         return stage_rng(self.config.run.seed, name)
 
     def mode(self, stage: Stage, needed_later: bool = True) -> Mode:
@@ -40,28 +60,123 @@ class Run:
             load_saved=self.config.execution.load_saved,
         )
 
+    def stage(
+        self,
+        stage: Stage,
+        result_type: type[T],
+        *settings: Settings | Mapping[str, Any],
+        after: Sequence[Saved[Any]],
+        compute: Callable[[np.random.Generator], T],
+        needed_later: bool = True,
+    ) -> Saved[T]:
+        """A stage's result, computed by its own generator, reused or loaded.
+
+        Args:
+            stage: which one.
+            result_type: its dataclass.
+            settings: those that its result follows from.
+            after: the stages' results that it follows from.
+            compute: makes the result where it is not had otherwise.
+            needed_later: whether a stage that is skipped is loaded.
+        """
+        provenance = self.provenance(*settings, after=after)
+        return self.have(
+            stage,
+            result_type,
+            provenance,
+            partial(compute, self.rng(stage.name)),
+            self.mode(stage, needed_later),
+        )
+
+    def provenance(
+        self, *settings: Settings | Mapping[str, Any], after: Sequence[Saved[Any]]
+    ) -> Provenance:
+        """What a result depends on: the seed, settings, and results by their names."""
+        merged: dict[str, Any] = {}
+        for some in settings:
+            merged |= some.fingerprint_settings() if isinstance(some, Settings) else some
+        return Provenance(
+            self.config.run.seed, merged, {saved.name: saved.fingerprint for saved in after}
+        )
+
     def have(
         self,
         stage: Stage,
-        result_type: type[Any],
-        compute: Callable[[], Any],
-        settings: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        mode: Mode | None = None,
-        defaults: Mapping[str, Any] | None = None,
-    ) -> Saved:
-        """A stage's result, computed, reused or loaded.
-
-        `defaults` are those at which a setting is left out of `settings`.
-        """
-        provenance = Provenance(self.config.run.seed, settings, inputs, defaults or {})
-        mode = self.mode(stage) if mode is None else mode
+        result_type: type[T],
+        provenance: Provenance,
+        compute: Callable[[], T],
+        mode: Mode,
+    ) -> Saved[T]:
+        """The same where what the result depends on is no result of a stage."""
         saved = self.store.stage(stage, mode, provenance, result_type, compute)
         self.seconds[stage.name] = saved.seconds
         return saved
+
+    def training_stage(
+        self,
+        stage: Stage,
+        result_type: type[T],
+        *settings: Settings,
+        after: Sequence[Saved[Any]],
+        compute: Callable[[np.random.Generator, Keep | None], T],
+    ) -> Saved[T]:
+        """The same for a stage whose models are kept with `--save_checkpoints`."""
+        provenance, mode = self.provenance(*settings, after=after), self.mode(stage)
+        rng, keeps = self.rng(stage.name), self.config.execution.save_checkpoints
+        checkpoints = Checkpoints(self.store, provenance.fingerprint(stage))
+        if mode is Mode.REUSE and keeps and not checkpoints.complete():
+            logger.warning("%s recomputed: its checkpoints are missing", stage.name)
+            mode = Mode.RUN
+
+        def keep(name: str, parameters: Parameters) -> None:
+            tensors = {k: v.cpu().contiguous() for k, v in parameters._asdict().items()}
+            checkpoints.write(name, to_safetensors(tensors))
+
+        made = partial(compute, rng, keep if keeps else None)
+        saved = self.have(stage, result_type, provenance, made, mode)
+        if keeps:
+            checkpoints.finish()
+        return saved
+
+    def dataset(self) -> str:
+        """The data set that stage 1 read, by its name."""
+        return str(self.store.manifest(EMBEDDING)["settings"]["dataset"])
+
+    def about(self, command: str, started: float) -> dict[str, Any]:
+        """What `run.json` says of the run, so far."""
+        return {
+            "dataset": self.dataset(),
+            "command": command,
+            "seed": self.config.run.seed,
+            "device": str(self.device),
+            "hardware": hardware(),
+            "packages": package_versions(),
+            "warnings": self.warnings,
+            "settings": self.config.flat(),
+            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+            "total_seconds": round(time.perf_counter() - started, 1),
+        }
 
     def open_source(self, dataset: str) -> PairSource:
         """The data set named, with the choices that the seed makes."""
         if self.config.data.embeddings_dir is not None:
             return open_embeddings(self.config.data, rng=self.rng("data")).source
         return open_source(replace(self.config.data, dataset=dataset), rng=self.rng("data"))
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device to run on.
+
+    Raises:
+        InputError: it is not there.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    if not available[name]:
+        raise InputError(f"--device {name} is not available here; use --device auto")
+    return torch.device(name)

@@ -9,14 +9,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from attribution.agreement import FIT_BATCH, N_NORMALISATIONS, NORMALISATION_BATCH
+from baselines import FULL
 from cli.config import Config
 from curation import curated_size
 from encoders.joint_map import JOINT_DIMENSIONS, N_FOLDS
 from learner.training import steps_per_epoch
-from train_eval import COMPARISONS, FULL
-
-FIT_SCALES = 48  # temperatures that agreement is fitted with
+from train_eval import COMPARISONS
 
 # --- What is counted in bytes ---------------------------------------------------------------------
 NPY_HEADER = 128
@@ -140,13 +138,6 @@ def n_trained(config: Config) -> int:
     methods = config.evaluation.methods
     n_runs = len(COMPARISONS) * len(methods) - (len(COMPARISONS) - 1) * (FULL in methods)
     return config.evaluation.n_seeds * n_runs
-
-
-def agreement_cosines(n: int) -> int:
-    """What `agreement.normalised_agreement` of n pairs compares."""
-    n_shuffles = N_NORMALISATIONS if n > NORMALISATION_BATCH else 1
-    fitting = FIT_SCALES * min(n, FIT_BATCH) ** 2
-    return fitting + n_shuffles * n * min(n, NORMALISATION_BATCH)
 
 
 # --- Disk -----------------------------------------------------------------------------------------

@@ -124,6 +124,18 @@ def export_curated(
     return ExportReport(tuple(reports[name] for name in config.export))
 
 
+def warn_of_outdated(store: Store, config: ExportConfig, fingerprint: str) -> None:
+    """Say which exports of another curation lie in the folder and are not written anew."""
+    old = outdated_exports(store, config, fingerprint)
+    if old:
+        logger.warning(
+            "%s holds exports of another curation (%s); add --export %s to write them anew",
+            store.root / "curated",
+            " and ".join(old),
+            ",".join(old),
+        )
+
+
 def outdated_exports(store: Store, config: ExportConfig, fingerprint: str) -> list[str]:
     """The formats that lie in the run's folder from another curation and are not written now."""
     found = []

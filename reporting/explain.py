@@ -8,10 +8,38 @@ from typing import Any
 
 import pandas as pd
 
+from artifacts.provenance import CURATION, LEDGER, PAIR_INFLUENCE, StaleError
 from artifacts.settings import InputError
+from artifacts.store import Store
+from attribution.results import PairInfluence
+from curation import CurationResult
+from reporting.estimate import caution
 from reporting.ledger import KEPT, SKIPPED, Ledger
+from reporting.standing import guard
 
 ID_DIGITS = 32
+
+
+def explain_pair(store: Store, name: str) -> str:
+    """What happened to the pairs of a key or an id in the run that a folder holds.
+
+    Raises:
+        InputError: there is no whole run in it, or no such pair.
+    """
+    try:
+        ledger = store.read(LEDGER, Ledger)
+        curated = store.read(CURATION, CurationResult)
+        ratio = store.manifest(CURATION)["settings"]["target_size_ratio"]
+    except StaleError as error:
+        raise InputError(
+            f"--explain: {store.root / LEDGER.folder} {error}; run the pipeline first"
+        ) from error
+    try:
+        quality = store.read(PAIR_INFLUENCE, PairInfluence).quality
+    except StaleError:  # the story can be told without stage 2
+        quality = None
+    doubts = {"caution": caution(quality), "guard": guard(quality)}
+    return explain(ledger, name, curated.categorization, float(ratio), **doubts)
 
 
 def find_pairs(ledger: pd.DataFrame, name: str) -> pd.DataFrame:

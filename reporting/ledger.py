@@ -5,7 +5,7 @@ Every count of the results page about pairs is a sum over it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int64
 
+from attribution.results import PairInfluence
 from attribution.trust import PairTrust
+from curation import CurationResult, ValueParts
+from learner.pairs import TrainingPairs
 
 KEPT, DROPPED, HELD_OUT, SKIPPED = "kept", "dropped", "held out", "skipped"
 
@@ -33,45 +36,18 @@ ASKED = "asked what helps"
 NOT_ASKED = "not asked: image and caption may not belong together"
 NOT_ASKED_COPY = "not asked: near copy of another held-out pair"
 
-
-@dataclass(frozen=True)
-class LedgerInputs:
-    """What the stages say of every pair: of n training pairs, in rows of the stages' arrays.
-
-    Attributes:
-        pairs: every pair that was read, with its split; see `data.PairReader.pairs`.
-        skipped: every pair that was not; see `data.PairReader.skipped`.
-        clusters: what each cluster is about, see `stage3/cluster_categorization.json`.
-        influence_parts: what influence adds to a pair's value, standard deviations.
-        agreement_parts: what image-text agreement adds to it, standard deviations.
-        groups: which training pairs name which demographic group.
-        relevance_parts: what nearness to the held-out pairs adds to a value; None adds nothing.
-        agreement: log odds that image and caption belong together, where stage 2 has said so.
-        trust: which held-out pairs are trusted; None where none was judged.
-    """
-
-    pairs: pd.DataFrame
-    skipped: pd.DataFrame
-    clip_scores: Float[np.ndarray, " n"]
-    cluster_assignments: Int64[np.ndarray, " n"]
-    cell_assignments: Int64[np.ndarray, " n"]
-    better_copies: Int64[np.ndarray, " n"]
-    relative_influence: Float[np.ndarray, " n"]  # n times the relative change of the loss
-    evaluated: Bool[np.ndarray, " n"]
-    influence_parts: Float[np.ndarray, " n"]
-    agreement_parts: Float[np.ndarray, " n"]
-    pair_values: Float[np.ndarray, " n"]
-    weights: Float[np.ndarray, " n"]  # 0 where dropped
-    clusters: Sequence[Mapping[str, Any]]
-    groups: Mapping[str, Bool[np.ndarray, " n"]]
-    relevance_parts: Float[np.ndarray, " n"] | None = None
-    agreement: Float[np.ndarray, " n"] | None = None
-    trust: PairTrust | None = None
-
-    @property
-    def nearness(self) -> Float[np.ndarray, " n"]:
-        """What nearness to the held-out pairs adds to every value, zero where it does not count."""
-        return np.zeros(len(self.weights)) if self.relevance_parts is None else self.relevance_parts
+COLUMNS = [
+    *("position", "id", "key", "shard", "member", "row", "uid", "caption", "split", "status"),
+    *("reason", "detail", "duplicate_of", "cluster", "cell", "clip_score", "influence"),
+    *("evaluated", "better_copies", "influence_part", "agreement_part", "relevance_part"),
+    *("value", "category", "group", "log_odds", "trusted"),
+    *("decision", "decision_reason", "weight", "image_sha256"),
+]
+TYPES = (
+    dict.fromkeys(["cluster", "cell", "better_copies"], "Int64")
+    | dict.fromkeys(["evaluated", "trusted"], "boolean")
+    | dict.fromkeys(["position", "row", "duplicate_of"], "int64")
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +58,15 @@ class Ledger:
     cut: float | None  # the highest value of a dropped pair; None where none was dropped
 
 
-def make_ledger(inputs: LedgerInputs) -> Ledger:
+def make_ledger(
+    table: pd.DataFrame,
+    skipped: pd.DataFrame,
+    pairs: TrainingPairs,
+    influence: PairInfluence,
+    curated: CurationResult,
+    parts: ValueParts,
+    trust: PairTrust | None,
+) -> Ledger:
     """The ledger of a run.
 
     Columns: position, id, key, shard, member, row (-1: in no table), uid, caption, split; status
@@ -94,55 +78,60 @@ def make_ledger(inputs: LedgerInputs) -> Ledger:
     dropped, held out, skipped), decision_reason, weight (0 where dropped). Of pairs that were
     judged log_odds (that image and caption belong together), of held-out ones also trusted. What
     does not apply is null.
+
+    Args:
+        table: every pair that was read, with its split; see `PairReader.pairs`.
+        skipped: every pair that was not; see `PairReader.skipped`.
+        pairs: the n training pairs, in rows of the stages' arrays.
+        influence: what stage 2 says of them.
+        curated: what stage 3 does with them.
+        parts: what adds up to their values.
+        trust: which held-out pairs are trusted; None where none was judged.
     """
-    read = inputs.pairs.drop(columns=["image_row", "fault"]).assign(
+    read = table.drop(columns=["image_row", "fault"]).assign(
         status="read", reason="", detail="", duplicate_of=-1, decision=HELD_OUT
     )
     read["decision_reason"] = MEASURES
     read["log_odds"], read["trusted"] = np.nan, pd.array([pd.NA] * len(read), "boolean")
-    skipped = inputs.skipped.assign(
-        status=SKIPPED, decision=SKIPPED, decision_reason=inputs.skipped["reason"], uid=""
+    skipped = skipped.assign(
+        status=SKIPPED, decision=SKIPPED, decision_reason=skipped["reason"], uid=""
     )
     train = read.index[read["split"] == "train"]
-    decisions, cut = _decisions(inputs)
-    categories = {int(entry["cluster"]): entry["category"] for entry in inputs.clusters}
-    facts = pd.DataFrame(
-        {
-            "cluster": inputs.cluster_assignments,
-            "cell": inputs.cell_assignments,
-            "clip_score": inputs.clip_scores.astype(np.float64),
-            "influence": inputs.relative_influence,
-            "evaluated": inputs.evaluated,
-            "better_copies": inputs.better_copies,
-            "influence_part": inputs.influence_parts,
-            "agreement_part": inputs.agreement_parts,
-            "relevance_part": inputs.nearness,
-            "value": inputs.pair_values,
-            "category": [categories[int(k)] for k in inputs.cluster_assignments],
-            "group": _group_names(inputs.groups, len(inputs.weights)),
-            "weight": inputs.weights,
-        },
-        index=train,
-    )
-    read.loc[train, "decision"] = np.where(inputs.weights > 0, KEPT, DROPPED)
-    read.loc[train, "decision_reason"] = decisions
-    if inputs.agreement is not None:
-        read.loc[train, "log_odds"] = inputs.agreement
-    if inputs.trust is not None:
-        _judge_held_out(read, inputs.trust)
+    weights = curated.training_weights(len(train))
+    reasons, cut = _decisions(curated.pair_values, weights, parts, pairs.better_copies)
+    read.loc[train, "decision"] = np.where(weights > 0, KEPT, DROPPED)
+    read.loc[train, "decision_reason"] = reasons
+    read.loc[train, "log_odds"] = influence.agreement
+    if trust is not None:
+        _judge_held_out(read, trust)
+    facts = _training_facts(pairs, influence, curated, parts).set_index(train)
     rows = pd.concat([read.drop(columns="group").join(facts), skipped], ignore_index=True)
     rows = rows.sort_values("position", kind="stable").reset_index(drop=True)
-    whole = ["cluster", "cell", "better_copies"]
-    types = dict.fromkeys(whole, "Int64") | dict.fromkeys(["evaluated", "trusted"], "boolean")
-    types |= dict.fromkeys(["position", "row", "duplicate_of"], "int64")
-    columns = [
-        *("position", "id", "key", "shard", "member", "row", "uid", "caption", "split", "status"),
-        *("reason", "detail", "duplicate_of", "cluster", "cell", "clip_score", "influence"),
-        *("evaluated", "better_copies", "influence_part", "agreement_part", "relevance_part"),
-        *("value", "category", "group", "log_odds", "trusted"),
-        *("decision", "decision_reason", "weight", "image_sha256"),
-    ]
-    return Ledger(rows.astype(types)[columns], cut)
+    return Ledger(rows.astype(TYPES)[COLUMNS], cut)
+
+
+def _training_facts(
+    pairs: TrainingPairs, influence: PairInfluence, curated: CurationResult, parts: ValueParts
+) -> pd.DataFrame:
+    """What is known of the training pairs alone, one row each."""
+    categories = {int(entry["cluster"]): entry["category"] for entry in curated.categorization}
+    return pd.DataFrame(
+        {
+            "cluster": pairs.cluster_assignments,
+            "cell": influence.cell_assignments,
+            "clip_score": pairs.clip_scores.astype(np.float64),
+            "influence": influence.pair_influence / influence.validation_loss,
+            "evaluated": influence.pair_influence_evaluated,
+            "better_copies": pairs.better_copies,
+            "influence_part": parts.influence,
+            "agreement_part": parts.agreement,
+            "relevance_part": parts.relevance,
+            "value": curated.pair_values,
+            "category": [categories[int(k)] for k in pairs.cluster_assignments],
+            "group": _group_names(pairs.groups, len(pairs.indices)),
+            "weight": curated.training_weights(len(pairs.indices)),
+        }
+    )
 
 
 def _judge_held_out(read: pd.DataFrame, trust: PairTrust) -> None:
@@ -156,22 +145,26 @@ def _judge_held_out(read: pd.DataFrame, trust: PairTrust) -> None:
     read.loc[validation, "decision_reason"] = np.where(trust.validation_trusted, ASKED, not_asked)
 
 
-def _decisions(inputs: LedgerInputs) -> tuple[np.ndarray, float | None]:
+def _decisions(
+    values: Float[np.ndarray, " n"],
+    weights: Float[np.ndarray, " n"],
+    parts: ValueParts,
+    better_copies: Int64[np.ndarray, " n"],
+) -> tuple[np.ndarray, float | None]:
     """Why every training pair is kept or dropped, and the value at which pairs are cut."""
-    kept = inputs.weights > 0
-    cut = None if kept.all() else float(inputs.pair_values[~kept].max())
-    copies = inputs.pair_values - inputs.influence_parts - inputs.agreement_parts - inputs.nearness
-    copies = np.where(inputs.better_copies > 0, copies, np.inf)  # what is not there weighs nothing
-    nearness = inputs.nearness if inputs.nearness.any() else np.full(len(copies), np.inf)
-    parts = [inputs.influence_parts, inputs.agreement_parts, copies, nearness]
-    worst = np.argmin(parts, axis=0)
+    kept = weights > 0
+    cut = None if kept.all() else float(values[~kept].max())
+    copies = values - parts.influence - parts.agreement - parts.relevance
+    copies = np.where(better_copies > 0, copies, np.inf)  # what is not there weighs nothing
+    nearness = parts.relevance if parts.relevance.any() else np.full(len(copies), np.inf)
+    worst = np.argmin([parts.influence, parts.agreement, copies, nearness], axis=0)
     reasons = np.array([HARMFUL, DISAGREES, NEAR_COPY, FAR_FROM_TARGET], dtype=object)[worst]
     if cut is None:
         reasons[kept] = UNCUT
     else:
-        reasons[kept] = np.where(inputs.pair_values[kept] >= cut, VALUABLE, PROTECTED)
+        reasons[kept] = np.where(values[kept] >= cut, VALUABLE, PROTECTED)
     if kept.any():  # a weight above the least one of the kept was raised
-        raised = inputs.weights > inputs.weights[kept].min() * (1 + 1e-9)
+        raised = weights > weights[kept].min() * (1 + 1e-9)
         reasons[raised & (reasons != PROTECTED)] = RAISED
     return reasons, cut
 

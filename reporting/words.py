@@ -10,22 +10,13 @@ from typing import Any
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
 
-FULL, INFLUENCESPACE, ENCODER = "full", "influencespace", "encoder"
-METHOD_LABELS = {
-    INFLUENCESPACE: "InfluenceSpace",
-    FULL: "Full data",
-    "random": "Random",
-    "clip_score_filtering": "CLIP score",
-    "diversity_sampling": "Diversity",
-    "coreset_selection": "Coreset (k-centre)",
-    "individual_influence": "Per-pair influence (DataInf)",
-    "semdedup": "SemDeDup",
-    "density_pruning": "Density-based pruning",
-    "neg_clip_loss": "negCLIPLoss",
-    "neg_clip_loss_normsim": "negCLIPLoss + NormSim",
-    "text_alpha_sampling": "Text sampling (α = 0.5)",
-    "gradient_similarity": "Gradient similarity",
-    ENCODER: "Encoder's own joint space",
+from baselines import FULL as FULL
+from baselines import INFLUENCESPACE as INFLUENCESPACE
+from baselines import METHODS
+
+ENCODER = "encoder"
+METHOD_LABELS = {name: method.label for name, method in METHODS.items()} | {
+    ENCODER: "Encoder's own joint space"
 }
 COMPARISON_LABELS = {
     "same_epochs": "Same number of epochs",

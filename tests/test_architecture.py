@@ -20,14 +20,14 @@ ARROWS: dict[str, set[str]] = {
     "attribution": {"artifacts", "encoders.joint_map", "learner"},
     "data": {"artifacts", "sources"},
     "embedding": {"artifacts", "data", "encoders", "sources"},
-    "clustering": {"artifacts", "learner"},
-    "influence": {"artifacts", "attribution", "learner"},
+    "clustering": {"artifacts", "embedding", "learner", "sources.captions"},
+    "influence": {"artifacts", "attribution", "curation", "embedding", "learner"},
     "curation": {"artifacts", "attribution.results", "attribution.scores", "learner"},
     "baselines": {"artifacts", "attribution", "curation", "learner"},
-    "train_eval": {"artifacts", "baselines", "learner", "sources.captions"},
+    "train_eval": {"artifacts", "baselines", "embedding", "learner", "sources.captions"},
     "exporting": {"artifacts", "sources"},
     "cli": {"artifacts", "attribution", "encoders", "exporting", "learner", "sources", *STAGES},
-    "reporting": {"artifacts", "attribution", "sources", *STAGES},
+    "reporting": {"artifacts", "attribution", "learner", "sources", *STAGES},
     "visualize": {"reporting"},
 }
 # No package may ask for these: they tell the story that packages are parts of.

@@ -8,7 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,9 +22,11 @@ from attribution.agreement import fit_log_scale
 from attribution.scores import standardised
 from baselines import (
     BASELINES,
-    NEED_CLUSTERS,
-    NEED_REFERENCE,
-    BaselineInputs,
+    FULL,
+    INFLUENCESPACE,
+    METHODS,
+    Reference,
+    Selection,
     alpha_sampling,
     capped_shares,
     center_distances,
@@ -43,11 +45,11 @@ from baselines import (
     text_clusters,
 )
 from learner.model import MAX_LOG_SCALE, Parameters
-from learner.pairs import PairTensors
+from learner.pairs import PairTensors, TrainingPairs
 from learner.training import TrainingConfig, train
 from tests import reference
+from tests.knowing import training_pairs
 from tests.reference import planted_problem, random_problem
-from train_eval import FULL, INFLUENCESPACE, METHODS
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -61,26 +63,40 @@ def at_angles(*degrees: float) -> np.ndarray:
     return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
 
 
-def inputs_for(n: int, **changes: Any) -> BaselineInputs:
-    """Any n pairs, sources at 3, 13, 23 and so on."""
+NEED_CLUSTERS = [name for name in BASELINES if "clustering" in METHODS[name].needs]
+NEED_REFERENCE = [name for name in BASELINES if "influence" in METHODS[name].needs]
+
+
+class Case(NamedTuple):
+    """What the selectors look at."""
+
+    pairs: TrainingPairs
+    reference: Reference | None
+
+
+def case_of(n: int, **changes: Any) -> Case:
+    """Any n pairs in three clusters, with a reference model, unless it is None."""
     problem, rng = random_problem(n, seed=0), np.random.default_rng(0)
-    pairs = problem.pairs(torch.float32)
+    tensors = problem.pairs(torch.float32)
     given: dict[str, Any] = {
-        "indices": 10 * np.arange(n) + 3,
-        "embeddings": rng.normal(size=(n, 4)).astype(np.float32),
+        "concatenated_embeddings": rng.normal(size=(n, 4)).astype(np.float32),
         "image_embeddings": unit(rng.normal(size=(n, 3))),
         "text_embeddings": unit(rng.normal(size=(n, 3))),
         "clip_scores": rng.random(n).astype(np.float32),
         "cluster_assignments": np.arange(n) % 3,
-        "pairs": pairs,
-        "validation": pairs,
-        "reference": problem.parameters(torch.float32),
-        "batch_size": 4,
+        "tensors": tensors,
+        "validation": tensors,
     }
+    model = changes.pop("reference", problem.parameters(torch.float32))
+    known = Reference(model, changes.pop("batch_size", 4)) if model is not None else None
     given |= changes
     width = given["image_embeddings"].shape[1]
     held_out = unit(np.random.default_rng(1).normal(size=(5, width)))
-    return BaselineInputs(**{"validation_image_embeddings": held_out} | given)
+    return Case(training_pairs(n, **{"validation_image_embeddings": held_out} | given), known)
+
+
+def select(name: str, case: Case, ratio: float, *, rng: np.random.Generator) -> Selection:
+    return select_baseline(name, case.pairs, case.reference, ratio, rng)
 
 
 # --- All of them ------------------------------------------------------------------------------
@@ -89,7 +105,7 @@ def inputs_for(n: int, **changes: Any) -> BaselineInputs:
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize(("ratio", "size"), [(0.5, 6), (0.3, 4), (1.0, 13), (0.01, 1)])
 def test_every_subset_has_the_size_asked_for(name: str, ratio: float, size: int) -> None:
-    selection = select_baseline(name, inputs_for(13), ratio, rng=np.random.default_rng(1))
+    selection = select(name, case_of(13), ratio, rng=np.random.default_rng(1))
     assert len(selection.rows) == size
     assert selection.rows.dtype == selection.indices.dtype == np.int64
     assert np.all(np.diff(selection.rows) > 0)
@@ -99,17 +115,15 @@ def test_every_subset_has_the_size_asked_for(name: str, ratio: float, size: int)
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_generator_decides(name: str) -> None:
-    inputs = inputs_for(40)
-    first, again = (select_baseline(name, inputs, 0.5, rng=np.random.default_rng(5)) for _ in "ab")
+    case = case_of(40)
+    first, again = (select(name, case, 0.5, rng=np.random.default_rng(5)) for _ in "ab")
     assert first.rows.tolist() == again.rows.tolist()
 
 
 @pytest.mark.parametrize("name", ["random", "diversity_sampling", "text_alpha_sampling"])
 def test_another_generator_draws_other_pairs(name: str) -> None:
-    inputs = inputs_for(40)
-    first, other = (
-        select_baseline(name, inputs, 0.5, rng=np.random.default_rng(seed)) for seed in (1, 2)
-    )
+    case = case_of(40)
+    first, other = (select(name, case, 0.5, rng=np.random.default_rng(seed)) for seed in (1, 2))
     assert first.rows.tolist() != other.rows.tolist()
 
 
@@ -120,49 +134,49 @@ def test_copies_of_one_pair_can_be_selected_too(name: str) -> None:
         torch.from_numpy(one.images).float().repeat(9, 1),
         torch.from_numpy(one.texts).float().repeat(9, 1),
     )
-    inputs = inputs_for(
+    case = case_of(
         9,
-        embeddings=np.full((9, 4), 0.3, dtype=np.float32),
+        concatenated_embeddings=np.full((9, 4), 0.3, dtype=np.float32),
         image_embeddings=np.full((9, 4), 0.5, dtype=np.float32),
         text_embeddings=np.full((9, 4), 0.5, dtype=np.float32),
         clip_scores=np.full(9, 0.5, dtype=np.float32),
-        pairs=pairs,
+        tensors=pairs,
     )
-    rows = select_baseline(name, inputs, 0.7, rng=np.random.default_rng(0)).rows
+    rows = select(name, case, 0.7, rng=np.random.default_rng(0)).rows
     assert len(set(rows.tolist())) == 6
 
 
 def test_only_those_that_say_so_need_the_reference() -> None:
-    inputs = inputs_for(9, reference=None)
+    case = case_of(9, reference=None)
     for name in set(BASELINES) - set(NEED_REFERENCE):
-        assert len(select_baseline(name, inputs, 0.5, rng=np.random.default_rng(0)).rows) == 4
+        assert len(select(name, case, 0.5, rng=np.random.default_rng(0)).rows) == 4
     for name in NEED_REFERENCE:
         with pytest.raises(ValueError, match=f"{name} needs the reference model"):
-            select_baseline(name, inputs, 0.5, rng=np.random.default_rng(0))
+            select(name, case, 0.5, rng=np.random.default_rng(0))
 
 
 def test_only_those_that_say_so_look_at_the_clusters() -> None:
-    one, other = inputs_for(30), inputs_for(30, cluster_assignments=np.arange(30) // 2)
+    one, other = case_of(30), case_of(30, cluster_assignments=np.arange(30) // 2)
     changed = set()
     for name in BASELINES:
-        kept = [select_baseline(name, i, 0.5, rng=np.random.default_rng(3)) for i in (one, other)]
+        kept = [select(name, i, 0.5, rng=np.random.default_rng(3)) for i in (one, other)]
         if kept[0].rows.tolist() != kept[1].rows.tolist():
             changed.add(name)
     assert changed == set(NEED_CLUSTERS)
 
 
 def test_every_baseline_is_a_method() -> None:
-    assert (FULL, INFLUENCESPACE, *BASELINES) == METHODS
+    assert (FULL, INFLUENCESPACE, *BASELINES) == tuple(METHODS)
 
 
 # --- One by one -------------------------------------------------------------------------------
 
 
 def test_random_is_uniform() -> None:
-    inputs, rng = inputs_for(10), np.random.default_rng(0)
+    case, rng = case_of(10), np.random.default_rng(0)
     counts = np.zeros(10)
     for _ in range(2000):
-        counts[select_baseline("random", inputs, 0.3, rng=rng).rows] += 1
+        counts[select("random", case, 0.3, rng=rng).rows] += 1
     # Binomial shares of 0.3 over 2,000 draws have a deviation of 0.0102: four of them.
     np.testing.assert_allclose(counts / 2000, 0.3, atol=0.041)
 
@@ -175,8 +189,8 @@ def test_the_highest_scores_and_ties_to_the_earlier_row() -> None:
 
 
 def test_clip_score_filtering_keeps_the_best_agreement() -> None:
-    inputs = inputs_for(5, clip_scores=np.array([0.3, -0.1, 0.9, 0.3, 0.2], dtype=np.float32))
-    rows = select_baseline("clip_score_filtering", inputs, 0.4, rng=np.random.default_rng(0)).rows
+    case = case_of(5, clip_scores=np.array([0.3, -0.1, 0.9, 0.3, 0.2], dtype=np.float32))
+    rows = select("clip_score_filtering", case, 0.4, rng=np.random.default_rng(0)).rows
     assert rows.tolist() == [0, 2]
 
 
@@ -259,11 +273,9 @@ def test_similarity_to_harder_pairs_by_hand() -> None:
     np.testing.assert_allclose(
         similarity[[1, 2, 3, 5, 6]], np.cos(np.radians(angles)), rtol=0, atol=3e-7
     )
-    inputs = inputs_for(
-        8, image_embeddings=images, text_embeddings=images, cluster_assignments=clusters
-    )
+    case = case_of(8, image_embeddings=images, text_embeddings=images, cluster_assignments=clusters)
     for size, dropped in ((6, {2, 5}), (5, {2, 5, 6}), (4, {1, 2, 5, 6}), (3, {1, 2, 3, 5, 6})):
-        rows = select_baseline("semdedup", inputs, size / 8, rng=np.random.default_rng(0)).rows
+        rows = select("semdedup", case, size / 8, rng=np.random.default_rng(0)).rows
         assert set(range(8)) - set(rows.tolist()) == dropped
 
 
@@ -289,10 +301,10 @@ def test_one_pair_of_every_copy_is_kept_first() -> None:
     rng = np.random.default_rng(0)
     images = np.repeat(unit(rng.normal(size=(10, 6))), 3, axis=0)
     clusters = np.repeat(np.arange(10) % 2, 3)
-    inputs = inputs_for(
+    case = case_of(
         30, image_embeddings=images, text_embeddings=images, cluster_assignments=clusters
     )
-    rows = select_baseline("semdedup", inputs, 1 / 3, rng=rng).rows
+    rows = select("semdedup", case, 1 / 3, rng=rng).rows
     assert sorted(rows // 3) == list(range(10))
 
 
@@ -362,7 +374,8 @@ def test_agreement_less_that_with_others_by_hand(monkeypatch: pytest.MonkeyPatch
     texts[1, [1, 3]] = 0.55, math.sqrt(1 - 0.55**2)
     texts[2, [2, 3]] = 0.9, math.sqrt(1 - 0.9**2)
     scores = neg_clip_loss(
-        inputs_for(3, image_embeddings=images, text_embeddings=texts), rng=np.random.default_rng(0)
+        case_of(3, image_embeddings=images, text_embeddings=texts).pairs,
+        rng=np.random.default_rng(0),
     )
     generic = 10 / math.sqrt(3)
 
@@ -383,8 +396,8 @@ def test_normalisation_over_random_batches(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(agreement, "NORMALISATION_BATCH", 4)
     monkeypatch.setattr(agreement, "N_NORMALISATIONS", 3)
     monkeypatch.setattr(agreement, "fit_log_scale", lambda *_, **__: torch.tensor(math.log(5)))
-    inputs = inputs_for(10)
-    logits = 5 * inputs.image_embeddings.astype(float) @ inputs.text_embeddings.T
+    case = case_of(10)
+    logits = 5 * case.pairs.image_embeddings.astype(float) @ case.pairs.text_embeddings.T
     rng = np.random.default_rng(2)
     seen: list[list[float]] = [[] for _ in range(10)]
     for _ in range(3):
@@ -394,7 +407,7 @@ def test_normalisation_over_random_batches(monkeypatch: pytest.MonkeyPatch) -> N
                 rows, reference.pair_losses(logits[np.ix_(rows, rows)]), strict=True
             ):
                 seen[row].append(-loss / 5)
-    found = neg_clip_loss(inputs, rng=np.random.default_rng(2))
+    found = neg_clip_loss(case.pairs, rng=np.random.default_rng(2))
     np.testing.assert_allclose(found, [np.mean(s) for s in seen], atol=1e-6)  # float32
 
 
@@ -425,26 +438,26 @@ def test_likeness_to_the_target_one_by_one(
     n_similarities: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baselines, "N_SIMILARITIES", n_similarities)
-    inputs = inputs_for(23)
-    targets = inputs.validation_image_embeddings
+    case = case_of(23)
+    targets = case.pairs.validation_image_embeddings
     assert targets is not None
     expected = [
         max(
             sum(float(a) * float(b) for a, b in zip(image, target, strict=True))
             for target in targets
         )
-        for image in inputs.image_embeddings
+        for image in case.pairs.image_embeddings
     ]
-    np.testing.assert_allclose(norm_sim(inputs), expected, atol=1e-6)  # float32
+    np.testing.assert_allclose(norm_sim(case.pairs), expected, atol=1e-6)  # float32
 
 
 def test_the_sum_of_both_in_standard_deviations() -> None:
-    inputs = inputs_for(23)
-    found = neg_clip_loss_normsim(inputs, rng=np.random.default_rng(4))
-    parts = neg_clip_loss(inputs, rng=np.random.default_rng(4)), norm_sim(inputs)
+    case = case_of(23)
+    found = neg_clip_loss_normsim(case.pairs, rng=np.random.default_rng(4))
+    parts = neg_clip_loss(case.pairs, rng=np.random.default_rng(4)), norm_sim(case.pairs)
     expected = [sum(both) for both in zip(*(by_numbers(p.tolist()) for p in parts), strict=True)]
     np.testing.assert_allclose(found, expected, atol=1e-9)
-    rows = select_baseline("neg_clip_loss_normsim", inputs, 0.4, rng=np.random.default_rng(4)).rows
+    rows = select("neg_clip_loss_normsim", case, 0.4, rng=np.random.default_rng(4)).rows
     assert rows.tolist() == sorted(sorted(range(23), key=lambda i: -expected[i])[:9])
 
 
@@ -452,17 +465,18 @@ def test_pairs_like_a_held_out_image_are_kept_whatever_its_captions_say() -> Non
     # Captions agree with their images equally well; only likeness tells the pairs apart.
     images = at_angles(*range(0, 360, 36))
     held_out = at_angles(35, 110)
-    inputs = inputs_for(
+    case = case_of(
         10, image_embeddings=images, text_embeddings=images, validation_image_embeddings=held_out
     )
     angles = [min(abs(i - j) for j in (35, 110)) for i in range(0, 360, 36)]
-    np.testing.assert_allclose(norm_sim(inputs)[:5], np.cos(np.radians(angles[:5])), atol=1e-6)
-    rows = select_baseline("neg_clip_loss_normsim", inputs, 0.2, rng=np.random.default_rng(0)).rows
+    np.testing.assert_allclose(norm_sim(case.pairs)[:5], np.cos(np.radians(angles[:5])), atol=1e-6)
+    rows = select("neg_clip_loss_normsim", case, 0.2, rng=np.random.default_rng(0)).rows
     assert rows.tolist() == [1, 3]
+    held_out_pairs = case.pairs.validation
     other = dataclasses.replace(
-        inputs, validation=PairTensors(inputs.validation.images, -inputs.validation.texts)
+        case.pairs, validation=PairTensors(held_out_pairs.images, -held_out_pairs.texts)
     )
-    np.testing.assert_array_equal(norm_sim(other), norm_sim(inputs))
+    np.testing.assert_array_equal(norm_sim(other), norm_sim(case.pairs))
 
 
 def test_scores_that_do_not_vary_decide_nothing() -> None:
@@ -471,17 +485,17 @@ def test_scores_that_do_not_vary_decide_nothing() -> None:
     assert standardised(almost).tolist() == [0.0] * 3
     np.testing.assert_allclose(standardised(np.array([1.0, 3.0])), [-1, 1])
     same = np.repeat(at_angles(20), 6, axis=0)
-    inputs = inputs_for(6, image_embeddings=same, text_embeddings=same)
-    rows = select_baseline("neg_clip_loss_normsim", inputs, 0.5, rng=np.random.default_rng(0)).rows
+    case = case_of(6, image_embeddings=same, text_embeddings=same)
+    rows = select("neg_clip_loss_normsim", case, 0.5, rng=np.random.default_rng(0)).rows
     assert rows.tolist() == [0, 1, 2]  # ties go to the earlier row
 
 
 @pytest.mark.parametrize(("size", "n_left"), [(20, 30), (50, 59), (80, 85), (100, 100), (1, 3)])
 def test_two_cuts_one_after_the_other(size: int, n_left: int) -> None:
-    inputs = inputs_for(100)
-    rows = neg_clip_loss_then_normsim(inputs, size, rng=np.random.default_rng(2))
-    agreement_of = neg_clip_loss(inputs, rng=np.random.default_rng(2))
-    likeness = norm_sim(inputs)
+    case = case_of(100)
+    rows = neg_clip_loss_then_normsim(case.pairs, size, rng=np.random.default_rng(2))
+    agreement_of = neg_clip_loss(case.pairs, rng=np.random.default_rng(2))
+    likeness = norm_sim(case.pairs)
     left = sorted(range(100), key=lambda i: -agreement_of[i])[:n_left]
     assert set(rows.tolist()) == set(sorted(left, key=lambda i: -likeness[i])[:size])
     assert len(rows) == size
@@ -489,8 +503,8 @@ def test_two_cuts_one_after_the_other(size: int, n_left: int) -> None:
 
 def test_two_cuts_choose_among_copies_too() -> None:
     same = np.repeat(at_angles(20), 10, axis=0)
-    inputs = inputs_for(10, image_embeddings=same, text_embeddings=same)
-    rows = neg_clip_loss_then_normsim(inputs, 4, rng=np.random.default_rng(0))
+    case = case_of(10, image_embeddings=same, text_embeddings=same)
+    rows = neg_clip_loss_then_normsim(case.pairs, 4, rng=np.random.default_rng(0))
     assert len(set(rows.tolist())) == 4
 
 
@@ -498,10 +512,10 @@ def test_without_joint_embeddings_features_tell_the_likeness(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "baselines")
-    inputs = inputs_for(9, validation_image_embeddings=None)
-    found = norm_sim(inputs)
+    case = case_of(9, validation_image_embeddings=None)
+    found = norm_sim(case.pairs)
     assert "no joint embeddings of the held-out images are saved" in caplog.text
-    sides = (side.images.double().numpy() for side in (inputs.pairs, inputs.validation))
+    sides = (side.images.double().numpy() for side in (case.pairs.tensors, case.pairs.validation))
     images, targets = ([row / np.linalg.norm(row) for row in side] for side in sides)
     expected = [max(float(image @ target) for target in targets) for image in images]
     np.testing.assert_allclose(found, expected, atol=1e-6)  # float32
@@ -547,14 +561,14 @@ def test_clusters_of_captions() -> None:
 
 def test_gradient_similarity_against_its_formula() -> None:
     problem, validation = random_problem(8, seed=3), random_problem(8, seed=4)
-    inputs = inputs_for(
+    case = case_of(
         8,
-        pairs=problem.pairs(),
+        tensors=problem.pairs(),
         validation=validation.pairs(),
         reference=problem.parameters(),
         batch_size=8,
     )
-    found = gradient_similarity(inputs, rng=np.random.default_rng(6))
+    found = gradient_similarity(*case, rng=np.random.default_rng(6))
     rows = np.arange(8)  # one batch of all, in whatever order
     direction = reference.central_difference(
         lambda t: validation._replace(theta=t).loss(t, rows), problem.theta
@@ -578,14 +592,14 @@ def test_individual_influence_against_its_formula() -> None:
     problem = random_problem(10, seed=3)
     parameters = problem.parameters()
     validation = random_problem(8, seed=4)
-    inputs = inputs_for(
+    case = case_of(
         10,
-        pairs=problem.pairs(),
+        tensors=problem.pairs(),
         validation=validation.pairs(),
         reference=parameters,
         batch_size=4,
     )
-    influence = individual_influence(inputs, rng=np.random.default_rng(6))
+    influence = individual_influence(*case, rng=np.random.default_rng(6))
 
     rng = np.random.default_rng(6)  # the batches that it draws, the last one wrapped round
     order = rng.permutation(10)
@@ -615,16 +629,16 @@ def test_influence_finds_wrong_captions(scorer: Callable[..., np.ndarray]) -> No
     planted = planted_problem(seed=2)
     config = TrainingConfig(embed_dim=6, batch_size=16, learning_rate=2e-2)
     parameters, _ = train(planted.pairs, config, n_steps=80, seed=0)
-    inputs = inputs_for(
+    case = case_of(
         96,
-        pairs=planted.pairs,
+        tensors=planted.pairs,
         validation=planted.validation,
         reference=Parameters(*parameters),
         batch_size=16,
     )
-    influence = scorer(inputs, rng=np.random.default_rng(0))
+    influence = scorer(*case, rng=np.random.default_rng(0))
     right, wrong = influence[~planted.wrong], influence[planted.wrong]
     # AUC; chance is 0.5. Over draws of this problem and steps of training it is 0.7 to 0.96.
     assert np.mean(right[:, None] > wrong) > 0.85
-    kept = select_baseline(scorer.__name__, inputs, 0.75, rng=np.random.default_rng(0)).rows
+    kept = select(scorer.__name__, case, 0.75, rng=np.random.default_rng(0)).rows
     assert planted.wrong[kept].mean() < 0.15  # 25 % of all pairs

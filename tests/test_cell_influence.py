@@ -18,15 +18,17 @@ from attribution.agreement import normalised_agreement
 from attribution.guard import Guard
 from attribution.pair_scores import (
     SMALLEST_CELL,
-    CellInfluenceConfig,
-    KnownPairs,
+    PairInfluenceConfig,
     refine_cells,
     relevance_part,
     spread_evenly,
 )
 from attribution.results import PairInfluence
-from influence import estimate_pair_influence
+from attribution.trust import PairTrust
+from influence import score_pairs
+from learner.pairs import TrainingPairs
 from learner.training import TrainingConfig
+from tests.knowing import training_pairs
 from tests.reference import Scattered, auc, scattered_problem
 from tests.trusting import pair_trust, trust_of_view
 
@@ -48,36 +50,42 @@ def small() -> Scattered:
 QUICK: dict[str, Any] = {"held_out_repeats": 1, "held_out_steps": 12}
 
 
-def known_pairs(problem: Scattered) -> KnownPairs:
+def known_pairs(problem: Scattered, **given: Any) -> TrainingPairs:
     """A cell for the lower and the upper half of agreement of each topic."""
     scores = (problem.image_embeddings * problem.text_embeddings).sum(axis=1)
     lower = (scores < np.median(scores)).astype(np.int64)
-    first = normalised_agreement(
-        problem.image_embeddings,
-        problem.text_embeddings,
-        problem.pairs.images.device,
-        rng=np.random.default_rng(0),
-    )
-    return KnownPairs(
-        problem.pairs,
-        problem.image_embeddings,
-        problem.text_embeddings,
-        scores,
-        problem.image_ids,
-        problem.topics,
-        2 * problem.topics + lower,
-        np.zeros(len(scores), dtype=np.int64),
-        {"women": np.arange(len(scores)) % 3 == 0},
-        trust_of_view(first),
+    known: dict[str, Any] = {
+        "tensors": problem.pairs,
+        "validation": problem.validation,
+        "image_embeddings": problem.image_embeddings,
+        "text_embeddings": problem.text_embeddings,
+        "clip_scores": scores,
+        "image_ids": problem.image_ids,
+        "cluster_assignments": problem.topics,
+        "cell_assignments": 2 * problem.topics + lower,
+        "groups": {"women": np.arange(len(scores)) % 3 == 0},
+    }
+    return training_pairs(len(scores), **known | given)
+
+
+def trust_in(problem: Scattered) -> PairTrust:
+    """The encoder's view of the training pairs, and nothing else."""
+    return trust_of_view(
+        normalised_agreement(
+            problem.image_embeddings,
+            problem.text_embeddings,
+            problem.pairs.images.device,
+            rng=np.random.default_rng(0),
+        )
     )
 
 
 def estimate(problem: Scattered, *, seed: int = 0, **changes: Any) -> PairInfluence:
     more = {name: changes.pop(name) for name in ("kept", "previous") if name in changes}
-    return estimate_pair_influence(
+    return score_pairs(
         known_pairs(problem),
-        problem.validation,
-        CellInfluenceConfig(**{"held_out_repeats": N_REPEATS, "held_out_steps": 120} | changes),
+        trust_in(problem),
+        PairInfluenceConfig(**{"held_out_repeats": N_REPEATS, "held_out_steps": 120} | changes),
         TRAINING,
         max_steps=120,
         rng=np.random.default_rng(seed),
@@ -141,16 +149,16 @@ def test_evaluated_pairs_are_spread_over_agreement(n: int, n_chosen: int, seed: 
 )
 def test_wrong_settings_are_input_errors(setting: str, value: Any, rule: str) -> None:
     with pytest.raises(InputError, match=f"--{setting} must be {rule}; got {value:g}"):
-        CellInfluenceConfig(**{setting: value})
+        PairInfluenceConfig(**{setting: value})
 
 
 def test_pairs_of_one_image_are_an_input_error(small: Scattered) -> None:
-    one = known_pairs(small)._replace(image_ids=np.zeros(len(small.wrong), dtype=np.int64))
+    one = known_pairs(small, image_ids=np.zeros(len(small.wrong), dtype=np.int64))
     with pytest.raises(InputError, match="all training pairs show one image"):
-        estimate_pair_influence(
+        score_pairs(
             one,
-            small.validation,
-            CellInfluenceConfig(**QUICK),
+            trust_in(small),
+            PairInfluenceConfig(**QUICK),
             TRAINING,
             max_steps=12,
             rng=np.random.default_rng(0),
@@ -303,20 +311,19 @@ def test_influence_by_misleading_pairs_is_not_followed(problem: Scattered) -> No
     misleading = problem._replace(
         validation=problem.validation._replace(texts=texts.roll(1, dims=0))
     )
-    known = known_pairs(problem)
     share = {"share": 0.2, "low": 0.15, "high": 0.25}
     trust = dataclasses.replace(
-        known.trust,
+        trust_in(problem),
         faults={"train": share},
         relevance=problem.wrong.astype(np.float64),
         relevance_auc=0.71239,
         relevance_weight=0.31239,
     )
     told, misled = (
-        estimate_pair_influence(
-            known._replace(trust=trust),
-            p.validation,
-            CellInfluenceConfig(held_out_repeats=N_REPEATS, held_out_steps=120),
+        score_pairs(
+            known_pairs(p),
+            trust,
+            PairInfluenceConfig(held_out_repeats=N_REPEATS, held_out_steps=120),
             TRAINING,
             max_steps=120,
             rng=np.random.default_rng(0),

@@ -14,28 +14,74 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, minimize
 
 from artifacts.settings import InputError
+from attribution.results import PairInfluence
 from curation import (
     BENEFICIAL,
     HARMFUL,
     NEUTRAL,
     CurationConfig,
-    CurationInputs,
     CurationResult,
     categorize,
     categorize_cells,
-    curate,
     curated_size,
     default_rho,
     group_retention,
     pair_values,
     protected_rows,
-    representation,
     solve_weights,
     value_parts,
 )
+from curation import curate as curate_pairs
+from learner.pairs import TrainingPairs, representation
 from reporting.summary import drop_examples, faults_dropped
+from tests.knowing import cluster_influence, pair_influence, replaced, training_pairs
 
 Z95 = 1.6448536  # the normal distribution's 95th percentile, from a table
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is known of n training pairs in C cells and K clusters when they are chosen."""
+
+    indices: np.ndarray
+    cluster_assignments: np.ndarray
+    cell_assignments: np.ndarray
+    clip_scores: np.ndarray
+    better_copies: np.ndarray
+    pair_influence: np.ndarray
+    cell_influence_stderr: np.ndarray
+    influence_scores: np.ndarray
+    influence_stderr: np.ndarray
+    represented: np.ndarray
+    groups: Mapping[str, np.ndarray]
+    clusters: list[dict[str, Any]]
+    agreement: np.ndarray | None = None  # or else the CLIP score
+    counts: bool = True  # whether influence does
+    influence_weight: float = 1.0
+    relevance: np.ndarray | None = None
+
+    @property
+    def pairs(self) -> TrainingPairs:
+        n = len(self.cluster_assignments)
+        return replaced(training_pairs(n), dataclasses.asdict(self))  # type: ignore[no-any-return]
+
+    @property
+    def influence(self) -> PairInfluence:
+        n = len(self.pair_influence)
+        return pair_influence(
+            self.pair_influence,
+            self.cell_assignments,
+            agreement=self.clip_scores if self.agreement is None else self.agreement,
+            cell_influence_stderr=self.cell_influence_stderr,
+            influence_weight=self.influence_weight,
+            relevance_part=np.zeros(n) if self.relevance is None else self.relevance,
+            quality={"explained": float(self.counts)},
+        )
+
+
+def curate(case: Case, config: CurationConfig) -> CurationResult:
+    scores = cluster_influence(case.influence_scores, case.influence_stderr)
+    return curate_pairs(case.pairs, scores, case.influence, config)
 
 
 def inputs_of(
@@ -50,14 +96,14 @@ def inputs_of(
     stderr: Any = None,
     represented: Any = None,
     groups: Mapping[str, np.ndarray] | None = None,
-) -> CurationInputs:
+) -> Case:
     """Cells are clusters, all else is equal and certain, unless it is given."""
     influence, clusters = np.array(influence, dtype=np.float64), np.array(clusters)
     cells = clusters if cells is None else np.array(cells)
     n, n_clusters, n_cells = len(clusters), int(clusters.max()) + 1, int(cells.max()) + 1
     if scores is None:  # share of a validation loss of two nats
         scores = np.bincount(clusters, influence) / n / 2
-    return CurationInputs(
+    return Case(
         indices=10 * np.arange(n) + 3,
         cluster_assignments=clusters,
         cell_assignments=cells,
@@ -65,7 +111,6 @@ def inputs_of(
         better_copies=np.zeros(n, dtype=np.int64) if copies is None else np.array(copies),
         pair_influence=influence,
         cell_influence_stderr=np.zeros(n_cells) if cell_stderr is None else np.array(cell_stderr),
-        validation_loss=2.0,
         influence_scores=np.array(scores, dtype=np.float64),
         influence_stderr=np.zeros(n_clusters) if stderr is None else np.array(stderr),
         represented=np.ones(n_clusters)
@@ -381,7 +426,7 @@ def test_the_curated_size(n: int, ratio: float, size: int) -> None:
     assert curated_size(n, ratio) == size
 
 
-def quotas(inputs: CurationInputs) -> dict[int, int]:
+def quotas(inputs: Case) -> dict[int, int]:
     """Pairs that each cluster may not fall below, from what the settings promise."""
     promised = {}
     for k in range(len(inputs.influence_scores)):
@@ -557,7 +602,7 @@ def test_near_copies_go_before_their_originals_and_agreement_takes_part() -> Non
 
 def test_influence_that_explains_nothing_does_not_count() -> None:
     plain = inputs_of([5.0, 4, 3, 2, 1, 0], [0] * 6, clip_scores=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    uncounted = dataclasses.replace(plain, counted_influence=np.zeros(6))
+    uncounted = dataclasses.replace(plain, counts=False)
     config = CurationConfig(target_size_ratio=0.5, agreement_weight=0.5)
     assert curate(plain, config).curated_rows.tolist() == [0, 1, 2]
     assert curate(uncounted, config).curated_rows.tolist() == [3, 4, 5]

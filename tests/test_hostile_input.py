@@ -39,6 +39,7 @@ from hypothesis import strategies as st
 import main
 import visualize
 from artifacts.settings import InputError
+from cli import auto
 from data import PairReader, open_source
 from encoders.pretrained import load_encoder
 from sources import hub
@@ -964,7 +965,7 @@ QUICK = (
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without figures, which other tests look at, and with one encoder for all of them."""
     monkeypatch.setattr("visualize.figures", lambda summary: {})
-    monkeypatch.setattr(main, "load_encoder", _load_encoder_once)
+    monkeypatch.setattr(auto, "load_encoder", _load_encoder_once)
 
 
 @functools.cache

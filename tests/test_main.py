@@ -22,7 +22,7 @@ import main
 from artifacts.provenance import stage_rng
 from artifacts.settings import InputError
 from artifacts.store import Store
-from baselines import BASELINES, NEED_CLUSTERS, NEED_REFERENCE
+from baselines import BASELINES, METHODS
 from cli import auto, config
 from cli import log as log_module
 from cli import run as run_module
@@ -30,7 +30,6 @@ from data import open_source
 from reporting.figures import gaps
 from reporting.summary import faults_dropped
 from sources.base import PairSource
-from train_eval import METHODS
 
 TINY = (
     "--dataset synthetic --encoder_model embedded --max_train_samples 60 --max_val_samples 24 "
@@ -178,8 +177,7 @@ def test_arrays_agree_with_each_other(finished: Path) -> None:
 def test_baselines_are_stale_when_what_they_use_changes(finished: Path) -> None:
     for name in BASELINES:
         used = {"embedding"}
-        used |= {"clustering"} if name in NEED_CLUSTERS else set()
-        used |= {"influence"} if name in NEED_REFERENCE else set()
+        used |= set(METHODS[name].needs)
         assert read_json(finished / f"baselines/{name}_manifest.json")["inputs"].keys() == used
 
 
@@ -342,9 +340,9 @@ def test_explain_doubts_what_is_inferred_from_little(
 
 def test_load_saved_changes_nothing(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = timeless(copied)
-    for name in ("embed_pairs", "cluster_embeddings", "estimate_influence", "evaluate_methods"):
+    for name in ("embed_pairs", "cluster_embeddings", "score_clusters", "evaluate_methods"):
         monkeypatch.setattr(main, name, _must_not_run)
-    for name in ("estimate_pair_influence", "curate", "select_baseline"):
+    for name in ("score_pairs_in_rounds", "curate", "select_baseline"):
         monkeypatch.setattr(main, name, _must_not_run)
     assert run(copied, "--load_saved", "--visualize", "--save_checkpoints") == 0
     assert timeless(copied) == before
@@ -357,9 +355,9 @@ def _must_not_run(*_: Any, **__: Any) -> None:
 def test_changed_setting_recomputes_what_follows(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("embed_pairs", "cluster_embeddings", "estimate_influence"):
+    for name in ("embed_pairs", "cluster_embeddings", "score_clusters"):
         monkeypatch.setattr(main, name, _must_not_run)
-    monkeypatch.setattr(main, "estimate_pair_influence", _must_not_run)
+    monkeypatch.setattr(main, "score_pairs_in_rounds", _must_not_run)
     before = timeless(copied)
     assert run(copied, "--load_saved", "--target_size_ratio", "0.5") == 0
     after = timeless(copied)
@@ -444,10 +442,10 @@ def fingerprints(folder: Path) -> dict[str, str]:
 def test_a_setting_makes_stale_what_follows_from_it_and_nothing_else(
     copied: Path, monkeypatch: pytest.MonkeyPatch, flag: str, value: str, stale: set[str]
 ) -> None:
-    for name in ("embed_pairs", "cluster_embeddings", "estimate_influence", "select_baseline"):
+    for name in ("embed_pairs", "cluster_embeddings", "score_clusters", "select_baseline"):
         monkeypatch.setattr(main, name, _must_not_run)
     if flag == "weighting":
-        monkeypatch.setattr(main, "estimate_pair_influence", _must_not_run)
+        monkeypatch.setattr(main, "score_pairs_in_rounds", _must_not_run)
         monkeypatch.setattr(main, "curate", _must_not_run)
     before = fingerprints(copied)
     assert run(copied, "--load_saved", f"--{flag}", value) == 0
@@ -463,9 +461,10 @@ def test_a_setting_makes_stale_what_follows_from_it_and_nothing_else(
 
 
 def test_skipped_stages_are_loaded(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("open_source", "embed_pairs", "cluster_embeddings", "estimate_influence"):
+    monkeypatch.setattr("cli.run.open_source", _must_not_run)
+    for name in ("embed_pairs", "cluster_embeddings", "score_clusters"):
         monkeypatch.setattr(main, name, _must_not_run)
-    monkeypatch.setattr(main, "estimate_pair_influence", _must_not_run)
+    monkeypatch.setattr(main, "score_pairs_in_rounds", _must_not_run)
     before = timeless(copied)
     assert run(copied, "--skip_stage", "1", "2", "--max_weight", "2") == 0
     after = timeless(copied)
@@ -658,7 +657,7 @@ def test_defaults_are_those_promised() -> None:
         "encoder_model": "auto",
         "device": "auto",
         "precision": "auto",
-        "methods": METHODS,
+        "methods": tuple(METHODS),
         "n_seeds": 3,
         "hessian": "lanczos",
         "influence_budget": 0.1,

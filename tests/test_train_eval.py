@@ -12,14 +12,13 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
 import train_eval
 from artifacts.settings import InputError
+from baselines import FULL, METHODS
 from learner.model import Parameters, similarities
 from learner.training import LOSS, WEIGHTINGS, TrainingConfig, train
 from sources.captions import caption_groups
 from tests.reference import Planted, planted_problem
 from train_eval import (
     COMPARISONS,
-    FULL,
-    METHODS,
     EvaluationConfig,
     EvaluationResult,
     RetrievalSet,
@@ -357,7 +356,7 @@ def test_histories_are_those_of_the_same_epochs(compared: Compared) -> None:
 def test_wrong_settings_are_input_errors(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         EvaluationConfig(**values)
-    assert EvaluationConfig().methods == METHODS
+    assert EvaluationConfig().methods == tuple(METHODS)
 
 
 # --- Metrics ----------------------------------------------------------------------------------

@@ -18,39 +18,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
+from baselines import BASELINES, METHODS
 from reporting.words import ENCODER, FULL, INFLUENCESPACE, LABEL_WIDTH, method_label, plain
 
 INK, GREY, MUTED, PALE = "#222222", "#666666", "#B9C3CC", "#E6E9EC"
-LINE_COLORS = {
-    INFLUENCESPACE: "#0072B2",
-    FULL: "#4D4D4D",
-    "random": "#999999",
-    "clip_score_filtering": "#E69F00",
-    "diversity_sampling": "#009E73",
-    "coreset_selection": "#CC79A7",
-    "individual_influence": "#56B4E9",
-    "semdedup": "#661100",
-    "density_pruning": "#DDCC77",
-    "neg_clip_loss": "#8C510A",
-    "neg_clip_loss_normsim": "#999933",
-    "text_alpha_sampling": "#000000",
-    "gradient_similarity": "#332288",
-}
-METHOD_MARKERS = {
-    INFLUENCESPACE: "o",
-    FULL: "s",
-    "random": "X",
-    "clip_score_filtering": "D",
-    "diversity_sampling": "^",
-    "coreset_selection": "v",
-    "individual_influence": "P",
-    "semdedup": "<",
-    "density_pruning": ">",
-    "neg_clip_loss": "p",
-    "neg_clip_loss_normsim": "h",
-    "text_alpha_sampling": "*",
-    "gradient_similarity": "d",
-}
+STYLED = (INFLUENCESPACE, FULL, *BASELINES)
+LINE_COLORS = {name: METHODS[name].colour for name in STYLED}
+METHOD_MARKERS = {name: METHODS[name].marker for name in STYLED}
 CATEGORY_COLORS = {"harmful": "#D55E00", "neutral": "#999999", "beneficial": "#009E73"}
 ERROR_STYLE: dict[str, Any] = {
     "fmt": "none",

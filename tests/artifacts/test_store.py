@@ -114,7 +114,7 @@ def test_modes(skipped: bool, needed_later: bool, load_saved: bool, mode: Mode) 
 
 
 def test_omitted_stage_does_nothing(store: Store) -> None:
-    assert store.stage(STAGE, Mode.OMIT, PROVENANCE, Result, fail).value is None
+    assert store.stage(STAGE, Mode.OMIT, PROVENANCE, Result, fail).found is None
     assert not (store.root / "stage9").exists()
 
 
@@ -231,6 +231,7 @@ def test_a_field_with_a_default_is_saved_and_loaded_as_any_other(store: Store) -
     store.stage(STAGE, Mode.RUN, PROVENANCE, Grown, lambda: grown(**given))
     loaded = store.stage(STAGE, Mode.LOAD, PROVENANCE, Grown, fail).value
     assert_same(loaded, make_result())
+    assert loaded.more is not None
     assert loaded.more.dtype == more.dtype
     assert loaded.more.tobytes() == more.tobytes()
     assert (loaded.notes, loaded.extra) == (["a"], {"b": 1})

@@ -41,7 +41,7 @@ from cli.sizes import Sizes, Widths, expected_bytes, export_bytes, stage1_arrays
 from encoders import pretrained
 from encoders.base import Encoded, Encoder
 from exporting.formats import FORMATS, ExportConfig, export_curated
-from main import cluster, embed
+from main import stage_1
 from sources.base import SPLITS, DataConfig, pair_id
 from sources.images import decode_pixels
 from sources.splits import IndexedSource, StreamSource
@@ -275,7 +275,7 @@ def test_errors_of_the_data_come_through(
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Stage 1 as a run saves it."""
     run = Run(tiny(), Store.open(str(tmp_path_factory.mktemp("out"))), torch.device("cpu"))
-    cluster(run, embed(run))
+    stage_1(run)
     return run
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from artifacts.settings import InputError
+from attribution.results import PairInfluence
+from attribution.trust import PairTrust
+from curation import CurationResult, ValueParts
+from learner.pairs import TrainingPairs
 from reporting import ledger
 from reporting.explain import explain, find_pairs
-from reporting.ledger import Ledger, LedgerInputs, count_decisions, make_ledger
+from reporting.ledger import Ledger, count_decisions, make_ledger
+from tests.knowing import pair_influence, training_pairs
 from tests.trusting import pair_trust
 
 CLUSTERS: list[dict[str, Any]] = [
@@ -35,11 +41,23 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def make_inputs(**changes: Any) -> LedgerInputs:
+class Case(NamedTuple):
+    """What `make_ledger` takes in."""
+
+    table: pd.DataFrame
+    skipped: pd.DataFrame
+    pairs: TrainingPairs
+    influence: PairInfluence
+    curated: CurationResult
+    parts: ValueParts
+    trust: PairTrust | None = None
+
+
+def case_of(**changes: Any) -> Case:
     """Six training pairs at the positions 10, 0, 4, 6, 2, 8, others in between."""
     positions = [10, 0, 4, 6, 2, 8]
     splits = ["train"] * 6 + ["validation", "test"]
-    pairs = pd.DataFrame(
+    table = pd.DataFrame(
         {
             "split": splits,
             "position": [*positions, 1, 3],
@@ -74,29 +92,41 @@ def make_inputs(**changes: Any) -> LedgerInputs:
     influence = np.array([2.0, -3.0, 0.5, -0.1, 1.0, 0.2])
     agreement = np.array([1.0, 0.5, -2.5, -0.2, -1.2, 0.1])
     copies = np.array([0, 0, 0, 3, 0, 0])
-    values: dict[str, Any] = {
-        "pairs": pairs,
-        "skipped": skipped,
-        "clip_scores": np.linspace(0.1, 0.6, 6),
-        "cluster_assignments": np.array([0, 0, 0, 1, 1, 1]),
-        "cell_assignments": np.array([0, 1, 1, 2, 3, 3]),
-        "better_copies": copies,
-        "relative_influence": influence / 4,
-        "evaluated": np.array([True, False, False, False, True, False]),
-        "influence_parts": influence,
-        "agreement_parts": agreement,
-        "pair_values": influence + agreement - copies,
-        # values 3, -2.5, -2, -3.3, -0.2, 0.3; the fourth is kept although its value is the least
-        "weights": np.array([1.5, 0.0, 0.0, 0.75, 0.0, 0.75]),
-        "clusters": CLUSTERS,
-        "groups": {"male": np.eye(6, dtype=bool)[0], "child": np.eye(6, dtype=bool)[:3].any(0)},
-    }
-    return LedgerInputs(**{**values, **changes})
+    known = training_pairs(
+        6,
+        clip_scores=np.linspace(0.1, 0.6, 6),
+        cluster_assignments=np.array([0, 0, 0, 1, 1, 1]),
+        better_copies=copies,
+        groups={"male": np.eye(6, dtype=bool)[0], "child": np.eye(6, dtype=bool)[:3].any(0)},
+    )
+    estimate = pair_influence(
+        influence / 2,  # nats, of a validation loss of two
+        np.array([0, 1, 1, 2, 3, 3]),
+        pair_influence_evaluated=np.array([True, False, False, False, True, False]),
+        agreement=np.full(6, np.nan),
+    )
+    nearness = changes.get("nearness", np.zeros(6))
+    parts = ValueParts(influence, agreement, -copies.astype(np.float64), nearness)
+    # values 3, -2.5, -2, -3.3, -0.2, 0.3; the fourth is kept although its value is the least
+    weights = changes.get("weights", np.array([1.5, 0.0, 0.0, 0.75, 0.0, 0.75]))
+    kept = np.flatnonzero(weights)
+    curated = CurationResult(
+        curated_indices=kept,
+        sample_weights=weights[kept],
+        curated_rows=kept,
+        pair_values=influence + agreement - copies + nearness,
+        rho=1.0,
+        categorization=CLUSTERS,
+        cluster_weights={},
+        group_retention={},
+    )
+    case = Case(table, skipped, known, estimate, curated, parts)
+    return case._replace(**{k: v for k, v in changes.items() if k in Case._fields})
 
 
 @pytest.fixture
 def made() -> Ledger:
-    return make_ledger(make_inputs())
+    return make_ledger(*case_of())
 
 
 def test_every_pair_has_one_row_in_the_order_of_the_source(made: Ledger) -> None:
@@ -139,7 +169,7 @@ def test_decisions_and_reasons_by_hand(made: Ledger) -> None:
         "skipped": 3,
         "held out": 2,
     }
-    dearest = make_ledger(make_inputs(weights=np.array([3.0, 0, 0, 0, 0, 0]))).ledger
+    dearest = make_ledger(*case_of(weights=np.array([3.0, 0, 0, 0, 0, 0]))).ledger
     assert dearest.set_index("position").at[6, "decision_reason"] == ledger.NEAR_COPY
 
 
@@ -160,7 +190,7 @@ def test_facts_stand_with_their_pair(made: Ledger) -> None:
 
 
 def test_when_nothing_is_dropped() -> None:
-    everything = make_ledger(make_inputs(weights=np.ones(6)))
+    everything = make_ledger(*case_of(weights=np.ones(6)))
     assert everything.cut is None
     kept = everything.ledger[everything.ledger["split"] == "train"].query("status == 'read'")
     assert set(kept["decision_reason"]) == {ledger.UNCUT}
@@ -240,12 +270,12 @@ def test_stories(made: Ledger) -> None:
 # --- Held-out pairs that are judged -----------------------------------------------------------
 
 
-def judged_inputs(**changes: Any) -> LedgerInputs:
+def judged_case() -> Case:
     """The same pairs with three of validation and one of test, of which trust says something."""
-    inputs = make_inputs()
-    pairs = pd.concat([inputs.pairs, inputs.pairs.iloc[[6, 6]]], ignore_index=True)
-    pairs.loc[[8, 9], "position"] = [11, 12]
-    pairs.loc[[8, 9], "key"] = ["wrong.jpg", "copy.jpg"]
+    case = case_of()
+    table = pd.concat([case.table, case.table.iloc[[6, 6]]], ignore_index=True)
+    table.loc[[8, 9], "position"] = [11, 12]
+    table.loc[[8, 9], "key"] = ["wrong.jpg", "copy.jpg"]
     trust = pair_trust(
         6,
         training_log_odds=np.linspace(-1, 4, 6),
@@ -255,11 +285,12 @@ def judged_inputs(**changes: Any) -> LedgerInputs:
         test_log_odds=np.array([-4.0]),
         test_trusted=np.array([False]),
     )
-    return make_inputs(pairs=pairs, trust=trust, agreement=trust.training_log_odds, **changes)
+    judged = dataclasses.replace(case.influence, agreement=trust.training_log_odds)
+    return case._replace(table=table, trust=trust, influence=judged)
 
 
 def test_held_out_pairs_say_whether_they_are_asked() -> None:
-    judged = make_ledger(judged_inputs())
+    judged = make_ledger(*judged_case())
     rows = judged.ledger.set_index("position")
     assert rows.loc[[1, 11, 12, 3], "decision_reason"].tolist() == [
         ledger.ASKED,
@@ -290,11 +321,8 @@ def test_what_was_not_judged_is_null(made: Ledger) -> None:
 
 
 def test_nearness_to_the_held_out_pairs_is_a_part_of_the_value() -> None:
-    base = make_inputs()
     nearness = np.array([0.0, -3.5, 0.2, 0.1, -1.0, 0.0])
-    near = make_ledger(
-        make_inputs(relevance_parts=nearness, pair_values=base.pair_values + nearness)
-    )
+    near = make_ledger(*case_of(nearness=nearness))
     rows = near.ledger.set_index("position")
     assert rows.at[0, "decision_reason"] == ledger.FAR_FROM_TARGET  # -3.5 against -3 and 0.5
     assert rows.at[4, "decision_reason"] == ledger.DISAGREES
@@ -309,7 +337,7 @@ def test_nearness_to_the_held_out_pairs_is_a_part_of_the_value() -> None:
 
 
 def test_a_pair_without_copies_is_never_dropped_for_them() -> None:
-    reasons = make_ledger(make_inputs(weights=np.array([6.0, 0, 0, 0, 0, 0]))).ledger.set_index(
+    reasons = make_ledger(*case_of(weights=np.array([6.0, 0, 0, 0, 0, 0]))).ledger.set_index(
         "position"
     )["decision_reason"]
     assert reasons[8] == ledger.DISAGREES  # all of its parts are positive, agreement the least

@@ -179,6 +179,7 @@ def test_many_blocks_and_more_files_than_stay_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sources.embeddings.BLOCK_ROWS", 2)
+    monkeypatch.setattr("sources.vectors.BLOCK_ROWS", 2)
     monkeypatch.setattr("sources.vectors.MAX_OPEN_FILES", 2)
     images, texts = draw(35, 1), draw(35, 2)
     images[11] = 0
