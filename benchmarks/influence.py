@@ -52,9 +52,9 @@ from cli.run import Run
 from clustering import ClusteringConfig, cluster_embeddings
 from embedding import EmbeddingResult
 from encoders.joint_map import embed_across_folds
-from influence import estimate_influence
+from influence import score_clusters
 from learner.model import Parameters, shuffled_batches
-from learner.pairs import PairTensors, fit_feature_scaling
+from learner.pairs import PairTensors, TrainingPairs, fit_feature_scaling
 from learner.training import TrainingConfig
 from main import embed
 
@@ -196,15 +196,35 @@ def make_problem(embedding: EmbeddingResult, regime: str, n_clusters: int) -> Pr
 # --- Real effects -----------------------------------------------------------------------------
 
 
+def known(problem: Problem) -> TrainingPairs:
+    """The pairs in their clusters; of features and embeddings, scores look at the first alone."""
+    n, k = len(problem.clusters), int(problem.clusters.max()) + 1
+    images, texts = (side.numpy() for side in problem.pairs)
+    return TrainingPairs(
+        indices=np.arange(n),
+        tensors=problem.pairs,
+        scaling=fit_feature_scaling(images, texts),
+        image_embeddings=images,
+        text_embeddings=texts,
+        concatenated_embeddings=np.concatenate([images, texts], axis=1),
+        clip_scores=problem.clip_scores,
+        image_ids=np.arange(n),
+        groups={},
+        cluster_assignments=problem.clusters,
+        cell_assignments=problem.clusters,
+        better_copies=np.zeros(n, dtype=np.int64),
+        clusters=[{"terms": []}] * k,
+        validation=problem.validation,
+        validation_image_embeddings=None,
+        represented=np.ones(k),
+    )
+
+
 def estimate(problem: Problem, seed: int = SEED, **settings: Any) -> tuple[InfluenceResult, float]:
     """The estimate and its seconds, the training of its reference models included."""
-    k = int(problem.clusters.max()) + 1
-    started = time.perf_counter()
-    result = estimate_influence(
-        problem.pairs,
-        problem.validation,
-        problem.clusters,
-        [[]] * k,
+    pairs, started = known(problem), time.perf_counter()
+    result = score_clusters(
+        pairs,
         InfluenceConfig(**settings),
         TRAINING,
         rng=np.random.default_rng(seed),

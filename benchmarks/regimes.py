@@ -74,36 +74,43 @@ from regimes_report import (
 )
 from validation_report import CLEAN, write_validation
 
-from artifacts.provenance import hardware, package_versions, stage_rng
+from artifacts.provenance import CLUSTERING, INFLUENCE, hardware, package_versions, stage_rng
 from attribution.additive_model import smooth_basis
 from attribution.agreement import neighbour_agreement
 from attribution.cluster_scores import InfluenceConfig
-from attribution.pair_scores import CellInfluenceConfig, KnownPairs
+from attribution.pair_scores import PairInfluenceConfig
 from attribution.results import InfluenceResult, PairInfluence
 from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
 from baselines import (
     BASELINES,
     FULL,
     INFLUENCESPACE,
-    NEED_REFERENCE,
-    BaselineInputs,
+    Reference,
     neg_clip_loss_then_normsim,
     select_baseline,
+)
+from baselines import (
+    METHODS as METHODS_OF_RUNS,
 )
 from clustering import ClusterAssignment, ClusteringConfig, cluster_embeddings
 from curation import (
     CurationConfig,
-    CurationInputs,
     CurationResult,
     curate,
     curated_size,
-    representation,
 )
 from encoders.base import EmbeddingConfig
 from encoders.pretrained import load_encoder
-from influence import estimate_influence, estimate_pair_influence
+from influence import score_clusters, score_pairs
 from learner.model import Parameters, embed_images, embed_texts, mean_loss, shuffled_batches
-from learner.pairs import FeatureScaling, PairTensors, fit_feature_scaling, nearest_clusters
+from learner.pairs import (
+    FeatureScaling,
+    PairTensors,
+    TrainingPairs,
+    fit_feature_scaling,
+    nearest_clusters,
+    representation,
+)
 from learner.training import (
     LOSS,
     SAMPLE,
@@ -124,7 +131,6 @@ KEEP, N_SEEDS = (0.4, 0.6, 0.8), 5
 # validation pairs and of targets rests on them (`--first_seed 7`). Those below were looked at.
 FIRST_FRESH_SEED = 7
 REFERENCE_REPORTS, PATIENCE = 40, 10  # early stopping of the rivals' reference model, as ours
-NEED_TOPICS = ("diversity_sampling", "semdedup", "density_pruning")
 
 KEYS = ("regime", "validation", "keep", "method", "seed", "comparison", "version")
 COLUMNS = (*KEYS, *METRICS, "n_pairs", "n_steps", "training_seconds")
@@ -157,6 +163,7 @@ class Problem(NamedTuple):
     validation_batches: np.ndarray
     scaling: FeatureScaling
     test: TestSet
+    asked: np.ndarray | None = None  # rows of the validation pairs that are; None: all of them
 
 
 class Chosen(NamedTuple):
@@ -294,43 +301,51 @@ def baseline(name: str) -> Callable[[Problem, float, int], Chosen]:
     """The rival of this name."""
 
     def choose(problem: Problem, keep: float, seed: int) -> Chosen:
-        needs_reference = name in NEED_REFERENCE
+        needs_reference = INFLUENCE.name in METHODS_OF_RUNS[name].needs
         reference, seconds = reference_model(problem) if needs_reference else (None, 0.0)
-        inputs = baseline_inputs(problem, reference)
-        started = time.perf_counter()
-        rows = select_baseline(name, inputs, keep, rng=stage_rng(seed, name)).rows
+        pairs, started = known(problem), time.perf_counter()
+        given = Reference(reference, TRAINING.batch_size) if reference is not None else None
+        rows = select_baseline(name, pairs, given, keep, stage_rng(seed, name)).rows
         seconds += time.perf_counter() - started
-        if name in NEED_TOPICS:
+        if CLUSTERING.name in METHODS_OF_RUNS[name].pays_for:
             seconds += problem.clustering_seconds
-        return Chosen(rows, None, seconds, len(inputs.indices) if needs_reference else 0)
+        return Chosen(rows, None, seconds, len(pairs.indices) if needs_reference else 0)
 
     return choose
 
 
 def two_cuts(problem: Problem, keep: float, seed: int) -> Chosen:
     """Cuts by negCLIPLoss and by NormSim, one after the other, as their paper has them."""
-    inputs = baseline_inputs(problem, None)
-    started = time.perf_counter()
-    size = curated_size(len(inputs.indices), keep)
-    rows = neg_clip_loss_then_normsim(inputs, size, rng=stage_rng(seed, TWO_CUTS))
+    pairs, started = known(problem), time.perf_counter()
+    size = curated_size(len(pairs.indices), keep)
+    rows = neg_clip_loss_then_normsim(pairs, size, rng=stage_rng(seed, TWO_CUTS))
     return Chosen(np.sort(rows), None, time.perf_counter() - started, 0)
 
 
-def baseline_inputs(problem: Problem, reference: Parameters | None) -> BaselineInputs:
-    """What the rivals look at."""
-    regime = problem.regime
-    return BaselineInputs(
+@remembered
+def known(problem: Problem) -> TrainingPairs:
+    """What stage 1 knows of every pair, with the problem's validation pairs to say what helps."""
+    regime, clusters = problem.regime, problem.clusters
+    assigned = clusters.cluster_assignments
+    everyone = regime.joint_map.embed_images(regime.validation_image_features)
+    held_out = nearest_clusters(problem.pairs, assigned, problem.validation)
+    return TrainingPairs(
         indices=np.arange(len(regime.faults)),
-        embeddings=both_embeddings(regime),
+        tensors=problem.pairs,
+        scaling=problem.scaling,
         image_embeddings=regime.image_embeddings,
         text_embeddings=regime.text_embeddings,
-        validation_image_embeddings=regime.joint_map.embed_images(regime.validation_image_features),
+        concatenated_embeddings=both_embeddings(regime),
         clip_scores=regime.clip_scores,
-        cluster_assignments=problem.clusters.cluster_assignments,
-        pairs=problem.pairs,
+        image_ids=image_ids_of(regime),
+        groups=groups_of(regime),
+        cluster_assignments=assigned,
+        cell_assignments=clusters.cell_assignments,
+        better_copies=clusters.better_copies,
+        clusters=clusters.clusters,
         validation=problem.validation,
-        reference=reference,
-        batch_size=TRAINING.batch_size,
+        validation_image_embeddings=everyone if problem.asked is None else everyone[problem.asked],
+        represented=representation(assigned, held_out),
     )
 
 
@@ -370,7 +385,7 @@ def asking(problem: Problem, trust: PairTrust) -> Problem:
         len(rows), TRAINING.batch_size, stage_rng(problem.seed, "validation")
     )
     validation = problem.validation.take(torch.from_numpy(rows))
-    return problem._replace(validation=validation, validation_batches=batches)
+    return problem._replace(validation=validation, validation_batches=batches, asked=rows)
 
 
 def image_ids_of(regime: Regime) -> np.ndarray:
@@ -393,9 +408,9 @@ class Variant(NamedTuple):
     """InfluenceSpace with other settings than the defaults: what each part is worth."""
 
     label: str = ""  # what is different, in tables
-    cells: Mapping[str, Any] = MappingProxyType({})  # of `CellInfluenceConfig`
+    cells: Mapping[str, Any] = MappingProxyType({})  # of `PairInfluenceConfig`
     curation: Mapping[str, Any] = MappingProxyType({})  # of `CurationConfig`
-    rounds: int = CellInfluenceConfig().rounds
+    rounds: int = PairInfluenceConfig().rounds
     equal_weights: bool = False
     women: float = 1.0  # times the weight of captions about women and girls
     weighting: str = LOSS
@@ -403,6 +418,7 @@ class Variant(NamedTuple):
     labels_known: bool = False  # pairs are dropped by `judged_by_labels`
     taken_at_word: bool = False  # all validation pairs are asked
     parts: Mapping[str, Any] = MappingProxyType({})  # of `PairInfluence`, set to this
+    relevance: bool = True  # whether nearness to the held-out pairs counts
 
 
 def influencespace(variant: Variant) -> Callable[[Problem, float, int], Chosen]:
@@ -452,13 +468,16 @@ def curate_with_influencespace(
     if variant.rounds == 1:
         pair_influence, pair_seconds = pair_influence_of(problem, trust, variant.cells)
         pair_influence = replace(pair_influence, **variant.parts)
-        curated = curate(choosing(problem, scores, pair_influence), config)
+        if not variant.relevance:
+            nothing = np.zeros_like(pair_influence.relevance_part)
+            pair_influence = replace(pair_influence, relevance_part=nothing)
+        curated = curate(known(problem), scores, pair_influence, config)
         return curated, pair_influence, seconds + pair_seconds + time.perf_counter() - started
     estimate, kept = None, None
     rng = stage_rng(problem.seed, "pair_influence")
     for _ in range(variant.rounds):
         estimate = estimate_pairs(problem, trust, variant.cells, rng, kept=kept, previous=estimate)
-        curated = curate(choosing(problem, scores, estimate), config)
+        curated = curate(known(problem), scores, estimate, config)
         kept = curated.training_weights(len(problem.regime.faults)) > 0
     assert estimate is not None, "there is a round"
     return curated, estimate, seconds + time.perf_counter() - started
@@ -470,19 +489,19 @@ def judged_by_labels(problem: Problem, estimate: PairInfluence, n_kept: int) -> 
     A logistic regression on smooth functions of its quantities, fitted to the true labels of the
     other four fifths of the pairs: what a better way of joining these quantities could reach.
     """
-    faulty, known = problem.regime.faults != "", known_pairs(problem, trust_of(problem)[0])
+    faulty, pairs = problem.regime.faults != "", known(problem)
     if not faulty.any():
         raise SystemExit(f"--methods labels_known: {problem.regime.name} has no faulty pairs")
     rng, everyone = stage_rng(problem.seed, "labels_known"), np.ones(len(faulty), dtype=bool)
-    images, texts = known.image_embeddings, known.text_embeddings
+    images, texts = pairs.image_embeddings, pairs.text_embeddings
     quantities = (
         estimate.pair_influence,
         estimate.agreement,
         estimate.held_out_losses,
-        known.clip_scores,
+        pairs.clip_scores,
         neighbour_agreement(images, texts, everyone, rng=rng),
         neighbour_agreement(texts, images, everyone, rng=rng),
-        np.minimum(known.better_copies, 3).astype(np.float64),
+        np.minimum(pairs.better_copies, 3).astype(np.float64),
     )
     smooth = np.concatenate([smooth_basis(q) for q in quantities], axis=1)
     probabilities = cross_val_predict(
@@ -504,10 +523,10 @@ def estimate_pairs(
     previous: PairInfluence | None = None,
 ) -> PairInfluence:
     """The influence of pairs and cells, as stage 2 estimates it."""
-    return estimate_pair_influence(
-        known_pairs(problem, trust),
-        problem.validation,
-        CellInfluenceConfig(**settings),
+    return score_pairs(
+        known(problem),
+        trust,
+        PairInfluenceConfig(**settings),
         TRAINING,
         max_steps=InfluenceConfig().max_reference_steps,
         rng=rng,
@@ -516,56 +535,10 @@ def estimate_pairs(
     )
 
 
-def known_pairs(problem: Problem, trust: PairTrust) -> KnownPairs:
-    """What stage 1 says of every pair."""
-    regime, clusters = problem.regime, problem.clusters
-    return KnownPairs(
-        problem.pairs,
-        regime.image_embeddings,
-        regime.text_embeddings,
-        regime.clip_scores,
-        image_ids_of(regime),
-        clusters.cluster_assignments,
-        clusters.cell_assignments,
-        clusters.better_copies,
-        groups_of(regime),
-        trust,
-    )
-
-
 def groups_of(regime: Regime) -> dict[str, np.ndarray]:
     """Which captions name which demographic group."""
     memberships = caption_groups(regime.captions)
     return {name: member for groups in memberships.values() for name, member in groups.items()}
-
-
-def choosing(
-    problem: Problem, scores: InfluenceResult, pair_influence: PairInfluence
-) -> CurationInputs:
-    """What stage 3 chooses by."""
-    clusters = problem.clusters
-    assigned = clusters.cluster_assignments
-    return CurationInputs(
-        indices=np.arange(len(assigned)),
-        cluster_assignments=assigned,
-        cell_assignments=pair_influence.cell_assignments,
-        clip_scores=problem.regime.clip_scores,
-        better_copies=clusters.better_copies,
-        pair_influence=pair_influence.pair_influence,
-        cell_influence_stderr=pair_influence.cell_influence_stderr,
-        validation_loss=pair_influence.validation_loss,
-        influence_scores=scores.influence_scores,
-        influence_stderr=scores.influence_stderr,
-        represented=representation(
-            assigned, nearest_clusters(problem.pairs, assigned, problem.validation)
-        ),
-        groups=groups_of(problem.regime),
-        clusters=clusters.clusters,
-        agreement=pair_influence.agreement,
-        counted_influence=pair_influence.counted,
-        influence_weight=pair_influence.influence_weight,
-        relevance=pair_influence.relevance_part,
-    )
 
 
 ABLATION = {
@@ -593,9 +566,7 @@ ABLATION = {
         "taken at their word, and no guard", taken_at_word=True, parts={"influence_weight": 1.0}
     ),
     "no_influence": Variant("agreement without influence", parts={"influence_weight": 0.0}),
-    "no_relevance": Variant(
-        "nearness to the held-out pairs ignored", parts={"relevance_part": None}
-    ),
+    "no_relevance": Variant("nearness to the held-out pairs ignored", relevance=False),
     "women_twice": Variant("captions about women weigh twice", women=2.0),
     "women_five_times": Variant("captions about women weigh five times", women=5.0),
 }
@@ -633,11 +604,8 @@ def influence_of(problem: Problem) -> tuple[InfluenceResult, float]:
     folds are enough.
     """
     started = time.perf_counter()
-    result = estimate_influence(
-        problem.pairs,
-        problem.validation,
-        problem.clusters.cluster_assignments,
-        [c["terms"] for c in problem.clusters.clusters],
+    result = score_clusters(
+        known(problem),
         InfluenceConfig(influence_seeds=1, removal_folds=5),
         TRAINING,
         rng=stage_rng(problem.seed, "influence"),

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from clustering import ClusteringConfig
+from tests.knowing import cluster_influence
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 N_TRAIN_IMAGES, N_TRAINING, N_VALIDATION, N_TEST = 120, 100, 20, 30
@@ -228,7 +229,7 @@ def test_influencespace_chooses_within_its_budget(
 ) -> None:
     problem = problems["wrong_20"]
     known = len(np.unique(problem.clusters.cluster_assignments))
-    flat = argparse.Namespace(influence_scores=np.zeros(known), influence_stderr=np.zeros(known))
+    flat = cluster_influence(np.zeros(known))
     monkeypatch.setattr(bench, "influence_of", lambda _: (flat, 2.0))
     quick = {"held_out_repeats": 1, "held_out_steps": 10}
     variants = {
