@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 
 from artifacts.settings import InputError
-from attribution.additive_model import own_share, pool_influence
+from attribution.additive_model import PooledInfluence, own_share, pool_influence
 from attribution.agreement import refine_agreement
 from attribution.cluster_scores import (
     FIRST_ORDER,
@@ -363,6 +363,20 @@ def score_pairs(
     if config.ignore_topics:
         topics = np.zeros_like(topics)
     pooled = pool_influence(per_repeat.mean(axis=0), index, known, topics)
+    return _settled(pairs, trust, config, cross, agreement, index, per_repeat, pooled)
+
+
+def _settled(
+    pairs: TrainingPairs,
+    trust: PairTrust,
+    config: PairInfluenceConfig,
+    cross: CrossFit,
+    agreement: Float[np.ndarray, " n"],
+    index: Int64[np.ndarray, " m"],
+    per_repeat: Float[np.ndarray, "R m"],
+    pooled: PooledInfluence,
+) -> PairInfluence:
+    """What was evaluated and what was inferred, put together; how much of it counts; the cells."""
     influence = pooled.predicted.copy()
     share = own_share(per_repeat, pooled.predicted[index])
     influence[index] += share * (per_repeat.mean(axis=0) - pooled.predicted[index])

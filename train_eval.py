@@ -27,7 +27,7 @@ from learner.pairs import FeatureScaling, PairTensors
 from learner.training import LOSS, WEIGHTINGS, TrainingConfig, steps_per_epoch, train
 from sources.captions import caption_groups
 
-COMPARISONS = ("same_epochs", "same_steps")
+COMPARISONS = SAME_EPOCHS, SAME_STEPS = "same_epochs", "same_steps"
 RECALL_AT = (1, 5, 10)
 QUERIES_AT_ONCE = 2048
 TIE = 1e-6  # cosines closer than this differ by the rounding of float32 products
@@ -119,25 +119,16 @@ def evaluate_methods(
         on_model: called with `method_comparison_seed` and the trained parameters.
     """
     seeds = [int(s) for s in rng.integers(2**31, size=config.n_seeds)]
-    validation_batches = shuffled_batches(len(validation.images), training.batch_size, rng)
+    held_out = validation, shuffled_batches(len(validation.images), training.batch_size, rng)
     full_steps = training.num_epochs * steps_per_epoch(len(pairs.images), training.batch_size)
-    jobs = [
-        (method, comparison, seed_index)
-        for method in subsets
-        for comparison in COMPARISONS
-        for seed_index in range(config.n_seeds)
-        if not (method == FULL and comparison != COMPARISONS[0])  # one and the same for the full
-    ]
-    runs, image_ranks, caption_ranks = [], [], []
+    runs, ranks = [], []
     # A process pays for its start with its first steps; no method is charged for it.
-    train(
-        pairs, training, n_steps=1, seed=0, validation=(validation, validation_batches), n_reports=1
-    )
+    train(pairs, training, n_steps=1, seed=0, validation=held_out, n_reports=1)
+    jobs = planned_runs(tuple(subsets), config.n_seeds)
     for method, comparison, seed_index in tqdm(jobs, desc="training", unit="run", disable=None):
         rows, weights = subsets[method]
-        n_steps = full_steps
-        if comparison == "same_epochs":
-            n_steps = training.num_epochs * steps_per_epoch(len(rows), training.batch_size)
+        n_pairs = len(pairs.images) if comparison == SAME_STEPS else len(rows)
+        n_steps = training.num_epochs * steps_per_epoch(n_pairs, training.batch_size)
         started = time.perf_counter()
         parameters, history = train(
             pairs.take(torch.from_numpy(rows).to(pairs.images.device)),
@@ -146,34 +137,48 @@ def evaluate_methods(
             seed=seeds[seed_index],
             sample_weights=weights,
             weighting=config.weighting,
-            validation=(validation, validation_batches),
+            validation=held_out,
         )
         runs.append(
             {
-                "method": method,
-                "comparison": comparison,
-                "seed_index": seed_index,
-                "n_pairs": len(rows),
-                "n_steps": n_steps,
+                **{"method": method, "comparison": comparison, "seed_index": seed_index},
+                **{"n_pairs": len(rows), "n_steps": n_steps},
                 "relative_training_cost": n_steps / full_steps,
                 "training_seconds": time.perf_counter() - started,
                 "history": history._asdict(),
             }
         )
-        ranks = retrieval_ranks(
-            embed_images(parameters, test.images),
-            embed_texts(parameters, test.texts),
-            test.caption_image,
-        )
-        image_ranks.append(ranks[0])
-        caption_ranks.append(ranks[1])
+        ranks.append(model_ranks(parameters, test))
         if on_model is not None:
             on_model(f"{method}_{comparison}_seed{seed_index}", parameters)
     encoder_ranks = retrieval_ranks(test.image_embeddings, test.text_embeddings, test.caption_image)
-    return EvaluationResult(np.stack(image_ranks), np.stack(caption_ranks), *encoder_ranks, runs)
+    of_images, of_captions = (np.stack(side) for side in zip(*ranks, strict=True))
+    return EvaluationResult(of_images, of_captions, *encoder_ranks, runs)
+
+
+def planned_runs(methods: Sequence[str], n_seeds: int) -> list[tuple[str, str, int]]:
+    """Method, comparison and seed of every training; the full data's are the same in both."""
+    return [
+        (method, comparison, seed_index)
+        for method in methods
+        for comparison in COMPARISONS
+        for seed_index in range(n_seeds)
+        if not (method == FULL and comparison != COMPARISONS[0])
+    ]
 
 
 # --- Retrieval --------------------------------------------------------------------------------
+
+
+def model_ranks(
+    parameters: Parameters, test: RetrievalSet
+) -> tuple[Int64[np.ndarray, " E"], Int64[np.ndarray, " Q"]]:
+    """`retrieval_ranks` of the test set in a trained model's joint space."""
+    return retrieval_ranks(
+        embed_images(parameters, test.images),
+        embed_texts(parameters, test.texts),
+        test.caption_image,
+    )
 
 
 def retrieval_ranks(

@@ -117,10 +117,11 @@ def summarize(
     clustered, evaluated = known.clustered.value, proof.evaluated.value
     influence, scored, trust = judged.influence.found, judged.scored.found, judged.trust.found
     curated, ledger = chosen.curated.found, chosen.ledger.found
-    on_trusted = trusted_queries(evaluated, trust, e.test_caption_image)
-    return Summary(
+    test_captions = e.split_pairs("test")["caption"].tolist()
+    summary = Summary(
         run={
-            **{"dataset": about["dataset"], "dataset_description": e.source, "encoder": e.encoder},
+            "dataset": about["dataset"],
+            **{"dataset_description": e.source, "encoder": e.encoder},
             **about,
         },
         n_train=len(e.indices),
@@ -146,19 +147,31 @@ def summarize(
         metrics=method_metrics(evaluated),
         encoder_metrics=encoder_metrics(evaluated),
         efficiency=efficiency_metrics(evaluated, len(e.indices), choosing_seconds(proof)),
-        gaps=demographic_gaps(
-            evaluated,
-            e.split_pairs("test")["caption"].tolist(),
-            e.test_caption_image,
-            rng=rng,
-        ),
+        gaps=demographic_gaps(evaluated, test_captions, e.test_caption_image, rng=rng),
         histories=histories(evaluated),
         faults=faults_of_methods(e, proof),
         dropped_examples=dropped_examples(e, clustered, scored, curated),
         contact_sheets=contact_sheets,
-        trust=trust.faults | {"taken_at_word": trust.taken_at_word} if trust else None,
-        log_odds=log_odds(trust) if trust else None,
-        trusted={VALIDATION: trust.validation_trusted, TEST: trust.test_trusted} if trust else None,
+    )
+    return summary if trust is None else with_trust(summary, trust, evaluated, e.test_caption_image)
+
+
+def with_trust(
+    summary: Summary, trust: PairTrust, evaluated: EvaluationResult, caption_image: np.ndarray
+) -> Summary:
+    """The summary with what is said of held-out pairs, and recall on those that are trusted."""
+    on_trusted = None
+    if trust.test_trusted.any():
+        on_trusted = on_trusted_queries(evaluated, trust.test_trusted, caption_image)
+    return dataclasses.replace(
+        summary,
+        trust=trust.faults | {"taken_at_word": trust.taken_at_word},
+        log_odds={
+            TRAIN: trust.training_log_odds,
+            VALIDATION: trust.validation_log_odds,
+            TEST: trust.test_log_odds,
+        },
+        trusted={VALIDATION: trust.validation_trusted, TEST: trust.test_trusted},
         trusted_metrics=method_metrics(on_trusted) if on_trusted else None,
         trusted_encoder_metrics=encoder_metrics(on_trusted) if on_trusted else None,
     )
@@ -230,24 +243,6 @@ def write_results(
     store.write_json("run.json", {**summary.run, "total_seconds": total_seconds})
     logger.info("done in %.1f s", total_seconds)
     store.write_bytes("results/log.txt", store.log_path(log_file).read_bytes())
-
-
-def trusted_queries(
-    evaluated: EvaluationResult, trust: PairTrust | None, caption_image: np.ndarray
-) -> EvaluationResult | None:
-    """The runs with the ranks of trusted test queries; None where none is trusted or judged."""
-    if trust is None or not trust.test_trusted.any():
-        return None
-    return on_trusted_queries(evaluated, trust.test_trusted, caption_image)
-
-
-def log_odds(trust: PairTrust) -> dict[str, np.ndarray]:
-    """How likely the pairs of each split are right."""
-    return {
-        TRAIN: trust.training_log_odds,
-        VALIDATION: trust.validation_log_odds,
-        TEST: trust.test_log_odds,
-    }
 
 
 def summarize_pairs(

@@ -45,8 +45,8 @@ def faults_dropped(
 
 def drop_examples(
     result: CurationResult,
-    pair_influence: Float[np.ndarray, " n"],
-    clip_scores: Float[np.ndarray, " n"],
+    influence: Float[np.ndarray, " n"],
+    agreement: Float[np.ndarray, " n"],
     better_copies: Int64[np.ndarray, " n"],
     cluster_assignments: Int64[np.ndarray, " n"],
     n_examples: int,
@@ -54,11 +54,18 @@ def drop_examples(
     """Dropped pairs to look at, (row, why): the lowest value of each of as many clusters.
 
     Clusters come in the order of what they lose, so that the examples are spread over topics.
+
+    Args:
+        result: what is dropped.
+        influence: of the pairs as it counts, on any scale; so is `agreement`, which is in log odds.
+        agreement: of image and caption.
+        better_copies: near copies of a pair's image with a better caption.
+        cluster_assignments: topics.
+        n_examples: at most.
     """
-    dropped = np.ones(len(clip_scores), dtype=bool)
+    dropped = np.ones(len(agreement), dtype=bool)
     dropped[result.curated_rows] = False
-    influence = standardised(pair_influence)
-    agreement = standardised(clip_scores)
+    influence, agreement = standardised(influence), standardised(agreement)
     rows = np.flatnonzero(dropped)
     rows = rows[np.argsort(result.pair_values[rows], kind="stable")]
     _, first = np.unique(cluster_assignments[rows], return_index=True)

@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 
 from reporting import results
+from tests.reporting.test_summary import make_summary
 from tests.trusting import pair_trust
-from train_eval import EvaluationResult, method_metrics
+from train_eval import EvaluationResult, on_trusted_queries
 
 RUN = {"method": "full", "comparison": "same_epochs", "seed_index": 0}
 EVALUATED = EvaluationResult(
@@ -30,21 +31,28 @@ TRUST = pair_trust(
 )
 
 
+UNTOLD = make_summary(3, trust=None, log_odds=None, trusted=None, trusted_metrics=None)
+
+
 def test_recall_on_trusted_pairs_is_that_of_their_ranks() -> None:
-    asked = results.trusted_queries(EVALUATED, TRUST, OWNER)
-    assert asked is not None
-    assert method_metrics(asked)["same_epochs"]["full"]["mean_recall"]["mean"] == 100.0
+    told = results.with_trust(UNTOLD, TRUST, EVALUATED, OWNER)
+    assert told.trusted_metrics is not None
+    assert told.trusted_metrics["same_epochs"]["full"]["mean_recall"]["mean"] == 100.0
+    asked = on_trusted_queries(EVALUATED, TRUST.test_trusted, OWNER)
     assert asked.encoder_caption_ranks.tolist() == [0]
+    assert told.trusted_encoder_metrics == results.encoder_metrics(asked)
 
 
 def test_without_a_trusted_pair_there_is_no_such_recall() -> None:
     nobody = dataclasses.replace(TRUST, test_trusted=np.zeros(3, dtype=bool))
-    assert results.trusted_queries(EVALUATED, nobody, OWNER) is None
-    assert results.trusted_queries(EVALUATED, None, OWNER) is None
+    told = results.with_trust(UNTOLD, nobody, EVALUATED, OWNER)
+    assert told.trusted_metrics is None
+    assert told.trusted_encoder_metrics is None
 
 
 def test_log_odds_stand_with_their_split() -> None:
-    odds = results.log_odds(TRUST)
+    odds = results.with_trust(UNTOLD, TRUST, EVALUATED, OWNER).log_odds
+    assert odds is not None
     assert [odds[split].tolist() for split in ("train", "validation", "test")] == [
         [1.0, -1.0, 2.0],
         [0.5, -0.5],
