@@ -1,14 +1,53 @@
-"""The README says what is true: its commands are those of CI, its flags those of the program."""
+"""The README and the pages beside it say what is true: of commands, flags, files and constants."""
 
 from __future__ import annotations
 
+import csv
 import re
+from collections.abc import Iterator
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from attribution import agreement, cluster_scores, guard, metagradient, relevance, trust
+from attribution.curvature import MAX_CURVATURE_PAIRS
 from cli import config
+from cli.config import GROUPS
+from curation import SMALLEST_SHARE
+from encoders.joint_map import N_FOLDS
+from exporting.webdataset import MAX_BUCKETS, WEIGHT_TOLERANCE
+from learner.training import ADAM_EPSILON
+from reporting.estimate import EXPLAINS_LITTLE
+from reporting.explain import ID_DIGITS
+from reporting.words import method_label
+from sources.captions import MAX_CAPTION_CHARACTERS
+from sources.images import MIN_SIDE
+from sources.splits import CARVED_SHARE
+from tests.test_architecture import ARROWS
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
+}
+README, FLAGS = PAGES["README.md"], PAGES["docs/flags.md"]
+METHOD, DATA, RESULTS = (PAGES[f"docs/{name}.md"] for name in ("method", "data", "results"))
+FOREIGN_FLAGS = {"check", "help", "jaxtyping-packages"}  # of ruff, every program and pytest
+FRACTIONS = {0.8: "four fifths", 0.2: "a fifth", 0.1: "a tenth", 0.05: "twentieth", 0.5: "half"}
+
+
+def section(page: str, title: str) -> str:
+    return page.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def prose(page: str) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page, flags=re.DOTALL | re.MULTILINE)
+
+
+# --- The README -----------------------------------------------------------------------------------
 
 
 def test_the_two_commands_are_what_ci_runs() -> None:
@@ -18,23 +57,202 @@ def test_the_two_commands_are_what_ci_runs() -> None:
     assert f"{run} --debug" in ci
 
 
+def test_the_readme_is_for_people_in_a_hurry() -> None:
+    assert len(README.splitlines()) < 200
+    assert {f"docs/{name}.md" for name in ("data", "flags", "method", "results")} <= {
+        link.partition("#")[0] for link, _ in links("README.md")
+    }
+
+
+def test_every_module_is_described() -> None:
+    """Every file of the root and every package, packages in packages included."""
+    described = set(re.findall(r"[\w/]+\.py\b|\b[a-z_/]+/(?=[\s`)])", section(README, "Code")))
+    packages = {
+        f"{path.parent.relative_to(ROOT)}/"
+        for path in ROOT.rglob("__init__.py")
+        if path.relative_to(ROOT).parts[0] not in ("tests", "benchmarks")
+    }
+    assert {path.name for path in ROOT.glob("*.py")} <= described
+    assert packages <= described
+    for name in described:
+        assert (ROOT / name).exists(), name
+
+
+def test_the_picture_shows_arrows_that_there_are() -> None:
+    shown = re.findall(r"(\w+)\.py .*◄─ +([a-z_]+)/", section(README, "Code"))
+    assert len(shown) >= 5
+    for room, used in shown:
+        assert used in ARROWS[room]
+
+
+# --- Links, files and flags -----------------------------------------------------------------------
+
+
+def links(name: str) -> Iterator[tuple[str, str]]:
+    """Path from the root and heading of every link of a page into the project."""
+    folder = (ROOT / name).parent
+    for link in re.findall(r"\]\(((?!http)[^)\s]+)\)", prose(PAGES[name])):
+        path, _, heading = link.partition("#")
+        target = (folder / path).resolve() if path else ROOT / name
+        yield str(target.relative_to(ROOT)), heading
+
+
+def anchors(page: str) -> set[str]:
+    """What GitHub calls the headings of a page in links."""
+    titles = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_files_exist(name: str) -> None:
+    found = list(links(name))
+    assert found
+    for path, heading in found:
+        assert (ROOT / path).exists(), path
+        assert not heading or heading in anchors(PAGES[path]), f"{path}#{heading}"
+    for file in re.findall(r"`([\w./]+\.py)`", PAGES[name]):
+        assert (ROOT / file).exists(), file
+    for file in re.findall(r"\b(?:docs|benchmarks|tests)/[\w/]+\.\w+", PAGES[name]):
+        assert (ROOT / file).exists(), file
+
+
+def test_links_are_looked_at_as_a_reader_follows_them() -> None:
+    assert ("docs/data.md", "the-ledger") in set(links("README.md"))
+    assert ("README.md", "") in set(links("docs/data.md"))
+    assert "my-data-is-" in anchors(README)
+    assert "my-data-is" not in anchors(README)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_flags_that_pages_name_exist(name: str) -> None:
+    own = config.parse_arguments([]).flat().keys()
+    named = set(re.findall(r"--(\w[\w-]*)", PAGES[name])) - own - FOREIGN_FLAGS
+    benchmarks = {path.name: path.read_text() for path in ROOT.glob("benchmarks/*.py")}
+    for command in re.findall(r"python benchmarks/([^`]*)", PAGES[name]):
+        source = benchmarks[command.split()[0]]
+        of_command = set(re.findall(r"--(\w+)", command))
+        assert all(f'"--{flag}"' in source for flag in of_command), command
+    everywhere = set(re.findall(r'"--(\w+)"', "".join(benchmarks.values())))
+    assert named <= everywhere
+
+
+def listed_flags() -> dict[str, tuple[str, str]]:
+    rows = re.findall(r"^\| `--(\w+)` \| `([^`]*)` \| (.*) \|$", FLAGS, re.MULTILINE)
+    assert len(rows) == FLAGS.count("| `--")
+    return {name: (default, meaning) for name, default, meaning in rows}
+
+
 def test_every_flag_is_listed_with_its_default() -> None:
-    listed = dict(re.findall(r"^\| `--(\w+)` \| `([^`]*)` \|", README, re.MULTILINE))
-    flat = config.parse_arguments([]).flat()
+    listed, flat = listed_flags(), config.parse_arguments([]).flat()
     assert listed.keys() == flat.keys()
     words = {False: "off", None: "none", (): "none"}
     for name, default in flat.items():
         shown = "all" if name == "methods" else str(words.get(default, default))
-        assert listed[name] == shown
+        assert listed[name][0] == shown
 
 
-def test_links_and_files_exist() -> None:
-    for link in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
-        assert (ROOT / link).exists(), link
-    for name in re.findall(r"`(\w+\.py)`", README):
-        assert (ROOT / name).exists(), name
+@pytest.mark.parametrize(
+    "setting", [f for part in GROUPS.values() for f in fields(part)], ids=lambda f: f.name
+)
+def test_every_flag_is_explained_as_by_the_program(setting: Field[Any]) -> None:
+    meaning = listed_flags()[setting.name][1]
+    text = setting.metadata["help"].replace("%%", "%")
+    assert meaning.startswith(text), setting.name
+    choices, named = setting.metadata["choices"], re.findall(r"`(\w+)`", meaning[len(text) :])
+    if setting.name == "methods":  # a rival is added in one place; the page may follow
+        assert set(named) <= set(choices)
+    elif choices and isinstance(choices[0], str):
+        assert named == list(choices)
 
 
-def test_every_module_is_described() -> None:
-    described = set(re.findall(r"`(\w+\.py)`", README.split("## Code")[1]))
-    assert described == {path.name for path in ROOT.glob("*.py")}
+def test_flags_stand_in_the_groups_of_the_program() -> None:
+    titles = re.findall(r"^\*\*(.*)\*\*$", FLAGS, re.MULTILINE)
+    assert [title.lower() for title in titles] == list(GROUPS)
+    for title, part in zip(titles, GROUPS.values(), strict=True):
+        rows = FLAGS.split(f"**{title}**")[1].split("\n**")[0]
+        assert set(re.findall(r"^\| `--(\w+)`", rows, re.MULTILINE)) == {
+            f.name for f in fields(part)
+        }
+
+
+# --- Constants ------------------------------------------------------------------------------------
+
+STATES = metagradient.STATES_AT_ONCE
+SAID = [
+    (METHOD, f"holds {STATES} states of it"),
+    (METHOD, f"one level up to {STATES} steps, two up to {STATES**2:,}, three up to {STATES**3:,}"),
+    (METHOD, f"epsilon is {ADAM_EPSILON:.0e}".replace("e-0", "e-")),
+    (METHOD, f"`--removal_folds` ({cluster_scores.InfluenceConfig().removal_folds})"),
+    (METHOD, f"The damping comes from the training run: {cluster_scores.DAMPING_MULTIPLE:g} times"),
+    (METHOD, f"over at most {MAX_CURVATURE_PAIRS:,} pairs"),
+    (
+        METHOD,
+        f"at most {FRACTIONS[trust.MOST_TRUSTED]}; training pairs in {trust.JUDGING_FOLDS} fol",
+    ),
+    (METHOD, f"right with a probability of {trust.CERTAINTY}"),
+    (METHOD, f"and {trust.FEWEST_TRUSTED} pairs at least"),
+    (METHOD, f"So the {FRACTIONS[agreement.TRUSTED_SHARE]} of the pairs that look best"),
+    (METHOD, f"in {agreement.REFINED_FOLDS} folds, none judging"),
+    (METHOD, f"at least {100 * guard.FEWEST_WRONG:g} % of the captions"),
+    (METHOD, f"at least {FRACTIONS[guard.TELLS]} of the time"),
+    (METHOD, f"not at all below {100 * guard.MISLEADS:g} %"),
+    (METHOD, f"explains less than {FRACTIONS[EXPLAINS_LITTLE]} of how"),
+    (METHOD, f"({relevance.N_FOLDS} folds over images)"),
+    (METHOD, f"2 (AUC - {relevance.CLEAR:g} standard errors) - 1"),
+    (METHOD, f"zero below an AUC of {relevance.NARROW_AUC}"),
+    (METHOD, f"the best {FRACTIONS[SMALLEST_SHARE]} of every cluster"),
+    (DATA, f"longer than {MAX_CAPTION_CHARACTERS:,} characters"),
+    (DATA, f"at most {FRACTIONS[CARVED_SHARE]} of the images each"),
+    (DATA, f"hexdigest()[:{ID_DIGITS}]"),
+    (DATA, f"map fitted in {N_FOLDS} folds"),
+    (DATA, f"at most {MAX_BUCKETS}, like weights together (within {100 * WEIGHT_TOLERANCE:g} %"),
+    (DATA, {2: "with a side of one pixel"}[MIN_SIDE]),
+]
+
+
+@pytest.mark.parametrize(("page", "words"), SAID, ids=lambda value: value[:40])
+def test_constants_are_those_of_the_code(page: str, words: str) -> None:
+    assert words in page
+
+
+# --- Numbers --------------------------------------------------------------------------------------
+
+
+def spreads(text: str) -> set[str]:
+    return {found.lstrip("+") for found in re.findall(r"[-+]?\d+\.\d+ ± \d+\.\d+", text)}
+
+
+def tables(page: str) -> str:
+    return "\n".join(line for line in page.splitlines() if line.startswith("|"))
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        (section(README, "What it reaches"), "regimes.md"),
+        (tables(section(RESULTS, "Who wins where")), "regimes.md"),
+        (tables(section(RESULTS, "Noisy pools and narrow targets")), "validation.md"),
+    ],
+    ids=["README", "regimes", "validation"],
+)
+def test_recalls_are_those_of_the_committed_results(text: str, file: str) -> None:
+    committed = (ROOT / "benchmarks/results" / file).read_text(encoding="utf-8")
+    assert len(spreads(text)) > 20
+    assert spreads(text) <= spreads(committed)
+
+
+def test_every_method_stands_with_its_recall_in_both_data_sets() -> None:
+    rows = {
+        cells[0].strip("* "): [cell.strip() for cell in cells[1:]]
+        for line in tables(section(RESULTS, "Two data sets, every method")).splitlines()
+        for cells in [line.strip("|").split("|")]
+    }
+    n_cells = 0
+    for place, name in ((0, "flickr8k"), (2, "synthetic")):
+        path = ROOT / f"benchmarks/results/{name}_methods.csv"
+        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+            column = place + (row["comparison"] == "same_steps")
+            mean, std = float(row["mean_recall_mean"]), float(row["mean_recall_std"])
+            assert rows[method_label(row["method"])][column] == f"{mean:.2f} ± {std:.2f}"
+            n_cells += 1
+    assert n_cells == 4 * (len(rows) - 2)
