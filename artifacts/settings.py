@@ -1,7 +1,7 @@
 """How a setting is declared: its name, default, help and permitted values, in one place.
 
-Every stage has one frozen dataclass derived from `Settings`; `main.py` makes the command-line
-flags from its fields and `artifacts.py` the fingerprint, so that no flag is declared twice.
+Every stage has one frozen dataclass derived from `Settings`; `cli.config` makes the command-line
+flags from its fields, `provenance` the fingerprint, so that no flag is declared twice.
 """
 
 from __future__ import annotations
