@@ -17,20 +17,37 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
 from artifacts.settings import InputError
-from sources.base import DUPLICATE_KEY, SPLITS, Caption, DataConfig, ImageRecord, UnusableImage
-from sources.paths import decode_text, list_files, storable_name
-from sources.splits import SPLIT_OF, IndexedSource, digest
+from sources.base import (
+    DUPLICATE_KEY,
+    SPLITS,
+    Caption,
+    DataConfig,
+    ImageRecord,
+    UnusableImage,
+    datacomp_uid,
+)
+from sources.captions import SHARD_CAPTION_FIELDS, captions_in
+from sources.paths import (
+    decode_text,
+    file_version,
+    leads_out,
+    list_files,
+    natural_order,
+    split_from_path,
+    storable_name,
+    unique_names,
+)
+from sources.splits import IndexedSource, digest
 from sources.tar import IMAGE_EXTENSIONS, TEXT_BYTES, TRUNCATED_SHARD, Member, read_members
 
 logger = logging.getLogger(__name__)
-CAPTION_FIELDS = ("caption", "captions", "title", "text", "comment", "description")
 PACKED_SUFFIXES = (
     ".tgz",
     ".tbz2",
@@ -90,9 +107,9 @@ def open_shards(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     """The pairs of WebDataset shards: a folder of .tar files, one, or a brace pattern of them.
 
     Images are jpg, jpeg, png or webp; the caption is the txt member of the same key, else the first
-    of `CAPTION_FIELDS` that its json member has, a list of texts being several captions. The split
-    is the one that a shard's path names, training where it names none. What cannot be used is
-    skipped with its reason, never left out: a sample without an image is a missing file, one
+    of `SHARD_CAPTION_FIELDS` that its json member has, a list of texts being several captions. The
+    split is the one that a shard's path names, training where it names none. What cannot be used
+    is skipped with its reason, never left out: a sample without an image is a missing file, one
     without a text a missing caption, one whose key its shard held before a duplicate key.
 
     Raises:
@@ -111,7 +128,7 @@ def open_shards(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     n_images = position = 0
     seen: list[tuple[str, tuple[str | None, ...]]] = []
     for shard in shards:
-        split = shard_split(shard.name) or "train"
+        split = split_from_path(shard.name) or "train"
         for sample in shard.samples:
             key = keys[len(seen)]
             official[split].append(_record(shard, sample, key, position))
@@ -126,13 +143,6 @@ def open_shards(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     versions = [(shard.name, shard.version) for shard in shards]
     fingerprint = digest("webdataset", versions, seen)
     return IndexedSource("webdataset", description, fingerprint, official, config.limits(), rng)
-
-
-def shard_split(name: str) -> str | None:
-    """The split that a shard's path names, the nearest part of it first; None if none does."""
-    parts = reversed(PurePosixPath(name.lower()).parts)
-    words = chain.from_iterable(re.findall("[a-z]+", part) for part in parts)
-    return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), None)
 
 
 def _ignored_note(shards: Iterable[_Shard]) -> str:
@@ -204,7 +214,7 @@ def _shards_near(path: str) -> str:
 def _shards_below(root: Path) -> list[str]:
     files = sorted(list_files(root), key=natural_order)
     names = [name for name in files if name.endswith(".tar")]
-    outside = [name for name in names if _leads_out(root, name)]
+    outside = [name for name in names if leads_out(root, name)]
     packed = [name for name in files if name.endswith(PACKED_SUFFIXES)]
     notes = []
     if outside:
@@ -221,16 +231,6 @@ def _shards_below(root: Path) -> list[str]:
     for note in notes:
         logger.warning("--data_dir %s: %s", root, note)
     return [name for name in names if name not in outside]
-
-
-def _leads_out(root: Path, name: str) -> bool:
-    base = os.path.realpath(root)
-    return os.path.commonpath([base, os.path.realpath(root / name)]) != base
-
-
-def natural_order(path: str) -> tuple[list[str | int], str]:
-    """A sorting key that puts 2 before 10, and 02 before 2."""
-    return [int(p) if i % 2 else p for i, p in enumerate(re.split("([0-9]+)", path))], path
 
 
 def _pattern_paths(pattern: str) -> list[str]:
@@ -297,7 +297,7 @@ def _read_shard(root: Path, name: str) -> _Shard:
             raise OSError("no plain file")
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
-            version = status.st_size, status.st_mtime_ns
+            version = file_version(status)
             members, n_whole, damage = read_members(file, status.st_size)
     except OSError as error:
         damage = f"cannot be read ({error.strerror or error})"
@@ -401,12 +401,11 @@ def _sample(members: Sequence[Member], texts: Mapping[int, str]) -> _Sample:
     captions = _captions(labels or {}) if text is None else (texts.get(text.offset),)
     problems = [member.problem for member in (image, text or table) if member is not None]
     unread = [m for m, found in ((text, captions[0]), (table, labels)) if m and found is None]
-    uid = (labels or {}).get("uid")
     return _Sample(
         members[0].key,
         image,
         captions,
-        uid if isinstance(uid, str) and re.fullmatch("[0-9a-fA-F]{32}", uid) else "",
+        datacomp_uid((labels or {}).get("uid")),
         next((problem for problem in problems if problem is not None), None),
         tuple(member.name for member in unread if member.problem is None),
     )
@@ -425,9 +424,8 @@ def _labels(member: Member) -> dict[str, object] | None:
 
 def _captions(labels: Mapping[str, object]) -> tuple[str | None, ...]:
     """The captions that a json member gives; one that is missing where it gives none."""
-    value = next((labels[field] for field in CAPTION_FIELDS if field in labels), None)
-    values = value if isinstance(value, list) and value else [value]
-    return tuple(text if isinstance(text, str) else None for text in values)
+    value = next((labels[field] for field in SHARD_CAPTION_FIELDS if field in labels), None)
+    return tuple(captions_in(value))
 
 
 # --- Records --------------------------------------------------------------------------------------
@@ -440,16 +438,10 @@ def _unique_keys(shards: Iterable[_Shard]) -> list[str]:
     its shard never takes the name of one that does not.
     """
     samples = [(shard.name.removesuffix(".tar"), s) for shard in shards for s in shard.samples]
-    keys = [f"{shard}/{sample.key}" for shard, sample in samples]
-    taken: set[str] = set()
-    n_same: Counter[str] = Counter()
-    for i in sorted(range(len(samples)), key=lambda i: samples[i][1].is_repeat):
-        key = keys[i]
-        while keys[i] in taken:
-            n_same[key] += 1
-            keys[i] = f"{key}#{n_same[key] + 1}"
-        taken.add(keys[i])
-    return keys
+    order = sorted(range(len(samples)), key=lambda i: samples[i][1].is_repeat)
+    names = unique_names(f"{shard}/{sample.key}" for shard, sample in (samples[i] for i in order))
+    key_of = dict(zip(order, names, strict=True))
+    return [key_of[i] for i in range(len(samples))]
 
 
 def _record(shard: _Shard, sample: _Sample, key: str, position: int) -> ImageRecord:

@@ -37,6 +37,7 @@ from sources.base import (
     PairSource,
     UnusableImage,
 )
+from sources.paths import split_from_path
 from sources.splits import IndexedSource
 from sources.tar import NO_PLAIN_MEMBER, TRUNCATED_SHARD
 from tests.helpers import SMALL, picture, read_all, write
@@ -699,7 +700,7 @@ def test_links_out_of_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     ],
 )
 def test_a_path_names_a_split(name: str, split: str | None) -> None:
-    assert shards.shard_split(name) == split
+    assert split_from_path(name) == split
 
 
 def test_official_splits(tmp_path: Path) -> None:
