@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,7 +18,6 @@ from sources.arrow import cell_values
 from sources.base import (
     OUTSIDE_FOLDER,
     SPLIT_NAMES,
-    SPLIT_OF,
     SPLITS,
     Caption,
     DataConfig,
@@ -28,7 +26,7 @@ from sources.base import (
     UnusableImage,
 )
 from sources.online import hub_answers
-from sources.paths import list_files, read_file, storable_name
+from sources.paths import list_files, read_file, split_from_path, storable_name
 from sources.splits import IndexedSource, StreamSource, digest
 
 logger = logging.getLogger(__name__)
@@ -73,8 +71,7 @@ def _local_tables(folder: Path) -> Mapping[str, Any]:
     datasets = _import_datasets()
     files: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*.parquet")):
-        words = re.findall("[a-z]+", f"{path.stem} {path.parent.name}".lower())
-        split = next((SPLIT_OF[word] for word in words if word in SPLIT_OF), "train")
+        split = split_from_path(path.relative_to(folder).as_posix()) or "train"
         files.setdefault(split, []).append(str(path))
     try:
         if files:
