@@ -16,11 +16,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice, pairwise
+from math import prod
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from braceexpand import alphabet, braceexpand
 from tqdm import tqdm
 
 from artifacts.settings import InputError
@@ -234,12 +235,11 @@ def _shards_below(root: Path) -> list[str]:
 
 
 def _pattern_paths(pattern: str) -> list[str]:
-    paths = list(islice(expand_braces(pattern), MAX_PATTERN_PATHS + 1))
-    if len(paths) > MAX_PATTERN_PATHS:
+    if _n_expanded(pattern) > MAX_PATTERN_PATHS:
         raise InputError(
             f"--data_dir {pattern} names more than {MAX_PATTERN_PATHS:,} shards; give a folder"
         )
-    return paths
+    return list(expand_braces(pattern))
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -247,41 +247,57 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
     A brace that is not closed, or holds neither a comma nor a range, stands for itself.
     """
-    for start, character in enumerate(pattern):
-        parts, end = _brace_parts(pattern, start) if character == "{" else ([], 0)
-        options: Iterable[str] | None = _range_texts(parts[0]) if len(parts) == 1 else None
-        if len(parts) > 1:
-            options = chain.from_iterable(map(expand_braces, parts))
-        if options is not None:
-            for option in options:
-                for rest in expand_braces(pattern[end:]):
-                    yield pattern[:start] + option + rest
-            return
-    yield pattern
+    texts = braceexpand(_hide_lone_braces(pattern), escape=False)
+    return (text.replace("\0(", "{").replace("\0)", "}") for text in texts)
 
 
-def _brace_parts(pattern: str, start: int) -> tuple[list[str], int]:
-    """What stands between the commas of the brace at `start`, and where its other side ends."""
-    depth, cuts = 0, [start]
-    for i in range(start, len(pattern)):
-        depth += (pattern[i] == "{") - (pattern[i] == "}")
-        if depth == 0 or (depth == 1 and pattern[i] == ","):
-            cuts.append(i)
-        if depth == 0:
-            return [pattern[a + 1 : b] for a, b in pairwise(cuts)], i + 1
-    return [], 0
+def _hide_lone_braces(pattern: str) -> str:
+    """The pattern with its lone braces behind NUL, which no path holds: `braceexpand` refuses them.
+
+    Its own backslash would not do: it is taken away once more for every brace around it.
+    """
+    characters = list(pattern)
+    opened: list[int] = []
+    for i, character in enumerate(pattern):
+        if character == "{":
+            opened.append(i)
+        elif character == "}" and opened:
+            opened.pop()
+        elif character == "}":
+            characters[i] = "\0)"
+    for i in opened:
+        characters[i] = "\0("
+    return "".join(characters)
 
 
-def _range_texts(text: str) -> Iterator[str] | None:
-    """The numbers from one to another, both included, as wide as the wider if one is padded."""
-    match = re.fullmatch(r"(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})(?:\.\.(-?[0-9]{1,18}))?", text)
-    if match is None:
-        return None
-    first, last, step = int(match[1]), int(match[2]), abs(int(match[3] or 1)) or 1
-    is_padded = any(re.match("-?0[0-9]", end) for end in match.group(1, 2))
-    width = max(map(len, match.group(1, 2))) if is_padded else 0
-    numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
-    return (f"{number:0{width}d}" for number in numbers)
+def _n_expanded(pattern: str) -> int:
+    """How many texts a pattern stands for: sums over commas, products of what stands side by side.
+
+    Counted before they are made, because `braceexpand` holds every part of a pattern whole.
+    """
+
+    def weigh(brace: re.Match[str]) -> str:
+        size = _range_size(brace[1])
+        return f"<{sum(map(_product, brace[1].split(','))) if size is None else size}>"
+
+    pattern, n_found = pattern.replace("<", ">"), 1
+    while n_found:  # the innermost braces first
+        pattern, n_found = re.subn(r"\{([^{}]*)\}", weigh, pattern)
+    return _product(pattern)
+
+
+def _product(text: str) -> int:
+    return prod(map(int, re.findall("<([0-9]+)>", text)))
+
+
+def _range_size(text: str) -> int | None:
+    """How many numbers or letters a range stands for; None for anything else."""
+    for end, place in ((r"-?\d+", int), ("[A-Za-z]", alphabet.index)):
+        match = re.fullmatch(rf"({end})\.\.({end})(?:\.\.-?(\d+))?", text)
+        if match is not None:
+            step = int(match[3] or 1) or 1
+            return abs(place(match[1]) - place(match[2])) // step + 1
+    return None
 
 
 # --- Samples --------------------------------------------------------------------------------------

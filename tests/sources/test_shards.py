@@ -581,12 +581,16 @@ BRACES = {
     "{1..b}": ["{1..b}"],
     "{1...3}": ["{1...3}"],
     "{²..3}": ["{²..3}"],
+    "{a..c}{C..A..2}": ["aC", "aA", "bC", "bA", "cC", "cA"],
+    "{{\\a}{1,2}\\{": ["{{\\a}1\\{", "{{\\a}2\\{"],
+    "{}},{<1>..2}": ["{}},{<1>..2}"],
 }
 
 
 @pytest.mark.parametrize(("pattern", "expected"), BRACES.items())
 def test_braces_expand_as_in_a_shell(pattern: str, expected: list[str]) -> None:
     assert list(shards.expand_braces(pattern)) == expected
+    assert shards._n_expanded(pattern) == len(expected)
 
 
 def test_a_folder_of_shards_in_natural_order(tmp_path: Path) -> None:
@@ -642,6 +646,9 @@ def test_a_pattern_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.M
         ),
         ({"a.tar": ""}, "b.tar", r"b.tar: no such file or folder; \. holds a.tar; give"),
         ({}, "{0..1000000}.tar", "names more than 100,000 shards"),
+        ({}, "{0..999999999999}.tar", "names more than 100,000 shards"),  # nor are they all made
+        ({}, "{a/{0..99999}/{0..99999},b}.tar", "names more than 100,000 shards"),
+        ({}, "{a/{1..50000},b/{1..50000}}.tar", "no such file or folder"),
         ({}, ".", r"--data_dir \. holds no .tar shards$"),
         ({"a.tar.gz": ""}, ".", "no .tar shards; 1 shards are compressed, .* a.tar.gz; decompress"),
         ({"a.tgz": ""}, "a.tgz", "a.tgz is no .tar shard; decompress it"),
