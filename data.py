@@ -1,8 +1,8 @@
 """Stage 0: where pairs come from, and how they are read.
 
 `open_source` makes the `PairSource` that the settings ask for; what each kind of data looks like is
-in `sources`. `PairReader` reads it in worker threads, keeps what is usable and remembers why the
-rest is not: broken images, empty captions, exact duplicates, images in two splits.
+known in `sources`. `PairReader` reads it in worker threads, keeps what is usable and remembers why
+the rest is not: broken images, empty captions, exact duplicates, images in two splits.
 """
 
 from __future__ import annotations
@@ -40,12 +40,10 @@ from sources.captions import caption_fault, normalize_caption
 from sources.combined import CombinedSource, HeldOut, held_out_sets, open_parts, restrict_stream
 from sources.folders import open_coco_files, open_folder
 from sources.hub import open_hf
-from sources.images import ReadImage
+from sources.images import DecodedImage
 from sources.parquet import open_parquet
-from sources.pen import DRAWING_VERSION
-from sources.scenes import make_examples, render
+from sources.scenes import open_synthetic
 from sources.shards import open_shards
-from sources.splits import IndexedSource, digest
 
 logger = logging.getLogger(__name__)
 MAX_SHOWN_CHARACTERS = 500  # of a caption in the list of what was skipped
@@ -60,288 +58,7 @@ SYNTHETIC_WARNING = (
 )
 
 
-@dataclass(frozen=True)
-class UsableImage:
-    """A kept image after preprocessing; the i-th of a split has row i."""
-
-    row: int
-    pixels: np.ndarray
-
-
-class PairReader:
-    """Reads a source split by split, keeps what is usable, remembers why the rest is not.
-
-    The splits are to be read in the order test, validation, train: an image that is in two of
-    them stays in the first. Every image is read once, and no more images are asked for than the
-    split still needs, so that a stream loses none.
-    """
-
-    def __init__(
-        self,
-        source: PairSource,
-        config: DataConfig,
-        *,
-        decode: Callable[[bytes], np.ndarray],
-    ) -> None:
-        """Nothing is read yet.
-
-        Args:
-            source: where the pairs come from.
-            config: limits and workers.
-            decode: an encoder's input from an image file, see `decode_pixels`; thread-safe.
-        """
-        self.source, self._config, self._decode = source, config, decode
-        self._limits = config.limits()
-        self._n_kept = dict.fromkeys(SPLITS, 0)  # test: images, else pairs
-        self._owners: dict[str, tuple[str, int, int]] = {}  # sha256: split, row, first position
-        self._positions: dict[tuple[str, str], int] = {}  # (sha256, normalised caption)
-        self._pairs: list[tuple[Hashable, ...]] = []
-        self._skipped: list[tuple[Hashable, ...]] = []
-        self._ended: set[str] = set()  # splits of which every candidate was asked for
-
-    def n_expected(self, split: str) -> int:
-        """The most images that `images` can yield, for a progress bar."""
-        known = self.source.n_images(split)
-        return self._limits[split] if known is None else min(known, self._limits[split])
-
-    def images(self, split: str) -> Iterator[UsableImage]:
-        """Usable images of a split, read ahead by a bounded number, until the split is full.
-
-        Raises:
-            InputError: the split ends without a single usable pair.
-        """
-        n_rows = n_tried = 0
-        known: dict[str, ReadImage | UnusableImage] = {}
-        first_skipped = len(self._skipped)
-        for record, outcome in self._outcomes(split, known):
-            n_tried += len(record.captions)
-            if record.problem is None and not _has_usable_caption(record):
-                for caption in record.captions:
-                    fault = caption_fault(caption.text)
-                    self._skip(split, record, [caption], *(fault or (EMPTY_CAPTION, "")))
-                continue
-            if isinstance(outcome, UnusableImage):
-                known[record.key] = outcome
-                self._skip(split, record, record.captions, outcome.reason, outcome.detail)
-                continue
-            is_new = outcome.sha256 not in self._owners
-            owner, row, first = self._owners.get(outcome.sha256, (split, n_rows, -1))
-            if owner != split:
-                self._skip(
-                    split, record, record.captions, IMAGE_IN_ANOTHER_SPLIT, owner, outcome, first
-                )
-            else:
-                self._keep(split, record, outcome, row)
-            if outcome.sha256 not in self._owners:  # a spare caption may need the pixels yet
-                continue
-            known[record.key] = ReadImage(outcome.hash, pixels=None)
-            if is_new and outcome.pixels is not None:
-                n_rows += 1
-                yield UsableImage(row, outcome.pixels)
-        if not n_rows:
-            reasons = Counter(str(row[3]) for row in self._skipped[first_skipped:])
-            counts = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
-            raise InputError(
-                f"no usable pair for the {split} split: {n_tried:,} tried"
-                + (f" ({counts})" if counts else "")
-                + f"; check the data ({self.source.description})"
-            )
-
-    def pairs(self) -> pd.DataFrame:
-        """The kept pairs, split by split, by position: what was read and in which image row."""
-        columns = ["split", "position", "key", "image_row", "caption", "image_sha256", "fault"]
-        columns += ["group", "id", "shard", "member", "row", "uid"]
-        rows = sorted(self._pairs, key=lambda pair: (SPLITS.index(str(pair[0])), pair[1]))
-        return pd.DataFrame(rows, columns=columns)
-
-    def skipped(self) -> pd.DataFrame:
-        """The candidate pairs that were tried and not kept, in the order in which they were.
-
-        `id` is "" where the image could not be read, `duplicate_of` the position of the pair that
-        stayed in a duplicate's place, else -1.
-        """
-        columns = ["split", "position", "key", "reason", "detail", "caption"]
-        columns += ["id", "shard", "member", "row", "duplicate_of"]
-        return pd.DataFrame(self._skipped, columns=columns)
-
-    def left_out(self) -> str:
-        """What of the source the limits left unread, in a phrase; "" where that is nothing."""
-        read = Counter(str(row[0]) for row in chain(self._pairs, self._skipped))
-        parts, total = [], 0
-        for split, flag in SAMPLE_FLAGS.items():
-            n_captions = self.source.n_captions(split)
-            if n_captions is None:
-                return "" if self._ended >= {*SPLITS} else "the rest of the source was not read"
-            if rest := n_captions - read[split]:
-                once = ", one caption an image" if split == "validation" else ""
-                parts.append(f"{rest:,} of {split} (--{flag} {self._limits[split]}{once})")
-                total += rest
-        if not parts:
-            return ""
-        return f"{total:,} further captions of the source were not read: {', '.join(parts)}"
-
-    def _outcomes(
-        self, split: str, known: Mapping[str, ReadImage | UnusableImage]
-    ) -> Iterator[tuple[ImageRecord, ReadImage | UnusableImage]]:
-        """Records with what reading them gave, in the records' order.
-
-        `known` holds what the consumer will not need to see read again.
-        """
-        records = self.source.records(split)
-        n_workers = self._config.num_workers
-        executor = ThreadPoolExecutor(n_workers) if n_workers else None
-        at_once = IMAGES_AT_ONCE if n_workers else 1
-        window = max(1, HANDS_A_WORKER * n_workers) * at_once
-        pending: deque[tuple[ImageRecord, Callable[[], ReadImage | UnusableImage]]] = deque()
-        submitted: set[str] = set()
-
-        def recall(record: ImageRecord) -> ReadImage | UnusableImage:
-            return known.get(record.key) or self._read(record)
-
-        def ask(hand: Sequence[ImageRecord]) -> None:
-            """Have a worker read what was not read before, and queue all."""
-            new: list[ImageRecord] = []
-            for record in hand:
-                if executor is not None and record.key not in submitted:
-                    submitted.add(record.key)
-                    new.append(record)
-            future = executor.submit(self._read_all, new) if executor is not None and new else None
-            rows = {id(record): row for row, record in enumerate(new)}
-            for record in hand:
-                row = rows.get(id(record))
-                if future is None or row is None:
-                    pending.append((record, partial(recall, record)))
-                else:
-                    pending.append((record, partial(_result_at, future, row)))
-
-        try:
-            while self._wanted(split) > 0:
-                while len(pending) + at_once <= window:
-                    hand = self._next_hand(split, records, pending, at_once)
-                    if not hand:
-                        break
-                    ask(hand)
-                if not pending:
-                    return
-                record, result = pending.popleft()
-                yield record, result()
-        finally:
-            if executor is not None:
-                executor.shutdown(cancel_futures=True)
-
-    def _next_hand(
-        self,
-        split: str,
-        records: Iterator[ImageRecord],
-        pending: Iterable[tuple[ImageRecord, object]],
-        most: int,
-    ) -> list[ImageRecord]:
-        """The next records, no more than the split still needs; none at its end."""
-        hand: list[ImageRecord] = []
-        room = self._wanted(split) - sum(_demanded(split, record) for record, _ in pending)
-        while len(hand) < most and room > 0:
-            record = next(records, None)
-            if record is None:
-                self._ended.add(split)
-                break
-            hand.append(record)
-            room -= _demanded(split, record)
-        return hand
-
-    def _wanted(self, split: str) -> int:
-        return self._limits[split] - self._n_kept[split]
-
-    def _read_all(self, records: Sequence[ImageRecord]) -> list[ReadImage | UnusableImage]:
-        return [self._read(record) for record in records]
-
-    def _read(self, record: ImageRecord) -> ReadImage | UnusableImage:
-        if record.problem is not None:
-            return record.problem
-        if not _has_usable_caption(record):  # then its captions are judged, not the image
-            return UnusableImage(MISSING_CAPTION)
-        try:
-            data = record.read()
-        except UnusableImage as unusable:
-            return unusable
-        except (FileNotFoundError, NotADirectoryError):
-            return UnusableImage(MISSING_FILE, record.key)
-        except Exception as error:  # a source may read through any library
-            return UnusableImage(UNREADABLE_FILE, f"{type(error).__name__}: {error}")
-        try:
-            pixels = self._decode(data)
-        except UnusableImage as unusable:
-            return unusable
-        return ReadImage(hashlib.sha256(data), pixels)
-
-    def _keep(self, split: str, record: ImageRecord, image: ReadImage, row: int) -> None:
-        """Keep the usable captions of an image as far as the split needs them."""
-        sha256 = image.sha256
-        for caption in record.captions:
-            if split != "test" and self._wanted(split) <= 0:
-                break
-            fault = caption_fault(caption.text)
-            if fault is not None:
-                self._skip(split, record, [caption], *fault)
-                continue
-            text = str(caption.text).strip()
-            pair = (sha256, normalize_caption(text))
-            if pair in self._positions:
-                first = self._positions[pair]
-                detail = f"same as position {first}"
-                self._skip(split, record, [caption], DUPLICATE_PAIR, detail, image, first)
-                continue
-            self._positions[pair] = caption.position
-            self._pairs.append(
-                (
-                    *(split, caption.position, record.key, row, text, sha256, caption.fault),
-                    *(record.group, image.pair_id(text), record.shard, record.member),
-                    *(caption.row, record.uid),
-                )
-            )
-            is_new = sha256 not in self._owners
-            if is_new:
-                self._owners[sha256] = (split, row, caption.position)
-            self._n_kept[split] += is_new if split == "test" else 1
-
-    def _skip(
-        self,
-        split: str,
-        record: ImageRecord,
-        captions: Iterable[Caption],
-        reason: str,
-        detail: str = "",
-        image: ReadImage | None = None,
-        duplicate_of: int = -1,
-    ) -> None:
-        for caption in captions:
-            text = (caption.text or "").strip()
-            usable = image is not None and caption_fault(text) is None
-            self._skipped.append(
-                (
-                    *(split, caption.position, record.key, reason, detail, _shown(text)),
-                    image.pair_id(text) if image is not None and usable else "",
-                    *(record.shard, record.member, caption.row, duplicate_of),
-                )
-            )
-
-
-def _result_at(future: Future[list[T]], row: int) -> T:
-    return future.result()[row]
-
-
-def _demanded(split: str, record: ImageRecord) -> int:
-    """How much of a split's limit a record may take: images of the test split, else pairs."""
-    return 1 if split == "test" else len(record.captions)
-
-
-def _has_usable_caption(record: ImageRecord) -> bool:
-    return any(caption_fault(caption.text) is None for caption in record.captions)
-
-
-def _shown(text: str) -> str:
-    """A caption that any file can hold, cut off where it is very long."""
-    text = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
+# --- Opening a data set ---------------------------------------------------------------------------
 
 
 def open_source(config: DataConfig, *, rng: np.random.Generator) -> PairSource:
@@ -410,21 +127,288 @@ def _open_one(config: DataConfig, rng: np.random.Generator) -> PairSource:
         return open_synthetic(config, rng)
 
 
-def open_synthetic(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
-    """Drawn scenes, as many as asked for; see `synthetic`."""
-    seed = int(rng.integers(2**63))
-    limits = config.limits()
-    official: dict[str, list[ImageRecord]] = {}
-    position = 0
-    for split in SPLITS:
-        official[split] = []
-        for i, example in enumerate(make_examples(split, limits[split], seed)):
-            captions = tuple(
-                Caption(position + j, text, example.fault)
-                for j, text in enumerate(example.captions)
+# --- Reading it -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UsableImage:
+    """A kept image after preprocessing; the i-th of a split has row i."""
+
+    row: int
+    pixels: np.ndarray
+
+
+class PairReader:
+    """Reads a source split by split, keeps what is usable, remembers why the rest is not.
+
+    The splits are to be read in the order test, validation, train: an image that is in two of
+    them stays in the first. Every image is read once, and no more images are asked for than the
+    split still needs, so that a stream loses none.
+    """
+
+    def __init__(
+        self,
+        source: PairSource,
+        config: DataConfig,
+        *,
+        decode: Callable[[bytes], np.ndarray],
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            source: where the pairs come from.
+            config: limits and workers.
+            decode: an encoder's input from an image file, see `decode_pixels`; thread-safe.
+        """
+        self.source, self._config, self._decode = source, config, decode
+        self._limits = config.limits()
+        self._n_kept = dict.fromkeys(SPLITS, 0)  # test: images, else pairs
+        self._owners: dict[str, tuple[str, int, int]] = {}  # sha256: split, row, first position
+        self._positions: dict[tuple[str, str], int] = {}  # (sha256, normalised caption)
+        self._pairs: list[tuple[Hashable, ...]] = []
+        self._skipped: list[tuple[Hashable, ...]] = []
+        self._ended: set[str] = set()  # splits of which every candidate was asked for
+
+    def n_expected(self, split: str) -> int:
+        """The most images that `images` can yield, for a progress bar."""
+        known = self.source.n_images(split)
+        return self._limits[split] if known is None else min(known, self._limits[split])
+
+    def images(self, split: str) -> Iterator[UsableImage]:
+        """Usable images of a split, read ahead by a bounded number, until the split is full.
+
+        Raises:
+            InputError: the split ends without a single usable pair.
+        """
+        n_rows = n_tried = 0
+        known: dict[str, DecodedImage | UnusableImage] = {}
+        first_skipped = len(self._skipped)
+        for record, outcome in self._outcomes(split, known):
+            n_tried += len(record.captions)
+            if record.problem is None and not _has_usable_caption(record):
+                for caption in record.captions:
+                    fault = caption_fault(caption.text)
+                    self._skip(split, record, [caption], *(fault or (EMPTY_CAPTION, "")))
+                continue
+            if isinstance(outcome, UnusableImage):
+                known[record.key] = outcome
+                self._skip(split, record, record.captions, outcome.reason, outcome.detail)
+                continue
+            is_new = outcome.sha256 not in self._owners
+            owner, row, first = self._owners.get(outcome.sha256, (split, n_rows, -1))
+            if owner != split:
+                self._skip(
+                    split, record, record.captions, IMAGE_IN_ANOTHER_SPLIT, owner, outcome, first
+                )
+            else:
+                self._keep(split, record, outcome, row)
+            if outcome.sha256 not in self._owners:  # a spare caption may need the pixels yet
+                continue
+            known[record.key] = DecodedImage(outcome.hash, pixels=None)
+            if is_new and outcome.pixels is not None:
+                n_rows += 1
+                yield UsableImage(row, outcome.pixels)
+        if not n_rows:
+            reasons = Counter(str(row[3]) for row in self._skipped[first_skipped:])
+            counts = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
+            raise InputError(
+                f"no usable pair for the {split} split: {n_tried:,} tried"
+                + (f" ({counts})" if counts else "")
+                + f"; check the data ({self.source.description})"
             )
-            position += len(captions)
-            read = partial(render, example)
-            official[split].append(ImageRecord(f"{split}/{i:06d}", read, captions, example.group))
-    fingerprint = digest("synthetic", DRAWING_VERSION, seed, limits)
-    return IndexedSource("synthetic", "drawn scenes", fingerprint, official, limits, rng)
+
+    def pairs(self) -> pd.DataFrame:
+        """The kept pairs, split by split, by position: what was read and in which image row."""
+        columns = ["split", "position", "key", "image_row", "caption", "image_sha256", "fault"]
+        columns += ["group", "id", "shard", "member", "row", "uid"]
+        rows = sorted(self._pairs, key=lambda pair: (SPLITS.index(str(pair[0])), pair[1]))
+        return pd.DataFrame(rows, columns=columns)
+
+    def skipped(self) -> pd.DataFrame:
+        """The candidate pairs that were tried and not kept, in the order in which they were.
+
+        `id` is "" where the image could not be read, `duplicate_of` the position of the pair that
+        stayed in a duplicate's place, else -1.
+        """
+        columns = ["split", "position", "key", "reason", "detail", "caption"]
+        columns += ["id", "shard", "member", "row", "duplicate_of"]
+        return pd.DataFrame(self._skipped, columns=columns)
+
+    def left_out(self) -> str:
+        """What of the source the limits left unread, in a phrase; "" where that is nothing."""
+        read = Counter(str(row[0]) for row in chain(self._pairs, self._skipped))
+        parts, total = [], 0
+        for split, flag in SAMPLE_FLAGS.items():
+            n_captions = self.source.n_captions(split)
+            if n_captions is None:
+                return "" if self._ended >= {*SPLITS} else "the rest of the source was not read"
+            if rest := n_captions - read[split]:
+                once = ", one caption an image" if split == "validation" else ""
+                parts.append(f"{rest:,} of {split} (--{flag} {self._limits[split]}{once})")
+                total += rest
+        if not parts:
+            return ""
+        return f"{total:,} further captions of the source were not read: {', '.join(parts)}"
+
+    def _outcomes(
+        self, split: str, known: Mapping[str, DecodedImage | UnusableImage]
+    ) -> Iterator[tuple[ImageRecord, DecodedImage | UnusableImage]]:
+        """Records with what reading them gave, in the records' order.
+
+        `known` holds what the consumer will not need to see read again.
+        """
+        records = self.source.records(split)
+        n_workers = self._config.num_workers
+        executor = ThreadPoolExecutor(n_workers) if n_workers else None
+        at_once = IMAGES_AT_ONCE if n_workers else 1
+        window = max(1, HANDS_A_WORKER * n_workers) * at_once
+        pending: deque[tuple[ImageRecord, Callable[[], DecodedImage | UnusableImage]]] = deque()
+        submitted: set[str] = set()
+
+        def recall(record: ImageRecord) -> DecodedImage | UnusableImage:
+            return known.get(record.key) or self._read(record)
+
+        def ask(hand: Sequence[ImageRecord]) -> None:
+            """Have a worker read what was not read before, and queue all."""
+            new: list[ImageRecord] = []
+            for record in hand:
+                if executor is not None and record.key not in submitted:
+                    submitted.add(record.key)
+                    new.append(record)
+            future = executor.submit(self._read_all, new) if executor is not None and new else None
+            rows = {id(record): row for row, record in enumerate(new)}
+            for record in hand:
+                row = rows.get(id(record))
+                if future is None or row is None:
+                    pending.append((record, partial(recall, record)))
+                else:
+                    pending.append((record, partial(_result_at, future, row)))
+
+        try:
+            while self._wanted(split) > 0:
+                while len(pending) + at_once <= window:
+                    hand = self._next_hand(split, records, pending, at_once)
+                    if not hand:
+                        break
+                    ask(hand)
+                if not pending:
+                    return
+                record, result = pending.popleft()
+                yield record, result()
+        finally:
+            if executor is not None:
+                executor.shutdown(cancel_futures=True)
+
+    def _next_hand(
+        self,
+        split: str,
+        records: Iterator[ImageRecord],
+        pending: Iterable[tuple[ImageRecord, object]],
+        most: int,
+    ) -> list[ImageRecord]:
+        """The next records, no more than the split still needs; none at its end."""
+        hand: list[ImageRecord] = []
+        room = self._wanted(split) - sum(_demanded(split, record) for record, _ in pending)
+        while len(hand) < most and room > 0:
+            record = next(records, None)
+            if record is None:
+                self._ended.add(split)
+                break
+            hand.append(record)
+            room -= _demanded(split, record)
+        return hand
+
+    def _wanted(self, split: str) -> int:
+        return self._limits[split] - self._n_kept[split]
+
+    def _read_all(self, records: Sequence[ImageRecord]) -> list[DecodedImage | UnusableImage]:
+        return [self._read(record) for record in records]
+
+    def _read(self, record: ImageRecord) -> DecodedImage | UnusableImage:
+        if record.problem is not None:
+            return record.problem
+        if not _has_usable_caption(record):  # then its captions are judged, not the image
+            return UnusableImage(MISSING_CAPTION)
+        try:
+            data = record.read()
+        except UnusableImage as unusable:
+            return unusable
+        except (FileNotFoundError, NotADirectoryError):
+            return UnusableImage(MISSING_FILE, record.key)
+        except Exception as error:  # a source may read through any library
+            return UnusableImage(UNREADABLE_FILE, f"{type(error).__name__}: {error}")
+        try:
+            pixels = self._decode(data)
+        except UnusableImage as unusable:
+            return unusable
+        return DecodedImage(hashlib.sha256(data), pixels)
+
+    def _keep(self, split: str, record: ImageRecord, image: DecodedImage, row: int) -> None:
+        """Keep the usable captions of an image as far as the split needs them."""
+        sha256 = image.sha256
+        for caption in record.captions:
+            if split != "test" and self._wanted(split) <= 0:
+                break
+            fault = caption_fault(caption.text)
+            if fault is not None:
+                self._skip(split, record, [caption], *fault)
+                continue
+            text = str(caption.text).strip()
+            pair = (sha256, normalize_caption(text))
+            if pair in self._positions:
+                first = self._positions[pair]
+                detail = f"same as position {first}"
+                self._skip(split, record, [caption], DUPLICATE_PAIR, detail, image, first)
+                continue
+            self._positions[pair] = caption.position
+            self._pairs.append(
+                (
+                    *(split, caption.position, record.key, row, text, sha256, caption.fault),
+                    *(record.group, image.pair_id(text), record.shard, record.member),
+                    *(caption.row, record.uid),
+                )
+            )
+            is_new = sha256 not in self._owners
+            if is_new:
+                self._owners[sha256] = (split, row, caption.position)
+            self._n_kept[split] += is_new if split == "test" else 1
+
+    def _skip(
+        self,
+        split: str,
+        record: ImageRecord,
+        captions: Iterable[Caption],
+        reason: str,
+        detail: str = "",
+        image: DecodedImage | None = None,
+        duplicate_of: int = -1,
+    ) -> None:
+        for caption in captions:
+            text = (caption.text or "").strip()
+            usable = image is not None and caption_fault(text) is None
+            self._skipped.append(
+                (
+                    *(split, caption.position, record.key, reason, detail, _shown(text)),
+                    image.pair_id(text) if image is not None and usable else "",
+                    *(record.shard, record.member, caption.row, duplicate_of),
+                )
+            )
+
+
+def _result_at(future: Future[list[T]], row: int) -> T:
+    return future.result()[row]
+
+
+def _demanded(split: str, record: ImageRecord) -> int:
+    """How much of a split's limit a record may take: images of the test split, else pairs."""
+    return 1 if split == "test" else len(record.captions)
+
+
+def _has_usable_caption(record: ImageRecord) -> bool:
+    return any(caption_fault(caption.text) is None for caption in record.captions)
+
+
+def _shown(text: str) -> str:
+    """A caption that any file can hold, cut off where it is very long."""
+    text = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"

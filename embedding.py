@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,11 @@ from tqdm import tqdm
 
 from artifacts.settings import InputError
 from data import PairReader
-from encoders.base import EmbeddingConfig, Encoded, Encoder, GivenEmbeddings
+from encoders.base import EmbeddingConfig, Encoded, Features, join
 from encoders.joint_map import embed_across_folds, unit_rows
 from sources.base import SPLITS
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 READ_ORDER = ("test", "validation", "train")  # an image in two splits stays in the first of these
 
 
@@ -60,40 +59,24 @@ class EmbeddingResult:
 
 
 def embed_pairs(
-    reader: PairReader, encoder: Encoder, config: EmbeddingConfig, *, rng: np.random.Generator
+    reader: PairReader, features: Features, config: EmbeddingConfig, *, rng: np.random.Generator
 ) -> EmbeddingResult:
     """Features and embeddings of all pairs of a reader.
 
-    Each image and each distinct caption passes the encoder once. Where the encoder has no joint
-    space, `embed_across_folds` fits one to the training pairs; validation pairs and test data,
-    which it has not seen, are embedded by the map of all of them.
+    Each image and each distinct caption passes an encoder once. Where it has no joint space,
+    `embed_across_folds` fits one to the training pairs; validation pairs and test data, which it
+    has not seen, are embedded by the map of all of them.
 
     Args:
         reader: nothing of it read yet.
-        encoder: the one whose `preprocess` the reader applies.
+        features: whose `encode_images` takes what the reader makes of an image.
         config: batch size.
         rng: assigns the folds.
 
     Raises:
         InputError: no usable pair, too few images, or values that are not finite.
     """
-    started = time.perf_counter()
-    images = _encode_images(reader, encoder, config)
-    pairs = reader.pairs()
-    if isinstance(encoder, GivenEmbeddings):
-        texts = encoder.texts_at(pairs["position"].to_numpy(np.int64))
-    else:
-        texts = _encode_texts(pairs["caption"].tolist(), encoder, config)
-    seconds = time.perf_counter() - started
-    logger.info(
-        "%s: %s images and %s captions in %.1f s, %.1f pairs a second",
-        encoder.name,
-        f"{sum(len(encoded.features) for encoded in images.values()):,}",
-        f"{len(pairs):,}",
-        seconds,
-        len(pairs) / seconds,
-    )
-
+    pairs, images, texts = _encode(reader, features, config)
     left_out = reader.left_out()
     if left_out:
         logger.info("%s", left_out)
@@ -123,63 +106,65 @@ def embed_pairs(
         test_text_embeddings=joint.test_texts,
         pairs=pairs,
         skipped=reader.skipped(),
-        encoder=encoder.name,
+        encoder=features.name,
         source="; ".join(filter(None, [reader.source.description, left_out])),
         validation_image_embeddings=joint.validation_images,
         validation_text_embeddings=joint.validation_texts,
     )
 
 
+def _encode(
+    reader: PairReader, features: Features, config: EmbeddingConfig
+) -> tuple[pd.DataFrame, dict[str, Encoded], Encoded]:
+    """The pairs of all splits, the usable images by split and row, and the pairs' texts.
+
+    Raises:
+        InputError: a value is not finite.
+    """
+    started = time.perf_counter()
+    images = _encode_images(reader, features, config)
+    pairs = reader.pairs()
+    texts = features.all_text_features(
+        pairs["caption"].tolist(),
+        pairs["position"].to_numpy(np.int64),
+        config.encoder_batch_size,
+    )
+    _check_finite(texts, features, config)
+    seconds = time.perf_counter() - started
+    logger.info(
+        "%s: %s images and %s captions in %.1f s, %.1f pairs a second",
+        features.name,
+        f"{sum(len(encoded.features) for encoded in images.values()):,}",
+        f"{len(pairs):,}",
+        seconds,
+        len(pairs) / seconds,
+    )
+    return pairs, images, texts
+
+
 def _encode_images(
-    reader: PairReader, encoder: Encoder, config: EmbeddingConfig
+    reader: PairReader, features: Features, config: EmbeddingConfig
 ) -> dict[str, Encoded]:
     """Every usable image of each split, by its row in the split."""
     total = sum(map(reader.n_expected, SPLITS))
     encoded = {}
     with tqdm(total=total, desc="images", unit="image", disable=None) as progress:
         for split in READ_ORDER:
-            batches = []
-            for batch in _batches(reader.images(split), config.encoder_batch_size):
-                batches.append(encoder.encode_images(np.stack([image.pixels for image in batch])))
+            images, batches = reader.images(split), []
+            while batch := list(islice(images, config.encoder_batch_size)):
+                batches.append(features.encode_images(np.stack([image.pixels for image in batch])))
                 progress.update(len(batch))
-            encoded[split] = _join(batches, encoder, config)
+            encoded[split] = join(batches)
+            _check_finite(encoded[split], features, config)
     return encoded
 
 
-def _encode_texts(captions: Sequence[str], encoder: Encoder, config: EmbeddingConfig) -> Encoded:
-    """Row i is caption i; equal captions are encoded once."""
-    distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))  # less padding
-    batches = []
-    with tqdm(total=len(distinct), desc="captions", unit="caption", disable=None) as progress:
-        for batch in _batches(distinct, config.encoder_batch_size):
-            batches.append(encoder.encode_texts(batch))
-            progress.update(len(batch))
-    row_of = {caption: row for row, caption in enumerate(distinct)}
-    rows = np.array([row_of[caption] for caption in captions], np.int64)
-    return _join(batches, encoder, config).take(rows)
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
-def _join(batches: Sequence[Encoded], encoder: Encoder, config: EmbeddingConfig) -> Encoded:
-    """All batches one below the other.
-
-    Raises:
-        InputError: a value is not finite.
-    """
-    features = np.concatenate([batch.features for batch in batches])
-    projections = [batch.projections for batch in batches if batch.projections is not None]
-    joined = Encoded(features, np.concatenate(projections) if projections else None)
-    if not all(np.isfinite(part).all() for part in joined if part is not None):
+def _check_finite(encoded: Encoded, features: Features, config: EmbeddingConfig) -> None:
+    if not all(np.isfinite(part).all() for part in encoded if part is not None):
         raise InputError(
-            f"--precision {config.precision}: {encoder.name} gives values that are not finite; "
+            f"--precision {config.precision}: {features.name} gives values that are not finite; "
             "use --precision fp32, and another --encoder_model if that does not help"
         )
-    return joined
 
 
 class JointEmbeddings(NamedTuple):

@@ -37,7 +37,7 @@ from cli.sizes import (
 )
 from data import SYNTHETIC_WARNING, PairReader
 from embedding import READ_ORDER
-from encoders.base import EMBEDDED_WARNING, Encoded, Encoder, GivenEmbeddings
+from encoders.base import EMBEDDED_WARNING, Encoded, Features, GivenEmbeddings
 from encoders.pretrained import load_encoder
 from sources.base import SPLITS, DataConfig, PairSource, UnusableImage
 from sources.images import decode_pixels
@@ -89,7 +89,7 @@ class OpenData(NamedTuple):
     """A data set, what embeds it and what makes the embedder's input of an image file."""
 
     source: PairSource
-    encoder: Encoder
+    encoder: Features
     decode: Callable[[bytes], np.ndarray]
 
 
@@ -155,8 +155,8 @@ def read_sample(data: OpenData, config: Config) -> Sample:
     """
     small = sample_config(config.data)
     files: dict[str, ImageFile] = {}
-    has_files = config.data.embeddings_dir is None
-    decode = _noting_files(data.encoder, small, files) if has_files else data.decode
+    preprocess = data.encoder.preprocess
+    decode = data.decode if preprocess is None else _noting_files(preprocess, small, files)
     reader = PairReader(data.source, small, decode=decode)
     at_once = min(config.embedding.encoder_batch_size, IMAGES_AT_ONCE)
     for split in READ_ORDER[:-1]:
@@ -186,18 +186,20 @@ def read_sample(data: OpenData, config: Config) -> Sample:
 
 
 def _noting_files(
-    encoder: Encoder, config: DataConfig, files: dict[str, ImageFile]
+    preprocess: Callable[[PIL.Image.Image], np.ndarray],
+    config: DataConfig,
+    files: dict[str, ImageFile],
 ) -> Callable[[bytes], np.ndarray]:
     """`decode_pixels` that also enters the sizes of what it decodes into `files`."""
 
     def decode(data: bytes) -> np.ndarray:
         sizes: list[tuple[int, int]] = []
 
-        def preprocess(image: PIL.Image.Image) -> np.ndarray:
+        def noting_size(image: PIL.Image.Image) -> np.ndarray:
             sizes.append(image.size)
-            return encoder.preprocess(image)
+            return preprocess(image)
 
-        pixels = decode_pixels(preprocess, config.max_image_pixels)(data)
+        pixels = decode_pixels(noting_size, config.max_image_pixels)(data)
         files[hashlib.sha256(data).hexdigest()] = ImageFile(len(data), *sizes[0])
         return pixels
 
@@ -205,7 +207,7 @@ def _noting_files(
 
 
 def _encode_images(
-    reader: PairReader, split: str, encoder: Encoder, at_once: int
+    reader: PairReader, split: str, encoder: Features, at_once: int
 ) -> tuple[int, Encoded]:
     """Read and encode a split; the number of images and the last batch of features."""
     n_images, images = 0, reader.images(split)
@@ -215,10 +217,8 @@ def _encode_images(
     return n_images, encoded
 
 
-def _encode_captions(pairs: pd.DataFrame, encoder: Encoder) -> Encoded:
-    if isinstance(encoder, GivenEmbeddings):
-        return encoder.texts_at(pairs["position"].to_numpy(np.int64))
-    return encoder.encode_texts(pairs["caption"].tolist())
+def _encode_captions(pairs: pd.DataFrame, encoder: Features) -> Encoded:
+    return encoder.text_features(pairs["caption"].tolist(), pairs["position"].to_numpy(np.int64))
 
 
 def _mean_image_bytes(

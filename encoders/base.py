@@ -1,4 +1,4 @@
-"""What an encoder is: settings, the interface, embeddings that exist already."""
+"""Where features come from: settings, the interface, encoders, embeddings that exist already."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import torch
 from jaxtyping import Float32, Int64
+from tqdm import tqdm
 
 from artifacts.settings import Settings, setting
 
@@ -59,63 +60,99 @@ class Encoded(NamedTuple):
         return Encoded(self.features[rows], projections)
 
 
-class Encoder(ABC):
-    """Turns images and captions into features; one with a joint space also projects them to it.
+def join(batches: Sequence[Encoded]) -> Encoded:
+    """All batches one below the other."""
+    features = np.concatenate([batch.features for batch in batches])
+    projections = [batch.projections for batch in batches if batch.projections is not None]
+    return Encoded(features, np.concatenate(projections) if projections else None)
+
+
+class Features(ABC):
+    """What gives the pairs of a data set their features: an encoder, or rows that exist already.
 
     Attributes:
-        name: the model really used.
+        name: the model really used, or what stands for it in reports.
+        preprocess: makes what `encode_images` takes of an RGB image of any size, thread-safe; None
+            where the images of the data set are rows.
     """
 
     name: str
+    preprocess: Callable[[PIL.Image.Image], np.ndarray] | None
+
+    @abstractmethod
+    def encode_images(self, inputs: Float32[np.ndarray, "m ..."]) -> Encoded:
+        """Features and projections of a batch of images."""
+
+    @abstractmethod
+    def text_features(self, captions: Sequence[str], positions: Int64[np.ndarray, " m"]) -> Encoded:
+        """Features and projections of the texts of a batch of pairs, in their order.
+
+        Args:
+            captions: of the pairs.
+            positions: of the pairs in their source.
+        """
+
+    def all_text_features(
+        self, captions: Sequence[str], positions: Int64[np.ndarray, " m"], batch_size: int
+    ) -> Encoded:
+        """The same of any number of pairs, in batches where that matters."""
+        return self.text_features(captions, positions)
+
+
+class Encoder(Features):
+    """Turns images and captions into features; one with a joint space also projects them to it."""
 
     @abstractmethod
     def preprocess(self, image: PIL.Image.Image) -> Float32[np.ndarray, "3 h w"]:
         """What `encode_images` takes, from an RGB image of any size; thread-safe."""
 
     @abstractmethod
-    def encode_images(self, pixels: Float32[np.ndarray, "m 3 h w"]) -> Encoded:
-        """Features and projections of a batch of preprocessed images."""
-
-    @abstractmethod
     def encode_texts(self, captions: Sequence[str]) -> Encoded:
         """Features and projections of a batch of captions."""
 
+    def text_features(self, captions: Sequence[str], positions: Int64[np.ndarray, " m"]) -> Encoded:
+        """Those of the captions, wherever they stand."""
+        return self.encode_texts(captions)
 
-class GivenEmbeddings(Encoder):
-    """Stands where an encoder would for embeddings that are there already: their rows are read.
+    def all_text_features(
+        self, captions: Sequence[str], positions: Int64[np.ndarray, " m"], batch_size: int
+    ) -> Encoded:
+        """Those of the captions; equal ones are encoded once."""
+        distinct = sorted(
+            set(captions), key=lambda caption: (len(caption), caption)
+        )  # less padding
+        batches = []
+        with tqdm(total=len(distinct), desc="captions", unit="caption", disable=None) as progress:
+            for start in range(0, len(distinct), batch_size):
+                batch = distinct[start : start + batch_size]
+                batches.append(self.encode_texts(batch))
+                progress.update(len(batch))
+        row_of = {caption: row for row, caption in enumerate(distinct)}
+        return join(batches).take(np.array([row_of[caption] for caption in captions], np.int64))
 
-    They serve as features and as projections.
+
+class GivenEmbeddings(Features):
+    """Embeddings that are there already: their rows are read and serve as features and projections.
+
+    Text embeddings belong to pairs, not to captions.
     """
+
+    preprocess = None
 
     def __init__(
         self,
         name: str,
         texts_at: Callable[[Int64[np.ndarray, " m"]], Float32[np.ndarray, "m d"]],
     ) -> None:
+        """`texts_at` gives the text embeddings of the pairs at these positions of the source."""
         self.name, self._texts_at = name, texts_at
 
-    def preprocess(self, image: PIL.Image.Image) -> np.ndarray:
-        """There is no image to preprocess.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("embeddings are read, not made")
-
-    def encode_images(self, pixels: Float32[np.ndarray, "m d"]) -> Encoded:
+    def encode_images(self, inputs: Float32[np.ndarray, "m d"]) -> Encoded:
         """The rows themselves."""
-        return Encoded(pixels, pixels)
+        return Encoded(inputs, inputs)
 
-    def encode_texts(self, captions: Sequence[str]) -> Encoded:
-        """Text embeddings belong to pairs, not to captions.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("embeddings are read, not made; see texts_at")
-
-    def texts_at(self, positions: Int64[np.ndarray, " m"]) -> Encoded:
-        """The text embeddings of the pairs at these positions of the source."""
+    def text_features(self, captions: Sequence[str], positions: Int64[np.ndarray, " m"]) -> Encoded:
+        """The rows of the pairs at these positions."""
         rows = self._texts_at(positions)
         return Encoded(rows, rows)
 

@@ -27,9 +27,6 @@ LITE0_BATCH_NORMS = (
 )
 
 
-# --- The embedded encoder -------------------------------------------------------------------------
-
-
 class EmbeddedEncoder(Encoder):
     """EfficientNet-Lite0 and mean WordLlama token embeddings, from packages with their weights.
 

@@ -59,15 +59,7 @@ def embed_across_folds(
     Raises:
         InputError: fewer than three different images.
     """
-    n_images = int(image_ids.max()) + 1
-    if n_images < MIN_IMAGES:
-        raise InputError(
-            f"--encoder_model embedded needs training pairs of at least {MIN_IMAGES} different "
-            f"images, got {n_images}; add data, raise --max_train_samples or name a CLIP model"
-        )
-    n_folds = min(n_folds, n_images)
-    folds = (rng.permutation(n_images) % n_folds)[image_ids]
-    members = [np.flatnonzero(folds == fold) for fold in range(n_folds)]
+    members = _deal_into_folds(image_ids, n_folds, rng)
     fitted = members if trusted is None else [rows[trusted[rows]] for rows in members]
     moments = [Moments.of(image_features[rows], text_features[rows]) for rows in fitted]
     common = [] if further is None else [further]
@@ -77,14 +69,33 @@ def embed_across_folds(
         JOINT_DIMENSIONS, image_features.shape[1], text_features.shape[1], n_fitted - 1
     )
     full_map = fit_joint_map(everything, n_dimensions)
-    image_embeddings = np.empty((len(folds), n_dimensions), np.float32)
-    text_embeddings = np.empty((len(folds), n_dimensions), np.float32)
+    image_embeddings = np.empty((len(image_ids), n_dimensions), np.float32)
+    text_embeddings = np.empty((len(image_ids), n_dimensions), np.float32)
     for fold, rows in enumerate(members):
         others = reduce(add, moments[:fold] + moments[fold + 1 :] + common)
         fold_map = fit_joint_map(others, n_dimensions).rotated_onto(full_map, others)
         image_embeddings[rows] = fold_map.embed_images(image_features[rows])
         text_embeddings[rows] = fold_map.embed_texts(text_features[rows])
     return image_embeddings, text_embeddings, full_map
+
+
+def _deal_into_folds(
+    image_ids: Int64[np.ndarray, " n"], n_folds: int, rng: np.random.Generator
+) -> list[Int64[np.ndarray, " m"]]:
+    """The rows of every fold, all pairs of an image in one.
+
+    Raises:
+        InputError: fewer than three different images.
+    """
+    n_images = int(image_ids.max()) + 1
+    if n_images < MIN_IMAGES:
+        raise InputError(
+            f"--encoder_model embedded needs training pairs of at least {MIN_IMAGES} different "
+            f"images, got {n_images}; add data, raise --max_train_samples or name a CLIP model"
+        )
+    n_folds = min(n_folds, n_images)
+    folds = (rng.permutation(n_images) % n_folds)[image_ids]
+    return [np.flatnonzero(folds == fold) for fold in range(n_folds)]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ and a bounded number of images is held, however large the data set is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -39,6 +38,8 @@ from exporting.shards import export_in_shards
 from exporting.tables import HF, PARQUET
 from exporting.webdataset import WEBDATASET
 from sources.base import PairSource
+from sources.paths import unique_names
+from sources.splits import digest
 
 logger = logging.getLogger(__name__)
 FORMATS = ("webdataset", "datacomp", "parquet", "hf", "list")
@@ -107,7 +108,7 @@ def export_curated(
         raise InputError("--export: no pair was kept; raise --target_size_ratio")
     table = _in_reading_order(curated)
     digests = {
-        name: _digest(EXPORT_VERSION, name, fingerprint, config.fingerprint_settings())
+        name: digest(EXPORT_VERSION, name, fingerprint, config.fingerprint_settings())
         for name in config.export
     }
     reports = {}
@@ -145,8 +146,8 @@ def outdated_exports(store: Store, config: ExportConfig, fingerprint: str) -> li
             continue
         try:
             manifest = json.loads(path.read_bytes())
-            digest = _digest(EXPORT_VERSION, name, fingerprint, manifest["settings"])
-            is_old = manifest["fingerprint"] != digest
+            own = digest(EXPORT_VERSION, name, fingerprint, manifest["settings"])
+            is_old = manifest["fingerprint"] != own
         except (OSError, ValueError, KeyError, TypeError):
             is_old = True
         if is_old:
@@ -161,14 +162,8 @@ def _in_reading_order(curated: pd.DataFrame) -> pd.DataFrame:
     """
     first = curated.groupby("key", sort=False)["position"].transform("min")
     table = curated.iloc[np.lexsort((curated["position"], first))].reset_index(drop=True)
-    turn = table.groupby("id", sort=False).cumcount() + 1
-    names = table["id"].where(turn == 1, table["id"] + "-" + turn.astype(str))
-    named: pd.DataFrame = table.assign(name=names)
+    named: pd.DataFrame = table.assign(name=unique_names(table["id"], mark="-"))
     return named
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _export(job: Job) -> FormatReport:

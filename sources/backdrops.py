@@ -8,11 +8,10 @@ from functools import cache
 
 import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageEnhance
 
 from sources.pen import MARGIN, SIZE, SUPERSAMPLE, Colour, Pen, arc
 
-# Places: the backdrop is painted once, 248 units wide and 224 high
+# The backdrop of a place is painted once, 248 units wide and 224 high.
 
 
 def _gradient(pen: Pen, top: Colour, bottom: Colour, v0: int = 0, v1: int = SIZE) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,12 @@ from artifacts.settings import Settings, setting
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {  # what data sets call them
+    "train": ("train", "training", "restval"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 SAMPLE_FLAGS = dict(
     zip(SPLITS, ("max_train_samples", "max_val_samples", "max_test_samples"), strict=True)
 )
@@ -189,7 +196,7 @@ class PairSource(ABC):
     """Where pairs come from.
 
     Attributes:
-        name: the data set really used: folder, coco, hf or synthetic.
+        name: the data set really used: one of the choices of --dataset but auto, or embeddings.
         description: one line for people: what, where, how many.
         fingerprint: hex digest that changes whenever the data does.
     """
@@ -240,3 +247,8 @@ class PairSource(ABC):
 def pair_id(image: bytes, caption: str) -> str:
     """The 128-bit name of a pair, 32 hex digits: half the SHA-256 of image file and caption."""
     return hashlib.sha256(image + caption.encode()).hexdigest()[:32]
+
+
+def datacomp_uid(value: object) -> str:
+    """The name that DataComp gave a pair, 32 hex digits; "" for anything else."""
+    return value if isinstance(value, str) and re.fullmatch("[0-9a-fA-F]{32}", value) else ""

@@ -1,4 +1,4 @@
-"""Captions: their normal form, what is wrong with them, and which groups of people they name."""
+"""Captions: where they stand, their normal form, what is wrong with them, whom they name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from jaxtyping import Bool
 
 from sources.base import CAPTION_TOO_LONG, DAMAGED_CAPTION, EMPTY_CAPTION, MISSING_CAPTION
 
+# What readers look for, case left aside, the preferred name first.
+CAPTION_COLUMNS = ("caption", "title", "text", "comment", "description")
+PARQUET_CAPTION_COLUMNS = (*CAPTION_COLUMNS, "captions", "txt", "alt_text")
+SHARD_CAPTION_FIELDS = (CAPTION_COLUMNS[0], "captions", *CAPTION_COLUMNS[1:])
 MAX_CAPTION_CHARACTERS = 10_000
 GROUP_WORDS = {
     "gender": {
@@ -26,6 +30,20 @@ GROUP_WORDS = {
         "mom dad grandmother grandfather elderly",
     },
 }
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def captions_in(value: object) -> list[str | None]:
+    """The captions in a value of JSON: one, or those of a list, of which an empty one lacks one."""
+    values = value if isinstance(value, list) and value else [value]
+    return [caption_in(text) for text in values]
+
+
+def caption_in(value: object) -> str | None:
+    """The caption that a value of JSON is; None where something else stands in its place."""
+    return value if isinstance(value, str) else None
 
 
 # --- Cleaning -------------------------------------------------------------------------------------

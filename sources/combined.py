@@ -19,6 +19,8 @@ import numpy as np
 
 from artifacts.settings import InputError
 from sources.base import SPLITS, DataConfig, ImageRecord, PairSource, PartConfig
+from sources.folders import CAPTION_FILES, METADATA_FILES
+from sources.paths import numbered, visible_files
 from sources.splits import StreamSource, digest
 
 T = TypeVar("T")
@@ -33,8 +35,6 @@ DATA_FLAGS = {"validation": "val_data", "test": "test_data"}
 EMBEDDINGS_FLAGS = {"validation": "val_embeddings_dir", "test": "test_embeddings_dir"}
 COCO_CAPTIONS = "annotations/captions_*.json"
 SAVED_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")  # of save_to_disk
-CAPTION_FILES = ("captions.txt", "captions.csv", "captions.tsv", "results.csv")
-METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ANY_LAYOUT = (
     "a folder of images and captions, of tar shards or of parquet files, COCO, a save_to_disk "
@@ -151,7 +151,7 @@ def _folder_layout(given: str, flag: str) -> str:
     root = Path(given)
     if any(root.glob(COCO_CAPTIONS)):
         return "coco"
-    files = list(_visible_files(root))
+    files = list(visible_files(root))
     shards = {file.removesuffix(".tar") for file in files if file.endswith(".tar")}
     tables = {file.removesuffix(".parquet") for file in files if file.endswith(".parquet")}
     tables -= shards  # img2dataset writes a table of what it fetched beside each shard
@@ -171,15 +171,6 @@ def _folder_layout(given: str, flag: str) -> str:
     if found:
         return next(iter(found))
     return "hf" if any((root / name).is_file() for name in SAVED_FILES) else "folder"
-
-
-def _visible_files(root: Path) -> Iterator[str]:
-    """Paths from the folder, as `files.list_files` has them, without a look at the files."""
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
 
 
 # --- Opening them ---------------------------------------------------------------------------------
@@ -333,8 +324,5 @@ class _RenamedSource(PairSource):
 
 def _free_prefix(name: str, pool: PairSource) -> str:
     """A beginning of keys that no key of the pool has, as a folder of that name in it would."""
-    prefix, number = f"{name}/", 1
-    while pool.has_keys_below(prefix):
-        number += 1
-        prefix = f"{name}#{number}/"
-    return prefix
+    prefixes = (f"{name}/" for name in numbered(name))
+    return next(prefix for prefix in prefixes if not pool.has_keys_below(prefix))

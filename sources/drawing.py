@@ -67,7 +67,7 @@ def retouch(picture: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Ima
     return PIL.ImageEnhance.Brightness(cropped).enhance(1 + brightness)
 
 
-# People: feet at the origin, one unit tall
+# --- People: feet at the origin, one unit tall ----------------------------------------------------
 
 
 def _legs(pen: Pen, top: float, upper: Colour, lower: Colour, knee: float, width: float) -> None:
@@ -136,7 +136,7 @@ def _draw_boy(pen: Pen, colour: Colour, skin: Colour, hair: Colour) -> None:
     pen.line([(0.05, -0.89), (0.24, -0.88)], 0.03, shade(colour))
 
 
-# Things: standing on the origin, one unit large; held ones begin at the hand
+# --- Things: standing on the origin, one unit large; held ones begin at the hand ------------------
 
 
 def _draw_ball(pen: Pen, colour: Colour) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,9 +21,19 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from artifacts.settings import InputError
-from sources.base import SPLITS, Caption, DataConfig, ImageRecord, PairSource, UnusableImage
+from sources.arrow import cell_texts, choose_column, first_known, is_text, value_type
+from sources.base import (
+    SPLITS,
+    Caption,
+    DataConfig,
+    ImageRecord,
+    PairSource,
+    UnusableImage,
+    datacomp_uid,
+)
+from sources.captions import CAPTION_COLUMNS
 from sources.combined import FIRST_POSITIONS, CombinedSource, HeldOut, held_out_sets, open_parts
-from sources.paths import read_file
+from sources.paths import file_version, read_file, unique_names
 from sources.splits import IndexedSource, digest, official_split
 from sources.vectors import (
     BLOCK_ROWS,
@@ -44,7 +52,6 @@ from sources.vectors import (
 )
 
 logger = logging.getLogger(__name__)
-CAPTION_COLUMNS = ("caption", "title", "text", "comment", "description")
 OTHER_COLUMNS = ("image_path", "key", "uid", "split")
 SAME_IMAGE_COSINE = 0.99  # far below what batches and float16 do to the embedding of one image
 
@@ -171,8 +178,7 @@ def _open_files(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
     rows = _Rows(files, tables)
     owners = _same_images(rows.paths, problems, images)
     official = _records(rows, owners, problems, images)
-    paths = [root / file for part in files for file in part]
-    versions = [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    versions = [file_version((root / file).stat()) for part in files for file in part]
     fingerprint = digest("embeddings", files, versions, [table.columns for table in tables])
     name = f"embeddings in {config.embeddings_dir}"
     n_images = len({owner for owner in owners.tolist() if owner not in problems})
@@ -237,19 +243,15 @@ def _read_metadata(root: Path, file: str, caption_column: str) -> _Metadata:
         with pq.ParquetFile(root / file, page_checksum_verification=True) as parquet:
             columns = _choose_columns(root, file, parquet.schema_arrow.names, caption_column)
             table = parquet.read(columns=list(columns.values()), use_threads=False)
+        for use, name in columns.items():
+            _check_type(root, file, use, name, table.column(name).type)
+        cells = {use: _texts(table.column(name)) for use, name in columns.items()}
     except InputError:
         raise
     except Exception as error:  # a damaged file raises whatever Arrow raises
         problem = str(error).partition("\n")[0]
         remedy = "write it again as parquet"
         raise input_error(root, f"{file} is damaged or no parquet ({problem}); {remedy}") from error
-    for use, name in columns.items():
-        kind = table.column(name).type
-        if not is_text(kind) and (use == "caption" or not pa.types.is_integer(kind)):
-            raise input_error(
-                root, f"{file}: column {name} holds {kind}, not text; write it as strings"
-            )
-    cells = {use: _cells(table.column(name)) for use, name in columns.items()}
     captions = cells.pop("caption")
     others = {use: [text or "" for text in texts] for use, texts in cells.items()}
     return _Metadata(columns, captions, others)
@@ -259,42 +261,35 @@ def _choose_columns(
     root: Path, file: str, names: Sequence[str], caption_column: str
 ) -> dict[str, str]:
     """Name of every column that is used, by what it is used for."""
-    known = {name.casefold(): name for name in reversed(names)}
-    if caption_column in names:
-        caption: str | None = caption_column
-    elif caption_column != DataConfig.caption_column:
+    default = DataConfig.caption_column
+    caption = choose_column(caption_column, default, CAPTION_COLUMNS, names)
+    if caption is None and caption_column != default:
         raise InputError(
             f"--caption_column {caption_column}: no such column in {file} of --embeddings_dir "
             f"{root}; there are {', '.join(names)}"
         )
-    else:
-        caption = next((known[name] for name in CAPTION_COLUMNS if name in known), None)
     if caption is None:
         raise input_error(
             root,
             f"{file} has no caption column (one of {', '.join(CAPTION_COLUMNS)}) among "
             f"{', '.join(names)}; name it with --caption_column",
         )
-    return {"caption": caption, **{use: known[use] for use in OTHER_COLUMNS if use in known}}
+    others = {use: first_known((use,), names) for use in OTHER_COLUMNS}
+    return {"caption": caption, **{use: name for use, name in others.items() if name is not None}}
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds text, dictionary-encoded or not, or nothing at all."""
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    tests = ("is_null", "is_string", "is_large_string", "is_string_view")
-    return any(getattr(pa.types, test)(kind) for test in tests)
+def _check_type(root: Path, file: str, use: str, name: str, kind: Any) -> None:
+    """Refuse a column that holds no text; those beside the captions may hold whole numbers."""
+    if not is_text(value_type(kind)) and (use == "caption" or not pa.types.is_integer(kind)):
+        raise input_error(
+            root, f"{file}: column {name} holds {kind}, not text; write it as strings"
+        )
 
 
-def _cells(column: Any) -> list[str | None]:
-    """The texts of a `pyarrow.ChunkedArray`; what is no UTF-8, and NUL, become U+FFFD.
-
-    Whole numbers are written out, as keys may be.
-    """
-    cells = column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
-    return [
-        None if cell is None else cell.decode("utf-8", "replace").replace("\0", "\ufffd")
-        for cell in cells
-    ]
+def _texts(column: Any) -> list[str | None]:
+    """The cells of a column as text, whole numbers written out; NUL becomes U+FFFD too."""
+    found = cell_texts(column.cast(pa.large_string()))
+    return [None if text is None else text.replace("\0", "\ufffd") for text in found]
 
 
 # --- Records --------------------------------------------------------------------------------------
@@ -317,7 +312,7 @@ class _Rows:
         self.captions = [text for table in tables for text in table.captions]
         columns = {use: _join_column(tables, use) for use in OTHER_COLUMNS}
         self.paths, self.splits = columns["image_path"], columns["split"]
-        self.uids = [uid if re.fullmatch("[0-9a-fA-F]{32}", uid) else "" for uid in columns["uid"]]
+        self.uids = [datacomp_uid(uid) for uid in columns["uid"]]
         counts = [len(table.captions) for table in tables]
         self.numbers = [row for n in counts for row in range(n)]
         self.shards = [part[0] for part, n in zip(files, counts, strict=True) for _ in range(n)]
@@ -378,7 +373,7 @@ def _records(
         caption = Caption(position, rows.captions[position], row=rows.numbers[position])
         captions.setdefault(owner, []).append(caption)
     order = sorted(captions, key=lambda row: row in problems)
-    keys = _number_repeats(rows.names[row] for row in order)
+    keys = unique_names(rows.names[row] for row in order)
     splits = _official_splits(rows.splits)
     official: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
     for row, key in zip(order, keys, strict=True):
@@ -409,16 +404,3 @@ def _official_splits(names: Sequence[str]) -> list[str]:
             *(len(splits) - len(known), len(splits)),
         )
     return ["train"] * len(splits)
-
-
-def _number_repeats(names: Iterable[str]) -> list[str]:
-    """Every name once as it is; what has the name of another gets #2, #3 and so on."""
-    taken: dict[str, None] = {}
-    n_same: Counter[str] = Counter()
-    for name in names:
-        key = name
-        while key in taken:
-            n_same[name] += 1
-            key = f"{name}#{n_same[name] + 1}"
-        taken[key] = None
-    return list(taken)

@@ -15,15 +15,24 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from artifacts.settings import InputError
-from sources.base import OUTSIDE_FOLDER, SPLITS, Caption, DataConfig, ImageRecord, UnusableImage
+from sources.base import (
+    OUTSIDE_FOLDER,
+    SPLIT_OF,
+    SPLITS,
+    Caption,
+    DataConfig,
+    ImageRecord,
+    UnusableImage,
+)
+from sources.captions import CAPTION_COLUMNS, caption_in, captions_in
 from sources.paths import clean_path, decode_text, list_files, read_file, storable_name
-from sources.splits import SPLIT_OF, IndexedSource, digest, official_split
+from sources.splits import IndexedSource, digest, official_split
 
 MAX_TABLE_BYTES = 2**29  # of captions, which are read whole
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FILE_COLUMNS = ("image", "file", "filename", "file_name", "image_name", "filepath", "path")
-CAPTION_COLUMNS = ("caption", "title", "text", "comment", "description")
 CAPTION_FILES = ("captions.txt", "captions.csv", "captions.tsv", "results.csv")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 SPLIT_FILE = "splits.csv"
 TOKEN_FILES = (".token", ".token.txt")  # how the captions of Flickr8k and Flickr30k end
 FOLDER_LAYOUTS = (
@@ -64,7 +73,9 @@ def open_coco_files(data_dir: str, config: DataConfig, rng: np.random.Generator)
             rows = content["annotations"]
             for row in rows:  # an annotation without its image is a missing file
                 unknown = f"{folder}/image {row['image_id']}"
-                pairs.append((files.setdefault(row["image_id"], unknown), _as_text(row["caption"])))
+                pairs.append(
+                    (files.setdefault(row["image_id"], unknown), caption_in(row["caption"]))
+                )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is damaged or no COCO captions file: {error!r}") from error
         splits |= dict.fromkeys(files.values(), SPLIT_OF[folder.removesuffix(year)])
@@ -139,7 +150,7 @@ def _read_captions(
 ) -> tuple[Sequence[tuple[str, str | None]], str]:
     """(image path from the root, caption) of every pair of a folder, and where they were found."""
     named = [name for name in CAPTION_FILES if name in files]
-    metadata = [f for f in files if posixpath.basename(f) in ("metadata.csv", "metadata.jsonl")]
+    metadata = [f for f in files if posixpath.basename(f) in METADATA_FILES]
     tables = [f for f in files if "/" not in f and f.endswith((".csv", ".tsv", *TOKEN_FILES))]
     others = sorted(set(tables) - {*named, SPLIT_FILE})
     for name in named:
@@ -294,14 +305,8 @@ def read_json_lines(path: Path) -> list[tuple[str, str | None]] | None:
         column = next((name for name in CAPTION_COLUMNS if name in row), None)
         if file is None or column is None:
             return None
-        captions = (row[column] or [None]) if isinstance(row[column], list) else [row[column]]
-        pairs += [(str(file), _as_text(text)) for text in captions]
+        pairs += [(str(file), text) for text in captions_in(row[column])]
     return pairs
-
-
-def _as_text(value: object) -> str | None:
-    """A caption in JSON; None where something else stands in its place."""
-    return value if isinstance(value, str) else None
 
 
 def _read_splits(root: Path, files: Mapping[str, object], keys: Iterable[str]) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,8 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from artifacts.settings import InputError
+from sources.arrow import cell_values
 from sources.base import (
     OUTSIDE_FOLDER,
+    SPLIT_NAMES,
     SPLITS,
     Caption,
     DataConfig,
@@ -25,8 +26,8 @@ from sources.base import (
     UnusableImage,
 )
 from sources.online import hub_answers
-from sources.paths import list_files, read_file, storable_name
-from sources.splits import SPLIT_NAMES, SPLIT_OF, IndexedSource, StreamSource, digest
+from sources.paths import list_files, read_file, split_from_path, storable_name
+from sources.splits import IndexedSource, StreamSource, digest
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,8 +71,7 @@ def _local_tables(folder: Path) -> Mapping[str, Any]:
     datasets = _import_datasets()
     files: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*.parquet")):
-        words = re.findall("[a-z]+", f"{path.stem} {path.parent.name}".lower())
-        split = next((SPLIT_OF[word] for word in words if word in SPLIT_OF), "train")
+        split = split_from_path(path.relative_to(folder).as_posix()) or "train"
         files.setdefault(split, []).append(str(path))
     try:
         if files:
@@ -122,13 +122,13 @@ def _table_source(
         images = table.select_columns([image_column]).with_format(None)
         images = images.cast_column(image_column, datasets.Image(decode=False))
         texts = table.select_columns([caption_column, *ids]).with_format("arrow")[:]
-        columns = {name: _cells(texts.column(name)) for name in texts.column_names}
+        columns = {name: cell_values(texts.column(name)) for name in texts.column_names}
         keys = columns[ids[0]] if ids else range(len(table))
         captions: dict[Hashable, list[Caption]] = {}
         first_rows: dict[Hashable, int] = {}
         for row, (key, cell) in enumerate(zip(keys, columns[caption_column], strict=True)):
             first_rows.setdefault(key, row)
-            for text in _as_text(cell, caption_column):
+            for text in _captions(cell, caption_column):
                 captions.setdefault(key, []).append(Caption(n_pairs, text, row=row))
                 n_pairs += 1
         official[part if part in SPLITS else "train"] += [
@@ -186,7 +186,7 @@ def _stream_records(
             texts = [
                 (number, text)
                 for number, row in members
-                for text in _as_text(row[caption_column], caption_column)
+                for text in _captions(row[caption_column], caption_column)
             ]
             captions = tuple(
                 Caption(position + i, text, row=number) for i, (number, text) in enumerate(texts)
@@ -223,26 +223,7 @@ def _check_columns(columns: Sequence[str], config: DataConfig) -> list[str]:
     return [config.caption_column, *ids, config.image_column]
 
 
-def _cells(column: Any) -> list[Any]:
-    """The cells of a `pyarrow.ChunkedArray`; what is no UTF-8 in texts becomes U+FFFD."""
-    try:
-        cells: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:  # Arrow does not look whether what it calls text is UTF-8
-        import pyarrow as pa
-
-        is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-        column = column.cast(pa.list_(pa.binary()) if is_list else pa.binary())
-        return [_decode(cell) for cell in column.to_pylist()]
-    return cells
-
-
-def _decode(cell: Any) -> Any:
-    if isinstance(cell, list):
-        return [_decode(text) for text in cell]
-    return None if cell is None else cell.decode("utf-8", "replace")
-
-
-def _as_text(value: object, column: str) -> list[str | None]:
+def _captions(value: object, column: str) -> list[str | None]:
     """The captions of one table cell; a cell without any is one missing caption."""
     values: list[Any] = (value or [None]) if isinstance(value, list) else [value]
     if any(not isinstance(text, str | None) for text in values):

@@ -94,12 +94,12 @@ def _scale_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray((values.clip(0, full) * (255 / full)).round().astype(np.uint8))
 
 
-# --- Reading --------------------------------------------------------------------------------------
+# --- What readers hand over -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class ReadImage:
-    """An image file as a worker hands it over: its hash and, where asked for, its pixels."""
+class DecodedImage:
+    """An image file that was decoded: its hash, and its pixels until they were handed on."""
 
     hash: Any  # hashlib's object, which has seen the image file
     pixels: np.ndarray | None

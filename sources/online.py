@@ -9,9 +9,6 @@ import threading
 logger = logging.getLogger(__name__)
 
 
-# --- The Hub --------------------------------------------------------------------------------------
-
-
 def hub_answers(repo_id: str, repo_type: str, timeout_seconds: float = 5.0) -> bool:
     """Whether the Hub answers and has this repository.
 

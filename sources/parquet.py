@@ -22,11 +22,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from artifacts.settings import InputError
+from sources.arrow import (
+    cell_text_lists,
+    cell_texts,
+    choose_column,
+    is_bytes,
+    is_list,
+    is_text,
+    plain_column,
+    plain_type,
+)
 from sources.base import (
     FILE_TOO_LARGE,
     MAX_FILE_BYTES,
@@ -36,9 +45,20 @@ from sources.base import (
     DataConfig,
     ImageRecord,
     UnusableImage,
+    datacomp_uid,
 )
-from sources.paths import clean_path, list_files, read_file, storable_name
-from sources.splits import SPLIT_OF, IndexedSource, digest
+from sources.captions import PARQUET_CAPTION_COLUMNS
+from sources.paths import (
+    clean_path,
+    file_version,
+    leads_out,
+    list_files,
+    natural_order,
+    read_file,
+    split_from_path,
+    storable_name,
+)
+from sources.splits import IndexedSource, digest
 
 logger = logging.getLogger(__name__)
 DAMAGED_TABLE = "damaged table"
@@ -47,10 +67,6 @@ DAMAGED_TABLE = "damaged table"
 IMAGE_COLUMNS = (
     *("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes"),
     *("image_path", "file_name", "filepath", "path"),
-)
-CAPTION_COLUMNS = (
-    *("caption", "title", "text", "comment", "description"),
-    *("captions", "txt", "alt_text"),
 )
 UID_COLUMN = "uid"
 TEXTS_AT_ONCE = 2**14  # rows of captions
@@ -133,7 +149,10 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     versions = {storable_name(name): version for name, version in listed.items()}
     fingerprint = digest(
         "parquet",
-        [(table.path, vars(table.layout), _version(root / table.path)) for table in tables],
+        [
+            (table.path, vars(table.layout), file_version((root / table.path).stat()))
+            for table in tables
+        ],
         [(r.key, versions.get(r.member), [c.text for c in r.captions]) for r in records],
     )
     return IndexedSource("parquet", description, fingerprint, official, config.limits(), rng)
@@ -154,37 +173,16 @@ def _find_tables(data_dir: str | None) -> tuple[Path, list[str], dict[str, tuple
             f"--data_dir {data_dir} does not exist; give a folder of parquet files, or one file"
         )
     listed = list_files(place)
-    names = sorted((name for name in listed if name.endswith(".parquet")), key=_natural)
+    names = sorted((name for name in listed if name.endswith(".parquet")), key=natural_order)
     if not names:
         raise InputError(f"--data_dir {data_dir} holds no *.parquet file; give a folder that does")
-    base = os.path.realpath(place)
     for name in names:
-        if os.path.commonpath([base, os.path.realpath(place / name)]) != base:
+        if leads_out(place, name):
             raise InputError(
                 f"--data_dir {data_dir}: {storable_name(name)} leads out of the folder; "
                 "put a copy in its place"
             )
     return place, names, listed
-
-
-def _natural(name: str) -> tuple[list[str | int], str]:
-    """What sorts part-2 before part-10."""
-    parts = re.split("([0-9]+)", name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
-
-
-def _split_of(name: str) -> str:
-    """The split that the file's name or its folders, the nearest first, tell; else train."""
-    for part in reversed(name.removesuffix(".parquet").split("/")):
-        for word in re.findall("[a-z]+", part.lower()):
-            if word in SPLIT_OF:
-                return SPLIT_OF[word]
-    return "train"
-
-
-def _version(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _open_file(path: Path) -> Any:
@@ -225,7 +223,9 @@ def _find_layout(schema: Any, path: Path, config: DataConfig) -> _Layout:
     """
     names = schema.names
     image = _choose_column("image_column", config.image_column, IMAGE_COLUMNS, names, path)
-    caption = _choose_column("caption_column", config.caption_column, CAPTION_COLUMNS, names, path)
+    caption = _choose_column(
+        "caption_column", config.caption_column, PARQUET_CAPTION_COLUMNS, names, path
+    )
     data, paths = _image_leaves(schema.field(image).type, image)
     if not data and not paths:
         raise _wrong_type("image_column", image, schema, path, "image files or their paths")
@@ -233,10 +233,10 @@ def _find_layout(schema: Any, path: Path, config: DataConfig) -> _Layout:
         raise _wrong_type("caption_column", caption, schema, path, "text or lists of text")
     ids = [config.id_column] if names.count(config.id_column) == 1 else []
     for name in ids:
-        id_type = _plain_type(schema.field(name).type)
-        if not (pa.types.is_integer(id_type) or _is_text(id_type)):
+        id_type = plain_type(schema.field(name).type)
+        if not (pa.types.is_integer(id_type) or is_text(id_type)):
             raise _wrong_type("id_column", name, schema, path, "text or whole numbers")
-    has_uids = names.count(UID_COLUMN) == 1 and _is_text(_plain_type(schema.field(UID_COLUMN).type))
+    has_uids = names.count(UID_COLUMN) == 1 and is_text(plain_type(schema.field(UID_COLUMN).type))
     return _Layout(data, paths, (caption,), tuple(ids), (UID_COLUMN,) if has_uids else ())
 
 
@@ -244,10 +244,7 @@ def _choose_column(
     flag: str, named: str, known: Sequence[str], names: Sequence[str], path: Path
 ) -> str:
     """The column that a flag names; where it has its default, the first known one."""
-    wanted = [named]
-    if named not in names and named == getattr(DataConfig, flag):
-        wanted = [name for k in known for name in names if name.casefold() == k]
-    column = wanted[0] if wanted else named
+    column = choose_column(named, getattr(DataConfig, flag), known, names) or named
     n_found = list(names).count(column)
     if n_found != 1:
         raise InputError(
@@ -274,61 +271,22 @@ def _wrong_type(flag: str, column: str, schema: Any, path: Path, needed: str) ->
     )
 
 
-def _plain_type(arrow_type: Any) -> Any:
-    """A type without the dictionary or the extension around it."""
-    if isinstance(arrow_type, pa.BaseExtensionType):
-        return _plain_type(arrow_type.storage_type)
-    if pa.types.is_dictionary(arrow_type):
-        return _plain_type(arrow_type.value_type)
-    return arrow_type
-
-
-def _is_text(arrow_type: Any) -> bool:
-    """Whether the type is text, or that of a column with nothing but nulls."""
-    types = pa.types
-    tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
-    return any(test(arrow_type) for test in tests)
-
-
-def _is_bytes(arrow_type: Any) -> bool:
-    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-    return any(test(arrow_type) for test in tests)
-
-
-def _is_list(arrow_type: Any) -> bool:
-    types = pa.types
-    return any(
-        test(arrow_type) for test in (types.is_list, types.is_large_list, types.is_fixed_size_list)
-    )
-
-
 def _holds_captions(arrow_type: Any) -> bool:
-    plain = _plain_type(arrow_type)
-    return _is_text(plain) or (_is_list(plain) and _is_text(plain.value_type))
+    plain = plain_type(arrow_type)
+    return is_text(plain) or (is_list(plain) and is_text(plain.value_type))
 
 
 def _image_leaves(arrow_type: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Where the bytes and where the paths of an image column are; both empty in any other."""
-    plain = _plain_type(arrow_type)
-    if _is_bytes(plain):
+    plain = plain_type(arrow_type)
+    if is_bytes(plain):
         return (name,), ()
-    if _is_text(plain):
+    if is_text(plain):
         return (), (name,)
     fields = {field.name: field.type for field in plain} if pa.types.is_struct(plain) else {}
-    has_data = "bytes" in fields and _is_bytes(fields["bytes"])
-    has_paths = "path" in fields and _is_text(fields["path"])
+    has_data = "bytes" in fields and is_bytes(fields["bytes"])
+    has_paths = "path" in fields and is_text(fields["path"])
     return (name, "bytes") if has_data else (), (name, "path") if has_paths else ()
-
-
-def _column(batch: Any, leaf: tuple[str, ...]) -> Any:
-    """One column of a batch, or one field of it, as a plain array."""
-    cells = batch.column(leaf[0])
-    while isinstance(cells, pa.ExtensionArray | pa.DictionaryArray):
-        is_coded = isinstance(cells, pa.DictionaryArray)
-        cells = cells.dictionary_decode() if is_coded else cells.storage
-    for field in leaf[1:]:
-        cells = pc.struct_field(cells, field)
-    return cells
 
 
 # --- Captions -------------------------------------------------------------------------------------
@@ -348,9 +306,9 @@ def _read_table(root: Path, name: str, config: DataConfig) -> _Table:
         leaves = (layout.caption, layout.id, layout.uid, layout.path)
         columns = [".".join(leaf) for leaf in leaves if leaf]
         for batch in file.iter_batches(TEXTS_AT_ONCE, columns=columns, use_threads=False):
-            table.captions.extend(_captions(_column(batch, layout.caption)))
+            table.captions.extend(_captions(plain_column(batch, layout.caption)))
             table.ids.extend(_ids(batch, layout.id))
-            table.uids.extend(_uid(text) for text in _texts(batch, layout.uid))
+            table.uids.extend(datacomp_uid(text) for text in _texts(batch, layout.uid))
             table.paths.extend(_texts(batch, layout.path, "surrogateescape"))
         n_rows = sum(_group_sizes(file))
     finally:
@@ -362,32 +320,21 @@ def _read_table(root: Path, name: str, config: DataConfig) -> _Table:
 
 def _captions(cells: Any) -> list[list[str | None]]:
     """The captions of every row; an empty list, like null, is one missing caption."""
-    if not _is_list(cells.type):
-        return [[text] for text in _decode(cells)]
-    values = iter(_decode(pc.list_flatten(cells)))
-    lengths = pc.list_value_length(cells).fill_null(0).to_pylist()
-    return [[next(values) for _ in range(length)] or [None] for length in lengths]
+    if is_list(cells.type):
+        return [captions or [None] for captions in cell_text_lists(cells)]
+    return [[text] for text in cell_texts(cells)]
 
 
 def _ids(batch: Any, leaf: tuple[str, ...]) -> list[str | None]:
-    if not leaf or _is_text(_column(batch, leaf).type):
+    if not leaf or is_text(plain_column(batch, leaf).type):
         return _texts(batch, leaf, "backslashreplace")
-    return [None if number is None else str(number) for number in _column(batch, leaf).to_pylist()]
-
-
-def _uid(text: str | None) -> str:
-    return text if text and re.fullmatch("[0-9a-fA-F]{32}", text) else ""
+    return [
+        None if number is None else str(number) for number in plain_column(batch, leaf).to_pylist()
+    ]
 
 
 def _texts(batch: Any, leaf: tuple[str, ...], errors: str = "replace") -> list[str | None]:
-    return _decode(_column(batch, leaf), errors) if leaf else [None] * batch.num_rows
-
-
-def _decode(cells: Any, errors: str = "replace") -> list[str | None]:
-    """Text as Python's; Arrow does not look whether what it calls text is UTF-8."""
-    data = cells.cast(pa.large_binary())
-    data.validate(full=True)
-    return [None if cell is None else cell.decode("utf-8", errors) for cell in data.to_pylist()]
+    return cell_texts(plain_column(batch, leaf), errors) if leaf else [None] * batch.num_rows
 
 
 # --- Images ---------------------------------------------------------------------------------------
@@ -399,7 +346,8 @@ def _group_rows(tables: Iterable[_Table], images: _ImageReader) -> dict[str, lis
     captions: dict[tuple[str, str], list[Caption]] = {}
     position = 0
     for table in tables:
-        split, stem = _split_of(table.path), storable_name(table.path).removesuffix(".parquet")
+        split = split_from_path(table.path) or "train"
+        stem = storable_name(table.path).removesuffix(".parquet")
         for row, (texts, name) in enumerate(zip(table.captions, table.ids, strict=True)):
             image = (split, f"{stem}/{row}" if name is None else f"{split}/{name}")
             is_beside = first.setdefault(image, (table, row))[0] is table
@@ -568,6 +516,6 @@ class _ImageColumn:
             n_rows, row_groups=[group], columns=[column], use_threads=False
         )
         for batch in batches:
-            cells = _column(batch, self._leaf)
+            cells = plain_column(batch, self._leaf)
             cells.validate(full=True)
             yield cells

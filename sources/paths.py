@@ -1,4 +1,7 @@
-"""Files under a folder that nothing leads out of, and text in whatever encoding it has."""
+"""Files under a folder that nothing leads out of: their order, their names and what these tell.
+
+And text in whatever encoding it has.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,42 @@ import codecs
 import logging
 import os
 import posixpath
+import re
 import stat
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import chain, count
 from pathlib import Path
 
-from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER, UnusableImage
+from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER, SPLIT_OF, UnusableImage
 
 logger = logging.getLogger(__name__)
 
 
-def list_files(root: Path) -> dict[str, tuple[int, int]]:
-    """Size in bytes and modification time in ns of every visible file, by path from `root`."""
-    files = {}
+# --- What a folder holds --------------------------------------------------------------------------
+
+
+def visible_files(root: Path) -> Iterator[str]:
+    """Paths from `root` of every visible file, those of a folder before those of its subfolders."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):
-            path = Path(folder, name)
-            status = path.lstat()
-            files[path.relative_to(root).as_posix()] = (status.st_size, status.st_mtime_ns)
-    return files
+            yield Path(folder, name).relative_to(root).as_posix()
+
+
+def list_files(root: Path) -> dict[str, tuple[int, int]]:
+    """`file_version` of every visible file, by path from `root`; links are not followed."""
+    return {name: file_version((root / name).lstat()) for name in visible_files(root)}
+
+
+def file_version(status: os.stat_result) -> tuple[int, int]:
+    """What changes when a file does: its size in bytes and its modification time in ns."""
+    return status.st_size, status.st_mtime_ns
+
+
+def leads_out(root: Path, name: str) -> bool:
+    """Whether a path from a folder leads out of it, through links or upwards."""
+    return not _is_inside(os.path.realpath(root), os.path.realpath(root / name))
 
 
 def read_file(root: Path, key: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
@@ -61,6 +81,40 @@ def _is_inside(base: str, path: str) -> bool:
     return os.path.commonpath([base, path]) == base
 
 
+# --- Names ----------------------------------------------------------------------------------------
+
+
+def natural_order(path: str) -> tuple[list[str | int], str]:
+    """A sorting key that puts 2 before 10, and 02 before 2."""
+    return [int(p) if i % 2 else p for i, p in enumerate(re.split("([0-9]+)", path))], path
+
+
+def split_from_path(path: str) -> str | None:
+    """The split that a path names, the nearest part of it first; None if none does."""
+    parts = reversed(path.lower().split("/"))
+    words = chain.from_iterable(re.findall("[a-z]+", part) for part in parts)
+    return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), None)
+
+
+def numbered(name: str, mark: str = "#") -> Iterator[str]:
+    """A name as it is, then with #2, #3 and so on behind it."""
+    yield name
+    for number in count(2):
+        yield f"{name}{mark}{number}"
+
+
+def unique_names(names: Iterable[str], mark: str = "#") -> list[str]:
+    """Every name once as it is; what has the name of another gets #2, #3 and so on."""
+    taken: dict[str, None] = {}
+    further: dict[str, Iterator[str]] = {}  # names to try, of those that came again
+    for name in names:
+        key = name
+        while key in taken:
+            key = next(further.setdefault(name, numbered(name, mark)))
+        taken[key] = None
+    return list(taken)
+
+
 def clean_path(path: str) -> str:
     """A path with forward slashes and without detours."""
     return posixpath.normpath(path.replace("\\", "/")) if path else ""
@@ -71,11 +125,14 @@ def storable_name(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
 
+# --- Text -----------------------------------------------------------------------------------------
+
+
 def decode_text(data: bytes, origin: object) -> str:
     """UTF-8, or UTF-16 with its mark; lines that are neither as Windows-1252, with a notice.
 
     What no encoding explains, and NUL, which the csv module refuses, become U+FFFD, and the
-    caption that holds it is damaged; see `data.caption_fault`.
+    caption that holds it is damaged; see `captions.caption_fault`.
 
     Args:
         data: a file's content.

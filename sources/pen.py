@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import PIL.Image
 import PIL.ImageDraw
-import PIL.ImageEnhance
 
 DRAWING_VERSION = 2  # to be raised with every change of a picture or a caption
 Colour = tuple[int, int, int]
@@ -60,7 +58,7 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-# Drawing
+# --- Drawing --------------------------------------------------------------------------------------
 
 
 class Pen:

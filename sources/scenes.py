@@ -13,12 +13,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from sources.backdrops import PLACES
+from sources.base import SPLITS, Caption, DataConfig, ImageRecord
 from sources.drawing import PEOPLE, THINGS, draw_scene, retouch
-from sources.pen import COLOURS, Scene, pick
+from sources.pen import COLOURS, DRAWING_VERSION, Scene, pick
+from sources.splits import IndexedSource, digest
 
 WRONG_CAPTION_SHARE = 0.10
 BOILERPLATE_SHARE = 0.05
@@ -49,6 +52,29 @@ class Example:
     copy_seed: tuple[int, ...] | None = None  # of a near copy's crop and brightness
 
 
+# --- The data set ---------------------------------------------------------------------------------
+
+
+def open_synthetic(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
+    """Drawn scenes, as many as asked for, as pairs."""
+    seed = int(rng.integers(2**63))
+    limits = config.limits()
+    official: dict[str, list[ImageRecord]] = {}
+    position = 0
+    for split in SPLITS:
+        official[split] = []
+        for i, example in enumerate(make_examples(split, limits[split], seed)):
+            captions = tuple(
+                Caption(position + j, text, example.fault)
+                for j, text in enumerate(example.captions)
+            )
+            position += len(captions)
+            read = partial(render, example)
+            official[split].append(ImageRecord(f"{split}/{i:06d}", read, captions, example.group))
+    fingerprint = digest("synthetic", DRAWING_VERSION, seed, limits)
+    return IndexedSource("synthetic", "drawn scenes", fingerprint, official, limits, rng)
+
+
 def make_examples(split: str, n: int, seed: int) -> list[Example]:
     """The scenes of one split.
 
@@ -61,9 +87,9 @@ def make_examples(split: str, n: int, seed: int) -> list[Example]:
     Returns:
         n examples. Only which of them are faulty depends on n.
     """
-    key = (seed, ("train", "validation", "test").index(split))
+    key = (seed, SPLITS.index(split))
     in_training = split == "train"
-    scenes = [_draw_lots((*key, i), RARE_SHARE if in_training else 0.5) for i in range(n)]
+    scenes = [_random_scene((*key, i), RARE_SHARE if in_training else 0.5) for i in range(n)]
     examples = [
         Example(scene, _captions(scene)[0], group=_group(scene) if in_training else "")
         for scene in scenes
@@ -83,7 +109,7 @@ def render(example: Example) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_lots(seed: tuple[int, ...], female_share: float) -> Scene:
+def _random_scene(seed: tuple[int, ...], female_share: float) -> Scene:
     rng = np.random.default_rng(seed)
     female = rng.random() < female_share
     people = [name for name, person in PEOPLE.items() if person.female == female]
@@ -104,10 +130,10 @@ def _group(scene: Scene) -> str:
 
 def _with_faults(examples: list[Example], rng: np.random.Generator) -> list[Example]:
     n = len(examples)
-    lots = rng.permutation(np.arange(1, n)).tolist()  # scene 0 is honest: something to copy
+    order = rng.permutation(np.arange(1, n)).tolist()  # scene 0 is honest: something to copy
     ends = np.cumsum([round(s * n) for s in (WRONG_CAPTION_SHARE, BOILERPLATE_SHARE)])
-    wrong, boilerplate = lots[: ends[0]], lots[ends[0] : ends[1]]
-    copies = sorted(lots[ends[1] : ends[1] + round(NEAR_COPY_SHARE * n)])
+    wrong, boilerplate = order[: ends[0]], order[ends[0] : ends[1]]
+    copies = sorted(order[ends[1] : ends[1] + round(NEAR_COPY_SHARE * n)])
     honest = np.setdiff1d(np.arange(n), [*wrong, *boilerplate, *copies])
     faulty = list(examples)
     for i in copies:
@@ -124,12 +150,12 @@ def _with_faults(examples: list[Example], rng: np.random.Generator) -> list[Exam
         faulty[i] = replace(examples[i], captions=captions, fault="boilerplate")
     donors = [examples[i] for i in honest]
     for i in wrong:
-        captions = _stranger(donors, examples[i].scene, rng).captions
+        captions = _other_example(donors, examples[i].scene, rng).captions
         faulty[i] = replace(examples[i], captions=captions, fault="wrong_caption")
     return faulty
 
 
-def _stranger(examples: Sequence[Example], scene: Scene, rng: np.random.Generator) -> Example:
+def _other_example(examples: Sequence[Example], scene: Scene, rng: np.random.Generator) -> Example:
     """One that differs from a scene in thing and place; any where none turns up."""
     for _ in range(100):
         other = pick(rng, examples)
@@ -138,8 +164,7 @@ def _stranger(examples: Sequence[Example], scene: Scene, rng: np.random.Generato
     return other
 
 
-# Captions
-
+# --- Captions -------------------------------------------------------------------------------------
 
 _TEMPLATES = (
     "{person} in {clothes} {doing} {thing} {place}.",

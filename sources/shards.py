@@ -16,21 +16,39 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice, pairwise
-from pathlib import Path, PurePosixPath
+from math import prod
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from braceexpand import alphabet, braceexpand
 from tqdm import tqdm
 
 from artifacts.settings import InputError
-from sources.base import DUPLICATE_KEY, SPLITS, Caption, DataConfig, ImageRecord, UnusableImage
-from sources.paths import decode_text, list_files, storable_name
-from sources.splits import SPLIT_OF, IndexedSource, digest
+from sources.base import (
+    DUPLICATE_KEY,
+    SPLITS,
+    Caption,
+    DataConfig,
+    ImageRecord,
+    UnusableImage,
+    datacomp_uid,
+)
+from sources.captions import SHARD_CAPTION_FIELDS, captions_in
+from sources.paths import (
+    decode_text,
+    file_version,
+    leads_out,
+    list_files,
+    natural_order,
+    split_from_path,
+    storable_name,
+    unique_names,
+)
+from sources.splits import IndexedSource, digest
 from sources.tar import IMAGE_EXTENSIONS, TEXT_BYTES, TRUNCATED_SHARD, Member, read_members
 
 logger = logging.getLogger(__name__)
-CAPTION_FIELDS = ("caption", "captions", "title", "text", "comment", "description")
 PACKED_SUFFIXES = (
     ".tgz",
     ".tbz2",
@@ -90,9 +108,9 @@ def open_shards(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     """The pairs of WebDataset shards: a folder of .tar files, one, or a brace pattern of them.
 
     Images are jpg, jpeg, png or webp; the caption is the txt member of the same key, else the first
-    of `CAPTION_FIELDS` that its json member has, a list of texts being several captions. The split
-    is the one that a shard's path names, training where it names none. What cannot be used is
-    skipped with its reason, never left out: a sample without an image is a missing file, one
+    of `SHARD_CAPTION_FIELDS` that its json member has, a list of texts being several captions. The
+    split is the one that a shard's path names, training where it names none. What cannot be used
+    is skipped with its reason, never left out: a sample without an image is a missing file, one
     without a text a missing caption, one whose key its shard held before a duplicate key.
 
     Raises:
@@ -111,7 +129,7 @@ def open_shards(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     n_images = position = 0
     seen: list[tuple[str, tuple[str | None, ...]]] = []
     for shard in shards:
-        split = shard_split(shard.name) or "train"
+        split = split_from_path(shard.name) or "train"
         for sample in shard.samples:
             key = keys[len(seen)]
             official[split].append(_record(shard, sample, key, position))
@@ -126,13 +144,6 @@ def open_shards(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     versions = [(shard.name, shard.version) for shard in shards]
     fingerprint = digest("webdataset", versions, seen)
     return IndexedSource("webdataset", description, fingerprint, official, config.limits(), rng)
-
-
-def shard_split(name: str) -> str | None:
-    """The split that a shard's path names, the nearest part of it first; None if none does."""
-    parts = reversed(PurePosixPath(name.lower()).parts)
-    words = chain.from_iterable(re.findall("[a-z]+", part) for part in parts)
-    return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), None)
 
 
 def _ignored_note(shards: Iterable[_Shard]) -> str:
@@ -204,7 +215,7 @@ def _shards_near(path: str) -> str:
 def _shards_below(root: Path) -> list[str]:
     files = sorted(list_files(root), key=natural_order)
     names = [name for name in files if name.endswith(".tar")]
-    outside = [name for name in names if _leads_out(root, name)]
+    outside = [name for name in names if leads_out(root, name)]
     packed = [name for name in files if name.endswith(PACKED_SUFFIXES)]
     notes = []
     if outside:
@@ -223,23 +234,12 @@ def _shards_below(root: Path) -> list[str]:
     return [name for name in names if name not in outside]
 
 
-def _leads_out(root: Path, name: str) -> bool:
-    base = os.path.realpath(root)
-    return os.path.commonpath([base, os.path.realpath(root / name)]) != base
-
-
-def natural_order(path: str) -> tuple[list[str | int], str]:
-    """A sorting key that puts 2 before 10, and 02 before 2."""
-    return [int(p) if i % 2 else p for i, p in enumerate(re.split("([0-9]+)", path))], path
-
-
 def _pattern_paths(pattern: str) -> list[str]:
-    paths = list(islice(expand_braces(pattern), MAX_PATTERN_PATHS + 1))
-    if len(paths) > MAX_PATTERN_PATHS:
+    if _n_expanded(pattern) > MAX_PATTERN_PATHS:
         raise InputError(
             f"--data_dir {pattern} names more than {MAX_PATTERN_PATHS:,} shards; give a folder"
         )
-    return paths
+    return list(expand_braces(pattern))
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -247,41 +247,57 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
     A brace that is not closed, or holds neither a comma nor a range, stands for itself.
     """
-    for start, character in enumerate(pattern):
-        parts, end = _brace_parts(pattern, start) if character == "{" else ([], 0)
-        options: Iterable[str] | None = _range_texts(parts[0]) if len(parts) == 1 else None
-        if len(parts) > 1:
-            options = chain.from_iterable(map(expand_braces, parts))
-        if options is not None:
-            for option in options:
-                for rest in expand_braces(pattern[end:]):
-                    yield pattern[:start] + option + rest
-            return
-    yield pattern
+    texts = braceexpand(_hide_lone_braces(pattern), escape=False)
+    return (text.replace("\0(", "{").replace("\0)", "}") for text in texts)
 
 
-def _brace_parts(pattern: str, start: int) -> tuple[list[str], int]:
-    """What stands between the commas of the brace at `start`, and where its other side ends."""
-    depth, cuts = 0, [start]
-    for i in range(start, len(pattern)):
-        depth += (pattern[i] == "{") - (pattern[i] == "}")
-        if depth == 0 or (depth == 1 and pattern[i] == ","):
-            cuts.append(i)
-        if depth == 0:
-            return [pattern[a + 1 : b] for a, b in pairwise(cuts)], i + 1
-    return [], 0
+def _hide_lone_braces(pattern: str) -> str:
+    """The pattern with its lone braces behind NUL, which no path holds: `braceexpand` refuses them.
+
+    Its own backslash would not do: it is taken away once more for every brace around it.
+    """
+    characters = list(pattern)
+    opened: list[int] = []
+    for i, character in enumerate(pattern):
+        if character == "{":
+            opened.append(i)
+        elif character == "}" and opened:
+            opened.pop()
+        elif character == "}":
+            characters[i] = "\0)"
+    for i in opened:
+        characters[i] = "\0("
+    return "".join(characters)
 
 
-def _range_texts(text: str) -> Iterator[str] | None:
-    """The numbers from one to another, both included, as wide as the wider if one is padded."""
-    match = re.fullmatch(r"(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})(?:\.\.(-?[0-9]{1,18}))?", text)
-    if match is None:
-        return None
-    first, last, step = int(match[1]), int(match[2]), abs(int(match[3] or 1)) or 1
-    is_padded = any(re.match("-?0[0-9]", end) for end in match.group(1, 2))
-    width = max(map(len, match.group(1, 2))) if is_padded else 0
-    numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
-    return (f"{number:0{width}d}" for number in numbers)
+def _n_expanded(pattern: str) -> int:
+    """How many texts a pattern stands for: sums over commas, products of what stands side by side.
+
+    Counted before they are made, because `braceexpand` holds every part of a pattern whole.
+    """
+
+    def weigh(brace: re.Match[str]) -> str:
+        size = _range_size(brace[1])
+        return f"<{sum(map(_product, brace[1].split(','))) if size is None else size}>"
+
+    pattern, n_found = pattern.replace("<", ">"), 1
+    while n_found:  # the innermost braces first
+        pattern, n_found = re.subn(r"\{([^{}]*)\}", weigh, pattern)
+    return _product(pattern)
+
+
+def _product(text: str) -> int:
+    return prod(map(int, re.findall("<([0-9]+)>", text)))
+
+
+def _range_size(text: str) -> int | None:
+    """How many numbers or letters a range stands for; None for anything else."""
+    for end, place in ((r"-?\d+", int), ("[A-Za-z]", alphabet.index)):
+        match = re.fullmatch(rf"({end})\.\.({end})(?:\.\.-?(\d+))?", text)
+        if match is not None:
+            step = int(match[3] or 1) or 1
+            return abs(place(match[1]) - place(match[2])) // step + 1
+    return None
 
 
 # --- Samples --------------------------------------------------------------------------------------
@@ -297,7 +313,7 @@ def _read_shard(root: Path, name: str) -> _Shard:
             raise OSError("no plain file")
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
-            version = status.st_size, status.st_mtime_ns
+            version = file_version(status)
             members, n_whole, damage = read_members(file, status.st_size)
     except OSError as error:
         damage = f"cannot be read ({error.strerror or error})"
@@ -401,12 +417,11 @@ def _sample(members: Sequence[Member], texts: Mapping[int, str]) -> _Sample:
     captions = _captions(labels or {}) if text is None else (texts.get(text.offset),)
     problems = [member.problem for member in (image, text or table) if member is not None]
     unread = [m for m, found in ((text, captions[0]), (table, labels)) if m and found is None]
-    uid = (labels or {}).get("uid")
     return _Sample(
         members[0].key,
         image,
         captions,
-        uid if isinstance(uid, str) and re.fullmatch("[0-9a-fA-F]{32}", uid) else "",
+        datacomp_uid((labels or {}).get("uid")),
         next((problem for problem in problems if problem is not None), None),
         tuple(member.name for member in unread if member.problem is None),
     )
@@ -425,9 +440,8 @@ def _labels(member: Member) -> dict[str, object] | None:
 
 def _captions(labels: Mapping[str, object]) -> tuple[str | None, ...]:
     """The captions that a json member gives; one that is missing where it gives none."""
-    value = next((labels[field] for field in CAPTION_FIELDS if field in labels), None)
-    values = value if isinstance(value, list) and value else [value]
-    return tuple(text if isinstance(text, str) else None for text in values)
+    value = next((labels[field] for field in SHARD_CAPTION_FIELDS if field in labels), None)
+    return tuple(captions_in(value))
 
 
 # --- Records --------------------------------------------------------------------------------------
@@ -440,16 +454,10 @@ def _unique_keys(shards: Iterable[_Shard]) -> list[str]:
     its shard never takes the name of one that does not.
     """
     samples = [(shard.name.removesuffix(".tar"), s) for shard in shards for s in shard.samples]
-    keys = [f"{shard}/{sample.key}" for shard, sample in samples]
-    taken: set[str] = set()
-    n_same: Counter[str] = Counter()
-    for i in sorted(range(len(samples)), key=lambda i: samples[i][1].is_repeat):
-        key = keys[i]
-        while keys[i] in taken:
-            n_same[key] += 1
-            keys[i] = f"{key}#{n_same[key] + 1}"
-        taken.add(keys[i])
-    return keys
+    order = sorted(range(len(samples)), key=lambda i: samples[i][1].is_repeat)
+    names = unique_names(f"{shard}/{sample.key}" for shard, sample in (samples[i] for i in order))
+    key_of = dict(zip(order, names, strict=True))
+    return [key_of[i] for i in range(len(samples))]
 
 
 def _record(shard: _Shard, sample: _Sample, key: str, position: int) -> ImageRecord:

@@ -15,15 +15,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from sources.base import SPLITS, Caption, ImageRecord, PairSource
+from sources.base import SPLIT_OF, SPLITS, Caption, ImageRecord, PairSource
 
 T = TypeVar("T")
-SPLIT_NAMES = {
-    "train": ("train", "training", "restval"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
-SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 CARVED_SHARE = 0.2  # the most of the training images that a missing split may take
 SPARE_HANDS = 20  # a hand of spare candidates is this fraction of what is asked for
 

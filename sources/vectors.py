@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from artifacts.settings import InputError
 from sources.base import UnusableImage
+from sources.paths import leads_out, natural_order
 
 EMBEDDING_NOT_USABLE = "embedding not usable"
 IMAGE_FOLDER, TEXT_FOLDER, METADATA_FOLDER = "img_emb", "text_emb", "metadata"
@@ -60,24 +61,16 @@ def _list_folder(root: Path, folder: str, suffix: str) -> list[str]:
         raise input_error(
             root, f"{folder} cannot be read ({error.strerror}); provide it"
         ) from error
-    names = sorted((name for name in names if name.endswith(suffix)), key=_natural_order)
+    names = sorted((name for name in names if name.endswith(suffix)), key=natural_order)
     if not names:
         raise input_error(root, f"{folder} holds no {suffix} files; provide them")
-    base = os.path.realpath(root)
-    for name in names:
-        path = os.path.realpath(root / folder / name)
-        if os.path.commonpath([base, path]) != base:
-            raise input_error(
-                root, f"{folder}/{name} leads out of the folder; put a copy in its place"
-            )
-        if not os.path.isfile(path):
-            raise input_error(root, f"{folder}/{name} is no plain file; replace it")
-    return [f"{folder}/{name}" for name in names]
-
-
-def _natural_order(name: str) -> tuple[list[str | int], str]:
-    parts = re.split("([0-9]+)", name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+    files = [f"{folder}/{name}" for name in names]
+    for file in files:
+        if leads_out(root, file):
+            raise input_error(root, f"{file} leads out of the folder; put a copy in its place")
+        if not os.path.isfile(root / file):
+            raise input_error(root, f"{file} is no plain file; replace it")
+    return files
 
 
 # --- Embeddings -----------------------------------------------------------------------------------

@@ -1,49 +1,150 @@
-"""Reading pairs: cleaning, exact duplicates, reasons; the truth is what the tests make up."""
+"""Opening and reading pairs: cleaning, duplicates, reasons; the truth is what the tests make up."""
 
 from __future__ import annotations
 
 import hashlib
-import struct
-import threading
-import zlib
+import json
+import logging
 from collections import Counter
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pandas as pd
 import PIL.Image
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from artifacts.settings import InputError
-from data import PairReader
+from data import SYNTHETIC_WARNING, PairReader, open_source
 from sources.base import (
     BROKEN_IMAGE,
-    CAPTION_TOO_LONG,
     DAMAGED_CAPTION,
     DUPLICATE_PAIR,
     EMPTY_CAPTION,
-    EMPTY_FILE,
     IMAGE_IN_ANOTHER_SPLIT,
-    IMAGE_TOO_LARGE,
-    IMAGE_TOO_SMALL,
     MISSING_CAPTION,
     SPLITS,
     Caption,
     DataConfig,
     ImageRecord,
-    UnusableImage,
-    pair_id,
 )
-from sources.captions import caption_fault, normalize_caption
-from sources.images import decode_image, decode_pixels
-from sources.online import hub_answers
+from sources.captions import normalize_caption
+from sources.images import decode_pixels
 from sources.splits import IndexedSource, StreamSource
-from tests.helpers import SMALL, encode, picture, read_all, record
+from tests.helpers import SMALL, encode, offline_datasets, picture, read_all, record, write
+from tests.sources.layouts import (
+    N_PICTURES,
+    SPLIT_SIZES,
+    as_folder,
+    as_parquet,
+    as_shards,
+    captions_of,
+    numbers_by_split,
+)
+from tests.sources.test_base import half_sha256
+from tests.sources.test_captions import FAULTS, LONGEST
+
+# --- Opening --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return offline_datasets(tmp_path, monkeypatch)
+
+
+def test_auto_falls_back_to_synthetic_with_a_warning(
+    cache: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        source = open_source(DataConfig(**SMALL), rng=np.random.default_rng(0))
+    assert source.name == "synthetic"
+    assert SYNTHETIC_WARNING.startswith("SYNTHETIC DATA:")
+    [message] = [record.getMessage() for record in caplog.records if record.name == "data"]
+    assert message.startswith(f"{SYNTHETIC_WARNING} (--hf_dataset ")
+    assert message.endswith(")")
+
+
+UNUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "webdataset": (
+        {"caption_column": "text", "id_column": "n"},
+        "--caption_column, --id_column: not used by --dataset webdataset; leave them out",
+    ),
+    "folder": ({"image_column": "png"}, "--image_column: not used by --dataset folder; leave it"),
+    "parquet": ({"hf_dataset": "a/b"}, "--hf_dataset: not used by --dataset parquet; leave it out"),
+    "synthetic": ({"id_column": "n"}, "--id_column: not used by --dataset synthetic; leave it out"),
+}
+
+
+@pytest.mark.parametrize("dataset", UNUSED)
+def test_flags_that_a_source_does_not_use(
+    dataset: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writers = {"folder": as_folder, "webdataset": as_shards, "parquet": as_parquet}
+    place = None
+    if dataset != "synthetic":
+        place = str(writers[dataset](tmp_path / "in", SPLIT_SIZES["train alone"]))
+    flags, message = UNUSED[dataset]
+    config = DataConfig(dataset, place, **SMALL)
+    open_source(config, rng=np.random.default_rng(0))
+    assert not caplog.messages
+    open_source(replace(config, **flags), rng=np.random.default_rng(0))
+    [warning] = caplog.messages
+    assert warning.startswith(message)
+
+
+def test_local_coco_uses_no_columns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content: dict[str, list[Any]] = {"images": [], "annotations": []}
+    for i in range(8):
+        content["images"].append({"id": i, "file_name": f"{i}.png"})
+        content["annotations"].append({"image_id": i, "caption": f"caption {i}"})
+    write(tmp_path, {"annotations/captions_train2017.json": json.dumps(content)})
+    config = DataConfig("coco", str(tmp_path), caption_column="text", **SMALL)
+    open_source(config, rng=np.random.default_rng(0))
+    assert caplog.messages == [
+        "--caption_column: not used by --dataset coco with --data_dir; leave it out"
+    ]
+
+
+N_READ = {"official": (8, 8), "no test": (6, 10), "train alone": (8, 8)}  # validation, test
+
+
+@pytest.mark.parametrize("layout", SPLIT_SIZES)
+def test_the_layout_of_the_data_changes_no_pair(layout: str, tmp_path: Path) -> None:
+    sizes = SPLIT_SIZES[layout]
+    places = {
+        "folder": as_folder(tmp_path / "folder", sizes),
+        "webdataset": as_shards(tmp_path / "shards", sizes),
+        "parquet": as_parquet(tmp_path / "parquet", sizes),
+    }
+    ids: dict[str, dict[str, list[str]]] = {}
+    for dataset, place in places.items():
+        config = DataConfig(dataset, str(place), **SMALL | {"max_train_samples": 30})
+        source = open_source(config, rng=np.random.default_rng(3))
+        pairs = read_all(source, max_train_samples=30)[0].pairs()
+        ids[dataset] = {
+            split: pairs.loc[pairs["split"] == split, "id"].tolist() for split in SPLITS
+        }
+    assert ids["folder"] == ids["webdataset"] == ids["parquet"]
+
+    number_of = {
+        hashlib.sha256(picture(i) + text.encode()).hexdigest()[:32]: i
+        for i in range(N_PICTURES)
+        for text in captions_of(i)
+    }
+    numbers = {split: [number_of[name] for name in ids["folder"][split]] for split in SPLITS}
+    assert len(numbers["train"]) == 30
+    n_validation, n_test = N_READ[layout]
+    assert len(set(numbers["validation"])) == len(numbers["validation"]) == n_validation
+    assert len(set(numbers["test"])) == n_test
+    assert len(numbers["test"]) == 2 * n_test
+    if layout == "official":
+        given = numbers_by_split(sizes)
+        assert all(set(numbers[split]) <= set(given[split]) for split in SPLITS)
+
+
+# --- Reading --------------------------------------------------------------------------------------
 
 
 def source_of(**official: Sequence[ImageRecord]) -> IndexedSource:
@@ -65,9 +166,6 @@ def counting(reads: Counter[str], image: ImageRecord) -> ImageRecord:
         return image.read()
 
     return replace(image, read=read)
-
-
-# --- Reading --------------------------------------------------------------------------------------
 
 
 def test_spare_pairs_replace_unusable_ones() -> None:
@@ -274,27 +372,12 @@ def test_a_fault_of_preprocessing_is_not_hidden() -> None:
 # --- Names and places -----------------------------------------------------------------------------
 
 
-def half_sha256(image: bytes, caption: str) -> str:
-    return hashlib.sha256(image + caption.encode("utf-8")).digest()[:16].hex()
-
-
 def texts_of(number: int, *texts: str | None, **places: Any) -> ImageRecord:
     """Captions that may be missing, each in a row of its own from 100 times the number."""
     captions = tuple(
         Caption(10 * number + i, text, row=100 * number + i) for i, text in enumerate(texts)
     )
     return replace(record(number), captions=captions, **places)
-
-
-def test_the_name_of_a_pair_is_half_a_sha256() -> None:
-    assert pair_id(b"ab", "c") == "ba7816bf8f01cfea414140de5dae2223"  # FIPS 180's "abc"
-    assert pair_id(b"", "") == "e3b0c44298fc1c149afbf4c8996fb924"
-    assert pair_id(b"\x00", "été") == hashlib.sha256(b"\0\xc3\xa9t\xc3\xa9").hexdigest()[:32]
-
-
-@given(st.binary(max_size=100), st.text())
-def test_the_name_of_any_pair(image: bytes, caption: str) -> None:
-    assert pair_id(image, caption) == half_sha256(image, caption)
 
 
 def test_kept_pairs_know_their_name_and_their_place() -> None:
@@ -348,152 +431,7 @@ def test_skipped_pairs_know_their_name_and_their_place() -> None:
     assert 900 in names
 
 
-# --- Images ---------------------------------------------------------------------------------------
-
-
-def first_pixel(content: bytes) -> tuple[int, ...]:
-    image = decode_image(content, 10_000)
-    assert image.mode == "RGB"
-    return tuple(np.asarray(image)[0, 0].tolist())
-
-
-def noise(mode: str, value: Any) -> PIL.Image.Image:
-    return PIL.Image.new(mode, (4, 3), value)
-
-
-def palette_with_transparency() -> bytes:
-    image = noise("P", 1)
-    image.putpalette([0, 0, 0, 10, 20, 30])
-    return encode(image, transparency=b"\xff\x00")
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (encode(noise("RGBA", (0, 0, 0, 0))), (255, 255, 255)),
-        (encode(noise("RGBA", (200, 0, 0, 127))), (228, 128, 128)),
-        (encode(noise("LA", (0, 0))), (255, 255, 255)),
-        (palette_with_transparency(), (255, 255, 255)),
-        (encode(noise("RGB", (1, 2, 3)), transparency=(1, 2, 3)), (255, 255, 255)),
-        (encode(noise("I;16", 65535)), (255, 255, 255)),
-        (encode(noise("I;16", 200)), (1, 1, 1)),
-        (encode(noise("F", 0.5), "TIFF"), (128, 128, 128)),
-        (encode(noise("I", 1000), "TIFF"), (4, 4, 4)),
-        (encode(noise("CMYK", (255, 0, 0, 0)), "TIFF"), (0, 255, 255)),
-        (encode(noise("1", 1)), (255, 255, 255)),
-        (
-            encode(
-                noise("RGB", (255, 0, 0)), "GIF", save_all=True, append_images=[noise("RGB", 0)]
-            ),
-            (255, 0, 0),
-        ),
-    ],
-)
-def test_pixel_formats(content: bytes, expected: tuple[int, ...]) -> None:
-    assert first_pixel(content) == expected
-
-
-def test_exif_orientation() -> None:
-    image = PIL.Image.new("RGB", (4, 2))
-    image.putpixel((0, 0), (255, 255, 255))
-    places = []
-    for orientation in range(1, 10):
-        exif = PIL.Image.Exif()
-        exif[0x0112] = orientation
-        decoded = np.asarray(decode_image(encode(image, exif=exif), 100))
-        places.append((decoded.shape[:2], *np.argwhere(decoded[..., 0] > 0)[0].tolist()))
-    wide, high = (2, 4), (4, 2)
-    assert places[:4] == [(wide, 0, 0), (wide, 0, 3), (wide, 1, 3), (wide, 1, 0)]
-    assert places[4:] == [(high, 0, 0), (high, 0, 1), (high, 3, 1), (high, 3, 0), (wide, 0, 0)]
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
-def test_broken_exif_is_ignored() -> None:
-    assert decode_image(picture(3, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), 100).size == (
-        6,
-        4,
-    )
-
-
-def bomb() -> bytes:
-    """The header of a PNG of 60,000 x 60,000 pixels, without the pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    checksum = struct.pack(">I", zlib.crc32(header))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + checksum + picture(1)[33:]
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", EMPTY_FILE),
-        (b"hello", BROKEN_IMAGE),
-        (picture(1, "JPEG")[:300], BROKEN_IMAGE),
-        (picture(1)[:45], BROKEN_IMAGE),
-        (bomb(), IMAGE_TOO_LARGE),
-        (encode(PIL.Image.new("L", (101, 100))), IMAGE_TOO_LARGE),
-        (encode(PIL.Image.new("L", (1, 4))), IMAGE_TOO_SMALL),
-        (encode(PIL.Image.new("L", (4, 1))), IMAGE_TOO_SMALL),
-    ],
-)
-def test_unusable_images(content: bytes, reason: str) -> None:
-    with pytest.raises(UnusableImage) as raised:
-        decode_image(content, 10_000)
-    assert raised.value.reason == reason
-    assert " at 0x" not in raised.value.detail
-
-
-@given(st.binary(max_size=200))
-def test_random_bytes_never_raise_anything_else(content: bytes) -> None:
-    for prefix in (b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"\xff\xd8\xff"):
-        with pytest.raises(UnusableImage):
-            decode_image(prefix + content, 10_000)
-
-
 # --- Captions -------------------------------------------------------------------------------------
-
-
-@given(st.text())
-def test_normalising_is_idempotent_and_ignores_case_space_and_final_stops(text: str) -> None:
-    once = normalize_caption(text)
-    assert normalize_caption(once) == once
-    assert normalize_caption(f"  {text} . ") == once
-    assert once == once.casefold() == " ".join(once.split())
-
-
-@pytest.mark.parametrize("text", ["A  dog\truns.", "a dog runs", "A DOG RUNS !!", "ａ dog runs…"])
-def test_captions_that_are_the_same(text: str) -> None:
-    assert normalize_caption(text) == "a dog runs"
-
-
-LONGEST = "x" * 10_000
-FAULTS: list[tuple[str | None, str, str]] = [
-    (None, MISSING_CAPTION, ""),
-    ("", EMPTY_CAPTION, ""),
-    (" \t\n\u3000", EMPTY_CAPTION, ""),
-    ("a \0 dog", DAMAGED_CAPTION, "it holds bytes that are no text"),
-    ("a d\ufffdg", DAMAGED_CAPTION, "it holds bytes that are no text"),
-    ("a dog\ud800", DAMAGED_CAPTION, "it holds bytes that are no text"),
-    ("\udfff", DAMAGED_CAPTION, "it holds bytes that are no text"),
-    (LONGEST + "x", CAPTION_TOO_LONG, "10,001 characters"),
-]
-
-
-@pytest.mark.parametrize(("text", "reason", "detail"), FAULTS)
-def test_captions_that_cannot_be_used(text: str | None, reason: str, detail: str) -> None:
-    assert caption_fault(text) == (reason, detail)
-
-
-@pytest.mark.parametrize("text", ["a", " a ", "0", "\U0001f415", "\ud7ff\ue000", LONGEST])
-def test_captions_that_can_be_used(text: str) -> None:
-    assert caption_fault(text) is None
-
-
-@given(st.text(st.characters(exclude_categories=[]), max_size=20))
-def test_a_usable_caption_has_bytes(text: str) -> None:
-    if caption_fault(text) is None:
-        assert text.encode().decode().strip()
-    else:
-        assert not text.strip() or any(c in "\0\ufffd" or 0xD800 <= ord(c) <= 0xDFFF for c in text)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -542,51 +480,3 @@ def test_the_name_of_a_long_duplicate_is_that_of_the_whole_caption() -> None:
         [half_sha256(picture(5), "W" * 600), "W" * 500 + "…", 10]
     ]
     assert long in set(reader.pairs()["caption"])
-
-
-# --- The Hub --------------------------------------------------------------------------------------
-
-
-def test_a_hub_that_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert not hub_answers("jxie/coco_captions", "dataset")
-
-
-def test_a_hub_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    release = threading.Event()
-
-    class Hanging:
-        def dataset_info(self, repo_id: str, timeout: float) -> None:
-            release.wait()
-
-        def model_info(self, repo_id: str, timeout: float) -> None:
-            if repo_id != "known":
-                raise ConnectionError
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hanging)
-    assert not hub_answers("someone/something", "dataset", timeout_seconds=0.05)
-    release.set()
-    assert hub_answers("known", "model")
-    assert not hub_answers("unknown", "model")
-
-
-# --- Settings -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"max_train_samples": 1}, "--max_train_samples must be >= 2"),
-        ({"num_workers": -1}, "--num_workers must be >= 0"),
-        ({"dataset": "imagenet"}, "--dataset must be one of auto"),
-    ],
-)
-def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        DataConfig(**settings)
-
-
-def test_workers_do_not_make_results_stale() -> None:
-    assert "num_workers" not in DataConfig().fingerprint_settings()

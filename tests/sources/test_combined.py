@@ -41,8 +41,8 @@ from sources.embeddings import open_embeddings
 from sources.splits import IndexedSource, StreamSource, complete_splits
 from sources.vectors import EMBEDDING_NOT_USABLE
 from tests.helpers import SMALL, offline_datasets, picture, read_all, record, write
-from tests.sources.test_embeddings import draw, save_part, unit
-from tests.sources.test_sources import as_folder, as_parquet, as_shards
+from tests.sources.embedding_files import draw, save_part, unit
+from tests.sources.layouts import as_folder, as_parquet, as_shards
 
 HELD_OUT = ("validation", "test")
 LIMITS = {"train": 100, "validation": 10, "test": 10}

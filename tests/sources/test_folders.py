@@ -22,6 +22,7 @@ from sources.base import (
     DataConfig,
     PairSource,
 )
+from sources.captions import CAPTION_COLUMNS
 from tests.helpers import SMALL, image_splits, open_folder, photographs, picture, read_all, write
 
 FLICKR8K = Path(__file__).parents[3] / "shared" / "data" / "flickr8k"
@@ -81,14 +82,14 @@ def test_table_rows_keep_every_character(tmp_path: Path) -> None:
         "c.png",
     ]
     table = write(tmp_path, {"t.csv": "\n".join([*rows, f"d.png,{long},web"])}) / "t.csv"
-    assert folders.read_table(table, folders.CAPTION_COLUMNS) == [
+    assert folders.read_table(table, CAPTION_COLUMNS) == [
         ("a.png", "red, green, blue"),
         ("b.png", "quoted, once"),
         ("c.png", ""),
         ("d.png", long),
     ]
     table.write_bytes(b"caption,file\nred, green,a.png\n\xff,b.png\n")
-    assert folders.read_table(table, folders.CAPTION_COLUMNS) == [
+    assert folders.read_table(table, CAPTION_COLUMNS) == [
         ("a.png", "red, green"),
         ("b.png", "\xff"),  # Windows-1252, line by line
     ]

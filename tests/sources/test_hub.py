@@ -23,7 +23,7 @@ from sources.base import (
     DataConfig,
     UnusableImage,
 )
-from tests.helpers import offline_datasets, open_hf, photographs, picture, read_all, write
+from tests.helpers import SMALL, offline_datasets, open_hf, photographs, picture, read_all, write
 
 
 @pytest.fixture
@@ -112,6 +112,30 @@ def test_parquet_folder(tmp_path: Path, cache: Any) -> None:
         open_hf(folder)
     with pytest.raises(InputError, match="--caption_column photo holds dict, not text"):
         open_hf(folder, image_column="photo", caption_column="photo")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/a/0", "val/a/0", "test/a/0"),
+        ("data/train/en/0", "data/dev/en/0", "data/test/en/0"),
+        ("train-0", "validation-0", "test-0"),
+        ("test/train/0", "a/valid-0", "train/test"),
+    ],
+)
+def test_official_splits_are_those_of_the_parquet_reader(
+    tmp_path: Path, cache: Any, names: Sequence[str]
+) -> None:
+    root = tmp_path / "test"  # the folder that is given has no say
+    for part, name in enumerate(names):
+        path = root / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows(range(10 * part, 10 * part + 9), 1)).to_parquet(path)
+    config = DataConfig(dataset="parquet", data_dir=str(root), **SMALL)
+    for source in (open_hf(root), open_source(config, rng=np.random.default_rng(0))):
+        _, pixels = read_all(source)
+        for part, split in enumerate(SPLITS):
+            assert sorted(pixels[split][:, 0]) == [*range(10 * part, 10 * part + 9)]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "save_to_disk"])

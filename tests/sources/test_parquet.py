@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from artifacts.settings import InputError
 from data import open_source
-from sources import folders, parquet
+from sources import parquet
 from sources.base import (
     DAMAGED_CAPTION,
     EMPTY_CAPTION,
@@ -33,6 +33,7 @@ from sources.base import (
     PairSource,
     UnusableImage,
 )
+from sources.captions import CAPTION_COLUMNS, PARQUET_CAPTION_COLUMNS
 from sources.parquet import DAMAGED_TABLE
 from tests.helpers import SMALL, open_folder, photographs, picture, read_all, write
 
@@ -178,7 +179,7 @@ def test_files_are_taken_in_natural_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("image", parquet.IMAGE_COLUMNS)
-@pytest.mark.parametrize("caption", parquet.CAPTION_COLUMNS)
+@pytest.mark.parametrize("caption", PARQUET_CAPTION_COLUMNS)
 def test_known_columns_are_found(tmp_path: Path, image: str, caption: str) -> None:
     texts = [f"of {i}" for i in range(6)]
     table(tmp_path, "a.parquet", {image: [picture(i) for i in range(6)], caption.upper(): texts})
@@ -188,7 +189,7 @@ def test_known_columns_are_found(tmp_path: Path, image: str, caption: str) -> No
 
 
 def test_captions_are_called_what_folders_call_them() -> None:
-    assert set(folders.CAPTION_COLUMNS) <= set(parquet.CAPTION_COLUMNS)
+    assert set(CAPTION_COLUMNS) <= set(PARQUET_CAPTION_COLUMNS)
 
 
 def test_named_columns_and_the_first_known_one(tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER, UnusableImage
-from sources.paths import clean_path, decode_text, list_files, read_file, storable_name
+from sources.paths import (
+    clean_path,
+    decode_text,
+    list_files,
+    read_file,
+    split_from_path,
+    storable_name,
+)
 from tests.helpers import write
 
 # --- What a folder holds --------------------------------------------------------------------------
@@ -154,6 +161,25 @@ def test_paths_without_detours(path: str, cleaned: str) -> None:
 )
 def test_names_that_any_file_can_hold(path: str, name: str) -> None:
     assert storable_name(path) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train/00000.tar", "train"),
+        ("val-000.tar", "validation"),
+        ("coco_val2014_01.tar", "validation"),
+        ("Validation/a.tar", "validation"),
+        ("data/dev/x/y.tar", "validation"),
+        ("train/test-1.tar", "test"),
+        ("test/train/1.tar", "train"),
+        ("testing.tar", "test"),
+        ("latest/value/strain.tar", None),
+        ("00000.tar", None),
+    ],
+)
+def test_a_path_names_a_split(name: str, split: str | None) -> None:
+    assert split_from_path(name) == split
 
 
 # --- Text -----------------------------------------------------------------------------------------

@@ -10,11 +10,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from data import open_source
 from sources import pen, scenes
 from sources.backdrops import PLACES
+from sources.base import DataConfig
 from sources.drawing import PEOPLE, THINGS
 from sources.pen import COLOURS
 from sources.scenes import BOILERPLATE, Example, make_examples, render
+from tests.helpers import SMALL, read_all
 
 N = 1000
 
@@ -155,3 +158,26 @@ def test_enough_of_everything() -> None:
     assert len(THINGS) >= 12
     assert len(PLACES) >= 8
     assert len(BOILERPLATE) == 10
+
+
+def test_synthetic_source_and_its_ground_truth() -> None:
+    config = DataConfig(dataset="synthetic", **SMALL)
+    source = open_source(config, rng=np.random.default_rng(0))
+    pairs = read_all(source)[0].pairs()
+    assert pairs["split"].value_counts().to_dict() == {"train": 100, "validation": 10, "test": 20}
+    train = pairs[pairs["split"] == "train"]
+    assert train["image_row"].is_unique
+    assert train["fault"].value_counts()[
+        ["wrong_caption", "boilerplate", "near_copy"]
+    ].tolist() == [10, 5, 10]
+    assert set(train["group"]) == {"", "rare"}
+    held_out = {
+        split: pairs.loc[pairs["split"] == split, "fault"].tolist()
+        for split in ("validation", "test")
+    }
+    assert sorted(held_out["validation"]) == [""] * 8 + ["near_copy", "wrong_caption"]
+    assert set(held_out["test"]) == {""}
+    assert source.read_image("test/000000").startswith(b"\x89PNG")
+    again = open_source(config, rng=np.random.default_rng(0))
+    other = open_source(config, rng=np.random.default_rng(1))
+    assert again.fingerprint == source.fingerprint != other.fingerprint

