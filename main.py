@@ -35,13 +35,14 @@ from baselines import (
     Selection,
     select_baseline,
 )
-from cli.auto import open_data, warn_of_replacing
+from cli.auto import resolve_auto, warn_of_replacing
 from cli.config import Config, parse_arguments
 from cli.log import logging_to
 from cli.preview import preview
 from cli.run import Run, resolve_device
 from clustering import ClusterAssignment, cluster_embeddings, training_pairs
 from curation import CurationResult, curate, estimated_parts
+from data import PairReader
 from embedding import EmbeddingResult, embed_pairs
 from exporting.formats import ExportReport, export_curated, warn_of_outdated
 from influence import judge_held_out, score_clusters, score_pairs_in_rounds
@@ -83,10 +84,12 @@ def run_pipeline(config: Config, command: str) -> None:
 def embed(run: Run) -> Saved[EmbeddingResult]:
     """Read the data set and embed its pairs."""
     stage, mode = stages.EMBEDDING, run.mode(stages.EMBEDDING)
-    data = open_data(run, mode)
+    data = resolve_auto(run, mode)
 
     def compute() -> EmbeddingResult:
-        return embed_pairs(*data.reader(run), rng=run.rng(stage.name))
+        source, encoder, decode = data.opened(run)
+        reader = PairReader(source, run.config.data, decode=decode)
+        return embed_pairs(reader, encoder, run.config.embedding, rng=run.rng(stage.name))
 
     return run.have(stage, EmbeddingResult, data.provenance(run), compute, mode)
 

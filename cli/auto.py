@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from artifacts.provenance import (
     EMBEDDING,
@@ -17,12 +19,12 @@ from artifacts.provenance import (
     changed_settings,
 )
 from cli.run import Run
-from data import SYNTHETIC_WARNING, PairReader
+from data import SYNTHETIC_WARNING
 from encoders.base import (
     DEFAULT_MODEL,
     EMBEDDED_WARNING,
-    EmbeddingConfig,
     Encoder,
+    Features,
     GivenEmbeddings,
     resolve_dtype,
 )
@@ -106,24 +108,33 @@ class StageOneData:
         inputs = {"data set": self.fingerprint}
         return Provenance(config.run.seed, settings, inputs, config.data.left_out_defaults())
 
-    def reader(self, run: Run) -> tuple[PairReader, Encoder, EmbeddingConfig]:
-        """What `embed_pairs` takes in."""
+    def opened(self, run: Run) -> OpenData:
+        """The source and what it is embedded by, opened now where they are not yet."""
         config = run.config
         if self.given is not None:
-            reader = PairReader(self.given.source, config.data, decode=self.given.decode)
-            return reader, GivenEmbeddings(self.given.name, self.given.texts_at), config.embedding
+            features = GivenEmbeddings(self.given.name, self.given.texts_at)
+            return OpenData(self.given.source, features, self.given.decode)
         chosen = replace(config.embedding, encoder_model=self.encoder_model)
         encoder = self.encoder or load_encoder(chosen, device=run.device)
-        data = replace(config.data, dataset=self.dataset)
-        decode = decode_pixels(encoder.preprocess, data.max_image_pixels)
-        source = self.source or run.open_source(self.dataset)
-        return PairReader(source, data, decode=decode), encoder, chosen
+        decode = decode_pixels(encoder.preprocess, config.data.max_image_pixels)
+        return OpenData(self.source or run.open_source(self.dataset), encoder, decode)
 
 
-def open_data(run: Run, mode: Mode) -> StageOneData:
-    """Open what stage 1 reads, unless its saved result is loaded.
+class OpenData(NamedTuple):
+    """A data set, what embeds it and what makes the embedder's input of an image file."""
+
+    source: PairSource
+    encoder: Features
+    decode: Callable[[bytes], np.ndarray]
+
+
+def resolve_auto(run: Run, mode: Mode) -> StageOneData:
+    """What stage 1 reads, opened unless its saved result is loaded.
 
     What `auto` meant when a result was saved, it still means.
+
+    Raises:
+        InputError: the data set or the encoder cannot be had.
     """
     config, earlier = run.config, _earlier_settings(run, mode)
     dataset, encoder_model = config.data.dataset, config.embedding.encoder_model

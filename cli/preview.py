@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import PIL.Image
 
-from artifacts.provenance import EMBEDDING, Mode, StaleError
+from artifacts.provenance import EMBEDDING, Mode
 from baselines import BASELINES
+from cli.auto import OpenData, resolve_auto
 from cli.config import Config
 from cli.costs import STAGES, Speed, expected_seconds, measure_speed
 from cli.run import Run
@@ -35,10 +35,9 @@ from cli.sizes import (
     n_trained,
     reference_steps,
 )
-from data import SYNTHETIC_WARNING, PairReader
+from data import PairReader
 from embedding import READ_ORDER
-from encoders.base import EMBEDDED_WARNING, Encoded, Features, GivenEmbeddings
-from encoders.pretrained import load_encoder
+from encoders.base import Encoded, Features
 from sources.base import SPLITS, DataConfig, PairSource, UnusableImage
 from sources.images import decode_pixels
 from train_eval import COMPARISONS
@@ -85,55 +84,14 @@ def preview(run: Run) -> str:
 # --- Reading --------------------------------------------------------------------------------------
 
 
-class OpenData(NamedTuple):
-    """A data set, what embeds it and what makes the embedder's input of an image file."""
-
-    source: PairSource
-    encoder: Features
-    decode: Callable[[bytes], np.ndarray]
-
-
 def open_data(run: Run) -> OpenData:
     """The data set and the encoder that stage 1 would take, with its warnings.
 
     Raises:
         InputError: one of them cannot be had.
     """
-    config = run.config
-    if config.data.embeddings_dir is not None:
-        from sources.embeddings import open_embeddings
-
-        given = open_embeddings(config.data, rng=run.rng("data"))
-        encoder = GivenEmbeddings(given.name, given.texts_at)
-        return OpenData(given.source, encoder, given.decode)
-    dataset, encoder_model = _meant_before(run)
-    source = run.open_source(dataset)
-    chosen = replace(config.embedding, encoder_model=encoder_model)
-    used = load_encoder(chosen, device=run.device)
-    return OpenData(source, used, decode_pixels(used.preprocess, config.data.max_image_pixels))
-
-
-def _meant_before(run: Run) -> tuple[str, str]:
-    """Data set and encoder; `auto` is what it was when it was saved, if saved results count."""
-    config, stage = run.config, EMBEDDING
-    wanted = {"dataset": config.data.dataset, "encoder_model": config.embedding.encoder_model}
-    earlier: Mapping[str, str] = {}
-    if run.mode(stage) is not Mode.RUN:
-        try:
-            earlier = run.store.manifest(stage)["settings"]
-        except StaleError:
-            logger.debug("no earlier embedding")
-    if earlier.get("embeddings_dir") is not None:
-        earlier = {}  # of other data: it says nothing about what `auto` means
-    for name, fallback, warning in (
-        ("dataset", "synthetic", SYNTHETIC_WARNING),
-        ("encoder_model", "embedded", EMBEDDED_WARNING),
-    ):
-        if wanted[name] == "auto" and name in earlier:
-            wanted[name] = earlier[name]
-            if wanted[name] == fallback:
-                logger.warning(warning)
-    return wanted["dataset"], wanted["encoder_model"]
+    mode = run.mode(EMBEDDING)
+    return resolve_auto(run, Mode.REUSE if mode is Mode.LOAD else mode).opened(run)
 
 
 def sample_config(config: DataConfig) -> DataConfig:

@@ -24,11 +24,12 @@ import main
 from artifacts import provenance
 from artifacts.settings import InputError
 from artifacts.store import Store
+from cli import auto
 from cli import preview as preview_module
+from cli.auto import OpenData
 from cli.config import Config, parse_arguments
 from cli.costs import STAGES, Speed, expected_seconds
 from cli.preview import (
-    OpenData,
     count_splits,
     open_data,
     preview,
@@ -93,7 +94,7 @@ def everything_below(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preview_module, "load_encoder", lambda config, *, device: Colours())
+    monkeypatch.setattr(auto, "load_encoder", lambda config, *, device: Colours())
 
 
 @pytest.fixture
