@@ -71,6 +71,7 @@ from sources.parquet import DAMAGED_TABLE
 from sources.tar import NO_PLAIN_MEMBER, TRUNCATED_SHARD
 from sources.vectors import EMBEDDING_NOT_USABLE
 from tests.helpers import encode, offline_datasets, picture, record, write
+from tests.small_models import narrow
 from tests.test_main import timeless
 
 ROOMY: dict[str, Any] = {
@@ -966,6 +967,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without figures, which other tests look at, and with one encoder for all of them."""
     monkeypatch.setattr("visualize.figures", lambda summary: {})
     monkeypatch.setattr(auto, "load_encoder", _load_encoder_once)
+    narrow(monkeypatch)
 
 
 @functools.cache
@@ -1214,6 +1216,7 @@ def kill_and_continue(root: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("encoders.embedded.load_lite0", lambda: networks[0])
         patch.setattr("encoders.embedded.load_wordllama", lambda: networks[1])
+        narrow(patch)
         figures = visualize.figures  # two are enough
         patch.setattr(visualize, "figures", lambda s: dict([*figures(s).items()][:2]))
         kills: list[tuple[bool, int]] = []

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from data import open_source
 from reporting.figures import gaps
 from reporting.summary import faults_dropped
 from sources.base import PairSource
+from tests.small_models import narrow
 
 TINY = (
     "--dataset synthetic --encoder_model embedded --max_train_samples 60 --max_val_samples 24 "
@@ -102,6 +104,13 @@ def timeless(folder: Path) -> dict[str, bytes]:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow_encoder() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        narrow(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -295,8 +304,9 @@ def test_contact_sheets_and_checkpoints(finished: Path) -> None:
     for name in ("stage1/contact_sheet.png", "stage3/dropped.png", "stage3/kept.png"):
         assert (finished / name).is_file()
     model = load_file(finished / "evaluation/checkpoints/full_same_epochs_seed0.safetensors")
-    assert model["image_map"].shape == (1280, 16)
-    assert model["text_map"].shape == (256, 16)
+    for side in ("image", "text"):
+        features = np.load(finished / f"stage1/{side}_features.npy")
+        assert model[f"{side}_map"].shape == (features.shape[1], 16)
 
 
 def test_contact_sheets_do_not_outlive_the_run_they_show(copied: Path) -> None:
