@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from reporting.estimate import doubts, undecided_signs
-from reporting.figures.topics import effective_size
 from reporting.standing import FEW_TRUSTED, is_narrow, is_or_are, n_asked
 from reporting.summary import GAP_RECALL_AT, Summary, gap_text, recall, trusted_recall
 from reporting.verdicts import (
@@ -21,6 +20,7 @@ from reporting.verdicts import (
     against,
     clear_outcome,
     compare,
+    effective_size,
     gap_change,
     n_undecided_signs,
     seeds_to_decide,

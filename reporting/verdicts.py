@@ -10,6 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float
+
 from reporting.summary import Summary
 from reporting.words import RANDOM
 
@@ -92,6 +95,11 @@ def seeds_to_decide(v: Verdict, n: int) -> int | None:
     """Training seeds at which a difference of this size and spread reaches `CLEAR`."""
     ratio = in_standard_errors(v)
     return math.ceil(n * (CLEAR / ratio) ** 2) if ratio else None
+
+
+def effective_size(sample_weights: Float[np.ndarray, " m"]) -> float:
+    """How many equally weighted pairs have the same variance: (sum w)^2 / sum w^2, Kish (1965)."""
+    return float(sample_weights.sum() ** 2 / (sample_weights**2).sum())
 
 
 def spectrum_flatness(eigenvalues: Sequence[float]) -> float | None:

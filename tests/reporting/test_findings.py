@@ -37,6 +37,7 @@ from reporting.standing import (
 from reporting.summary import PairSummary
 from reporting.verdicts import (
     against,
+    effective_size,
     gap_change,
     n_undecided_signs,
     seeds_to_decide,
@@ -144,6 +145,11 @@ def test_signs_that_are_not_known() -> None:
         for score, error in ((-0.5, 0.2), (0.1, 0.2), (-0.2, 0.2), (1.0, 0.0))
     ]
     assert n_undecided_signs(entries) == 2
+
+
+def test_effective_size_by_hand() -> None:
+    assert effective_size(np.ones(7)) == pytest.approx(7)
+    assert effective_size(np.array([1.5, 0.5])) == pytest.approx(4 / 2.5)
 
 
 # --- Sentences --------------------------------------------------------------------------------

@@ -79,61 +79,6 @@ def test_links_lead_to_the_figures(name: str) -> None:
     assert sorted(posixpath.normpath(f"results/{link}") for link in links) == sorted(made)
 
 
-def test_every_figure_of_the_tree_is_made() -> None:
-    assert set(visualize.figures(SUMMARIES["everything"])) == {
-        "stage1/cluster_sizes.png",
-        "stage2/wrong_captions.png",
-        "stage2/influence_scores.png",
-        "stage2/influence_validation.png",
-        "stage3/cells.png",
-        "stage3/cluster_categorization.png",
-        "stage3/weight_distribution.png",
-        "evaluation/comparison_avg_recall@1.png",
-        "evaluation/comparison_avg_recall@5.png",
-        "evaluation/comparison_avg_recall@10.png",
-        "evaluation/fairness_comparison.png",
-        "results/performance_comparison.png",
-        "results/efficiency_comparison.png",
-        "results/training_progress.png",
-        "results/demographic_gaps.png",
-        "results/performance_efficiency_tradeoff.png",
-    }
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("one seed, one cluster", "hostile text", "two methods", "full data alone", "no random"),
-        *("validated with one seed", "too few to validate", "stage 2 not loaded"),
-        *("noisy and taken at its word", "a narrow target and a guard"),
-    ],
-)
-def test_every_figure_draws(name: str) -> None:
-    for path, make in visualize.figures(SUMMARIES[name]).items():
-        figure = make()
-        figure.draw_without_rendering()
-        assert figure.axes, path
-
-
-def test_figures_without_their_data_are_left_out() -> None:
-    made = visualize.figures(SUMMARIES["stages 2 and 3 not loaded"])
-    assert not any(path.startswith(("stage2", "stage3")) for path in made)
-    assert set(visualize.figures(SUMMARIES["nothing trained"])) == {
-        "stage1/cluster_sizes.png",
-        "stage2/wrong_captions.png",
-        "stage2/influence_scores.png",
-        "stage3/cells.png",
-        "stage3/cluster_categorization.png",
-        "stage3/weight_distribution.png",
-    }
-    no_stage_2 = visualize.figures(SUMMARIES["stage 2 not loaded"])
-    assert "stage3/cells.png" in no_stage_2
-    assert not any(path.startswith("stage2") for path in no_stage_2)
-    no_stage_3 = visualize.figures(SUMMARIES["stage 3 not loaded"])
-    assert "stage2/influence_scores.png" in no_stage_3
-    assert not any(path.startswith("stage3") for path in no_stage_3)
-
-
 def test_one_seed_shows_no_spread() -> None:
     page = page_module.results_markdown(make_summary(n_seeds=1))
     assert "±" not in section(page, "Performance")
@@ -511,19 +456,6 @@ def test_no_empty_figure_of_groups(small: set[str], drawn: int, words: str) -> N
     assert text.count("![") == drawn
     assert words in text
     assert ("There is no" in text or "There are no" in text) == bool(words)
-
-
-def test_categories_follow_the_rule_where_stage_3_was_not_loaded() -> None:
-    with_stage_3 = make_summary(100)
-    without = make_summary(100, categorization=None)
-    drawn = [
-        [
-            p.get_facecolor()
-            for p in visualize.figures(s)["stage2/influence_scores.png"]().axes[1].patches
-        ]
-        for s in (with_stage_3, without)
-    ]
-    assert drawn[0] == drawn[1]
 
 
 def test_reproduction() -> None:
