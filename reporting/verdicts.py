@@ -17,10 +17,6 @@ from reporting.summary import Summary
 from reporting.words import RANDOM
 
 CLEAR = 2.0  # standard errors from which a difference is more than narrow
-MAX_USEFUL_SEEDS = 1000  # above which no number of seeds is advised
-
-
-# --- Judging ----------------------------------------------------------------------------------
 
 
 class Verdict(NamedTuple):
