@@ -285,7 +285,7 @@ def _seed_limits(summary: Summary) -> list[str]:
             continue
         v = compare(summary, comparison, INFLUENCESPACE, rival)
         needed = seeds_to_decide(v, n)
-        if v.outcome == "undecided" and needed and needed <= MAX_USEFUL_SEEDS:
+        if clear_outcome(v) == "undecided" and needed and needed <= MAX_USEFUL_SEEDS:
             items.append(
                 f"{COMPARISON_LABELS[comparison]}: to tell InfluenceSpace from"
                 f" {escape(method_label(rival))} at this difference and spread takes about"

@@ -46,6 +46,11 @@ def test_the_answer_when_influencespace_loses_to_random() -> None:
             " Per-pair influence (DataInf), Random" in standing
         )
         assert "beats" not in standing
+        # Random is at 28.2, CLIP score at 31.6, SemDeDup 1.5 standard errors below random.
+        assert standing.endswith(" Coreset (k-centre) loses to random selection.")
+    assert "training steps, InfluenceSpace loses to the full data by 6.40 points" in " ".join(
+        key_findings(summary)
+    )
 
 
 def test_the_answer_when_nothing_can_be_told() -> None:
@@ -57,6 +62,18 @@ def test_the_answer_when_nothing_can_be_told() -> None:
     assert "cannot be told from CLIP score" in key_findings(summary)[0]
     # 0.1 points at 0.289: 0.35 standard errors, two are asked for: 3 (2 / 0.346)^2 = 100
     assert "takes about 100 seeds" in " ".join(limitations(summary))
+
+
+def test_the_answer_and_the_findings_claim_the_same_of_a_narrow_difference() -> None:
+    summary = make_summary(mean_recall={"influencespace": 31.2})  # 0.4 points at 0.289
+    assert (
+        "it is behind the best rival of its size, CLIP score (31.60 ± 0.40) by 0.40 points,"
+        " 1.4 standard errors, too few to tell them apart" in answer(summary)
+    )
+    assert "cannot be told from CLIP score" in key_findings(summary)[0]
+    assert "CLIP score at this difference and spread takes about 7 seeds" in " ".join(
+        limitations(summary)
+    )
 
 
 def test_one_seed_claims_no_spread() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from reporting.verdicts import (
     against,
+    clear_outcome,
     effective_size,
     gap_change,
     n_undecided_signs,
@@ -52,7 +53,14 @@ def test_verdict(
     ("arguments", "text"),
     [
         ((32.0, 30.0, 0.3, 0.4, 1), "beats X by 2.00 points, 4.0 standard errors"),
-        ((29.3, 30.0, 0.3, 0.4, 1), "narrowly loses to X by 0.70 points, 1.4 standard errors"),
+        (
+            (29.3, 30.0, 0.3, 0.4, 1),
+            "is behind X by 0.70 points, 1.4 standard errors, too few to tell them apart",
+        ),
+        (
+            (30.7, 30.0, 0.3, 0.4, 1),
+            "is ahead of X by 0.70 points, 1.4 standard errors, too few to tell them apart",
+        ),
         ((29.0, 30.0, 0.3, 0.4, 4), "loses to X by 1.00 points, 4.0 standard errors"),
         (
             (30.1, 30.0, 0.3, 0.4, 1),
@@ -72,6 +80,15 @@ def test_verdict(
 )
 def test_the_verdict_in_words(arguments: tuple[Any, ...], text: str) -> None:
     assert against(verdict(*arguments), "X") == text
+
+
+def test_less_than_two_standard_errors_are_not_clear() -> None:
+    assert clear_outcome(verdict(29.3, 30.0, 0.3, 0.4, 1)) == "undecided"  # 1.4
+    assert clear_outcome(verdict(30.7, 30.0, 0.3, 0.4, 1)) == "undecided"
+    assert clear_outcome(verdict(28.9, 30.0, 0.3, 0.4, 1)) == "loses"  # 2.2
+    assert clear_outcome(verdict(31.1, 30.0, 0.3, 0.4, 1)) == "wins"
+    assert clear_outcome(verdict(29.9, 30.0, None, None, 1)) == "loses"
+    assert clear_outcome(verdict(30.1, 30.0, 0.0, 0.0, 3)) == "wins"
 
 
 def test_seeds_to_decide() -> None:
@@ -94,6 +111,7 @@ def test_gap_changes_only_where_the_intervals_do_not_overlap() -> None:
     assert gap_change(gap(1, 3), gap(4, 6)) == "wider"
     assert gap_change(gap(4, 6), gap(1, 3)) == "narrower"
     assert gap_change(gap(1, 4), gap(3, 6)) == ""
+    assert gap_change(gap(3, 6), gap(1, 4)) == ""
 
 
 def test_signs_that_are_not_known() -> None:
