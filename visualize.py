@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from reporting.estimate import doubts
+from reporting.figures.clusters import cluster_categorization, cluster_sizes, influence_scores
 from reporting.figures.gaps import GAP_FIGURES, demographic_gaps, fairness_comparison
 from reporting.figures.methods import (
     efficiency_comparison,
@@ -18,15 +19,9 @@ from reporting.figures.methods import (
     recall_comparison,
     training_progress,
 )
-from reporting.figures.topics import (
-    cells,
-    cluster_categorization,
-    cluster_sizes,
-    influence_scores,
-    influence_validation,
-    weight_distribution,
-)
+from reporting.figures.pairs import cells, weight_distribution
 from reporting.figures.trust import wrong_captions
+from reporting.figures.validation import influence_validation
 from reporting.standing import TRUST_FIGURE, narrow_sentence
 from reporting.summary import GAP_RECALL_AT, RECALL_AT, Summary
 from reporting.verdicts import compare

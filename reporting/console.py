@@ -6,7 +6,7 @@ import posixpath
 
 from reporting.estimate import doubts
 from reporting.figures.methods import rank_methods
-from reporting.findings import kept_sentence, skipped_sentence
+from reporting.kept import kept_sentence, skipped_sentence
 from reporting.standing import trust_warnings, wrong_captions_sentence
 from reporting.summary import Summary, recall
 from reporting.verdicts import against, compare
@@ -14,9 +14,6 @@ from reporting.words import COMPARISON_LABELS, INFLUENCESPACE, RANDOM, method_la
 
 MAX_CONSOLE_WARNINGS = 4
 MAX_CONSOLE_METHODS = 12
-
-
-# --- The end of the run -----------------------------------------------------------------------
 
 
 def console_summary(summary: Summary) -> str:

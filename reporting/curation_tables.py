@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reporting.estimate import caution_sentence, cells_beside_clusters, validation
-from reporting.findings import kept_sentence, value_sentence, weights_sentence
+from reporting.estimate import caution_sentence, cells_beside_clusters
+from reporting.kept import kept_sentence, value_sentence, weights_sentence
+from reporting.retraining import match_with_retraining
 from reporting.summary import Summary, image_link, image_links
 from reporting.words import (
     CATEGORIES,
@@ -46,9 +47,6 @@ def decision_table(summary: Summary) -> str:
             table(["split", "decision", "reason", "pairs"], rows, n_left=3),
         )
     )
-
-
-# --- Kept and thrown away ---------------------------------------------------------------------
 
 
 def kept_section(summary: Summary) -> str:
@@ -301,7 +299,7 @@ def _cluster_table(summary: Summary, entries: Sequence[Mapping[str, Any]]) -> st
 
 def _validation(summary: Summary) -> str:
     """Predicted effects beside those of real retraining."""
-    text = validation(summary)
+    text = match_with_retraining(summary)
     if not text:
         return ""
     heading, checks = "### Does the estimate match retraining?", summary.influence_validation

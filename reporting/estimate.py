@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from reporting.standing import guard_sentence
 from reporting.summary import Summary
-from reporting.verdicts import CLEAR, n_undecided_signs, spectrum_flatness
-from reporting.words import FREE_PREDICTIONS, count, enumerate_words, quantity, share
+from reporting.verdicts import n_undecided_signs, spectrum_flatness
+from reporting.words import count, enumerate_words, share
 
 FLAT_SPECTRUM = 0.5  # last over second eigenvalue above which low rank explains little
 SMALL_TRACE_SHARE = 0.5  # of the curvature, below which low rank leaves most of it out
-AS_GOOD = 0.05  # a rank correlation this little below another counts as no worse
-GOOD, FAIR = 0.8, 0.5  # rank correlations
 EXPLAINS_LITTLE = 0.1  # share of the variance of pairs' influence
-LITERAL_SLOPES = (0.8, 1.25)  # of real on predicted effects, for which percentages hold
 ESTIMATORS = {
     "metagradient": "the exact derivative of the validation loss late in training with respect to"
     " every pair's weight, back through all steps; no Hessian is inverted",
@@ -34,14 +28,6 @@ CLUSTER_SCORES = {  # what their estimate asks of the pairs
     "first_order": "Cluster scores come from {n:,} sampled pairs ({part}), each of which stands for"
     " its share of the cluster",
 }
-
-
-def doubts(summary: Summary) -> str:
-    """Why influence is not to be taken at face value: the caution and the guard; often empty."""
-    return " ".join(filter(None, (caution_sentence(summary), guard_sentence(summary))))
-
-
-# --- The estimate -----------------------------------------------------------------------------
 
 
 def estimate(summary: Summary) -> list[str]:
@@ -75,111 +61,6 @@ def estimate(summary: Summary) -> list[str]:
     return items + _pair_estimate(summary)
 
 
-def _pair_estimate(summary: Summary) -> list[str]:
-    """How the influence of pairs was had, and how far it is to be believed."""
-    quality = summary.pair_quality
-    if quality is None:
-        return []
-    n, evaluated = summary.n_train, quality["pairs_evaluated"]
-    n_models = quality["held_out_models"]
-    items = [
-        f"The pairs' own influence was evaluated for {evaluated:,} of {n:,} training pairs"
-        f" ({share(evaluated, n)})"
-        + (
-            f" and inferred for the other {n - evaluated:,} from what is known of every pair:"
-            " image-text agreement, losses of models that have not seen it, near copies, topic"
-            if evaluated < n
-            else ""
-        )
-        + f". It was measured on {n_models:,} models, each trained on a half of the pairs and asked"
-        " about the other half.",
-        _explained(quality["explained"]),
-    ]
-    agree, repeats = quality["repeats_agree"], n_models // 2
-    if agree is not None:
-        items.append(
-            f"Models of one deal into halves and those of another agree about the evaluated pairs"
-            f" with a mean correlation of {agree:.2f}; the mean over {repeats:,} deals is used."
-        )
-    own = quality["own_share"]
-    why = "the spread over deals" if repeats > 1 else "a fixed choice, for one deal has no spread"
-    items.append(
-        "An evaluated pair is given what is inferred of its like, moved by"
-        f" {share(own, 1)} of the way to its own measurement; the rest of the difference counts as"
-        f" noise ({why})."
-    )
-    return items + _weight_of_influence(summary)
-
-
-def _weight_of_influence(summary: Summary) -> list[str]:
-    """Whether influence and agreement say the same, and how much the former counts."""
-    quality, items = summary.pair_quality or {}, []
-    correlation = quality.get("agreement_correlation")
-    if correlation is not None:
-        items.append(
-            "Over the training pairs influence and image-text agreement have a correlation of"
-            f" {correlation:.2f}."
-        )
-    if text := guard_sentence(summary):
-        items.append(f"**{text}**")
-    elif (weight := quality.get("influence_weight", 1.0)) != 1:
-        items.append(f"Influence counts with weight {weight:.2f} in the values.")
-    return items
-
-
-def _explained(explained: float) -> str:
-    """How much of the pairs' influence the inference knows."""
-    if explained <= 0:
-        return (
-            "The inference explains **nothing** of how evaluated pairs differ when each is left"
-            " out of its fit, so inferred influence is no better than the mean."
-        )
-    little = " **only**" if explained < EXPLAINS_LITTLE else ""
-    return (
-        f"The inference explains{little} {share(explained, 1)} of the variance of the evaluated"
-        " pairs' influence, each left out of the fit in its turn. Part of what is left is noise of"
-        " the measurement."
-    )
-
-
-def caution(quality: Mapping[str, Any] | None) -> str:
-    """A clause that takes back the signs of inferred influence where little of it is explained."""
-    explained = 1.0 if quality is None else quality["explained"]
-    if explained >= EXPLAINS_LITTLE:
-        return ""
-    known = f"only {share(explained, 1)}" if explained > 0 else "nothing"
-    decides = "" if explained > 0 else "; agreement alone decides what is kept"
-    return (
-        f"the inference explains {known} of how evaluated pairs differ, so the sign of an inferred"
-        f" influence is weak evidence{decides}"
-    )
-
-
-def caution_sentence(summary: Summary) -> str:
-    """The caution as a sentence; empty where the inference explains enough."""
-    clause = caution(summary.pair_quality)
-    return f"Beware: {clause}." if clause else ""
-
-
-def cells_beside_clusters(summary: Summary) -> str:
-    """Why a cell and its cluster may have different signs; empty where not both are shown."""
-    if not any(cluster.get("cells") for cluster in summary.categorization or ()):
-        return ""
-    corrected = (summary.influence_info or {}).get("removal_correction")
-    return (
-        "A cell and its cluster may have different signs: a cell's influence adds up small,"
-        " first-order changes, one for each of its pairs and asked of models that have not trained"
-        " on it, whereas a cluster's influence predicts what leaving the whole cluster out of"
-        " training costs"
-        + (
-            ", with what retraining without it showed beyond the first order, where the pairs of"
-            " other clusters step in."
-            if corrected
-            else "."
-        )
-    )
-
-
 def _removal(info: Mapping[str, Any]) -> str:
     """Whether the scores hold for leaving a cluster out for good."""
     if info["removal_correction"]:
@@ -192,17 +73,6 @@ def _removal(info: Mapping[str, Any]) -> str:
     return (
         "No finite-removal correction was added: the scores hold for small changes of a cluster's"
         " weight, and what leaving it out for good costs beyond them is missing."
-    )
-
-
-def undecided_signs(entries: Sequence[Mapping[str, Any]]) -> str:
-    """The clusters whose sign is not decided, as a sentence; empty where there is none."""
-    n = n_undecided_signs(entries)
-    if n == 0:
-        return "Every cluster's score is larger than its standard error."
-    return (
-        f"For {n:,} of {count(len(entries), 'cluster')} ({share(n, len(entries))}) the standard"
-        " error is at least as large as the score, so their sign is not known."
     )
 
 
@@ -257,139 +127,122 @@ def _spectrum(info: Mapping[str, Any]) -> list[str]:
     return [*items, flat]
 
 
-# --- Real retraining --------------------------------------------------------------------------
+def undecided_signs(entries: Sequence[Mapping[str, Any]]) -> str:
+    """How many clusters have a sign that is not known, as a sentence."""
+    n = n_undecided_signs(entries)
+    if n == 0:
+        return "Every cluster's score is larger than its standard error."
+    return (
+        f"For {n:,} of {count(len(entries), 'cluster')} ({share(n, len(entries))}) the standard"
+        " error is at least as large as the score, so their sign is not known."
+    )
 
 
-def validation(summary: Summary) -> str:
-    """Whether predicted effects are those of retraining; empty where stage 2 was not loaded."""
-    if summary.influence_info is None:
+def _pair_estimate(summary: Summary) -> list[str]:
+    """How the influence of pairs was had, and how far it is to be believed."""
+    quality = summary.pair_quality
+    if quality is None:
+        return []
+    n, evaluated = summary.n_train, quality["pairs_evaluated"]
+    n_models = quality["held_out_models"]
+    items = [
+        f"The pairs' own influence was evaluated for {evaluated:,} of {n:,} training pairs"
+        f" ({share(evaluated, n)})"
+        + (
+            f" and inferred for the other {n - evaluated:,} from what is known of every pair:"
+            " image-text agreement, losses of models that have not seen it, near copies, topic"
+            if evaluated < n
+            else ""
+        )
+        + f". It was measured on {n_models:,} models, each trained on a half of the pairs and asked"
+        " about the other half.",
+        _explained(quality["explained"]),
+    ]
+    agree, repeats = quality["repeats_agree"], n_models // 2
+    if agree is not None:
+        items.append(
+            f"Models of one deal into halves and those of another agree about the evaluated pairs"
+            f" with a mean correlation of {agree:.2f}; the mean over {repeats:,} deals is used."
+        )
+    own = quality["own_share"]
+    why = "the spread over deals" if repeats > 1 else "a fixed choice, for one deal has no spread"
+    items.append(
+        "An evaluated pair is given what is inferred of its like, moved by"
+        f" {share(own, 1)} of the way to its own measurement; the rest of the difference counts as"
+        f" noise ({why})."
+    )
+    return items + _weight_of_influence(summary)
+
+
+def _explained(explained: float) -> str:
+    """How much of the pairs' influence the inference knows."""
+    if explained <= 0:
+        return (
+            "The inference explains **nothing** of how evaluated pairs differ when each is left"
+            " out of its fit, so inferred influence is no better than the mean."
+        )
+    little = " **only**" if explained < EXPLAINS_LITTLE else ""
+    return (
+        f"The inference explains{little} {share(explained, 1)} of the variance of the evaluated"
+        " pairs' influence, each left out of the fit in its turn. Part of what is left is noise of"
+        " the measurement."
+    )
+
+
+def _weight_of_influence(summary: Summary) -> list[str]:
+    """Whether influence and agreement say the same, and how much the former counts."""
+    quality, items = summary.pair_quality or {}, []
+    correlation = quality.get("agreement_correlation")
+    if correlation is not None:
+        items.append(
+            "Over the training pairs influence and image-text agreement have a correlation of"
+            f" {correlation:.2f}."
+        )
+    if text := guard_sentence(summary):
+        items.append(f"**{text}**")
+    elif (weight := quality.get("influence_weight", 1.0)) != 1:
+        items.append(f"Influence counts with weight {weight:.2f} in the values.")
+    return items
+
+
+def doubts(summary: Summary) -> str:
+    """Why influence is not to be taken at face value: the caution and the guard; often empty."""
+    return " ".join(filter(None, (caution_sentence(summary), guard_sentence(summary))))
+
+
+def caution_sentence(summary: Summary) -> str:
+    """The caution as a sentence; empty where the inference explains enough."""
+    clause = caution(summary.pair_quality)
+    return f"Beware: {clause}." if clause else ""
+
+
+def caution(quality: Mapping[str, Any] | None) -> str:
+    """A clause that takes back the signs of inferred influence where little of it is explained."""
+    explained = 1.0 if quality is None else quality["explained"]
+    if explained >= EXPLAINS_LITTLE:
         return ""
-    checks = summary.influence_validation
-    if checks is None:
-        return (
-            "Not measured in this run: `--validate_influence 20` retrains without each of 20"
-            " clusters and compares."
-        )
-    n, n_seeds = len(checks["clusters"]), len(checks["seeds"])
-    loco, halves = checks["loco"], checks["lds"]
-    sentences = [
-        f"{count(n, 'cluster')}, spread over the range of scores, {'was' if n == 1 else 'were'}"
-        f" left out one at a time and the reference training repeated without each, with"
-        f" {count(n_seeds, 'seed')}."
-    ]
-    own = loco["estimator"]["spearman"]
-    if own is None:
-        return f"{sentences[0]} That is too few clusters, or too little spread, to correlate."
-    sentences += [_match(own, loco["ceiling"], n), *_ceiling(loco["ceiling"], n_seeds)]
-    sentences.append(_free_predictions(own, loco))
-    if beyond_chance(own, n):  # where ranks fail, a slope says nothing
-        sentences.append(_slope(loco["estimator"]["slope"], checks["points"]["loco"]))
-    score = halves["estimator"]["spearman"]
-    if score is not None:
-        sentences.append(
-            "The sums of the scores rank random halves of the clusters, left out together,"
-            f" {_grade(score, halves['ceiling'], n)}: the linear datamodelling score is"
-            f" {score:.2f} (ceiling {quantity(halves['ceiling'])})."
-        )
-    return " ".join(sentences)
-
-
-def beyond_chance(correlation: float, n: int) -> bool:
-    """Whether a rank correlation of n points is `CLEAR` standard errors above none.
-
-    Of unrelated points its standard deviation is 1 / sqrt(n - 1).
-    """
-    return correlation >= CLEAR / math.sqrt(n - 1)
-
-
-def _grade(spearman: float, ceiling: float | None, n: int) -> str:
-    """How well something ranks n things, as the end of a clause."""
-    if beyond_chance(-spearman, n):
-        return "**in the wrong order**"
-    if not beyond_chance(spearman, n):
-        return "**no better than chance may do**"
-    if ceiling is not None and spearman >= ceiling - AS_GOOD:
-        return "**as well as the noise of retraining lets any prediction**"
+    known = f"only {share(explained, 1)}" if explained > 0 else "nothing"
+    decides = "" if explained > 0 else "; agreement alone decides what is kept"
     return (
-        "**well**" if spearman >= GOOD else "**fairly well**" if spearman >= FAIR else "**weakly**"
+        f"the inference explains {known} of how evaluated pairs differ, so the sign of an inferred"
+        f" influence is weak evidence{decides}"
     )
 
 
-def _match(spearman: float, ceiling: float | None, n: int) -> str:
-    """How well predicted effects rank the clusters as retraining does."""
-    text = (
-        f"The predicted effects rank them {_grade(spearman, ceiling, n)}: Spearman's rank"
-        f" correlation is {spearman:.2f}"
-    )
-    if not beyond_chance(abs(spearman), n):
-        text += f", and unrelated numbers reach ±{1 / math.sqrt(n - 1):.2f} with so few"
-    return f"{text}."
-
-
-def _ceiling(ceiling: float | None, n_seeds: int) -> list[str]:
-    """What the noise of retraining allows."""
-    if ceiling is None:
-        return (
-            ["How noisy one retraining is cannot be known from one seed (`--validation_seeds 3`)."]
-            if n_seeds == 1
-            else []
-        )
-    if ceiling == 0:
-        return [
-            "The retrainings of different seeds do not agree with each other, so no prediction"
-            " could match them; more seeds (`--validation_seeds`) lower the noise."
-        ]
-    return [f"A perfect prediction would reach {ceiling:.2f}, for retraining is noisy."]
-
-
-def _free_predictions(own: float, loco: Mapping[str, Any]) -> str:
-    """Whether a prediction that costs nothing does as well."""
-    free = {
-        label: loco[name]["spearman"]
-        for name, label in FREE_PREDICTIONS.items()
-        if loco[name]["spearman"] is not None
-    }
-    if not free:
-        return "No prediction that costs nothing could be compared."
-    better = [f"{label} ({r:.2f})" for label, r in free.items() if r >= own]
-    close = [f"{label} ({r:.2f})" for label, r in free.items() if own > r >= own - AS_GOOD]
-    clauses = [
-        f"{enumerate_words(rivals)} {'does' if len(rivals) == 1 else 'do'} {how}"
-        for rivals, how in ((better, "as well or better"), (close, "nearly as well"))
-        if rivals
-    ]
-    if clauses:
-        return (
-            f"At no cost **{enumerate_words(clauses)}**, so leaving out single clusters does not"
-            " show that the estimate is worth its cost."
-        )
-    best = max(free, key=lambda label: free[label])
+def cells_beside_clusters(summary: Summary) -> str:
+    """Why a cell and its cluster may have different signs; empty where not both are shown."""
+    if not any(cluster.get("cells") for cluster in summary.categorization or ()):
+        return ""
+    corrected = (summary.influence_info or {}).get("removal_correction")
     return (
-        f"No prediction that costs nothing does as well: the best, {best}, reaches"
-        f" {free[best]:.2f}."
-    )
-
-
-def slope_without_extreme(points: Sequence[Mapping[str, float]]) -> float | None:
-    """Slope of real on predicted effects without the most extreme prediction, which decides it."""
-    predicted, real = (np.array([p[name] for p in points]) for name in ("predicted", "real"))
-    rest = np.arange(len(points)) != np.argmax(np.abs(predicted - predicted.mean()))
-    if rest.sum() < 3 or np.ptp(predicted[rest]) == 0:
-        return None
-    return float(np.polyfit(predicted[rest], real[rest], 1)[0])
-
-
-def _slope(slope: float, points: Sequence[Mapping[str, float]]) -> str:
-    """Whether percentages can be taken literally."""
-    low, high = LITERAL_SLOPES
-    text = f"Real effects grow by {slope:.2f} for every 1 predicted"
-    if not low <= slope <= high:
-        size = "smaller" if slope < low else "larger"
-        return f"{text}: they are {size}, so take the order from the scores, not the percentages."
-    without = slope_without_extreme(points)
-    if without is not None and not low <= without <= high:
-        return (
-            f"{text}, but by {without:.2f} once the most extreme prediction is set aside: the"
-            " percentages are not to be taken literally."
+        "A cell and its cluster may have different signs: a cell's influence adds up small,"
+        " first-order changes, one for each of its pairs and asked of models that have not trained"
+        " on it, whereas a cluster's influence predicts what leaving the whole cluster out of"
+        " training costs"
+        + (
+            ", with what retraining without it showed beyond the first order, where the pairs of"
+            " other clusters step in."
+            if corrected
+            else "."
         )
-    return f"{text}, so that the percentages can be taken literally."
+    )

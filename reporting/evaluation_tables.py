@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from reporting.figures.gaps import GAP_FIGURES
-from reporting.findings import kept_sentence
-from reporting.standing import warning_list
+from reporting.kept import kept_sentence
+from reporting.standing import warnings_on_top
 from reporting.summary import (
     GAP_RECALL_AT,
     RECALL_AT,
@@ -36,9 +36,6 @@ from reporting.words import (
 )
 
 DIRECTIONS = {"image_to_text": "I→T", "text_to_image": "T→I"}
-
-
-# --- Performance ------------------------------------------------------------------------------
 
 
 def performance_section(summary: Summary) -> str:
@@ -121,9 +118,6 @@ def efficiency_section(summary: Summary) -> str:
     return paragraphs((explanation, table(header, rows), image_links(summary, *paths)))
 
 
-# --- Demographic gaps -------------------------------------------------------------------------
-
-
 def gaps_section(summary: Summary) -> str:
     """Recall by demographic group, and the gaps."""
     if not summary.attributes:
@@ -172,9 +166,6 @@ def _gap_table(summary: Summary, attribute: str, groups: Mapping[str, Mapping[st
     return table(header, rows)
 
 
-# --- Tables and figures -----------------------------------------------------------------------
-
-
 def summary_table(summary: Summary) -> pd.DataFrame:
     """One row a comparison and method: pairs, costs, mean and standard deviation of all metrics."""
     rows = []
@@ -202,7 +193,7 @@ def summary_markdown(summary: Summary) -> str:
     """The short table, `results/results_summary.md`."""
     columns = [*(f"avg_recall@{k}" for k in RECALL_AT), "mean_recall"]
     header = ["method", "pairs", *(c.replace("_", " ").replace("avg", "average") for c in columns)]
-    parts = ["# InfluenceSpace: summary", warning_list(summary), kept_sentence(summary)]
+    parts = ["# InfluenceSpace: summary", warnings_on_top(summary), kept_sentence(summary)]
     for comparison, methods in summary.metrics.items():
         rows = [
             [

@@ -6,18 +6,14 @@ Every sentence that judges is chosen by numbers; `verdicts` says when two of the
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from reporting.estimate import doubts, undecided_signs
-from reporting.figures.topics import effective_size
-from reporting.standing import FEW_TRUSTED, is_narrow, is_or_are, n_asked
+from reporting.kept import kept_sentence, kinds_sentence
+from reporting.standing import few_asked
 from reporting.summary import GAP_RECALL_AT, Summary, gap_text, recall, trusted_recall
 from reporting.verdicts import (
-    MAX_USEFUL_SEEDS,
     against,
     clear_outcome,
     compare,
@@ -31,7 +27,6 @@ from reporting.words import (
     FULL,
     INFLUENCESPACE,
     RANDOM,
-    count,
     enumerate_words,
     escape,
     fault_label,
@@ -42,94 +37,7 @@ from reporting.words import (
     share,
 )
 
-N_REASONS = 4  # named in the printed summary
-
-
-# --- What was kept ----------------------------------------------------------------------------
-
-
-def kept_sentence(summary: Summary) -> str:
-    """How many pairs the curated set has."""
-    return (
-        f"Kept {summary.n_curated:,} of {summary.n_train:,} training pairs"
-        f" ({share(summary.n_curated, summary.n_train)})."
-    )
-
-
-def skipped_sentence(summary: Summary) -> str:
-    """How many pairs could not be used and why; empty where all could."""
-    reasons = [f"{n:,} {reason}" for reason, n in Counter(summary.skipped).most_common() if n]
-    if not reasons:
-        return ""
-    named = [*reasons[:N_REASONS], "others"] if len(reasons) > N_REASONS else reasons
-    return f"Skipped {sum(summary.skipped.values()):,}: {', '.join(named)} (stage1/skipped.csv)."
-
-
-def weights_sentence(summary: Summary) -> str:
-    """How far the weights of the kept pairs spread; empty where there are none."""
-    weights = summary.sample_weights
-    if weights is None:
-        return ""
-    if np.ptp(weights) == 0:
-        return "All kept pairs have the same weight."
-    return (
-        f"Weights of the kept pairs run from {weights.min():.2f} to {weights.max():.2f} around a"
-        f" mean of one; they count like {effective_size(weights):,.0f} pairs of equal weight."
-    )
-
-
-def value_sentence(summary: Summary) -> str:
-    """What decides which pairs are dropped; empty where nothing was curated."""
-    if summary.categorization is None:
-        return ""
-    quality, copies = summary.pair_quality or {}, summary.thresholds["copy_price"]
-    weights = {
-        "influence": quality.get("influence_weight", 1.0),
-        "image-text agreement": summary.thresholds["agreement_weight"],
-    }
-    terms = [
-        f"{'' if weight == 1 else f'{weight:.2g} times '}its {name}"
-        for name, weight in weights.items()
-        if weight
-    ]
-    if is_narrow(summary):
-        terms.append("how near it is to what the held-out pairs show")
-    unit = ("", ", both", ", all")[min(len(terms), 3) - 1] + " in standard deviations"
-    parts = f"{' plus '.join(terms)}{unit}" if terms else "the same for all"
-    if copies:
-        parts += f", less {copies:g} for every near copy of it that has a better caption"
-    text = f"Dropped are the pairs of lowest value: a pair's value is {parts}."
-    if n := summary.pairs.n_protected:
-        text += (
-            f" {count(n, 'pair')} of lower value stay{'s' if n == 1 else ''} as the best of a"
-            " cluster or of a demographic group."
-        )
-    return text
-
-
-def kinds_sentence(summary: Summary) -> str:
-    """What was kept of the pairs that agree least and of near copies, over all topics."""
-    pairs = summary.pairs
-    if pairs.kept is None or pairs.kept.all():
-        return ""
-    sentences = []
-    least = pairs.bands == 0
-    if not least.all():
-        sentences.append(
-            f"Over all topics, {_share_of(pairs.kept, least)} of the {least.sum():,} pairs whose"
-            f" image and text agree least ({pairs.band_names[0]}) were kept and"
-            f" {_share_of(pairs.kept, ~least)} of the others."
-        )
-    if n := int(pairs.near_copies.sum()):
-        sentences.append(
-            f"Of {count(n, 'pair')} for whose image the set has a copy with a better caption,"
-            f" {_share_of(pairs.kept, pairs.near_copies)} {'was' if n == 1 else 'were'} kept."
-        )
-    return " ".join(sentences)
-
-
-def _share_of(kept: np.ndarray, rows: np.ndarray) -> str:
-    return share(int(kept[rows].sum()), int(rows.sum()))
+MAX_USEFUL_SEEDS = 1000  # above which no number of seeds is advised
 
 
 # --- The answer -------------------------------------------------------------------------------
@@ -185,7 +93,7 @@ def key_findings(summary: Summary) -> list[str]:
     """What this run's numbers say, each a sentence or two."""
     findings: list[str] = []
     for comparison in summary.metrics:
-        findings += _standing(summary, comparison)
+        findings += _ranking_findings(summary, comparison)
     findings += [*_against_full(summary), *_time_finding(summary), *_encoder_finding(summary)]
     if kinds := kinds_sentence(summary):
         findings.append(kinds)
@@ -193,7 +101,7 @@ def key_findings(summary: Summary) -> list[str]:
     return findings or [kept_sentence(summary)]
 
 
-def _standing(summary: Summary, comparison: str) -> list[str]:
+def _ranking_findings(summary: Summary, comparison: str) -> list[str]:
     """Who is ahead at the same size, and who does not beat random."""
     ranking = summary.ranking(comparison)
     if not ranking:
@@ -377,7 +285,7 @@ def _seed_limits(summary: Summary) -> list[str]:
             continue
         v = compare(summary, comparison, INFLUENCESPACE, rival)
         needed = seeds_to_decide(v, n)
-        if v.outcome == "undecided" and needed and needed <= MAX_USEFUL_SEEDS:
+        if clear_outcome(v) == "undecided" and needed and needed <= MAX_USEFUL_SEEDS:
             items.append(
                 f"{COMPARISON_LABELS[comparison]}: to tell InfluenceSpace from"
                 f" {escape(method_label(rival))} at this difference and spread takes about"
@@ -404,12 +312,12 @@ def _test_limits(summary: Summary) -> list[str]:
 def _trust_limits(summary: Summary) -> list[str]:
     """Too few held-out pairs that can be asked."""
     trust = summary.trust
-    if trust is None or n_asked(trust) >= FEW_TRUSTED:
+    few = "" if trust is None else few_asked(trust)
+    if not few:
         return []
-    n = n_asked(trust)
     return [
-        f"Only {count(n, 'validation pair')} {is_or_are(n)} asked what helps, so every influence"
-        " rests on few; more or cleaner ones help (`--max_val_samples`, `--val_data`)."
+        f"{few}, so every influence rests on few; more or cleaner ones help"
+        " (`--max_val_samples`, `--val_data`)."
     ]
 
 

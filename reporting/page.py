@@ -9,18 +9,16 @@ from reporting.curation_tables import decision_table, kept_section
 from reporting.estimate import estimate
 from reporting.evaluation_tables import efficiency_section, gaps_section, performance_section
 from reporting.findings import answer, key_findings, limitations
-from reporting.standing import standing_section, warning_list
+from reporting.standing import standing_section, warnings_on_top
 from reporting.summary import Summary, image_links
 from reporting.words import bullets, count, escape, paragraphs, seconds_text, table
-
-# --- The page ---------------------------------------------------------------------------------
 
 
 def results_markdown(summary: Summary) -> str:
     """The results page, `results/results.md`."""
     sections = (
         "# InfluenceSpace: results",
-        warning_list(summary),
+        warnings_on_top(summary),
         answer(summary),
         "## What this run stands on",
         standing_section(summary),
@@ -67,9 +65,6 @@ def _data(summary: Summary) -> str:
             image_links(summary, "stage1/cluster_sizes.png"),
         )
     )
-
-
-# --- How to repeat it -------------------------------------------------------------------------
 
 
 def _reproduction(summary: Summary) -> str:

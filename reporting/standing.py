@@ -1,4 +1,4 @@
-"""What a run stands on: which held-out pairs are right, and whether influence tells them."""
+"""What a run stands on: which held-out pairs are right, what they are about, who is asked."""
 
 from __future__ import annotations
 
@@ -22,54 +22,10 @@ FEW_TRUSTED = 30  # validation pairs below which little can be asked
 NARROW = 0.05  # weight of nearness to the held-out pairs above which it is spoken of
 
 
-def warning_list(summary: Summary) -> str:
+def warnings_on_top(summary: Summary) -> str:
     """The run's warnings as they stand at the top of a page."""
     found = [*summary.run["warnings"], *trust_warnings(summary)]
     return paragraphs(f"> [!WARNING]\n> **{escape(w, 1000)}**" for w in found)
-
-
-def standing_section(summary: Summary) -> str:
-    """Where held-out pairs come from, how many captions are wrong, and who is asked what helps."""
-    description = escape(summary.run["dataset_description"], 1000).rstrip(".")
-    return paragraphs(
-        (
-            f"Training, validation and test pairs: {description}. {judged_sentence(summary)}",
-            _trust_table(summary),
-            narrow_sentence(summary),
-            image_links(summary, TRUST_FIGURE),
-        )
-    )
-
-
-def _trust_table(summary: Summary) -> str:
-    trust = summary.trust
-    if trust is None:
-        return ""
-    header = ["split", "pairs", "wrong captions", "95 % interval (%)", "trusted", "near copies"]
-    rows = []
-    for split in (TRAIN, VALIDATION, TEST):
-        part = trust[split]
-        rows.append(
-            [
-                split,
-                f"{part['pairs']:,}",
-                "–" if part["share"] is None else share(part["share"], 1),
-                interval_text(part) or "–",
-                *(
-                    f"{part[name]:,}" if name in part else "–"
-                    for name in ("trusted", "near_copies")
-                ),
-            ]
-        )
-    note = (
-        "Wrong captions: estimated from how well image and caption agree beside images with the"
-        " captions of others; boilerplate counts as wrong. The interval holds the sampling of the"
-        " pairs alone; the estimate assumes that the agreement of right pairs is normal."
-    )
-    return f"{table(header, rows)}\n\n{note}"
-
-
-# --- What a run stands on ---------------------------------------------------------------------
 
 
 def trust_warnings(summary: Summary) -> list[str]:
@@ -87,61 +43,27 @@ def trust_warnings(summary: Summary) -> list[str]:
         where = "as noisy as the pool" if _as_noisy_as_the_pool(trust) else "noisy"
         found.append(
             f"Held-out pairs are {where}: {estimated_share(trust[VALIDATION])} of the validation"
-            f" captions are estimated to be wrong; {asked_clause(trust)}; bring a clean target with"
-            " --val_data."
+            f" captions are estimated to be wrong; {_asked_clause(trust)}; bring a clean target"
+            " with --val_data."
         )
-    if n_asked(trust) < FEW_TRUSTED:
+    if few := few_asked(trust):
         found.append(
-            f"Only {count(n_asked(trust), 'validation pair')} {is_or_are(n_asked(trust))} asked"
-            f" what helps; fewer than {FEW_TRUSTED} make every influence a guess: bring more with"
+            f"{few}; fewer than {FEW_TRUSTED} make every influence a guess: bring more with"
             " --val_data or raise --max_val_samples."
         )
     return found
 
 
-def _is_noisy(part: Mapping[str, Any]) -> bool:
-    """Whether enough captions of a split are wrong, beyond the error of the estimate."""
-    return part["share"] is not None and part["share"] >= WARN_SHARE and part["low"] > WARN_LOW
-
-
-def _as_noisy_as_the_pool(trust: Mapping[str, Any]) -> bool:
-    """Whether the intervals of training and validation pairs overlap."""
-    pool, target = trust[TRAIN], trust[VALIDATION]
-    if pool["share"] is None or target["share"] is None:
-        return False
-    return bool(pool["low"] <= target["high"] and target["low"] <= pool["high"])
-
-
-def n_asked(trust: Mapping[str, Any]) -> int:
-    """How many validation pairs say what helps."""
-    part = trust[VALIDATION]
-    return int(part["pairs"] if trust["taken_at_word"] else part["trusted"])
-
-
-def asked_clause(trust: Mapping[str, Any]) -> str:
-    """How many validation pairs say what helps, and by what right."""
-    asked, n = n_asked(trust), trust[VALIDATION]["pairs"]
-    if trust["taken_at_word"]:
-        return f"all {n:,} are asked what helps all the same (--trust_validation)"
-    return f"{asked:,} of {n:,} {is_or_are(asked)} trusted and asked what helps"
-
-
-def is_or_are(n: int) -> str:
-    """The verb that fits a number."""
-    return "is" if n == 1 else "are"
-
-
-def wrong_captions_sentence(summary: Summary) -> str:
-    """The estimated shares of wrong captions, and how many pairs judge; empty if not estimated."""
-    trust = summary.trust
-    if trust is None:
-        return ""
-    shares = ", ".join(f"{s} {estimated_share(trust[s])}" for s in (TRAIN, VALIDATION, TEST))
-    asked = n_asked(trust)
-    return (
-        f"Wrong captions, estimated: {shares}; {asked:,} of"
-        f" {count(trust[VALIDATION]['pairs'], 'validation pair')} {is_or_are(asked)} asked"
-        " what helps."
+def standing_section(summary: Summary) -> str:
+    """Where held-out pairs come from, how many captions are wrong, and who is asked what helps."""
+    description = escape(summary.run["dataset_description"], 1000).rstrip(".")
+    return paragraphs(
+        (
+            f"Training, validation and test pairs: {description}. {judged_sentence(summary)}",
+            _trust_table(summary),
+            narrow_sentence(summary),
+            image_links(summary, TRUST_FIGURE),
+        )
     )
 
 
@@ -150,30 +72,39 @@ def judged_sentence(summary: Summary) -> str:
     trust = summary.trust
     if trust is None:
         return "How many captions are wrong was not estimated."
-    n, asked = trust[VALIDATION]["pairs"], n_asked(trust)
+    n, asked = trust[VALIDATION]["pairs"], _n_asked(trust)
     text = (
         f"Validation pairs were taken at their word (`--trust_validation`): all {n:,} are asked"
         " what helps, right or wrong."
         if trust["taken_at_word"]
         else "Validation pairs were judged before they judge, by how well image and caption agree:"
-        f" {asked:,} of {n:,} {is_or_are(asked)} asked what helps{_not_asked(trust[VALIDATION])}."
+        f" {asked:,} of {n:,} {_is_or_are(asked)} asked what helps{_not_asked(trust[VALIDATION])}."
     )
     trusted = trust[TEST]["trusted"]
     of_test = f"Of {count(trust[TEST]['pairs'], 'test pair')} {trusted:,}"
-    return f"{text} {of_test} {is_or_are(trusted)} trusted."
+    return f"{text} {of_test} {_is_or_are(trusted)} trusted."
 
 
-def _not_asked(part: Mapping[str, Any]) -> str:
-    """How many validation pairs are not asked and why; empty where all are."""
-    n = part["pairs"] - part["trusted"]
-    n_copies = min(n, part["near_copies"])
-    reasons = {
-        "as near copies of others that are": n_copies,
-        "because image and caption may not belong together": n - n_copies,
-    }
-    told = {reason: k for reason, k in reasons.items() if k}
-    named = [f"{k:,} {reason}" if len(told) > 1 else reason for reason, k in told.items()]
-    return f"; {n:,} {is_or_are(n)} not, {enumerate_words(named)}" if n else ""
+def wrong_captions_sentence(summary: Summary) -> str:
+    """The estimated shares of wrong captions, and how many pairs judge; empty if not estimated."""
+    trust = summary.trust
+    if trust is None:
+        return ""
+    shares = ", ".join(f"{s} {estimated_share(trust[s])}" for s in (TRAIN, VALIDATION, TEST))
+    asked = _n_asked(trust)
+    return (
+        f"Wrong captions, estimated: {shares}; {asked:,} of"
+        f" {count(trust[VALIDATION]['pairs'], 'validation pair')} {_is_or_are(asked)} asked"
+        " what helps."
+    )
+
+
+def few_asked(trust: Mapping[str, Any]) -> str:
+    """A clause on how few validation pairs say what helps; empty where there are enough."""
+    n = _n_asked(trust)
+    if n >= FEW_TRUSTED:
+        return ""
+    return f"Only {count(n, 'validation pair')} {_is_or_are(n)} asked what helps"
 
 
 def is_narrow(summary: Summary) -> bool:
@@ -209,3 +140,76 @@ def guard_sentence(summary: Summary) -> str:
     """The guard as a sentence; empty where influence counts in full."""
     clause = guard(summary.pair_quality)
     return f"{clause[0].upper()}{clause[1:]}." if clause else ""
+
+
+def _is_noisy(part: Mapping[str, Any]) -> bool:
+    """Whether enough captions of a split are wrong, beyond the error of the estimate."""
+    return part["share"] is not None and part["share"] >= WARN_SHARE and part["low"] > WARN_LOW
+
+
+def _as_noisy_as_the_pool(trust: Mapping[str, Any]) -> bool:
+    """Whether the intervals of training and validation pairs overlap."""
+    pool, target = trust[TRAIN], trust[VALIDATION]
+    if pool["share"] is None or target["share"] is None:
+        return False
+    return bool(pool["low"] <= target["high"] and target["low"] <= pool["high"])
+
+
+def _trust_table(summary: Summary) -> str:
+    trust = summary.trust
+    if trust is None:
+        return ""
+    header = ["split", "pairs", "wrong captions", "95 % interval (%)", "trusted", "near copies"]
+    rows = []
+    for split in (TRAIN, VALIDATION, TEST):
+        part = trust[split]
+        rows.append(
+            [
+                split,
+                f"{part['pairs']:,}",
+                "–" if part["share"] is None else share(part["share"], 1),
+                interval_text(part) or "–",
+                *(
+                    f"{part[name]:,}" if name in part else "–"
+                    for name in ("trusted", "near_copies")
+                ),
+            ]
+        )
+    note = (
+        "Wrong captions: estimated from how well image and caption agree beside images with the"
+        " captions of others; boilerplate counts as wrong. The interval holds the sampling of the"
+        " pairs alone; the estimate assumes that the agreement of right pairs is normal."
+    )
+    return f"{table(header, rows)}\n\n{note}"
+
+
+def _asked_clause(trust: Mapping[str, Any]) -> str:
+    """How many validation pairs say what helps, and by what right."""
+    asked, n = _n_asked(trust), trust[VALIDATION]["pairs"]
+    if trust["taken_at_word"]:
+        return f"all {n:,} are asked what helps all the same (--trust_validation)"
+    return f"{asked:,} of {n:,} {_is_or_are(asked)} trusted and asked what helps"
+
+
+def _n_asked(trust: Mapping[str, Any]) -> int:
+    """How many validation pairs say what helps."""
+    part = trust[VALIDATION]
+    return int(part["pairs"] if trust["taken_at_word"] else part["trusted"])
+
+
+def _not_asked(part: Mapping[str, Any]) -> str:
+    """How many validation pairs are not asked and why; empty where all are."""
+    n = part["pairs"] - part["trusted"]
+    n_copies = min(n, part["near_copies"])
+    reasons = {
+        "as near copies of others that are": n_copies,
+        "because image and caption may not belong together": n - n_copies,
+    }
+    told = {reason: k for reason, k in reasons.items() if k}
+    named = [f"{k:,} {reason}" if len(told) > 1 else reason for reason, k in told.items()]
+    return f"; {n:,} {_is_or_are(n)} not, {enumerate_words(named)}" if n else ""
+
+
+def _is_or_are(n: int) -> str:
+    """The verb that fits a number."""
+    return "is" if n == 1 else "are"

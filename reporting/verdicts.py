@@ -1,7 +1,8 @@
-"""When two numbers differ: verdicts with their standard errors.
+"""The arithmetic of judgements: when two numbers differ, and how sure that is.
 
-Two methods differ where the difference of their means exceeds its standard error over training
-seeds, se = sqrt((s_a^2 + s_b^2) / n), and from twice that on without a "narrowly".
+Two methods are told apart where the difference of their means is at least twice its standard error
+over training seeds, se = sqrt((s_a^2 + s_b^2) / n). Below that their order is named if they differ
+by more than one standard error, but nothing is claimed of it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Float
+
 from reporting.summary import Summary
 from reporting.words import RANDOM
 
-CLEAR = 2.0  # standard errors from which a difference is more than narrow
-MAX_USEFUL_SEEDS = 1000  # above which no number of seeds is advised
-
-
-# --- Judging ----------------------------------------------------------------------------------
+CLEAR = 2.0  # standard errors from which two means are told apart
 
 
 class Verdict(NamedTuple):
@@ -57,26 +57,28 @@ def in_standard_errors(v: Verdict) -> float | None:
 
 
 def clear_outcome(v: Verdict) -> str:
-    """The outcome, undecided where the difference is narrow."""
+    """What may be claimed: the outcome, undecided where the difference is below `CLEAR`."""
     ratio = in_standard_errors(v)
     return "undecided" if ratio is not None and ratio < CLEAR else v.outcome
 
 
 def against(v: Verdict, other: str) -> str:
-    """The verdict as the end of a sentence."""
-    ratio = in_standard_errors(v)
+    """The verdict as the end of a sentence, which claims no more than `clear_outcome`."""
+    ratio, size = in_standard_errors(v), f"{abs(v.difference):.2f} points"
     if v.standard_error is None:
         why = " (one seed: no spread is known; run with more --n_seeds)"
     else:
         why = (
             f", {ratio:.1f} standard errors" if ratio is not None else ", without spread over seeds"
         )
-    if v.outcome == "undecided":
-        beyond = "" if v.standard_error is None else " beyond the spread"
-        return f"shows no difference{beyond} from {other}: {v.difference:+.2f} points{why}"
-    verb = "beats" if v.outcome == "wins" else "loses to"
-    narrowly = "narrowly " if ratio is not None and ratio < CLEAR else ""
-    return f"{narrowly}{verb} {other} by {abs(v.difference):.2f} points{why}"
+    outcome = clear_outcome(v)
+    if outcome != "undecided":
+        return f"{'beats' if outcome == 'wins' else 'loses to'} {other} by {size}{why}"
+    if v.outcome != "undecided":
+        side = "ahead of" if v.outcome == "wins" else "behind"
+        return f"is {side} {other} by {size}{why}, too few to tell them apart"
+    beyond = "" if v.standard_error is None else " beyond the spread"
+    return f"shows no difference{beyond} from {other}: {v.difference:+.2f} points{why}"
 
 
 def versus_random(summary: Summary, comparison: str, method: str) -> str:
@@ -92,6 +94,11 @@ def seeds_to_decide(v: Verdict, n: int) -> int | None:
     """Training seeds at which a difference of this size and spread reaches `CLEAR`."""
     ratio = in_standard_errors(v)
     return math.ceil(n * (CLEAR / ratio) ** 2) if ratio else None
+
+
+def effective_size(sample_weights: Float[np.ndarray, " m"]) -> float:
+    """How many equally weighted pairs have the same variance: (sum w)^2 / sum w^2, Kish (1965)."""
+    return float(sample_weights.sum() ** 2 / (sample_weights**2).sum())
 
 
 def spectrum_flatness(eigenvalues: Sequence[float]) -> float | None:

@@ -6,23 +6,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import seaborn as sns
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reporting.figures.style import (
-    BESIDE,
     ERROR_STYLE,
     INK,
-    METHOD_MARKERS,
-    bar_color,
+    in_style,
+    interval_rows,
+    is_steep,
     label_right,
     line_color,
+    make_logarithmic,
     method_bars,
     method_marker,
     method_rows,
     name_rows,
     new_figure,
+    round_ticks,
     style_axes,
 )
 from reporting.words import (
@@ -35,8 +38,6 @@ from reporting.words import (
 )
 
 MARKERS_A_LINE = 5  # of a loss curve
-
-# --- Methods ----------------------------------------------------------------------------------
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -59,6 +60,7 @@ def rank_methods(metrics: Metrics, metric: str) -> list[str]:
     return sorted(methods, key=lambda m: (m == FULL, -means[m]))
 
 
+@in_style
 def recall_comparison(
     metrics: Metrics, metric: str, *, title: str, encoder_recall: float | None = None
 ) -> Figure:
@@ -93,6 +95,7 @@ def _recall_panels(
         axes.set_xticks([t for t in axes.get_xticks() if t <= min(reach, 100)])
 
 
+@in_style
 def performance_comparison(
     metrics: Metrics,
     encoder_recall: float | None,
@@ -111,7 +114,7 @@ def performance_comparison(
     title = "Mean recall on unseen images: both directions, at 1, 5 and 10"
     note = _metric_note(metrics, "mean_recall")
     if any(error is not None for cells in differences.values() for _, error in cells.values()):
-        note += " Bars of differences: the standard error of the two means combined."
+        note += " Lines of differences: one standard error of the two means combined."
     figure = new_figure(11.0, 0.9 + n_rows * (1.0 + 0.34 * n_methods), title, note)
     grid = figure.subplots(n_rows, len(metrics), sharey="row", squeeze=False)
     _recall_panels(grid[0], metrics, "mean_recall", encoder_recall)
@@ -126,23 +129,26 @@ def _difference_panels(
     rows: Mapping[str, float],
     differences: Mapping[str, Mapping[str, tuple[float, float | None]]],
 ) -> None:
-    ends = [abs(d) + (e or 0) for cells in differences.values() for d, e in cells.values()]
-    reach = 1.15 * max(ends) or 1.0
+    intervals = {
+        comparison: {m: (d - e, d + e) for m, (d, e) in cells.items() if e is not None}
+        for comparison, cells in differences.items()
+    }
+    reached = [0.0, *(d for cells in differences.values() for d, _ in cells.values())]
+    reached += [end for ends in intervals.values() for pair in ends.values() for end in pair]
+    low, high = min(reached), max(reached)
+    reach = (high - low) or 1.0
     for axes, (comparison, cells) in zip(panels, differences.items(), strict=True):
         title = f"Against random: {COMPARISON_LABELS[comparison].lower()}"
         style_axes(axes, title, x="difference of mean recall (points)")
         axes.axvline(0, color=INK, linewidth=1)
-        for method, row in rows.items():
-            difference, error = cells[method]
-            if error is not None:
-                axes.errorbar(difference, row, xerr=error, **ERROR_STYLE)
-            axes.scatter(difference, row, s=40, color=bar_color(method), edgecolor=INK, zorder=3)
-            text = f"{difference:+.1f}".replace("-", "−")
-            axes.annotate(text, (max(difference + (error or 0), 0), row), **BESIDE)
+        values = {m: cells[m][0] for m in rows}
+        texts = {m: f"{value:+.1f}".replace("-", "−") for m, value in values.items()}
+        interval_rows(axes, rows, values, intervals[comparison], texts)
         name_rows(axes, rows)
-        axes.set_xlim(-reach, 1.3 * reach)
+        axes.set_xlim(low - (0.06 if low == 0 else 0.17) * reach, high + 0.17 * reach)
 
 
+@in_style
 def efficiency_comparison(efficiency: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Pairs trained on, seconds to choose them and seconds to train, by method."""
     rows = method_rows(sorted(efficiency, key=lambda m: efficiency[m]["curation_seconds"]))
@@ -174,11 +180,12 @@ def efficiency_comparison(efficiency: Mapping[str, Mapping[str, Any]]) -> Figure
         method_bars(axes, rows, cells, labels)
         name_rows(axes, rows)
         axes.set_xlim(right=1.25 * axes.get_xlim()[1])
-        axes.locator_params(axis="x", nbins=4)
+        round_ticks(axes.xaxis, 4)
         axes.xaxis.set_major_formatter("{x:,g}")
     return figure
 
 
+@in_style
 def training_progress(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Training and validation loss of every method as training goes on, mean over seeds.
 
@@ -186,10 +193,15 @@ def training_progress(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> F
         histories: method -> one run a seed, each with `step`, `train_loss`, `validation_loss`.
     """
     title = "Loss during training for the same number of epochs"
+    n_seeds = max(map(len, histories.values()))
     note = (
-        "Lines: mean over training seeds; bands: their standard deviation. A training loss is the "
-        "mean over the steps since the last one and drawn in their middle. Training losses are "
-        "each over the method's own pairs and weights, so only validation losses compare."
+        "Lines: mean over training seeds; bands: their standard deviation. "
+        if n_seeds > 1
+        else "Lines: the one training seed. "
+    ) + (
+        "A training loss is the mean over the steps since the last one and drawn in their middle. "
+        "Training losses are each over the method's own pairs and weights, so only validation "
+        "losses compare."
     )
     figure = new_figure(12.0, 4.6, title, note)
     panels = figure.subplots(1, 2)
@@ -197,14 +209,17 @@ def training_progress(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> F
     for axes, (key, title) in zip(panels, names.items(), strict=True):
         style_axes(axes, title, x="training steps", y="loss (nats)", grid="y")
         ends = {}
-        for method, runs in histories.items():
+        for rank, (method, runs) in enumerate(histories.items()):
             steps = np.asarray(runs[0]["step"])
             if key == "train_loss":
                 steps = (np.concatenate([[0], steps[:-1]]) + 1 + steps) / 2
             losses = np.array([run[key] for run in runs], dtype=float)
-            _loss_line(axes, method, steps, losses)
+            _loss_line(axes, method, steps, losses, rank)
             ends[method] = (float(steps[-1]), float(losses[:, -1].mean()))
         axes.set_xlim(left=0)
+        if is_steep(np.concatenate([np.asarray(line.get_ydata()) for line in axes.lines])):
+            make_logarithmic(axes.yaxis)
+            axes.set_ylabel("loss (nats, logarithmic)")
         label_right(axes, ends)
     return figure
 
@@ -214,28 +229,29 @@ def _loss_line(
     method: str,
     steps: Int[np.ndarray, " t"] | Float[np.ndarray, " t"],
     losses: Float[np.ndarray, "s t"],
+    rank: int,
 ) -> None:
-    mean, color = losses.mean(axis=0), line_color(method)
+    """Mean and standard deviation over the s seeds, with a few markers, at steps of their own."""
     strong = method in (INFLUENCESPACE, FULL)
-    width, order = (2.2, 3) if strong else (1.3, 2)
-    # A few markers a line, no two methods' at the same steps.
     spacing = max(1, len(steps) // MARKERS_A_LINE)
-    shift = list(METHOD_MARKERS).index(method) % spacing if method in METHOD_MARKERS else 0
-    axes.plot(
-        steps,
-        mean,
-        color=color,
-        linewidth=width,
+    sns.lineplot(
+        x=np.tile(steps, len(losses)),
+        y=losses.ravel(),
+        errorbar="sd" if len(losses) > 1 else None,
+        err_kws={"alpha": 0.15, "linewidth": 0},
+        color=line_color(method),
+        linewidth=2.2 if strong else 1.3,
         marker=method_marker(method),
-        markersize=4.5,
-        markevery=(shift, spacing),
-        zorder=order,
+        markersize=5,
+        markeredgewidth=0,
+        markevery=(rank % spacing, spacing),
+        zorder=3 if strong else 2,
+        legend=False,
+        ax=axes,
     )
-    if len(losses) > 1:
-        std = losses.std(axis=0, ddof=1)
-        axes.fill_between(steps, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
 
 
+@in_style
 def performance_efficiency_tradeoff(
     metrics: Metrics, efficiency: Mapping[str, Mapping[str, Any]]
 ) -> Figure:
@@ -245,24 +261,63 @@ def performance_efficiency_tradeoff(
     note += " Time: choosing the pairs plus one training run, without embedding."
     figure = new_figure(12.0, 4.4, title, note)
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    points: dict[str, dict[str, tuple[float, float]]] = {}
-    for axes, (comparison, methods) in zip(panels, metrics.items(), strict=True):
-        style_axes(
-            axes, COMPARISON_LABELS[comparison], x="seconds to choose and to train", grid="both"
-        )
-        points[comparison] = {}
-        for method, cells in methods.items():
-            cost, recall = efficiency[method][comparison]["training_seconds"], cells["mean_recall"]
-            point = (efficiency[method]["curation_seconds"] + cost["mean"], recall["mean"])
-            style = ERROR_STYLE | {"ecolor": line_color(method), "capsize": 0}
-            axes.errorbar(*point, xerr=cost["std"] or 0, yerr=recall["std"] or 0, **style)
-            marker, color = method_marker(method), line_color(method)
-            axes.scatter(
-                *point, 70, color, marker=marker, edgecolor="white", linewidth=0.5, zorder=3
+    points = {
+        comparison: {
+            m: (_seconds(efficiency[m], comparison), float(cells["mean_recall"]["mean"]))
+            for m, cells in methods.items()
+        }
+        for comparison, methods in metrics.items()
+    }
+    steep = is_steep(np.array([x for named in points.values() for x, _ in named.values()]))
+    for axes, (comparison, named) in zip(panels, points.items(), strict=True):
+        x = "seconds to choose and to train" + (" (logarithmic)" if steep else "")
+        style_axes(axes, COMPARISON_LABELS[comparison], x=x, grid="both")
+        spreads = {
+            m: (
+                efficiency[m][comparison]["training_seconds"]["std"] or 0.0,
+                metrics[comparison][m]["mean_recall"]["std"] or 0.0,
             )
-            points[comparison][method] = point
-        axes.set_xlim(0, 1.04 * axes.dataLim.xmax or 1.0)
-    panels[0].set_ylabel("mean recall (% of queries)", fontsize=9, color=INK)
+            for m in named
+        }
+        _method_dots(axes, named, spreads)
+        if steep:
+            make_logarithmic(axes.xaxis)
+        else:
+            axes.set_xlim(0, 1.04 * axes.dataLim.xmax or 1.0)
+    panels[0].set_ylabel("mean recall (% of queries)")
     for axes, named in zip(panels, points.values(), strict=True):  # the shared limits are settled
         label_right(axes, named)
     return figure
+
+
+def _seconds(costs: Mapping[str, Any], comparison: str) -> float:
+    """To choose a method's pairs and to train on them once."""
+    return float(costs["curation_seconds"] + costs[comparison]["training_seconds"]["mean"])
+
+
+def _method_dots(
+    axes: Axes,
+    points: Mapping[str, tuple[float, float]],
+    spreads: Mapping[str, tuple[float, float]],
+) -> None:
+    """A dot for each method in its own colour and shape, with error bars in both directions."""
+    methods = list(points)
+    x, y = np.array(list(points.values())).T
+    x_error, y_error = np.array([spreads[m] for m in methods]).T
+    colors = {m: line_color(m) for m in methods}
+    bars = ERROR_STYLE | {"ecolor": list(colors.values()), "capsize": 0}
+    axes.errorbar(x, y, xerr=x_error, yerr=y_error, **bars)
+    sns.scatterplot(
+        x=x,
+        y=y,
+        hue=methods,
+        style=methods,
+        palette=colors,
+        markers={m: method_marker(m) for m in methods},
+        s=70,
+        edgecolor="white",
+        linewidth=0.5,
+        legend=False,
+        zorder=3,
+        ax=axes,
+    )

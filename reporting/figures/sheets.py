@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from reporting.figures.style import INK, new_figure
+from reporting.figures.style import INK, in_style, new_figure
 from reporting.words import plain
 
-# --- Photographs ------------------------------------------------------------------------------
 
-
+@in_style
 def contact_sheet(
     images: Sequence[np.ndarray], titles: Sequence[str], *, heading: str, n_columns: int
 ) -> Figure:

@@ -1,21 +1,28 @@
 """How every figure looks: colours, markers, axes, labels.
 
-Object-oriented matplotlib alone, without pyplot or other global state: the same data give the same
-bytes. Colours are those of Okabe & Ito (2008), which colour-blind readers tell apart, with further
-ones for the later rivals; where methods are told apart by colour, each has a marker of its own and
-its name beside. InfluenceSpace is always the same blue, the full data dark grey, rivals muted.
+Figures are matplotlib's own objects; seaborn draws distributions, dots and lines on axes that are
+handed to it. Every figure is made inside a local style (`in_style`), without current axes or other
+global state of pyplot: the same data give the same bytes. Colours are those of Okabe & Ito (2008),
+which colour-blind readers tell apart, with further ones for the later rivals; where methods are
+told apart by colour, each has a marker of its own and its name beside. InfluenceSpace is always the
+same blue, the full data dark grey, rivals muted.
 """
 
 from __future__ import annotations
 
+import functools
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
 
+import matplotlib.style
 import numpy as np
+import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
 from baselines import BASELINES, METHODS
@@ -32,6 +39,23 @@ ERROR_STYLE: dict[str, Any] = {
     "elinewidth": 1.0,
     "capsize": 2.5,
 }
+DPI = 150
+STYLE: dict[str, Any] = {  # of every figure; what belongs to ticks is in `style_axes`
+    "axes.axisbelow": True,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "figure.dpi": DPI,
+    "figure.facecolor": "white",
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.2,
+    "legend.labelcolor": INK,
+}
 BESIDE: dict[str, Any] = {  # a value to the right of what it belongs to
     "xytext": (6, 0),
     "textcoords": "offset points",
@@ -40,15 +64,29 @@ BESIDE: dict[str, Any] = {  # a value to the right of what it belongs to
     "color": INK,
 }
 ON_WHITE: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-DPI = 150
+TICK_STEPS = (1, 2, 2.5, 5, 10)
+STEEP = 20.0  # times that values are the smallest, above which their axis is logarithmic
+P = ParamSpec("P")
 
 
-# --- Shared style -----------------------------------------------------------------------------
+def in_style(make: Callable[P, Figure]) -> Callable[P, Figure]:
+    """The same maker of a figure inside `STYLE`, whatever matplotlib's settings are outside.
+
+    They are read when axes, texts and legends are made, so the whole figure is made inside; then
+    they are as before.
+    """
+
+    @functools.wraps(make)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.style.context(["default", STYLE]):
+            return make(*args, **kwargs)
+
+    return styled
 
 
 def new_figure(width: float, height: float, title: str, note: str = "") -> Figure:
     """An empty figure with its title and, small below it, a note."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), layout="constrained")
     wrapped = textwrap.fill(title, int(width * 10))
     figure.suptitle(wrapped, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     if note:
@@ -58,15 +96,13 @@ def new_figure(width: float, height: float, title: str, note: str = "") -> Figur
 
 
 def style_axes(axes: Axes, title: str = "", *, x: str = "", y: str = "", grid: str = "x") -> None:
-    """Title, labels and grid of axes, without a frame above and on the right."""
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel(x, fontsize=9, color=INK)
-    axes.set_ylabel(y, fontsize=9, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
+    """Title, labels, ticks and grid of axes."""
+    axes.set_title(title, loc="left")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    # Ticks are made when the figure is drawn, outside its style.
     axes.tick_params(labelsize=8.5, color=MUTED, labelcolor=INK)
     axes.grid(axis=grid, color=PALE, linewidth=0.8)  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
 
 
 def say(axes: Axes, text: str) -> None:
@@ -131,6 +167,65 @@ def method_bars(
     axes.set_xlim(0, 1.32 * reach)
 
 
+def interval_rows(
+    axes: Axes,
+    rows: Mapping[str, float],
+    values: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    texts: Mapping[str, str],
+) -> None:
+    """A dot for each method, its interval behind it where it has one, and a text beside both.
+
+    The text is on the right, or on the left of what is below zero.
+    """
+    colors = {m: bar_color(m) for m in rows}
+    known = [m for m in rows if m in intervals]
+    lows, highs = ([intervals[m][end] for m in known] for end in (0, 1))
+    heights = [rows[m] for m in known]
+    axes.hlines(heights, lows, highs, [colors[m] for m in known], linewidth=3, zorder=2)
+    sns.scatterplot(
+        x=[values[m] for m in rows],
+        y=list(rows.values()),
+        hue=list(rows),
+        palette=colors,
+        s=40,
+        edgecolor=INK,
+        linewidth=1,
+        legend=False,
+        zorder=3,
+        ax=axes,
+    )
+    for method, row in rows.items():
+        ends = (values[method], *intervals.get(method, ()))
+        is_left = max(ends) < 0  # no text crosses the zero line
+        side = {"xytext": (-6, 0), "ha": "right"} if is_left else {}
+        weight = "bold" if method == INFLUENCESPACE else "normal"
+        place = (min(ends) if is_left else max(ends), row)
+        axes.annotate(texts[method], place, **BESIDE | side, fontweight=weight)
+
+
+def round_ticks(axis: XAxis | YAxis, n_ticks: int, *, whole: bool = False) -> None:
+    """Ticks at round numbers, at most about so many; whole numbers are written with commas."""
+    steps = [step for step in TICK_STEPS if step == int(step) or not whole]
+    axis.set_major_locator(MaxNLocator(nbins=n_ticks, steps=steps, integer=whole))
+    if whole:
+        axis.set_major_formatter("{x:,g}")
+
+
+def is_steep(values: Float[np.ndarray, " n"]) -> bool:
+    """Whether positive values differ so much that only a logarithmic axis shows them all."""
+    return bool(values.min() > 0 and values.max() > STEEP * values.min())
+
+
+def make_logarithmic(axis: XAxis | YAxis, subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    """A logarithmic axis with plain numbers at `subs` times the powers of ten."""
+    set_scale = axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale
+    set_scale("log")
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:,g}")
+
+
 def spread_out(
     positions: Float[np.ndarray, " n"], gap: float, low: float, high: float
 ) -> Float[np.ndarray, " n"]:
@@ -148,15 +243,16 @@ def spread_out(
 
 def label_right(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     """Names the methods at the right edge, with a thin line from each one's point."""
-    low, high = axes.get_ylim()
-    gap = (high - low) * min(0.065, 1 / len(points))
-    heights = spread_out(np.array([y for _, y in points.values()]), gap, low, high)
-    for (method, point), height in zip(points.items(), heights, strict=True):
+    axes.autoscale_view()  # the limits decide where the points are on the page
+    on_axes = axes.transScale + axes.transLimits
+    heights = on_axes.transform(np.array(list(points.values())))[:, 1]
+    apart = spread_out(heights, min(0.065, 1 / len(points)), 0.0, 1.0)
+    for (method, point), height in zip(points.items(), apart, strict=True):
         axes.annotate(
             plain(method_label(method), LABEL_WIDTH),
             point,
             xytext=(1.04, float(height)),
-            textcoords=("axes fraction", "data"),
+            textcoords="axes fraction",
             va="center",
             fontsize=8.5,
             color=INK,
@@ -165,6 +261,7 @@ def label_right(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
                 "arrowstyle": "-",
                 "color": line_color(method),
                 "linewidth": 0.7,
+                "alpha": 0.6,
                 "relpos": (0, 0.5),
             },
             annotation_clip=False,

@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import seaborn as sns
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from reporting.figures.style import INK, LINE_COLORS, MUTED, new_figure, style_axes
-from reporting.figures.topics import N_VALUE_BINS
-from reporting.words import INFLUENCESPACE, SPLIT_LABELS, count
-
-# --- Wrong captions ---------------------------------------------------------------------------
+from reporting.figures.histograms import BARS, N_BINS, split_histogram
+from reporting.figures.style import INK, MUTED, in_style, new_figure, round_ticks, style_axes
+from reporting.words import SPLIT_LABELS, count
 
 
+@in_style
 def wrong_captions(
     log_odds: Mapping[str, np.ndarray],
     trusted: Mapping[str, np.ndarray],
@@ -47,15 +46,14 @@ def wrong_captions(
     title = " and ".join(told) + " are trusted" if told else "Which captions are likely wrong"
     figure = new_figure(12.0, 3.6, title, note)
     panels = figure.subplots(1, len(log_odds), sharex=True, squeeze=False)[0]
-    edges = np.histogram_bin_edges(np.concatenate(list(log_odds.values())), N_VALUE_BINS)
+    edges = np.histogram_bin_edges(np.concatenate(list(log_odds.values())), N_BINS)
     for axes, (split, values) in zip(panels, log_odds.items(), strict=True):
         _trust_histogram(axes, values, trusted.get(split), edges)
         heading = f"{SPLIT_LABELS.get(split, split)}: {count(len(values), 'pair')}"
         style_axes(
             axes, f"{heading}\n{_wrong_share(faults[split])}", x="log odds", y="pairs", grid="y"
         )
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        axes.yaxis.set_major_formatter("{x:,g}")
+        round_ticks(axes.yaxis, 5, whole=True)
     return figure
 
 
@@ -74,19 +72,9 @@ def _trust_histogram(
 ) -> None:
     """Trusted pairs and the others, one upon the other; all alike where none was to be trusted."""
     if trusted is None:
-        axes.hist(values, edges.tolist(), color=MUTED)
+        sns.histplot(x=values, bins=edges, color=MUTED, ax=axes, **BARS)
     else:
-        groups = {
-            f"trusted ({int(trusted.sum()):,})": (values[trusted], LINE_COLORS[INFLUENCESPACE]),
-            f"not trusted ({int((~trusted).sum()):,})": (values[~trusted], MUTED),
-        }
-        axes.hist(
-            [group for group, _ in groups.values()],
-            edges.tolist(),
-            stacked=True,
-            color=[color for _, color in groups.values()],
-            label=list(groups),
-        )
-        axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, loc="upper left", handlelength=1.2)
+        entries = split_histogram(axes, values, trusted, edges, ("trusted", "not trusted"))
+        axes.legend(handles=entries, loc="upper left")
         axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
     axes.axvline(0, color=INK, linewidth=1, linestyle="--")

@@ -1,0 +1,98 @@
+"""What was kept and what was thrown away, in sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from reporting.standing import is_narrow
+from reporting.summary import Summary
+from reporting.verdicts import effective_size
+from reporting.words import count, share
+
+N_REASONS = 4  # named in the printed summary
+
+
+def kept_sentence(summary: Summary) -> str:
+    """How many pairs the curated set has."""
+    return (
+        f"Kept {summary.n_curated:,} of {summary.n_train:,} training pairs"
+        f" ({share(summary.n_curated, summary.n_train)})."
+    )
+
+
+def skipped_sentence(summary: Summary) -> str:
+    """How many pairs could not be used and why; empty where all could."""
+    reasons = [f"{n:,} {reason}" for reason, n in Counter(summary.skipped).most_common() if n]
+    if not reasons:
+        return ""
+    named = [*reasons[:N_REASONS], "others"] if len(reasons) > N_REASONS else reasons
+    return f"Skipped {sum(summary.skipped.values()):,}: {', '.join(named)} (stage1/skipped.csv)."
+
+
+def weights_sentence(summary: Summary) -> str:
+    """How far the weights of the kept pairs spread; empty where there are none."""
+    weights = summary.sample_weights
+    if weights is None:
+        return ""
+    if np.ptp(weights) == 0:
+        return "All kept pairs have the same weight."
+    return (
+        f"Weights of the kept pairs run from {weights.min():.2f} to {weights.max():.2f} around a"
+        f" mean of one; they count like {effective_size(weights):,.0f} pairs of equal weight."
+    )
+
+
+def value_sentence(summary: Summary) -> str:
+    """What decides which pairs are dropped; empty where nothing was curated."""
+    if summary.categorization is None:
+        return ""
+    quality, copies = summary.pair_quality or {}, summary.thresholds["copy_price"]
+    weights = {
+        "influence": quality.get("influence_weight", 1.0),
+        "image-text agreement": summary.thresholds["agreement_weight"],
+    }
+    terms = [
+        f"{'' if weight == 1 else f'{weight:.2g} times '}its {name}"
+        for name, weight in weights.items()
+        if weight
+    ]
+    if is_narrow(summary):
+        terms.append("how near it is to what the held-out pairs show")
+    unit = ("", ", both", ", all")[min(len(terms), 3) - 1] + " in standard deviations"
+    parts = f"{' plus '.join(terms)}{unit}" if terms else "the same for all"
+    if copies:
+        parts += f", less {copies:g} for every near copy of it that has a better caption"
+    text = f"Dropped are the pairs of lowest value: a pair's value is {parts}."
+    if n := summary.pairs.n_protected:
+        text += (
+            f" {count(n, 'pair')} of lower value stay{'s' if n == 1 else ''} as the best of a"
+            " cluster or of a demographic group."
+        )
+    return text
+
+
+def kinds_sentence(summary: Summary) -> str:
+    """What was kept of the pairs that agree least and of near copies, over all topics."""
+    pairs = summary.pairs
+    if pairs.kept is None or pairs.kept.all():
+        return ""
+    sentences = []
+    least = pairs.bands == 0
+    if not least.all():
+        sentences.append(
+            f"Over all topics, {_share_of(pairs.kept, least)} of the {least.sum():,} pairs whose"
+            f" image and text agree least ({pairs.band_names[0]}) were kept and"
+            f" {_share_of(pairs.kept, ~least)} of the others."
+        )
+    if n := int(pairs.near_copies.sum()):
+        sentences.append(
+            f"Of {count(n, 'pair')} for whose image the set has a copy with a better caption,"
+            f" {_share_of(pairs.kept, pairs.near_copies)} {'was' if n == 1 else 'were'} kept."
+        )
+    return " ".join(sentences)
+
+
+def _share_of(kept: np.ndarray, rows: np.ndarray) -> str:
+    return share(int(kept[rows].sum()), int(rows.sum()))

@@ -1,0 +1,128 @@
+"""The page on what was trained, and the short tables."""
+
+from __future__ import annotations
+
+import pytest
+
+import visualize
+from reporting import evaluation_tables
+from reporting import page as page_module
+from reporting.figures import gaps as gaps_module
+from tests.reporting.test_figures import (
+    make_gaps,
+)
+from tests.reporting.test_page import section, table_with
+from tests.reporting.test_summary import SUMMARIES, make_summary
+
+
+def test_one_seed_shows_no_spread() -> None:
+    page = page_module.results_markdown(make_summary(n_seeds=1))
+    assert "±" not in section(page, "Performance")
+
+
+def test_performance_table() -> None:
+    summary = SUMMARIES["everything"]
+    rows = table_with(page_module.results_markdown(summary), "mean recall", "against random")
+    assert [row["method"] for row in rows] == [
+        "CLIP score †",
+        "**InfluenceSpace**",
+        "Gradient similarity",
+        "negCLIPLoss",
+        "Per-pair influence (DataInf)",
+        "Random",
+        "negCLIPLoss + NormSim",
+        "Text sampling (α = 0.5)",
+        "Density-based pruning",
+        "Diversity",
+        "SemDeDup",
+        "Coreset (k-centre)",
+        "Full data",
+        "Encoder's own joint space",
+    ]
+    own = rows[1]
+    assert own["pairs"] == "4,000"
+    assert own["mean recall"] == "30.90 ± 0.30"
+    assert own["I→T @1"] == "14.6 ± 0.3"  # 30.9 x 0.45 x 1.05
+    assert own["against random"] == "+2.70 (10.1)"  # 2.7 / sqrt((0.30^2 + 0.35^2) / 3)
+    assert rows[5]["against random"] == "–"
+
+
+def test_recall_on_trusted_pairs_stands_beside_that_on_all() -> None:
+    column = "mean recall, trusted test pairs"
+    page = page_module.results_markdown(SUMMARIES["noisy held-out data"])
+    rows = {row["method"]: row for row in table_with(page, column)}
+    assert rows["**InfluenceSpace**"][column] == "38.20 ± 0.30"
+    assert rows["**InfluenceSpace**"]["mean recall"] == "30.90 ± 0.30"
+    assert rows["Encoder's own joint space"][column] == "14.00"
+    assert "each ranked among all" in section(page, "Performance")
+    assert column not in page_module.results_markdown(make_summary(3))
+
+
+def test_efficiency_table() -> None:
+    rows = table_with(page_module.results_markdown(SUMMARIES["everything"]), "data saved")
+    own = rows[1]
+    assert own["data saved"] == "20.0 %"
+    assert own["choosing (s)"] == "14.2"
+    assert own["same epochs: steps"] == "1,248 (80.0 %)"
+    assert own["same steps: training (s)"] == "8.1 ± 0.2"
+    chosen = {row["method"]: row["choosing (s)"] for row in rows}
+    assert (chosen["Full data"], chosen["Random"], chosen["Diversity"]) == ("0", "<0.01", "0.01")
+
+
+def test_gap_table() -> None:
+    page = page_module.results_markdown(make_summary())
+    rows = table_with(page, "same epochs: female (412)")
+    assert rows[1]["same epochs: gap"] == "3.2 (0.7 to 6.3)"
+    small = page_module.results_markdown(make_summary(gaps=make_gaps(child=5)))
+    assert "child: 5 captions, too few to score" in small
+    assert "There is no figure" not in page + small
+
+
+@pytest.mark.parametrize(
+    ("small", "drawn", "words"),
+    [
+        ({"child", "adult"}, 2, ""),
+        ({"child", "adult", "male"}, 1, "There is no figure of the gaps: too few test captions"),
+        ({"child", "adult", "male", "female"}, 0, "There are no figures: too few test captions"),
+    ],
+)
+def test_no_empty_figure_of_groups(small: set[str], drawn: int, words: str) -> None:
+    gaps = make_gaps(child=5, adult=5)
+    for state in (a for ms in gaps.values() for m in ms.values() for a in m.values()):
+        for group, facts in state["groups"].items():
+            facts["too_small"] = group in small
+        if small & {"male", "female"}:
+            state["gap"] = None
+    summary = make_summary(gaps=gaps)
+    made = [path for path in gaps_module.GAP_FIGURES if path in visualize.figures(summary)]
+    assert made == list(gaps_module.GAP_FIGURES[:drawn])
+    for path in made:
+        visualize.figures(summary)[path]().draw_without_rendering()
+    text = section(page_module.results_markdown(summary), "Demographic gaps")
+    assert text.count("![") == drawn
+    assert words in text
+    assert ("There is no" in text or "There are no" in text) == bool(words)
+
+
+def test_summary_table() -> None:
+    frame = evaluation_tables.summary_table(make_summary())
+    assert len(frame) == 2 * 13
+    row = frame[(frame.comparison == "same_steps") & (frame.method == "influencespace")].iloc[0]
+    assert row["mean_recall_mean"] == pytest.approx(31.5)
+    assert row["mean_recall_std"] == pytest.approx(0.3)
+    assert row["n_pairs"] == 4000
+    assert row["relative_training_cost"] == 1.0
+    assert row["training_seconds_mean"] == pytest.approx(8.1)
+    assert {f"{d}_recall@{k}_mean" for d in ("image_to_text", "text_to_image", "avg")
+            for k in (1, 5, 10)} <= set(frame.columns)  # fmt: skip
+    assert evaluation_tables.summary_table(make_summary(n_seeds=1))["mean_recall_std"].isna().all()
+    assert evaluation_tables.summary_table(SUMMARIES["nothing trained"]).empty
+
+
+def test_short_table() -> None:
+    rows = table_with(
+        evaluation_tables.summary_markdown(make_summary()), "average recall@1", "mean recall"
+    )
+    assert rows[0]["method"] == "CLIP score"
+    assert rows[1]["mean recall"] == "30.90 ± 0.30"
+    assert rows[-1]["method"] == "Full data"

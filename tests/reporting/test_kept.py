@@ -1,0 +1,92 @@
+"""What is said of the pairs that were kept and dropped."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from reporting.findings import key_findings
+from reporting.kept import (
+    kinds_sentence,
+    value_sentence,
+    weights_sentence,
+)
+from reporting.summary import PairSummary
+from tests.reporting.test_summary import (
+    SUMMARIES,
+    make_pair_quality,
+    make_summary,
+)
+
+
+def test_weights_in_words() -> None:
+    equal = make_summary(3, sample_weights=np.ones(60))
+    assert weights_sentence(equal) == "All kept pairs have the same weight."
+    uneven = make_summary(3, sample_weights=np.array([0.5, 0.5, 2.0]))
+    # 3^2 / (0.25 + 0.25 + 4) = 2
+    assert "from 0.50 to 2.00 around a mean of one; they count like 2 pairs" in (
+        weights_sentence(uneven)
+    )
+    assert weights_sentence(make_summary(3, sample_weights=None)) == ""
+
+
+def test_the_value_in_one_sentence() -> None:
+    summary = make_summary(3)
+    assert value_sentence(summary) == (
+        "Dropped are the pairs of lowest value: a pair's value is its influence plus 0.5 times its"
+        " image-text agreement, both in standard deviations, less 1 for every near copy of it that"
+        " has a better caption."
+    )
+    plain = summary.thresholds | {"agreement_weight": 1.0, "copy_price": 0.0}
+    assert value_sentence(make_summary(3, thresholds=plain)).endswith(
+        "its influence plus its image-text agreement, both in standard deviations."
+    )
+    alone = plain | {"agreement_weight": 0.0}
+    assert value_sentence(make_summary(3, thresholds=alone)).endswith(
+        "value is its influence in standard deviations."
+    )
+    assert value_sentence(make_summary(3, categorization=None)) == ""
+    narrow = make_pair_quality(influence_weight=0.25, relevance_weight=0.4)
+    assert value_sentence(make_summary(3, pair_quality=narrow)) == (
+        "Dropped are the pairs of lowest value: a pair's value is 0.25 times its influence plus 0.5"
+        " times its image-text agreement plus how near it is to what the held-out pairs show, all"
+        " in standard deviations, less 1 for every near copy of it that has a better caption."
+    )
+    guarded = make_pair_quality(influence_weight=0.0)
+    assert value_sentence(make_summary(3, pair_quality=guarded, thresholds=plain)).endswith(
+        "a pair's value is its image-text agreement in standard deviations."
+    )
+    assert value_sentence(make_summary(3, pair_quality=guarded, thresholds=alone)).endswith(
+        "value is the same for all."
+    )
+    low_kept = dataclasses.replace(
+        summary.pairs, values=np.r_[-3.0, np.ones(summary.n_train - 2), 2.0]
+    )
+    low_kept = dataclasses.replace(
+        low_kept, kept=np.r_[True, False, [True] * (summary.n_train - 2)]
+    )
+    assert "1 pair of lower value stays as the best" in value_sentence(
+        make_summary(3, pairs=low_kept)
+    )
+
+
+def test_the_kind_of_pair_that_is_dropped_is_named() -> None:
+    pairs = PairSummary(
+        bands=np.array([0, 0, 0, 0, 1, 1, 1, 1]),
+        band_names=("lower half of agreement", "upper half of agreement"),
+        near_copies=np.array([False] * 7 + [True]),
+        kept=np.array([True, False, False, False, True, True, True, False]),
+    )
+    text = kinds_sentence(make_summary(pairs=pairs))
+    assert text == (
+        "Over all topics, 25.0 % of the 4 pairs whose image and text agree least (lower half of"
+        " agreement) were kept and 75.0 % of the others. Of 1 pair for whose image the set has a"
+        " copy with a better caption, 0.0 % was kept."
+    )
+    assert text in key_findings(make_summary(pairs=pairs))
+    one_kind = dataclasses.replace(
+        pairs, bands=np.zeros(8, dtype=np.int64), near_copies=np.zeros(8, dtype=bool)
+    )
+    assert kinds_sentence(make_summary(pairs=one_kind)) == ""
+    assert kinds_sentence(SUMMARIES["stages 2 and 3 not loaded"]) == ""
