@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import posixpath
 
+from baselines import INFLUENCESPACE
 from reporting.estimate import doubts
 from reporting.figures.methods import rank_methods
 from reporting.kept import kept_sentence, skipped_sentence
 from reporting.standing import trust_warnings, wrong_captions_sentence
 from reporting.summary import Summary, recall
 from reporting.verdicts import against, compare
-from reporting.words import COMPARISON_LABELS, INFLUENCESPACE, RANDOM, method_label, shorten
+from reporting.words import COMPARISON_LABELS, RANDOM, method_label, shorten
 
 MAX_CONSOLE_WARNINGS = 4
 MAX_CONSOLE_METHODS = 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from baselines import FULL
 from reporting.estimate import caution_sentence, cells_beside_clusters
 from reporting.kept import kept_sentence, value_sentence, weights_sentence
 from reporting.retraining import match_with_retraining
@@ -13,7 +14,6 @@ from reporting.words import (
     CATEGORIES,
     CHECK_LABELS,
     FREE_PREDICTIONS,
-    FULL,
     count,
     enumerate_words,
     escape,

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from baselines import FULL, INFLUENCESPACE
 from reporting.estimate import doubts, undecided_signs
 from reporting.kept import kept_sentence, kinds_sentence
 from reporting.standing import few_asked
@@ -24,8 +25,6 @@ from reporting.verdicts import (
 from reporting.words import (
     COMPARISON_LABELS,
     COMPARISON_SHORT,
-    FULL,
-    INFLUENCESPACE,
     RANDOM,
     enumerate_words,
     escape,

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 
 from attribution.scores import standardised
+from baselines import FULL, INFLUENCESPACE
 from curation import CurationResult
-from reporting.words import FULL, INFLUENCESPACE, mean_and_spread, paragraphs
+from reporting.words import mean_and_spread, paragraphs
 
 RECALL_AT = (1, 5, 10)
 GAP_RECALL_AT = 5  # the recall whose gaps are shown; evaluation/demographic_gaps.json has all

@@ -10,9 +10,7 @@ from typing import Any
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
 
-from baselines import FULL as FULL
-from baselines import INFLUENCESPACE as INFLUENCESPACE
-from baselines import METHODS
+from baselines import INFLUENCESPACE, METHODS
 
 ENCODER = "encoder"
 METHOD_LABELS = {name: method.label for name, method in METHODS.items()} | {

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from baselines import INFLUENCESPACE
 from reporting.figures.style import MUTED, line_color
-from reporting.words import INFLUENCESPACE
 
 N_BINS = 40
 BARS: dict[str, Any] = {"alpha": 1, "linewidth": 0}

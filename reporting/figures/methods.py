@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from baselines import FULL, INFLUENCESPACE
 from reporting.figures.style import (
     ERROR_STYLE,
     INK,
@@ -28,14 +29,7 @@ from reporting.figures.style import (
     round_ticks,
     style_axes,
 )
-from reporting.words import (
-    COMPARISON_LABELS,
-    ENCODER,
-    FULL,
-    INFLUENCESPACE,
-    mean_and_spread,
-    seconds_and_spread,
-)
+from reporting.words import COMPARISON_LABELS, ENCODER, mean_and_spread, seconds_and_spread
 
 MARKERS_A_LINE = 5  # of a loss curve
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from baselines import INFLUENCESPACE
 from reporting.figures.clusters import INFLUENCE_UNIT, category_dots
 from reporting.figures.histograms import BARS, N_BINS, split_histogram
 from reporting.figures.style import (
@@ -28,7 +29,7 @@ from reporting.figures.style import (
     style_axes,
 )
 from reporting.verdicts import effective_size
-from reporting.words import INFLUENCESPACE, LABEL_WIDTH, plain, signed
+from reporting.words import LABEL_WIDTH, plain, signed
 
 
 @in_style

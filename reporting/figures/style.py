@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
-from baselines import BASELINES, METHODS
-from reporting.words import ENCODER, FULL, INFLUENCESPACE, LABEL_WIDTH, method_label, plain
+from baselines import BASELINES, FULL, INFLUENCESPACE, METHODS
+from reporting.words import ENCODER, LABEL_WIDTH, method_label, plain
 
 INK, GREY, MUTED, PALE = "#222222", "#666666", "#B9C3CC", "#E6E9EC"
 STYLED = (INFLUENCESPACE, FULL, *BASELINES)

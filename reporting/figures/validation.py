@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from baselines import INFLUENCESPACE
 from reporting.figures.style import (
     CATEGORY_COLORS,
     ERROR_STYLE,
@@ -22,7 +23,7 @@ from reporting.figures.style import (
     style_axes,
 )
 from reporting.verdicts import CLEAR
-from reporting.words import CHECK_LABELS, INFLUENCESPACE, count
+from reporting.words import CHECK_LABELS, count
 
 COMMON_RANGE = 3.0  # both axes take their common range if this many times the smaller holds it
 POINT_COLORS = {"differ": CATEGORY_COLORS["harmful"], "agree": line_color(INFLUENCESPACE)}

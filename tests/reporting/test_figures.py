@@ -17,10 +17,10 @@ from matplotlib.lines import AxLine
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from baselines import FULL, INFLUENCESPACE
 from reporting import words
 from reporting.figures import clusters
 from reporting.figures import methods as methods_module
-from reporting.words import FULL, INFLUENCESPACE
 
 METHODS = (
     FULL,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.text import Annotation
 
+from baselines import FULL
 from reporting.figures import gaps as gaps_module
 from reporting.figures import style
-from reporting.words import FULL
 from tests.reporting.test_figures import (
     METHODS,
     SUBSETS,

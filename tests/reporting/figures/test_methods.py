@@ -11,10 +11,10 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
+from baselines import FULL, INFLUENCESPACE
 from reporting import words
 from reporting.figures import methods as methods_module
 from reporting.figures import style
-from reporting.words import FULL, INFLUENCESPACE
 from tests.reporting.test_figures import (
     COMPARISONS,
     METHODS,

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from baselines import FULL, INFLUENCESPACE
 from reporting import words
 from reporting.figures import style
-from reporting.words import FULL, INFLUENCESPACE
 
 
 def test_labels_are_spread_by_hand() -> None:

@@ -10,9 +10,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import AxLine
 
+from baselines import INFLUENCESPACE
 from reporting import words
 from reporting.figures import style, validation
-from reporting.words import INFLUENCESPACE
 from tests.reporting.test_figures import (
     assert_no_overlap,
     dot_colors,
