@@ -118,9 +118,8 @@ class Encoder(Features):
         self, captions: Sequence[str], positions: Int64[np.ndarray, " m"], batch_size: int
     ) -> Encoded:
         """Those of the captions; equal ones are encoded once."""
-        distinct = sorted(
-            set(captions), key=lambda caption: (len(caption), caption)
-        )  # less padding
+        # By length, which needs less padding.
+        distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
         batches = []
         with tqdm(total=len(distinct), desc="captions", unit="caption", disable=None) as progress:
             for start in range(0, len(distinct), batch_size):

@@ -1,7 +1,8 @@
 """The real open_clip trains on exported shards, in an environment of its own.
 
-`requirements-openclip.txt` is installed once, into pytest's cache (1 GB, 40 s). An
-environment that is there already is taken from the variable INFLUENCESPACE_OPENCLIP_PYTHON.
+`requirements-openclip.txt` is installed once, into pytest's cache (1 GB, 40 s), without one for
+every run. An environment that is there already is taken from the variable
+INFLUENCESPACE_OPENCLIP_PYTHON.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     given = os.environ.get(PYTHON_VARIABLE)
     if given:
         return given
-    cache = request.config.cache
+    cache = getattr(request.config, "cache", None)  # -p no:cacheprovider leaves none
     folder = cache.mkdir("open_clip") if cache else tmp_path_factory.mktemp("open_clip")
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # where tests run in several processes, one installs

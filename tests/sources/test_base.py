@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifacts.settings import InputError
-from sources.base import DataConfig, pair_id
+from sources.base import DataConfig, datacomp_uid, pair_id
 
 
 def half_sha256(image: bytes, caption: str) -> str:
@@ -26,6 +26,12 @@ def test_the_name_of_a_pair_is_half_a_sha256() -> None:
 @given(st.binary(max_size=100), st.text())
 def test_the_name_of_any_pair(image: bytes, caption: str) -> None:
     assert pair_id(image, caption) == half_sha256(image, caption)
+
+
+@pytest.mark.parametrize("value", ["0" * 31, "0" * 33, "g" * 32, "0" * 32 + "\n", "", None, 1])
+def test_what_is_no_name_of_datacomp(value: object) -> None:
+    assert datacomp_uid(value) == ""
+    assert datacomp_uid("0123456789abcdefABCDEF0123456789") == "0123456789abcdefABCDEF0123456789"
 
 
 @pytest.mark.parametrize(

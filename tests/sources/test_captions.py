@@ -7,7 +7,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sources.base import CAPTION_TOO_LONG, DAMAGED_CAPTION, EMPTY_CAPTION, MISSING_CAPTION
-from sources.captions import caption_fault, normalize_caption
+from sources.captions import (
+    CAPTION_COLUMNS,
+    PARQUET_CAPTION_COLUMNS,
+    SHARD_CAPTION_FIELDS,
+    caption_fault,
+    captions_in,
+    normalize_caption,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "captions"),
+    [
+        ("a dog", ["a dog"]),
+        (["a", "b"], ["a", "b"]),
+        (["a", None, 3, ["b"]], ["a", None, None, None]),
+        ([], [None]),
+        (None, [None]),
+        (3, [None]),
+        ({"caption": "a"}, [None]),
+    ],
+)
+def test_captions_in_json(value: object, captions: list[str | None]) -> None:
+    assert captions_in(value) == captions
+
+
+def test_readers_prefer_the_same_names() -> None:
+    orders = (PARQUET_CAPTION_COLUMNS, SHARD_CAPTION_FIELDS)
+    for order in orders:
+        assert tuple(name for name in order if name in CAPTION_COLUMNS) == CAPTION_COLUMNS
+        assert len(set(order)) == len(order)
 
 
 @given(st.text())

@@ -7,6 +7,7 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,10 +16,13 @@ from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER, Unusabl
 from sources.paths import (
     clean_path,
     decode_text,
+    leads_out,
     list_files,
+    natural_order,
     read_file,
     split_from_path,
     storable_name,
+    unique_names,
 )
 from tests.helpers import write
 
@@ -103,6 +107,20 @@ def test_absolute_paths_are_read_only_inside(tmp_path: Path, root: Path) -> None
         read_file(root, "..")
 
 
+@pytest.mark.parametrize(
+    ("target", "outside"),
+    [
+        *(("a.png", False), ("in/b.png", False), ("in/../a.png", False), ("gone.png", False)),
+        *(("../mine2/secret.png", True), ("in/../../mine2/secret.png", True), ("..", True)),
+    ],
+)
+def test_names_and_links_that_lead_out(root: Path, target: str, outside: bool) -> None:
+    (root / "in/link").symlink_to(root / target)
+    (root / "folder").symlink_to("in")
+    for name in (target, "in/link", "folder/link"):
+        assert leads_out(root, name) == outside
+
+
 def test_what_is_no_file_is_not_read(root: Path) -> None:
     os.mkfifo(root / "pipe")  # opening it would wait for ever
     for key in ("in", "", "pipe", "gone.png", "a.png/b"):
@@ -163,10 +181,43 @@ def test_names_that_any_file_can_hold(path: str, name: str) -> None:
     assert storable_name(path) == name
 
 
+def test_numbers_are_ordered_as_numbers() -> None:
+    ordered = ["02", "2", "10", "a", "a1b9", "a1b10", "a/9", "a/10", "b", "²"]
+    for seed in range(5):
+        mixed = np.random.default_rng(seed).permutation(ordered).tolist()
+        assert sorted(mixed, key=natural_order) == ordered
+
+
+def test_names_become_unique() -> None:
+    assert unique_names(["a", "b", "a", "a#2", "a", "b"]) == [
+        "a",
+        "b",
+        "a#2",
+        "a#2#2",
+        "a#3",
+        "b#2",
+    ]
+    assert unique_names(["a#2", "a", "a"]) == ["a#2", "a", "a#3"]
+    assert unique_names(["x", "x", "y", "x"], mark="-") == ["x", "x-2", "y", "x-3"]
+    assert unique_names([]) == []
+
+
+@given(st.lists(st.sampled_from(["a", "a#2", "a#2#2", "a#3", "b"]), max_size=20))
+def test_every_name_is_kept_once(names: list[str]) -> None:
+    found = unique_names(names)
+    assert len(set(found)) == len(found) == len(names)
+    seen: set[str] = set()
+    for name, key in zip(names, found, strict=True):
+        assert key == name or (name in seen and key.startswith(f"{name}#"))
+        seen.add(key)
+
+
 @pytest.mark.parametrize(
     ("name", "split"),
     [
         ("train/00000.tar", "train"),
+        ("test/a/0.parquet", "test"),
+        ("/data/./val/../0", "validation"),
         ("val-000.tar", "validation"),
         ("coco_val2014_01.tar", "validation"),
         ("Validation/a.tar", "validation"),

@@ -355,6 +355,7 @@ def test_compressed_shards_among_others(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_links_out_of_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, {"secret.tar": tar(pair(9)), "in/here.tar": tar(pair(1))})
+    write(tmp_path, {"in2/sibling.tar": tar(pair(8))})
     root = tmp_path / "in"
     (root / "inner.tar").symlink_to("here.tar")
     (root / "outer.tar").symlink_to("../secret.tar")
@@ -364,6 +365,9 @@ def test_links_out_of_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     (root / "here.tar").unlink()
     (root / "inner.tar").unlink()
     with pytest.raises(InputError, match=r"holds no .tar shards; 1 links lead out"):
+        open_shards(root)
+    (root / "alike.tar").symlink_to("../in2/sibling.tar")  # of a folder whose name begins alike
+    with pytest.raises(InputError, match=r"holds no .tar shards; 2 links lead out"):
         open_shards(root)
     assert [r.key for r in records(root / "outer.tar")] == ["outer/009"]  # named by the user
 
