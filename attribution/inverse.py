@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from jaxtyping import Float
-from scipy.linalg import eigh_tridiagonal
+from scipy.linalg import eigh
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 from torch.func import jacrev, vmap
 from tqdm import tqdm
@@ -204,64 +205,110 @@ def lanczos(
     tolerance: float = 1e-2,
     max_steps: int | None = None,
 ) -> Spectrum:
-    """The eigenpairs of largest magnitude of a symmetric operator.
+    """The eigenpairs of largest magnitude of a symmetric operator, by `scipy.sparse.linalg.eigsh`.
 
-    Lanczos iteration from a random vector, every new vector orthogonalised twice against all
-    earlier ones, which keeps ghost copies out (Golub & Van Loan, section 10.3). Where the Krylov
-    space is exhausted it goes on from a new random vector, so repeated eigenvalues are all found.
-    Holds `max_steps` vectors of the operator's dimension.
+    ARPACK orthogonalises every new vector against all earlier ones, which keeps ghost copies out,
+    and goes on at random where the Krylov space is exhausted, so that repeated eigenvalues are all
+    found. What it has found is looked at after half, three quarters and all of the products. A
+    small operator is spelled out and solved densely: ARPACK never finds every eigenpair. Holds
+    `max_steps` vectors of the operator's dimension twice, and once more in float64 on the CPU.
 
     Args:
         hvp: (p,) -> (p,), symmetric.
         dimension: p.
         n_eigenpairs: how many, at most p.
-        device: of the vectors.
-        rng: draws the starting vectors.
-        dtype: of the vectors; the small tridiagonal problem is solved in float64.
+        device: of the products and eigenvectors.
+        rng: draws the starting vector.
+        dtype: of the products and eigenvectors; what is between them is float64.
         tolerance: stop when every wanted residual is below this share of the largest eigenvalue.
-        max_steps: products allowed; by default four times the pairs asked for, plus twenty.
+        max_steps: products allowed, at least two more than eigenpairs; by default four times the
+            pairs asked for, plus twenty.
     """
-    wanted = min(n_eigenpairs, dimension)
-    steps = min(dimension, max_steps or 4 * n_eigenpairs + 20)
+    wanted, steps = min(n_eigenpairs, dimension), max_steps or 4 * n_eigenpairs + 20
     generator = torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
-    basis = torch.zeros(steps, dimension, dtype=dtype, device=device)
-    alphas: list[float] = []
-    betas: list[float] = []  # betas[j] couples basis j and j + 1
+    start = torch.randn(dimension, generator=generator, dtype=dtype).to(device)
+    n_products = min(steps, dimension)
+    with tqdm(
+        total=n_products, desc="Lanczos", unit="product", disable=None, leave=False
+    ) as progress:
+        products = _Products(hvp, n_products, start, progress)
+        if dimension <= steps:
+            return _dense_spectrum(products, dimension, wanted)
+        return _iterated_spectrum(products, start, wanted, tolerance)
 
-    def orthogonal_to_basis(vector: Tensor, count: int) -> Tensor:
-        for _ in range(2):
-            vector = vector - basis[:count].T @ (basis[:count] @ vector)
-        return vector
 
-    def fresh_direction(count: int) -> Tensor:
-        start = torch.randn(dimension, generator=generator, dtype=dtype).to(device)
-        vector = orthogonal_to_basis(start, count)
-        return F.normalize(vector, dim=0)
+class _Products(LinearOperator):
+    """Products with the operator, remembered in the order in which they are asked for.
 
-    basis[0] = fresh_direction(0)
-    progress = tqdm(range(steps), desc="Lanczos", unit="product", disable=None, leave=False)
-    for j in progress:
-        product = hvp(basis[j])
-        alphas.append(float(basis[j] @ product))
-        rest = orthogonal_to_basis(product, j + 1)
-        beta = float(rest.norm())
-        scale = max(abs(a) for a in alphas + betas)
-        exhausted = beta <= 100 * torch.finfo(dtype).eps * scale
-        values, vectors = eigh_tridiagonal(np.array(alphas), np.array(betas))
+    An iteration that starts where a shorter one did asks for the same products first, and these are
+    not taken again.
+    """
+
+    def __init__(
+        self, hvp: Callable[[Tensor], Tensor], n_products: int, start: Tensor, progress: tqdm
+    ) -> None:
+        super().__init__(np.float64, (len(start), len(start)))
+        self.hvp, self.progress = hvp, progress
+        self.vectors = start.new_empty(n_products, len(start))
+        self.products = torch.empty_like(self.vectors)
+        self.n_asked = self.n_known = 0
+
+    def _matvec(self, array: np.ndarray) -> np.ndarray:
+        """(p,) float64, of a product at the operator's precision; ValueError where it diverged."""
+        place, vector = self.n_asked, torch.from_numpy(array.reshape(-1)).to(self.vectors)
+        if place >= self.n_known or not torch.equal(vector, self.vectors[place]):
+            self.vectors[place], self.products[place] = vector, self.hvp(vector)
+            self.n_known = place + 1
+            self.progress.update()
+        self.n_asked += 1
+        return np.asarray_chkfinite(self.products[place].double().cpu().numpy())
+
+    def least_coupling(self, count: int) -> float:
+        """Of the vectors of a basis with the next: zero where they span what H makes of them."""
+        coupling = (self.vectors[2:count] * self.products[1 : count - 1]).sum(dim=1)
+        return float(coupling.abs().min())
+
+    def spectrum(
+        self, values: np.ndarray, columns: np.ndarray, wanted: int, basis: slice
+    ) -> Spectrum:
+        """The leading of these eigenpairs, which lie in the span of an orthonormal basis.
+
+        Their residuals take no further product: H q is put together from those of the basis.
+        """
         order = np.argsort(-np.abs(values), kind="stable")[:wanted]
-        residuals = (0.0 if exhausted else beta) * np.abs(vectors[-1, order])
-        converged = len(alphas) >= wanted and np.all(
-            residuals <= tolerance * np.abs(values[order[0]])
-        )
+        eigenvalues, q = values[order], torch.from_numpy(columns.T[order]).to(self.vectors)
+        images = (q @ self.vectors[basis].T) @ self.products[basis]
+        residuals = images - torch.from_numpy(eigenvalues).to(q)[:, None] * q
+        return Spectrum(eigenvalues, q, residuals.norm(dim=1).double().cpu().numpy())
+
+
+def _dense_spectrum(products: _Products, dimension: int, wanted: int) -> Spectrum:
+    matrix = np.stack([products.matvec(row) for row in np.eye(dimension)])
+    values, columns = eigh((matrix + matrix.T) / 2)
+    return products.spectrum(values, columns, wanted, slice(None))
+
+
+def _iterated_spectrum(
+    products: _Products, start: Tensor, wanted: int, tolerance: float
+) -> Spectrum:
+    first, steps = start.double().cpu().numpy(), len(products.vectors)
+    if not products.matvec(first).any():  # the operator is zero, and ARPACK has nowhere to go
+        unit = torch.eye(wanted, len(start)).to(start)
+        return Spectrum(np.zeros(wanted), unit, np.zeros(wanted))
+    rounding = 100 * torch.finfo(start.dtype).eps
+    for count in sorted({max(share * steps // 4, wanted + 2) for share in (2, 3, 4)}):
+        products.n_asked = 0
+        # The first product is that of the start, the others those of an orthonormal basis. ARPACK
+        # keeps back what it does not call converged: to get all there is, everything is.
+        values, columns = eigsh(products, wanted, which="LM", v0=first, ncv=count - 1, tol=np.inf)
+        spectrum = products.spectrum(values, columns, wanted, slice(1, count))
+        scale = float(np.abs(spectrum.eigenvalues[0]))
         # An exhausted Krylov space can hide further copies of an eigenvalue, whatever the residuals
-        # of the vectors so far: go on to the last step.
-        if j + 1 == steps or (converged and not exhausted and 0.0 not in betas):
+        # of the vectors so far: go on to the last product.
+        exhausted = products.least_coupling(count) <= rounding * scale
+        if not exhausted and spectrum.residuals.max() <= tolerance * scale:
             break
-        betas.append(0.0 if exhausted else beta)
-        basis[j + 1] = fresh_direction(j + 1) if exhausted else rest / beta
-    progress.close()
-    rotation = torch.from_numpy(vectors[:, order].T.copy()).to(device=device, dtype=dtype)
-    return Spectrum(values[order], rotation @ basis[: len(alphas)], residuals)
+    return spectrum
 
 
 def low_rank_inverse(spectrum: Spectrum, gradient: Tensor, damping: float, *, rank: int) -> Tensor:

@@ -310,6 +310,69 @@ def test_lanczos_keeps_to_its_limit_of_products() -> None:
     assert residuals.max() > 1e-3
 
 
+LARGE_SPECTRA = {  # of more dimensions than products are allowed, so that none is spelled out
+    "decaying": (2.0 ** -np.arange(150), 6),
+    "negative": (np.r_[-9, 7, -5, 3, np.linspace(-1, 0.9, 146)], 4),
+    "repeated": (np.r_[4, 4, 4, 2, 2, np.zeros(145)], 6),
+    "many copies": (np.repeat([5.0, 1.0, 0.0], [11, 20, 169]), 11),
+    "zeros": (np.r_[3, 1, np.zeros(98)], 4),
+    "all zero": (np.zeros(100), 3),
+    "identity": (np.ones(100), 3),
+}
+
+
+@pytest.mark.parametrize("name", LARGE_SPECTRA)
+def test_the_iteration_against_known_spectra(name: str) -> None:
+    eigenvalues, wanted = LARGE_SPECTRA[name]
+    matrix, p, asked = symmetric(eigenvalues), len(eigenvalues), []
+
+    def recorded(v: Tensor) -> Tensor:
+        asked.append(v.numpy().copy())
+        return operator(matrix)(v)
+
+    def found() -> Spectrum:
+        return lanczos(
+            recorded,
+            p,
+            wanted,
+            device=CPU,
+            rng=np.random.default_rng(1),
+            dtype=torch.float64,
+            tolerance=1e-11,
+        )
+
+    spectrum = found()
+    assert len(asked) <= 4 * wanted + 20 < p
+    # No product is taken twice, although the iteration is begun anew for more of them.
+    assert len(np.unique(asked, axis=0)) == len(asked)
+    values, vectors = spectrum.eigenvalues, spectrum.eigenvectors.numpy()
+    expected = eigenvalues[np.argsort(-np.abs(eigenvalues), kind="stable")][:wanted]
+    size = max(np.abs(eigenvalues).max(), 1e-300)
+    # Residuals below 1e-11 of the largest bound the error of an eigenvalue; 100 times rounding.
+    np.testing.assert_allclose(values, expected, atol=2e-11 * size)
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(wanted), atol=1e-12)
+    residuals = np.linalg.norm(vectors @ matrix - values[:, None] * vectors, axis=1)
+    assert np.all(residuals <= 2e-11 * size)
+    np.testing.assert_allclose(spectrum.residuals, residuals, atol=1e-12 * size)
+    np.testing.assert_allclose(found().eigenvalues, values, atol=1e-13 * size)
+
+
+def test_copies_that_residuals_do_not_tell_of_are_looked_for() -> None:
+    # Three distinct values exhaust a Krylov space after every third vector: half of the 84 products
+    # shows fourteen copies, and two of the next value, whose residuals are within the tolerance.
+    matrix = symmetric(np.repeat([5.0, 1.0, 0.0], [18, 90, 90]))
+    spectrum = lanczos(
+        operator(matrix), 198, 16, device=CPU, rng=np.random.default_rng(1), dtype=torch.float64
+    )
+    np.testing.assert_allclose(spectrum.eigenvalues, 5, atol=1e-9)
+
+
+def test_an_operator_that_diverged_is_refused() -> None:
+    for p in (5, 100):
+        with pytest.raises(ValueError, match="infs or NaNs"):
+            lanczos(lambda v: v * torch.nan, p, 2, device=CPU, rng=np.random.default_rng(0))
+
+
 # --- Against another library ------------------------------------------------------------------
 
 
