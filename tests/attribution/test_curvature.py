@@ -20,14 +20,12 @@ from attribution.curvature import CURVATURES, Objective
 from attribution.derivatives import flatten, loss_gradient, unflatten
 from attribution.inverse import (
     HESSIANS,
-    Spectrum,
     conjugate_gradients,
     datainf_direction,
     inverse_product,
-    lanczos,
     low_rank_inverse,
-    trace_estimate,
 )
+from attribution.spectrum import Spectrum, lanczos, trace_estimate
 from learner import model
 from tests import reference
 from tests.reference import Problem, random_problem
