@@ -227,6 +227,26 @@ def test_influence_counts_where_it_explains_anything(
     assert (found.counted == (tenth.pair_influence if counts else 0)).all()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_measurement_counts_for_its_share(
+    small: Scattered, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = []
+
+    def pooled(measured: np.ndarray, index: np.ndarray, *args: Any) -> PooledInfluence:
+        fits.append((measured, index, pool_influence(measured, index, *args)))
+        return fits[-1][-1]
+
+    monkeypatch.setattr(influence_module, "pool_influence", pooled)
+    monkeypatch.setattr(influence_module, "own_share", lambda per_repeat, predicted: share)
+    found = estimate(small, **QUICK)
+    ((measured, index, fit),) = fits
+    assert not np.allclose(measured, fit.predicted[index])
+    expected = fit.predicted.copy()
+    expected[index] = (1 - share) * fit.predicted[index] + share * measured
+    np.testing.assert_allclose(found.pair_influence, expected, rtol=1e-12, atol=1e-15)
+
+
 def test_the_same_generator_gives_the_same_bits(small: Scattered) -> None:
     first, again, other = (estimate(small, seed=seed, **QUICK) for seed in (0, 0, 1))
     for field in dataclasses.fields(PairInfluence):

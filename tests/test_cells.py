@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -76,9 +78,15 @@ def one_group(n: int) -> np.ndarray:
 
 
 def slow_better_copies(
-    images: np.ndarray, groups: np.ndarray, scores: np.ndarray, similarity: float
+    images: np.ndarray,
+    groups: np.ndarray,
+    scores: np.ndarray,
+    similarity: float,
+    *,
+    surroundings: int = 20,
+    either: Callable[..., float] = max,
 ) -> list[int]:
-    """The definition, pair by pair in float64."""
+    """The definition, pair by pair in float64, with other surroundings or another choice of two."""
     centred = images.astype(np.float64) - images.astype(np.float64).mean(axis=0)
     unit = centred / np.sqrt((centred**2).sum(axis=1, keepdims=True))
     cosine = unit @ unit.T
@@ -86,12 +94,12 @@ def slow_better_copies(
     nearby = {}
     for i in range(n):
         others = sorted(cosine[i, j] for j in range(n) if j != i and groups[j] == groups[i])
-        nearby[i] = 1 - others[-20:][0] if others else 0.0
+        nearby[i] = 1 - others[-surroundings:][0] if others else 0.0
     for i in range(n):
         count = 0
         for j in range(n):
             distance = 1 - cosine[i, j]
-            is_copy = distance < max(0.3 * nearby[i], 0.3 * nearby[j], 1e-5)
+            is_copy = distance < max(either(0.3 * nearby[i], 0.3 * nearby[j]), 1e-5)
             if i != j and groups[i] == groups[j] and is_copy and cosine[i, j] >= similarity:
                 count += scores[j] > scores[i] or (scores[j] == scores[i] and j < i)
         counts.append(count)
@@ -174,6 +182,20 @@ def test_blocks_give_what_the_definition_says(
     found = better_copies(images, groups, scores, SIMILARITY)
     assert found.tolist() == slow_better_copies(images, groups, scores, SIMILARITY)
     assert found.sum() > 5
+
+
+def test_the_wider_surroundings_of_two_decide_and_reach_to_the_twentieth() -> None:
+    # In three dimensions, where many images are between copies and others.
+    images = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
+    case = (images, one_group(120), np.linspace(0, 1, 120), SIMILARITY)
+    found = better_copies(*case).tolist()
+    assert found == slow_better_copies(*case)
+    for other in (
+        slow_better_copies(*case, either=min),
+        slow_better_copies(*case, surroundings=19),
+        slow_better_copies(*case, surroundings=21),
+    ):
+        assert sum(a != b for a, b in zip(found, other, strict=True)) > 3
 
 
 def test_the_order_of_the_rows_does_not_matter() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from attribution import agreement
 from attribution.agreement import (
     TRUSTED_SHARE,
     Agreement,
@@ -24,11 +27,11 @@ OTHERS = np.roll(np.arange(N), -7)  # the next one has the right caption of the 
 
 
 def test_trusted_are_those_of_the_best_ranks_in_both() -> None:
-    agreement = np.array([9.0, 1.0, 5.0, 4.0, 3.0])
+    own = np.array([9.0, 1.0, 5.0, 4.0, 3.0])
     losses = np.array([5.0, 4.0, 1.0, 2.0, 3.0])
     # Ranks of agreement 5 1 4 3 2 less those of loss 5 4 1 2 3: 0 -3 3 1 -1.
-    assert trusted_pairs(agreement, losses).tolist() == [True, False, True, True, True]
-    assert trusted_pairs(agreement[:1], losses[:1]).tolist() == [True]
+    assert trusted_pairs(own, losses).tolist() == [True, False, True, True, True]
+    assert trusted_pairs(own[:1], losses[:1]).tolist() == [True]
 
 
 @pytest.fixture(scope="module")
@@ -71,29 +74,74 @@ def test_wrong_captions_stand_out_more_than_at_first_sight(
     assert auc(alone, right) == pytest.approx(auc(first.own, right))
 
 
-def test_a_pair_has_no_part_in_the_map_that_judges_it(
-    pairs: tuple[PairTensors, PairTensors],
-) -> None:
-    training, validation = pairs
-    rows = slice(N_WRONG, N_WRONG + 60)  # right ones, of which a map can say something
-    few = PairTensors(*(side[rows] for side in training))
-    first = Agreement(*(column[rows] for column in first_view(training, 1.0)))
-    ids = np.arange(60) // 2  # two captions an image
+class Few:
+    """Sixty right pairs, of which a map can say something, with two captions an image."""
 
-    def refined(texts: torch.Tensor) -> np.ndarray:
+    def __init__(self, training: PairTensors, validation: PairTensors) -> None:
+        rows = slice(N_WRONG, N_WRONG + 60)
+        self.training = PairTensors(*(side[rows] for side in training))
+        self.validation = validation
+        self.first = Agreement(*(column[rows] for column in first_view(training, 1.0)))
+        self.ids = np.arange(60) // 2
+
+    def refined(self) -> np.ndarray:
         return refine_agreement(
-            *(first, -first.own, PairTensors(few.images, texts), ids, validation),
+            *(self.first, -self.first.own, self.training, self.ids, self.validation),
             others=np.roll(np.arange(60), -7),
             rng=np.random.default_rng(1),
         )
 
-    before = refined(few.texts)
+    def cosines(self, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+        """Of image and caption in the maps that judge them."""
+        seen = []
+
+        def normalised(images: np.ndarray, texts: np.ndarray, *args: Any, **more: Any) -> Agreement:
+            seen.append((images * texts).sum(axis=1))
+            return normalised_agreement(images, texts, *args, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(agreement, "normalised_agreement", normalised)
+            self.refined()
+        (cosines,) = seen
+        return np.asarray(cosines)
+
+
+@pytest.fixture
+def few(pairs: tuple[PairTensors, PairTensors]) -> Few:
+    return Few(*pairs)
+
+
+def turned_round(texts: torch.Tensor, row: int) -> torch.Tensor:
+    """The captions, one of them the contrary of what it was."""
+    changed = texts.clone()
+    changed[row] *= -1
+    return changed
+
+
+def test_a_pair_has_no_part_in_the_map_that_judges_it(
+    few: Few, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, cosines = few.refined(), few.cosines(monkeypatch)
     assert before.shape == (60,)
     assert np.isfinite(before).all()
     # A caption that fits its own image's map would raise the agreement of its image's other pair.
-    changed = few.texts.clone()
-    changed[1] = changed[1] * -1
-    assert np.abs(refined(changed)[0] - before[0]) < np.abs(refined(changed)[1] - before[1])
+    right = few.training.texts
+    few.training = few.training._replace(texts=turned_round(right, 1))
+    after = few.refined()
+    assert np.abs(after[0] - before[0]) < np.abs(after[1] - before[1])
+    # Of a pair that maps are fitted to: the one that judges it and its image's other pair is not,
+    # and differs by float32 rounding; those of the other images are.
+    row = int(trusted_pairs(few.first.own, -few.first.own).argmax())
+    few.training = few.training._replace(texts=turned_round(right, row))
+    changes = np.abs(few.cosines(monkeypatch) - cosines)
+    assert changes[row ^ 1] < 1e-6
+    assert np.median(changes[few.ids != few.ids[row]]) > 1e-4
+
+
+def test_maps_are_fitted_to_held_out_pairs_too(few: Few, monkeypatch: pytest.MonkeyPatch) -> None:
+    cosines = few.cosines(monkeypatch)
+    few.validation = few.validation._replace(texts=few.validation.texts.flip(0))
+    assert np.abs(few.cosines(monkeypatch) - cosines).min() > 1e-4
 
 
 def test_two_images_leave_the_first_view_alone(pairs: tuple[PairTensors, PairTensors]) -> None:

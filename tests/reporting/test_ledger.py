@@ -143,6 +143,14 @@ def test_decisions_and_reasons_by_hand(made: Ledger) -> None:
     assert dearest.set_index("position").at[6, "decision_reason"] == ledger.NEAR_COPY
 
 
+def test_a_kept_pair_as_good_as_the_best_that_was_dropped_needs_no_protection() -> None:
+    values = make_inputs().pair_values.copy()
+    values[5] = values[4]
+    tied = make_ledger(make_inputs(pair_values=values))
+    assert tied.cut == values[4]
+    assert tied.ledger.set_index("position").at[8, "decision_reason"] == ledger.VALUABLE
+
+
 def test_facts_stand_with_their_pair(made: Ledger) -> None:
     rows = made.ledger.set_index("position")
     assert rows.at[2, "cluster"] == 1
