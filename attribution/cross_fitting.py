@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attribution.derivatives import loss_gradient, pair_influences
-from attribution.retraining import validation_pair_losses
+from attribution.retraining import mean_pair_losses
 from learner.model import Parameters, mean_loss, shuffled_batches, whole_batches
 from learner.pairs import PairTensors
 from learner.training import (
@@ -186,7 +186,7 @@ class _HalfTrainings(NamedTuple):
         shuffles = [
             whole_batches(len(rows), self.training.batch_size, rng) for _ in range(LOSS_SHUFFLES)
         ]
-        return validation_pair_losses(parameters, self.take(rows), np.concatenate(shuffles))
+        return mean_pair_losses(parameters, self.take(rows), np.concatenate(shuffles))
 
     def take(self, rows: Int64[np.ndarray, " k"]) -> PairTensors:
         """Some of the pairs."""
