@@ -144,7 +144,7 @@ def test_the_temperature_is_that_of_least_loss() -> None:
             torch.from_numpy(images), torch.from_numpy(texts), rng=np.random.default_rng(0)
         )
     )
-    grid = np.arange(0, math.log(100), 0.001)
+    grid = np.arange(0, math.log(100), 0.005)
     best = grid[np.argmin([mean_loss(images, texts, float(s)) for s in grid])]
     assert 0.5 < best < 4  # inside, so that neither end of the grid would do
     assert fitted == pytest.approx(best, abs=0.06)  # half a step of the grid
@@ -545,43 +545,39 @@ class Few:
         with monkeypatch.context() as patch:
             patch.setattr(agreement, "normalised_agreement", normalised)
             self.refined()
-        (cosines,) = seen
-        return np.asarray(cosines)
-
-
-@pytest.fixture
-def few(pairs: tuple[PairTensors, PairTensors]) -> Few:
-    return Few(*pairs)
-
-
-def turned_round(texts: torch.Tensor, row: int) -> torch.Tensor:
-    """The captions, one of them the contrary of what it was."""
-    changed = texts.clone()
-    changed[row] *= -1
-    return changed
+        return np.concatenate(seen)
 
 
 def test_a_pair_has_no_part_in_the_map_that_judges_it(
-    few: Few, monkeypatch: pytest.MonkeyPatch
+    pairs: tuple[PairTensors, PairTensors], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, cosines = few.refined(), few.cosines(monkeypatch)
+    few = Few(*pairs)
+    before, cosines, right = few.refined(), few.cosines(monkeypatch), few.training
     assert before.shape == (60,)
     assert np.isfinite(before).all()
+
+    def turned_round(row: int) -> PairTensors:
+        texts = right.texts.clone()
+        texts[row] *= -1
+        return right._replace(texts=texts)
+
     # A caption that fits its own image's map would raise the agreement of its image's other pair.
-    right = few.training.texts
-    few.training = few.training._replace(texts=turned_round(right, 1))
+    few.training = turned_round(1)
     after = few.refined()
     assert np.abs(after[0] - before[0]) < np.abs(after[1] - before[1])
     # Of a pair that maps are fitted to: the one that judges it and its image's other pair is not,
     # and differs by float32 rounding; those of the other images are.
     row = int(trusted_pairs(few.first.own, -few.first.own).argmax())
-    few.training = few.training._replace(texts=turned_round(right, row))
+    few.training = turned_round(row)
     changes = np.abs(few.cosines(monkeypatch) - cosines)
     assert changes[row ^ 1] < 1e-6
     assert np.median(changes[few.ids != few.ids[row]]) > 1e-4
 
 
-def test_maps_are_fitted_to_held_out_pairs_too(few: Few, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_are_fitted_to_held_out_pairs_too(
+    pairs: tuple[PairTensors, PairTensors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = Few(*pairs)
     cosines = few.cosines(monkeypatch)
     few.validation = few.validation._replace(texts=few.validation.texts.flip(0))
     assert np.abs(few.cosines(monkeypatch) - cosines).min() > 1e-4

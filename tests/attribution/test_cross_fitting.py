@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from attribution import cross_fitting
 from attribution.cross_fitting import (
     CrossFit,
     HeldOutModel,
@@ -246,7 +247,10 @@ def test_right_captions_help_and_wrong_ones_hurt(problem: Scattered, fitted: Cro
     assert abs(per_repeat.mean()) < 0.05 * per_repeat.std()
 
 
-def test_weights_are_those_of_the_pairs(problem: Scattered, fitted: CrossFit) -> None:
+def test_weights_are_those_of_the_pairs(
+    problem: Scattered, fitted: CrossFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_fitting, "INFLUENCE_SHUFFLES", 1)
     # Scaling the weights of a batch alike changes nothing, so that sum_i w_i u_i = 0 in it: here a
     # batch is all pairs that one model holds out.
     n = len(problem.wrong)
@@ -264,8 +268,12 @@ def test_weights_are_those_of_the_pairs(problem: Scattered, fitted: CrossFit) ->
         assert abs(weighted.sum()) < 1e-4 * np.abs(weighted).sum()  # float32
 
 
-def test_checkpoints_are_averaged(problem: Scattered, fitted: CrossFit) -> None:
+def test_checkpoints_are_averaged(
+    problem: Scattered, fitted: CrossFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # With all pairs of a half in one batch there is but one composition.
+    monkeypatch.setattr(cross_fitting, "INFLUENCE_SHUFFLES", 1)
+
     def influences_of(models: list[HeldOutModel]) -> np.ndarray:
         found: np.ndarray = held_out_influences(
             dataclasses.replace(fitted, models=models),
@@ -326,7 +334,10 @@ def test_influence_is_what_a_step_with_more_of_the_pair_does(
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
 
 
-def test_only_models_that_hold_a_pair_out_are_asked(problem: Scattered, fitted: CrossFit) -> None:
+def test_only_models_that_hold_a_pair_out_are_asked(
+    problem: Scattered, fitted: CrossFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_fitting, "INFLUENCE_SHUFFLES", 2)
     index = np.sort(fitted.models[0].held_out[:20])
     plain = influences(problem, fitted, index)
     blank = [
