@@ -27,14 +27,14 @@ from learner.pairs import PairTensors
 
 N_NORMALISATIONS = 10  # random batches that every pair is in; Wang et al. (2024)
 NORMALISATION_BATCH = 4096  # pairs; bounds memory to a few blocks of 64 MiB
-MIN_BY_CHANCE = 1000  # images beside captions of others, for the spread of a few held-out pairs
 FIT_BATCH = 1024  # pairs that the temperature is fitted to
-RIDGE = 1e-4  # on the coefficients of views that are joined; keeps them finite
+ROWS_AT_ONCE = 1024
+MIN_BY_CHANCE = 1000  # images beside captions of others, for the spread of a few held-out pairs
 N_NEIGHBOURS = 20
 MAX_WITNESSES = 20_000  # pairs that others are compared with; bounds the time
-ROWS_AT_ONCE = 1024
 TRUSTED_SHARE = 0.8  # of the pairs, those that look best at first sight
 REFINED_FOLDS = 10  # each map sees nine tenths of the trusted pairs
+RIDGE = 1e-4  # on the coefficients of views that are joined; keeps them finite
 
 
 class Agreement(NamedTuple):
@@ -96,6 +96,43 @@ def normalised_agreement(
     )
 
 
+def fit_log_scale(images: Tensor, texts: Tensor, *, rng: np.random.Generator) -> Tensor:
+    """The log of 1 / temperature of least contrastive loss over one random batch, up to CLIP's cap.
+
+    What CLIP learns beside its towers; not every encoder has such a temperature. To 0.1.
+    """
+    rows = torch.from_numpy(rng.permutation(len(images))[:FIT_BATCH]).to(images.device)
+    scales = torch.linspace(0, MAX_LOG_SCALE, 47, device=images.device)
+    losses = [
+        contrastive_loss(projected_similarities(images[rows], texts[rows], scale))
+        for scale in scales
+    ]
+    return scales[torch.stack(losses).argmin()]
+
+
+def strangers(
+    image_ids: Int64[np.ndarray, " m"], rng: np.random.Generator
+) -> Int64[np.ndarray, " m"]:
+    """For every pair one of another image, each once; of the same where one image has too many."""
+    m = len(image_ids)
+    order = rng.permutation(m)
+    order = order[np.argsort(image_ids[order], kind="stable")]  # the pairs of an image together
+    largest = int(np.unique(image_ids, return_counts=True)[1].max())
+    largest = min(largest, max(m - 1, 1))  # of one image alone, at least another pair
+    found = np.empty(m, dtype=np.int64)
+    found[order] = np.roll(order, -int(rng.integers(largest, max(m - largest, largest) + 1)))
+    return found
+
+
+def _tensors(
+    images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    found = [
+        torch.from_numpy(np.asarray(side, dtype=np.float32)).to(device) for side in (images, texts)
+    ]
+    return found[0], found[1]
+
+
 class Surroundings(NamedTuple):
     """The training pairs that other pairs are compared with."""
 
@@ -154,98 +191,6 @@ class Surroundings(NamedTuple):
         return np.asarray(torch.cat(found).double().cpu().numpy())
 
 
-def strangers(
-    image_ids: Int64[np.ndarray, " m"], rng: np.random.Generator
-) -> Int64[np.ndarray, " m"]:
-    """For every pair one of another image, each once; of the same where one image has too many."""
-    m = len(image_ids)
-    order = rng.permutation(m)
-    order = order[np.argsort(image_ids[order], kind="stable")]  # the pairs of an image together
-    largest = int(np.unique(image_ids, return_counts=True)[1].max())
-    largest = min(largest, max(m - 1, 1))  # of one image alone, at least another pair
-    found = np.empty(m, dtype=np.int64)
-    found[order] = np.roll(order, -int(rng.integers(largest, max(m - largest, largest) + 1)))
-    return found
-
-
-def _tensors(
-    images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    found = [
-        torch.from_numpy(np.asarray(side, dtype=np.float32)).to(device) for side in (images, texts)
-    ]
-    return found[0], found[1]
-
-
-class JoinedViews(NamedTuple):
-    """Several views of agreement on one calibrated scale."""
-
-    middle: Float[np.ndarray, " v"]
-    coefficients: Float[np.ndarray, " v"]  # log odds per unit of each view, none negative
-    intercept: float
-
-    def log_odds(self, views: Sequence[Float[np.ndarray, " m"]]) -> Float[np.ndarray, " m"]:
-        """That image and caption belong together, where right and wrong are equally frequent."""
-        centred = np.stack(views, axis=1) - self.middle
-        return np.asarray(centred @ self.coefficients + self.intercept)
-
-
-def join_views(views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]) -> JoinedViews:
-    """The scale on which views of the same n pairs add up: log odds.
-
-    A logistic regression without negative coefficients tells the trusted pairs from the same images
-    with captions of others, so that each view counts for what it adds; one that tells nothing, or
-    the contrary, counts for nothing. The odds are those of a pair against one of chance where both
-    are as frequent, and as if all trusted pairs were right: their order is what to go by.
-
-    Args:
-        views: of the same n pairs, with as many by chance.
-        trusted: pairs that are mostly right, at least one.
-    """
-    own = np.stack([view.own for view in views], axis=1)
-    by_chance = np.stack([view.by_chance for view in views], axis=1)
-    examples = np.concatenate([own[trusted], by_chance[trusted]])
-    scale = np.maximum(examples.std(axis=0), np.finfo(np.float64).tiny)
-    scale[np.ptp(examples, axis=0) <= 1e-12 * np.abs(examples).max(axis=0)] = np.inf  # constant
-    middle = examples.mean(axis=0)
-    standard = (examples - middle) / scale
-    sign = np.where(np.arange(len(examples)) < trusted.sum(), 1.0, -1.0)
-
-    def loss(solution: np.ndarray) -> tuple[float, np.ndarray]:
-        *coefficients, intercept = solution
-        margins = sign * (standard @ np.array(coefficients) + intercept)
-        slopes = -sign * expit(-margins) / len(sign)
-        gradient = np.append(standard.T @ slopes + RIDGE * solution[:-1], slopes.sum())
-        value = np.logaddexp(0, -margins).mean() + RIDGE / 2 * (solution[:-1] ** 2).sum()
-        return float(value), gradient
-
-    start = np.append(np.ones(len(views)), 0.0)
-    bounds = [(0.0, None)] * len(views) + [(None, None)]
-    *coefficients, intercept = minimize(loss, start, jac=True, bounds=bounds).x
-    return JoinedViews(middle, np.array(coefficients) / scale, float(intercept))
-
-
-def joined_agreement(
-    views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]
-) -> Float[np.ndarray, " n"]:
-    """Log odds that image and caption belong together, see `join_views`."""
-    return join_views(views, trusted).log_odds([view.own for view in views])
-
-
-def fit_log_scale(images: Tensor, texts: Tensor, *, rng: np.random.Generator) -> Tensor:
-    """The log of 1 / temperature of least contrastive loss over one random batch, up to CLIP's cap.
-
-    What CLIP learns beside its towers; not every encoder has such a temperature. To 0.1.
-    """
-    rows = torch.from_numpy(rng.permutation(len(images))[:FIT_BATCH]).to(images.device)
-    scales = torch.linspace(0, MAX_LOG_SCALE, 47, device=images.device)
-    losses = [
-        contrastive_loss(projected_similarities(images[rows], texts[rows], scale))
-        for scale in scales
-    ]
-    return scales[torch.stack(losses).argmin()]
-
-
 def neighbour_agreement(
     embeddings: Float[np.ndarray, "n d"],
     others: Float[np.ndarray, "n d2"],
@@ -292,7 +237,7 @@ def refine_agreement(
     rng: np.random.Generator,
     encoder_alone: bool = False,
 ) -> Float[np.ndarray, " n"]:
-    """Log odds that image and caption belong together, see `agreement.joined_agreement`.
+    """Log odds that image and caption belong together, see `joined_agreement`.
 
     No pair is judged by a map that was fitted to its own image. Of fewer than three images no map
     can be fitted, and the first view stands alone.
@@ -335,3 +280,58 @@ def trusted_pairs(
     trusted = np.zeros(len(doubts), dtype=bool)
     trusted[np.argsort(doubts, kind="stable")[:n_trusted]] = True
     return trusted
+
+
+def joined_agreement(
+    views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Log odds that image and caption belong together, see `join_views`."""
+    return join_views(views, trusted).log_odds([view.own for view in views])
+
+
+def join_views(views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]) -> JoinedViews:
+    """The scale on which views of the same n pairs add up: log odds.
+
+    A logistic regression without negative coefficients tells the trusted pairs from the same images
+    with captions of others, so that each view counts for what it adds; one that tells nothing, or
+    the contrary, counts for nothing. The odds are those of a pair against one of chance where both
+    are as frequent, and as if all trusted pairs were right: their order is what to go by.
+
+    Args:
+        views: of the same n pairs, with as many by chance.
+        trusted: pairs that are mostly right, at least one.
+    """
+    own = np.stack([view.own for view in views], axis=1)
+    by_chance = np.stack([view.by_chance for view in views], axis=1)
+    examples = np.concatenate([own[trusted], by_chance[trusted]])
+    scale = np.maximum(examples.std(axis=0), np.finfo(np.float64).tiny)
+    scale[np.ptp(examples, axis=0) <= 1e-12 * np.abs(examples).max(axis=0)] = np.inf  # constant
+    middle = examples.mean(axis=0)
+    standard = (examples - middle) / scale
+    sign = np.where(np.arange(len(examples)) < trusted.sum(), 1.0, -1.0)
+
+    def loss(solution: np.ndarray) -> tuple[float, np.ndarray]:
+        *coefficients, intercept = solution
+        margins = sign * (standard @ np.array(coefficients) + intercept)
+        slopes = -sign * expit(-margins) / len(sign)
+        gradient = np.append(standard.T @ slopes + RIDGE * solution[:-1], slopes.sum())
+        value = np.logaddexp(0, -margins).mean() + RIDGE / 2 * (solution[:-1] ** 2).sum()
+        return float(value), gradient
+
+    start = np.append(np.ones(len(views)), 0.0)
+    bounds = [(0.0, None)] * len(views) + [(None, None)]
+    *coefficients, intercept = minimize(loss, start, jac=True, bounds=bounds).x
+    return JoinedViews(middle, np.array(coefficients) / scale, float(intercept))
+
+
+class JoinedViews(NamedTuple):
+    """Several views of agreement on one calibrated scale."""
+
+    middle: Float[np.ndarray, " v"]
+    coefficients: Float[np.ndarray, " v"]  # log odds per unit of each view, none negative
+    intercept: float
+
+    def log_odds(self, views: Sequence[Float[np.ndarray, " m"]]) -> Float[np.ndarray, " m"]:
+        """That image and caption belong together, where right and wrong are equally frequent."""
+        centred = np.stack(views, axis=1) - self.middle
+        return np.asarray(centred @ self.coefficients + self.intercept)

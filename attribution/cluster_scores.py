@@ -18,19 +18,19 @@ from attribution.curvature import CURVATURES, Objective
 from attribution.derivatives import (
     loss_gradient,
     pair_influences,
-    representation_weights,
     unflatten,
 )
 from attribution.finite_removal import (
     RemovalEffects,
-    finite_removal,
-    fold_weightings,
+    removal_corrections,
     removal_effects,
+    weights_without_folds,
 )
 from attribution.inverse import HESSIANS, InverseProduct, inverse_product
 from attribution.metagradient import pair_weight_gradient
-from attribution.newton_step import leave_out_steps
-from attribution.retraining import Retraining, collected
+from attribution.newton_step import newton_step_effects
+from attribution.retraining import Retraining, collect_losses
+from attribution.sampling import representation_weights
 from learner.model import Parameters, mean_loss
 from learner.pairs import PairTensors, nearest_clusters
 from learner.training import ADAM_BETAS, Training, TrainingConfig, side_by_side, train_until_best
@@ -125,21 +125,6 @@ class Estimate(NamedTuple):
     validation_loss: float
 
 
-def curvature_quality(config: InfluenceConfig, curvature: InverseProduct | None) -> dict[str, Any]:
-    """How well the inverse of the curvature stands for it; empty where none was needed."""
-    if curvature is None:
-        return {}
-    return {
-        "hessian": config.hessian,
-        "curvature": config.curvature,
-        "damping": curvature.damping,
-        "trace": curvature.trace,
-        "trace_stderr": curvature.trace_stderr,
-        "trace_share": curvature.trace_share,
-        "cosine_to_exact_solution": curvature.cosine,
-    }
-
-
 def early_stop(data: Data, training: TrainingConfig, schedule: int, seed: int) -> int:
     """After how many steps the validation loss is lowest.
 
@@ -152,14 +137,6 @@ def early_stop(data: Data, training: TrainingConfig, schedule: int, seed: int) -
         run, (data.validation, first_shuffle), n_reports=REFERENCE_REPORTS, patience=PATIENCE
     )
     return run.n_done
-
-
-class Swept(NamedTuple):
-    """What the reverse sweep over one reference training says."""
-
-    pair_influence: Float[np.ndarray, " n"]
-    reference: Parameters
-    losses: Float[np.ndarray, " m"]  # of the validation pairs; NaN where no batch holds one
 
 
 def metagradients(
@@ -179,13 +156,13 @@ def metagradients(
         # The longest first, so that no core is idle while another finishes.
         sweeps = [pool.submit(_sweep, data, config, retraining, seed) for seed in seeds]
         trainings = [
-            retraining.started(
-                pool, fold_weightings(data.weights, data.clusters, folds), [seed] * n_folds
+            retraining.submit(
+                pool, weights_without_folds(data.weights, data.clusters, folds), [seed] * n_folds
             )
             for folds, seed in zip(dealt, seeds, strict=False)
         ]
         swept = [sweep.result() for sweep in sweeps]
-        left_out = [collected(of_seed, "leaving folds out") for of_seed in trainings]
+        left_out = [collect_losses(of_seed, "leaving folds out") for of_seed in trainings]
     nearest = nearest_clusters(data.pairs, data.clusters, data.validation)
     removals: list[RemovalEffects | None] = [
         removal_effects(s.losses, losses, folds, nearest)
@@ -204,9 +181,17 @@ def metagradients(
     ]
 
 
+class Swept(NamedTuple):
+    """What the reverse sweep over one reference training says."""
+
+    pair_influence: Float[np.ndarray, " n"]
+    reference: Parameters
+    losses: Float[np.ndarray, " m"]  # of the validation pairs; NaN where no batch holds one
+
+
 def _sweep(data: Data, config: InfluenceConfig, retraining: Retraining, seed: int) -> Swept:
     """Train one reference model and go back through its training."""
-    run, stop = retraining.run(data.weights, seed), retraining.stop_after
+    run, stop = retraining.start(data.weights, seed), retraining.stop_after
     by_weight = pair_weight_gradient(
         run,
         stop,
@@ -214,6 +199,11 @@ def _sweep(data: Data, config: InfluenceConfig, retraining: Retraining, seed: in
         checkpoints=_checkpoints(stop, config.influence_checkpoints),
     )
     return Swept(-len(by_weight) * by_weight, run.parameters, retraining.validation_losses(run))
+
+
+def _checkpoints(stop: int, count: int) -> list[int]:
+    """Evenly spaced steps in the second half of a training of `stop` steps, the last included."""
+    return sorted({round(stop * (1 - k / (2 * count))) for k in range(count)} - {0})
 
 
 def by_curvature(
@@ -226,7 +216,7 @@ def by_curvature(
     rng: np.random.Generator,
 ) -> Estimate:
     """Train one reference model and ask it by the inverse of its curvature."""
-    run, training, n = retraining.run(data.weights, seed), retraining.training, len(data.weights)
+    run, training, n = retraining.start(data.weights, seed), retraining.training, len(data.weights)
     run.advance_to(retraining.stop_after)
     validation = (data.validation, data.validation_batches)
     objective = Objective(
@@ -261,7 +251,7 @@ def by_curvature(
     )
     effects = None
     if config.estimator == STEP:
-        effects = leave_out_steps(
+        effects = newton_step_effects(
             run.parameters,
             data.pairs,
             data.weights,
@@ -272,11 +262,6 @@ def by_curvature(
         )
     loss = mean_loss(run.parameters, *validation)
     return Estimate(influence, effects, None, curvature, run.parameters, loss)
-
-
-def _checkpoints(stop: int, count: int) -> list[int]:
-    """Evenly spaced steps in the second half of a training of `stop` steps, the last included."""
-    return sorted({round(stop * (1 - k / (2 * count))) for k in range(count)} - {0})
 
 
 def training_damping(run: Training) -> float:
@@ -290,6 +275,21 @@ def training_damping(run: Training) -> float:
     corrected = squared.mean() / (1 - ADAM_BETAS[1] ** run.n_done)
     typical = float(corrected.sqrt())
     return DAMPING_MULTIPLE * typical / float(run.learning_rates[: run.n_done].sum())
+
+
+def curvature_quality(config: InfluenceConfig, curvature: InverseProduct | None) -> dict[str, Any]:
+    """How well the inverse of the curvature stands for it; empty where none was needed."""
+    if curvature is None:
+        return {}
+    return {
+        "hessian": config.hessian,
+        "curvature": config.curvature,
+        "damping": curvature.damping,
+        "trace": curvature.trace,
+        "trace_stderr": curvature.trace_stderr,
+        "trace_share": curvature.trace_share,
+        "cosine_to_exact_solution": curvature.cosine,
+    }
 
 
 class Scores(NamedTuple):
@@ -335,7 +335,7 @@ def combine_estimates(
     corrections = np.zeros_like(scores)
     removals = [e.removal for e in estimates if e.removal is not None]
     if removals:
-        effects, error = finite_removal(removals, sizes)
+        effects, error = removal_corrections(removals, sizes)
         corrections = effects / loss
         variance = variance + (error / loss) ** 2
     return Scores(

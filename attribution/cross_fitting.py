@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attribution.derivatives import loss_gradient, pair_influences
-from attribution.retraining import validation_pair_losses
+from attribution.retraining import mean_pair_losses
 from learner.model import Parameters, mean_loss, shuffled_batches, whole_batches
 from learner.pairs import PairTensors
 from learner.training import (
@@ -83,74 +83,124 @@ def cross_fit(
         stop_by: steps after which early stopping stops at the latest.
         rng: deals, shuffles and seeds.
     """
-    n, b = len(trained_on), training.batch_size
-    schedule = min(training.num_epochs * steps_per_epoch(int(trained_on.sum()), b), max_steps)
-    validation_batches = np.concatenate(
-        [shuffled_batches(len(validation.images), b, rng) for _ in range(VALIDATION_SHUFFLES)]
+    b, n_models = training.batch_size, 2 * n_repeats
+    epochs = training.num_epochs * steps_per_epoch(int(trained_on.sum()), b)
+    shuffles = [
+        shuffled_batches(len(validation.images), b, rng) for _ in range(VALIDATION_SHUFFLES)
+    ]
+    trainings = _HalfTrainings(
+        pairs,
+        trained_on,
+        validation,
+        np.concatenate(shuffles),
+        training,
+        min(epochs, max_steps),
+        [_halves(image_ids, trained_on, rng) for _ in range(n_repeats)],
+        rng.integers(2**31, size=n_models),
+        rng.spawn(n_models),
     )
-    halves = [_halves(image_ids, trained_on, rng) for _ in range(n_repeats)]
-    jobs = [(repeat, side) for repeat in range(n_repeats) for side in (0, 1)]
-    seeds = rng.integers(2**31, size=len(jobs))
-    generators = rng.spawn(len(jobs))
+    stop = trainings.early_stop(stop_by)
+    checkpoints = sorted({max(1, round(share * stop)) for share in CHECKPOINTS})
+    with side_by_side(pairs.images.device) as pool:
+        answers = list(
+            tqdm(
+                pool.map(lambda job: trainings.ask(job, checkpoints), range(n_models)),
+                total=n_models,
+                desc="held-out models",
+                unit="model",
+                disable=None,
+                leave=False,
+            )
+        )
+    return _put_together(answers, len(trained_on), stop)
 
-    def start(job: int) -> Training:
-        repeat, side = jobs[job]
-        rows = np.flatnonzero((halves[repeat] == side) & trained_on)
+
+class _Answers(NamedTuple):
+    """What one model says at its checkpoints, on average, of either half."""
+
+    models: list[HeldOutModel]  # one a checkpoint
+    own: Int64[np.ndarray, " o"]  # rows that it is trained on
+    held_out_losses: Float[np.ndarray, " h"]
+    own_losses: Float[np.ndarray, " o"]
+    validation_loss: float  # at the end
+
+
+class _HalfTrainings(NamedTuple):
+    """Pairs dealt into halves again and again, and what it takes to train a model on each half."""
+
+    pairs: PairTensors
+    trained_on: Bool[np.ndarray, " n"]
+    validation: PairTensors
+    validation_batches: Int64[np.ndarray, "m b"]
+    training: TrainingConfig
+    schedule: int  # steps of the learning rates
+    halves: list[Int64[np.ndarray, " n"]]  # one a repeat: 0 or 1 for each pair
+    seeds: Int64[np.ndarray, " j"]  # one a training
+    generators: list[np.random.Generator]
+
+    def rows(self, job: int) -> tuple[Int64[np.ndarray, " o"], Int64[np.ndarray, " h"]]:
+        """Which pairs a training is on, and which it holds out."""
+        repeat, side = divmod(job, 2)
+        own = (self.halves[repeat] == side) & self.trained_on
+        return np.flatnonzero(own), np.flatnonzero(self.halves[repeat] != side)
+
+    def start(self, job: int) -> Training:
+        """A training before its first step."""
+        own, _ = self.rows(job)
         return Training(
-            pairs.take(torch.from_numpy(rows).to(pairs.images.device)),
-            training,
-            n_steps=schedule,
-            seed=int(seeds[job]),
+            self.take(own), self.training, n_steps=self.schedule, seed=int(self.seeds[job])
         )
 
-    search = start(0)
-    first_shuffle = validation_batches[: max(1, len(validation_batches) // VALIDATION_SHUFFLES)]
-    train_until_best(
-        search,
-        (validation, first_shuffle),
-        n_reports=N_REPORTS,
-        patience=PATIENCE,
-        stop_by=stop_by,
-    )
-    stop = max(search.n_done, 1)
-    checkpoints = sorted({max(1, round(share * stop)) for share in CHECKPOINTS})
+    def early_stop(self, stop_by: int | None) -> int:
+        """After how many steps the first model's validation loss is lowest, at least one."""
+        search = self.start(0)
+        n_first = max(1, len(self.validation_batches) // VALIDATION_SHUFFLES)
+        train_until_best(
+            search,
+            (self.validation, self.validation_batches[:n_first]),
+            n_reports=N_REPORTS,
+            patience=PATIENCE,
+            stop_by=stop_by,
+        )
+        return max(search.n_done, 1)
 
-    def ask(job: int) -> _Answers:
-        repeat, side = jobs[job]
-        run, own_rng = start(job), generators[job]
-        own, other = (np.flatnonzero(halves[repeat] == s) for s in (side, 1 - side))
-        own = own[trained_on[own]]
-        models, held_out_losses, own_losses = [], np.zeros(len(other)), np.zeros(len(own))
+    def ask(self, job: int, checkpoints: list[int]) -> _Answers:
+        """Train a model, and ask it at each checkpoint about the pairs of both halves."""
+        run, rng = self.start(job), self.generators[job]
+        own, held_out = self.rows(job)
+        models, own_losses, held_out_losses = [], np.zeros(len(own)), np.zeros(len(held_out))
         for checkpoint in checkpoints:
-            while run.n_done < checkpoint:
-                run.advance()
+            run.advance_to(checkpoint)
             parameters = Parameters(*(p.clone() for p in run.parameters))
-            gradient = loss_gradient(parameters, validation, validation_batches)
-            models.append(HeldOutModel(repeat, parameters, gradient, other))
-            for rows, losses in ((other, held_out_losses), (own, own_losses)):
-                subset = pairs.take(torch.from_numpy(rows).to(pairs.images.device))
-                batches = np.concatenate(
-                    [whole_batches(len(rows), b, own_rng) for _ in range(LOSS_SHUFFLES)]
-                )
-                losses += validation_pair_losses(parameters, subset, batches) / len(checkpoints)
-        loss = mean_loss(run.parameters, validation, validation_batches)
+            gradient = loss_gradient(parameters, self.validation, self.validation_batches)
+            models.append(HeldOutModel(job // 2, parameters, gradient, held_out))
+            for rows, losses in ((held_out, held_out_losses), (own, own_losses)):
+                losses += self.losses(parameters, rows, rng) / len(checkpoints)
+        loss = mean_loss(run.parameters, self.validation, self.validation_batches)
         return _Answers(models, own, held_out_losses, own_losses, loss)
 
+    def losses(
+        self, parameters: Parameters, rows: Int64[np.ndarray, " k"], rng: np.random.Generator
+    ) -> Float[np.ndarray, " k"]:
+        """Mean loss of each of these pairs over random batches of them, nats."""
+        shuffles = [
+            whole_batches(len(rows), self.training.batch_size, rng) for _ in range(LOSS_SHUFFLES)
+        ]
+        return mean_pair_losses(parameters, self.take(rows), np.concatenate(shuffles))
+
+    def take(self, rows: Int64[np.ndarray, " k"]) -> PairTensors:
+        """Some of the pairs."""
+        return self.pairs.take(torch.from_numpy(rows).to(self.pairs.images.device))
+
+
+def _put_together(answers: list[_Answers], n: int, stop: int) -> CrossFit:
+    """What all models say of n pairs, each pair by those that it concerns."""
+    n_repeats = len(answers) // 2
     held_out_losses, own_losses, times_own = np.zeros(n), np.zeros(n), np.zeros(n)
-    answers = []
-    with side_by_side(pairs.images.device) as pool:
-        for given in tqdm(
-            pool.map(ask, range(len(jobs))),
-            total=len(jobs),
-            desc="held-out models",
-            unit="model",
-            disable=None,
-            leave=False,
-        ):
-            answers.append(given)
-            held_out_losses[given.models[0].held_out] += given.held_out_losses / n_repeats
-            own_losses[given.own] += given.own_losses
-            times_own[given.own] += 1
+    for given in answers:
+        held_out_losses[given.models[0].held_out] += given.held_out_losses / n_repeats
+        own_losses[given.own] += given.own_losses
+        times_own[given.own] += 1
     memorised = held_out_losses - own_losses / np.maximum(times_own, 1)
     return CrossFit(
         [model for given in answers for model in given.models],
@@ -162,12 +212,17 @@ def cross_fit(
     )
 
 
-class _Answers(NamedTuple):
-    models: list[HeldOutModel]
-    own: np.ndarray
-    held_out_losses: np.ndarray
-    own_losses: np.ndarray
-    validation_loss: float
+def _halves(
+    image_ids: Int64[np.ndarray, " n"], trained_on: Bool[np.ndarray, " n"], rng: np.random.Generator
+) -> Int64[np.ndarray, " n"]:
+    """0 or 1 for each pair, the same for pairs of one image; both sides have pairs to train on."""
+    n_images = int(image_ids.max()) + 1
+    used = np.bincount(image_ids, trained_on, minlength=n_images) > 0
+    sides = np.empty(n_images, dtype=np.int64)
+    for members in (np.flatnonzero(used), np.flatnonzero(~used)):
+        sides[rng.permutation(members)] = np.arange(len(members)) % 2
+    dealt: np.ndarray = sides[image_ids]
+    return dealt
 
 
 def held_out_influences(
@@ -212,16 +267,3 @@ def held_out_influences(
         )
         influences[model.repeat, at] += values / per_repeat
     return influences
-
-
-def _halves(
-    image_ids: Int64[np.ndarray, " n"], trained_on: Bool[np.ndarray, " n"], rng: np.random.Generator
-) -> Int64[np.ndarray, " n"]:
-    """0 or 1 for each pair, the same for pairs of one image; both sides have pairs to train on."""
-    n_images = int(image_ids.max()) + 1
-    used = np.bincount(image_ids, trained_on, minlength=n_images) > 0
-    sides = np.empty(n_images, dtype=np.int64)
-    for members in (np.flatnonzero(used), np.flatnonzero(~used)):
-        sides[rng.permutation(members)] = np.arange(len(members)) % 2
-    dealt: np.ndarray = sides[image_ids]
-    return dealt

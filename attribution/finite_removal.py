@@ -22,7 +22,7 @@ class RemovalEffects(NamedTuple):
     total: float  # over all folds and all validation pairs
 
 
-def fold_weightings(
+def weights_without_folds(
     weights: Float[np.ndarray, " n"],
     cluster_assignments: Int64[np.ndarray, " n"],
     folds: Int64[np.ndarray, " K"],
@@ -67,7 +67,7 @@ def removal_effects(
     return RemovalEffects(own, variance, total)
 
 
-def finite_removal(
+def removal_corrections(
     effects: Sequence[RemovalEffects], sizes: Int64[np.ndarray, " K"]
 ) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
     """What leaving each cluster out for good costs beyond the first order, and its standard error.

@@ -1,7 +1,9 @@
 """The inverse of the curvature times a vector, (H + damping I)^-1 g, in four ways.
 
-A low-rank Lanczos factor, conjugate gradients preconditioned by it, DataInf (Kwon et al. 2024,
-arXiv 2310.00902), a multiple of the identity.
+lanczos    H on its leading eigenvectors, one value for all the others
+cg         conjugate gradients, preconditioned by that
+datainf    DataInf (Kwon et al. 2024, arXiv 2310.00902), at the best multiple
+identity   the best multiple of the gradient itself
 """
 
 from __future__ import annotations
@@ -10,24 +12,25 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from jaxtyping import Float
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 from torch.func import jacrev, vmap
 from tqdm import tqdm
 
 from attribution.curvature import Objective
 from attribution.derivatives import flatten, jvp, unflatten, vjp
+from attribution.spectrum import Spectrum, trace_estimate
+from attribution.spectrum import lanczos as lanczos  # also for those who look for it here
 from learner.model import Parameters, pair_losses, similarities
 from learner.pairs import PairTensors
 
 logger = logging.getLogger(__name__)
 HESSIANS = ("lanczos", "cg", "datainf", "identity")
-TRACE_PROBES = 8
 CG_TOLERANCE = 1e-4
 STEP_TOLERANCE = 1e-2  # of the many systems that cluster steps solve
 CG_MAX_STEPS = 200
@@ -53,6 +56,16 @@ class InverseProduct:
         return float(self.eigenvalues.sum()) / self.trace
 
 
+class _Approximation(NamedTuple):
+    """What a method puts in the place of the inverse."""
+
+    solve: Callable[[Tensor], Tensor]  # (p,) -> (p,), or rows
+    direction: Tensor  # (p,)
+    eigenvalues: Float[np.ndarray, " r"]
+    residuals: Float[np.ndarray, " r"]
+    cosine: float
+
+
 def inverse_product(
     objective: Objective,
     gradient: Tensor,
@@ -70,41 +83,36 @@ def inverse_product(
     trace, trace_stderr = trace_estimate(
         objective.product, len(gradient), device=gradient.device, rng=rng, dtype=gradient.dtype
     )
+    if hessian in ("lanczos", "cg"):
+        found = _by_eigenpairs(objective, gradient, hessian, rank=rank, damping=damping, rng=rng)
+    else:
+        found = _by_direction(objective, gradient, hessian, damping)
+    return InverseProduct(
+        found.solve,
+        found.direction,
+        damping,
+        found.eigenvalues,
+        found.residuals,
+        trace,
+        trace_stderr,
+        found.cosine,
+    )
 
-    def damped(vectors: Tensor) -> Tensor:
-        return objective.products(vectors) + damping * vectors
 
-    if hessian in ("datainf", "identity"):
-        direction = gradient
-        if hessian == "datainf":
-            direction = datainf_direction(
-                objective.parameters, objective.pairs, gradient, objective.batches
-            )
-        multiple, curvature, residual = _multiple_at_minimum(
-            direction, gradient, objective.product(direction), damping
-        )
-        exact = conjugate_gradients(damped, gradient, preconditioner=lambda r: r)
+def _damped(objective: Objective, damping: float) -> Callable[[Tensor], Tensor]:
+    return lambda vectors: objective.products(vectors) + damping * vectors
 
-        def scaled(rows: Tensor) -> Tensor:
-            if hessian == "identity":
-                return multiple * rows
-            o = objective
-            directions = [
-                datainf_direction(o.parameters, o.pairs, row, o.batches)
-                for row in rows.reshape(-1, rows.shape[-1])
-            ]
-            return multiple * torch.stack(directions).reshape(rows.shape)
 
-        return InverseProduct(
-            scaled,
-            multiple * direction,
-            damping,
-            np.array([curvature]),
-            np.array([residual]),
-            trace,
-            trace_stderr,
-            float(F.cosine_similarity(direction, exact, dim=0)),
-        )
+def _by_eigenpairs(
+    objective: Objective,
+    gradient: Tensor,
+    hessian: str,
+    *,
+    rank: int,
+    damping: float,
+    rng: np.random.Generator,
+) -> _Approximation:
+    """By the leading eigenpairs alone, or by conjugate gradients that they precondition."""
     # One eigenpair more than the rank: its value stands for all the remaining ones.
     spectrum = lanczos(
         objective.product,
@@ -117,6 +125,7 @@ def inverse_product(
     if float(spectrum.eigenvalues.min()) < 0:
         _warn_of_negative_curvature(float(spectrum.eigenvalues.min()))
     magnitudes = Spectrum(np.abs(spectrum.eigenvalues), spectrum.eigenvectors, spectrum.residuals)
+    damped = _damped(objective, damping)
 
     def low_rank(g: Tensor) -> Tensor:
         return low_rank_inverse(magnitudes, g, damping, rank=rank)
@@ -125,15 +134,42 @@ def inverse_product(
         return conjugate_gradients(damped, g, preconditioner=low_rank, tolerance=tolerance)
 
     approximate, exact = low_rank(gradient), solved(gradient, CG_TOLERANCE)
-    return InverseProduct(
+    return _Approximation(
         solved if hessian == "cg" else low_rank,
         exact if hessian == "cg" else approximate,
-        damping,
         spectrum.eigenvalues[:rank],
         spectrum.residuals[:rank],
-        trace,
-        trace_stderr,
         float(F.cosine_similarity(approximate, exact, dim=0)),
+    )
+
+
+def _by_direction(
+    objective: Objective, gradient: Tensor, hessian: str, damping: float
+) -> _Approximation:
+    """By the best multiple of the gradient, or of its direction by DataInf."""
+
+    def direction_of(vector: Tensor) -> Tensor:
+        if hessian == "identity":
+            return vector
+        o = objective
+        return datainf_direction(o.parameters, o.pairs, vector, o.batches)
+
+    direction = direction_of(gradient)
+    multiple, curvature, residual = _multiple_at_minimum(
+        direction, gradient, objective.product(direction), damping
+    )
+    exact = conjugate_gradients(_damped(objective, damping), gradient, preconditioner=lambda r: r)
+
+    def scaled(rows: Tensor) -> Tensor:
+        directions = [direction_of(row) for row in rows.reshape(-1, rows.shape[-1])]
+        return multiple * torch.stack(directions).reshape(rows.shape)
+
+    return _Approximation(
+        scaled,
+        multiple * direction,
+        np.array([curvature]),
+        np.array([residual]),
+        float(F.cosine_similarity(direction, exact, dim=0)),
     )
 
 
@@ -165,103 +201,6 @@ def _multiple_at_minimum(
     multiple = float(direction @ gradient) / (squared * (abs(curvature) + damping))
     residual = float((product - curvature * direction).norm()) / math.sqrt(squared)
     return multiple, curvature, residual
-
-
-def trace_estimate(
-    hvp: Callable[[Tensor], Tensor],
-    dimension: int,
-    *,
-    device: torch.device,
-    rng: np.random.Generator,
-    dtype: torch.dtype = torch.float32,
-    n_probes: int = TRACE_PROBES,
-) -> tuple[float, float]:
-    """Trace of a symmetric operator and its standard error, by Hutchinson's random signs (1990)."""
-    values = []
-    for _ in range(n_probes):
-        signs = torch.from_numpy(rng.integers(0, 2, dimension) * 2 - 1).to(device, dtype)
-        values.append(float(signs @ hvp(signs)))
-    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(n_probes))
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """Leading eigenpairs, by falling magnitude."""
-
-    eigenvalues: Float[np.ndarray, " r"]
-    eigenvectors: Tensor  # (r, p), orthonormal rows
-    residuals: Float[np.ndarray, " r"]  # || H q - lambda q ||
-
-
-def lanczos(
-    hvp: Callable[[Tensor], Tensor],
-    dimension: int,
-    n_eigenpairs: int,
-    *,
-    device: torch.device,
-    rng: np.random.Generator,
-    dtype: torch.dtype = torch.float32,
-    tolerance: float = 1e-2,
-    max_steps: int | None = None,
-) -> Spectrum:
-    """The eigenpairs of largest magnitude of a symmetric operator.
-
-    Lanczos iteration from a random vector, every new vector orthogonalised twice against all
-    earlier ones, which keeps ghost copies out (Golub & Van Loan, section 10.3). Where the Krylov
-    space is exhausted it goes on from a new random vector, so repeated eigenvalues are all found.
-    Holds `max_steps` vectors of the operator's dimension.
-
-    Args:
-        hvp: (p,) -> (p,), symmetric.
-        dimension: p.
-        n_eigenpairs: how many, at most p.
-        device: of the vectors.
-        rng: draws the starting vectors.
-        dtype: of the vectors; the small tridiagonal problem is solved in float64.
-        tolerance: stop when every wanted residual is below this share of the largest eigenvalue.
-        max_steps: products allowed; by default four times the pairs asked for, plus twenty.
-    """
-    wanted = min(n_eigenpairs, dimension)
-    steps = min(dimension, max_steps or 4 * n_eigenpairs + 20)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**63 - 1)))
-    basis = torch.zeros(steps, dimension, dtype=dtype, device=device)
-    alphas: list[float] = []
-    betas: list[float] = []  # betas[j] couples basis j and j + 1
-
-    def orthogonal_to_basis(vector: Tensor, count: int) -> Tensor:
-        for _ in range(2):
-            vector = vector - basis[:count].T @ (basis[:count] @ vector)
-        return vector
-
-    def fresh_direction(count: int) -> Tensor:
-        start = torch.randn(dimension, generator=generator, dtype=dtype).to(device)
-        vector = orthogonal_to_basis(start, count)
-        return F.normalize(vector, dim=0)
-
-    basis[0] = fresh_direction(0)
-    progress = tqdm(range(steps), desc="Lanczos", unit="product", disable=None, leave=False)
-    for j in progress:
-        product = hvp(basis[j])
-        alphas.append(float(basis[j] @ product))
-        rest = orthogonal_to_basis(product, j + 1)
-        beta = float(rest.norm())
-        scale = max(abs(a) for a in alphas + betas)
-        exhausted = beta <= 100 * torch.finfo(dtype).eps * scale
-        values, vectors = eigh_tridiagonal(np.array(alphas), np.array(betas))
-        order = np.argsort(-np.abs(values), kind="stable")[:wanted]
-        residuals = (0.0 if exhausted else beta) * np.abs(vectors[-1, order])
-        converged = len(alphas) >= wanted and np.all(
-            residuals <= tolerance * np.abs(values[order[0]])
-        )
-        # An exhausted Krylov space can hide further copies of an eigenvalue, whatever the residuals
-        # of the vectors so far: go on to the last step.
-        if j + 1 == steps or (converged and not exhausted and 0.0 not in betas):
-            break
-        betas.append(0.0 if exhausted else beta)
-        basis[j + 1] = fresh_direction(j + 1) if exhausted else rest / beta
-    progress.close()
-    rotation = torch.from_numpy(vectors[:, order].T.copy()).to(device=device, dtype=dtype)
-    return Spectrum(values[order], rotation @ basis[: len(alphas)], residuals)
 
 
 def low_rank_inverse(spectrum: Spectrum, gradient: Tensor, damping: float, *, rank: int) -> Tensor:
@@ -331,12 +270,7 @@ def conjugate_gradients(
         new_energy = (residual[active] * conditioned).sum(dim=1)
         direction[active] = conditioned + (new_energy / energy[active])[:, None] * direction[active]
         energy[active] = new_energy
-    if len(active):
-        logger.warning(
-            "conjugate gradients stopped after %d steps at a relative residual of %.1e",
-            max_steps,
-            float((residual[active].norm(dim=1) / b[active].norm(dim=1)).max()),
-        )
+    _warn_of_what_is_left(max_steps, residual[active].norm(dim=1) / b[active].norm(dim=1))
     if n_indefinite:
         logger.warning(
             "conjugate gradients met negative curvature in %d of %d systems and kept what they "
@@ -345,6 +279,15 @@ def conjugate_gradients(
             len(b),
         )
     return solution.reshape(right_sides.shape)
+
+
+def _warn_of_what_is_left(max_steps: int, relative_residuals: Tensor) -> None:
+    if len(relative_residuals):
+        logger.warning(
+            "conjugate gradients stopped after %d steps at a relative residual of %.1e",
+            max_steps,
+            float(relative_residuals.max()),
+        )
 
 
 def datainf_direction(

@@ -21,7 +21,7 @@ from learner.pairs import PairTensors
 CLUSTERS_AT_ONCE = 16  # vectors of all parameters that are alive at a time
 
 
-def leave_out_steps(
+def newton_step_effects(
     parameters: Parameters,
     pairs: PairTensors,
     weights: Float[np.ndarray, " n"],

@@ -41,9 +41,9 @@ class Retraining:
             description: of the progress bar.
         """
         with side_by_side(self.pairs.images.device) as pool:
-            return collected(self.started(pool, weightings, seeds), description)
+            return collect_losses(self.submit(pool, weightings, seeds), description)
 
-    def started(
+    def submit(
         self,
         pool: ThreadPoolExecutor,
         weightings: Sequence[Float[np.ndarray, " n"]],
@@ -55,7 +55,7 @@ class Retraining:
             for weights, seed in zip(weightings, seeds, strict=True)
         ]
 
-    def run(self, weights: Float[np.ndarray, " n"], seed: int) -> Training:
+    def start(self, weights: Float[np.ndarray, " n"], seed: int) -> Training:
         """The training with these weights before its first step."""
         return Training(
             self.pairs, self.training, n_steps=self.n_steps, seed=seed, sample_weights=weights
@@ -63,15 +63,15 @@ class Retraining:
 
     def validation_losses(self, run: Training) -> Float64[np.ndarray, " m"]:
         """Loss of every validation pair as the run stands, nats."""
-        return validation_pair_losses(run.parameters, self.validation, self.validation_batches)
+        return mean_pair_losses(run.parameters, self.validation, self.validation_batches)
 
     def _losses(self, weights: np.ndarray, seed: int) -> Float64[np.ndarray, " m"]:
-        run = self.run(weights, seed)
+        run = self.start(weights, seed)
         run.advance_to(self.stop_after)
         return self.validation_losses(run)
 
 
-def collected(
+def collect_losses(
     trainings: Sequence[Future[Float64[np.ndarray, " m"]]], description: str
 ) -> Float64[np.ndarray, "w m"]:
     """The losses of trainings that a pool was given, in their order."""
@@ -79,12 +79,12 @@ def collected(
     return np.stack([training.result() for training in done])
 
 
-def validation_pair_losses(
+def mean_pair_losses(
     parameters: Parameters, pairs: PairTensors, batches: Int64[np.ndarray, "n_batches b"]
 ) -> Float64[np.ndarray, " m"]:
     """Mean loss of every pair over the fixed batches that hold it, nats; NaN where none does.
 
-    Their mean, each pair weighted by the batches that hold it, is the validation loss.
+    Their mean, each pair weighted by the batches that hold it, is the loss over the batches.
     """
     totals, counts = np.zeros(len(pairs.images)), np.zeros(len(pairs.images))
     with torch.no_grad():

@@ -134,46 +134,59 @@ def judge_pairs(
     """
     judge = _Judge.fitted(training, device, rng)
     own, chance = judge.log_odds(judge.views)
-    shares = {TRAIN: wrong_share(own, chance, rng=rng)}
-    odds, trusted, spaces = {}, {}, {}
-    for split, pairs in ((VALIDATION, validation), (TEST, test)):
-        spaces[split] = judge.spaces_of(pairs)
-        odds[split], by_chance = judge.log_odds(judge.views_in(spaces[split], pairs.image_ids, rng))
-        shares[split] = wrong_share(odds[split], by_chance, rng=rng, like=shares[TRAIN])
-        trusted[split] = odds[split] >= _bar(shares[split] or shares[TRAIN])
-    copies = better_copies(
-        validation.image_features,
-        np.zeros(len(odds[VALIDATION]), dtype=np.int64),
-        odds[VALIDATION],
-        near_copy_similarity,
-    )
-    asked = _enough(trusted[VALIDATION] & (copies == 0), odds[VALIDATION])
-    if config.trust_validation:
-        asked = np.ones(len(asked), dtype=bool)
-    relevance = _relevance(judge, spaces[VALIDATION], asked, training.image_ids, rng)
-    faults: dict[str, dict[str, Any]] = {
-        split: {"pairs": n, **_readable(shares[split])}
-        for split, n in ((TRAIN, len(own)), *((s, len(o)) for s, o in odds.items()))
-    }
-    faults[VALIDATION] |= {"trusted": int(asked.sum()), "near_copies": int((copies > 0).sum())}
-    faults[TEST] |= {"trusted": int(trusted[TEST].sum())}
+    share = wrong_share(own, chance, rng=rng)
+    of_validation = _judge_held_out(judge, validation, share, rng)
+    of_test = _judge_held_out(judge, test, share, rng)
+    copies, asked = _asked(validation, of_validation, config, near_copy_similarity)
+    relevance = _relevance(judge, of_validation.spaces, asked, training.image_ids, rng)
     first = judge.views[0]
     return PairTrust(
         training_log_odds=own,
         encoder_agreement=first.own,
         encoder_by_chance=first.by_chance,
         strangers=judge.others,
-        validation_log_odds=odds[VALIDATION],
+        validation_log_odds=of_validation.log_odds,
         validation_copies=copies,
         validation_trusted=asked,
-        test_log_odds=odds[TEST],
-        test_trusted=trusted[TEST],
+        test_log_odds=of_test.log_odds,
+        test_trusted=of_test.trusted,
         relevance=relevance.log_ratio,
         relevance_auc=relevance.auc,
         relevance_weight=relevance.weight,
         taken_at_word=config.trust_validation,
-        faults=faults,
+        faults={
+            TRAIN: _readable(len(own), share),
+            VALIDATION: of_validation.readable(
+                trusted=int(asked.sum()), near_copies=int((copies > 0).sum())
+            ),
+            TEST: of_test.readable(trusted=int(of_test.trusted.sum())),
+        },
     )
+
+
+class _HeldOutPairs(NamedTuple):
+    """What is said of one held-out split."""
+
+    spaces: list[_Space | None]
+    log_odds: Float[np.ndarray, " m"]
+    wrong_share: WrongShare | None
+    trusted: Bool[np.ndarray, " m"]
+
+    def readable(self, **counts: int) -> dict[str, float | None]:
+        """The share of wrong captions, and how many pairs there are of each kind."""
+        return _readable(len(self.log_odds), self.wrong_share, **counts)
+
+
+def _judge_held_out(
+    judge: _Judge,
+    pairs: PairsInSpace,
+    wrong_in_training: WrongShare | None,
+    rng: np.random.Generator,
+) -> _HeldOutPairs:
+    spaces = judge.spaces_of(pairs)
+    log_odds, by_chance = judge.log_odds(judge.views_in(spaces, pairs.image_ids, rng))
+    share = wrong_share(log_odds, by_chance, rng=rng, like=wrong_in_training)
+    return _HeldOutPairs(spaces, log_odds, share, log_odds >= _bar(share or wrong_in_training))
 
 
 class _Space(NamedTuple):
@@ -276,6 +289,22 @@ class _Judge(NamedTuple):
         )
 
 
+def _asked(
+    validation: PairsInSpace,
+    said: _HeldOutPairs,
+    config: TrustConfig,
+    near_copy_similarity: float,
+) -> tuple[Int64[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
+    """How many near copies of each validation pair agree better, and whether it is asked."""
+    one_group = np.zeros(len(said.log_odds), dtype=np.int64)
+    copies = better_copies(
+        validation.image_features, one_group, said.log_odds, near_copy_similarity
+    )
+    if config.trust_validation:
+        return copies, np.ones(len(copies), dtype=bool)
+    return copies, _enough(said.trusted & (copies == 0), said.log_odds)
+
+
 def _few_batches(
     space: _Space,
     others: Int64[np.ndarray, " n"],
@@ -326,6 +355,6 @@ def _enough(trusted: Bool[np.ndarray, " V"], log_odds: Float[np.ndarray, " V"]) 
     return trusted
 
 
-def _readable(found: WrongShare | None) -> dict[str, float | None]:
-    names = ("share", "low", "high")
-    return {name: getattr(found, name) if found else None for name in names}
+def _readable(n: int, found: WrongShare | None, **counts: int) -> dict[str, float | None]:
+    interval = {name: getattr(found, name) if found else None for name in ("share", "low", "high")}
+    return {"pairs": n, **interval, **counts}

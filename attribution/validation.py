@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from scipy.stats import pearsonr, spearmanr
 
 from artifacts.settings import InputError, Settings, setting
@@ -83,18 +83,48 @@ def validate_influence(
     n, n_clusters = len(cluster_assignments), len(influence.influence_scores)
     if n_clusters < 2:
         raise InputError("--validate_influence needs at least two clusters; raise --n_clusters")
-    sizes = np.bincount(cluster_assignments)
     chosen = spread_over_scores(influence.influence_scores, config.validate_influence)
     extra = rng.integers(2**31, size=config.validation_seeds)
     seeds = [*influence.reference_seeds.tolist(), *extra.tolist()][: config.validation_seeds]
     halves = np.array([rng.permutation(np.arange(n_clusters) % 2) for _ in chosen], dtype=bool)
-    left_out = [cluster_assignments == k for k in chosen]
-    weightings = {
-        LOCO: [np.where(out, 0.0, 1.0) for out in left_out],
-        SMALL: [np.where(out, SMALL_WEIGHT, 1.0) for out in left_out],
-        LDS: [np.where(half[cluster_assignments], 0.0, 1.0) for half in halves],
-    }
-    retraining = Retraining(
+    retraining = _reference_training(influence, pairs, validation, training)
+    weightings = _weightings(cluster_assignments, chosen, halves)
+    real = real_effects(retraining, np.ones(n), weightings, seeds)
+    similarity = gradient_similarity(influence, pairs, validation, training, rng=rng)
+    sums = _ClusterSums(
+        np.bincount(cluster_assignments),
+        np.bincount(cluster_assignments, clip_scores),
+        np.bincount(cluster_assignments, similarity) / n,
+    )
+    effects = _effects(influence, sums, chosen, halves, real)
+    return InfluenceValidation(
+        {
+            **{check: compared_with_real(effects[check]) for check in CHECKS},
+            "clusters": chosen.tolist(),
+            "seeds": seeds,
+            "reference_seeds": influence.reference_seeds.tolist(),
+            "unit": "percent of the validation loss",
+            "halves_left_out": [np.flatnonzero(half).tolist() for half in halves],
+            "points": {check: _points(effects[check]) for check in CHECKS},
+        }
+    )
+
+
+class _ClusterSums(NamedTuple):
+    """Predictions that cost nothing, as sums over the pairs of each cluster."""
+
+    sizes: Int64[np.ndarray, " K"]
+    clip_scores: Float[np.ndarray, " K"]
+    gradient_similarity: Float[np.ndarray, " K"]
+
+
+def _reference_training(
+    influence: InfluenceResult,
+    pairs: PairTensors,
+    validation: PairTensors,
+    training: TrainingConfig,
+) -> Retraining:
+    return Retraining(
         pairs,
         training,
         influence.reference_schedule,
@@ -102,20 +132,39 @@ def validate_influence(
         validation,
         influence.validation_batches,
     )
-    real = real_effects(retraining, np.ones(n), weightings, seeds)
 
-    score_sums = np.bincount(cluster_assignments, clip_scores)
-    similarity = gradient_similarity(influence, pairs, validation, training, rng=rng)
-    similarity_sums = np.bincount(cluster_assignments, similarity) / n
+
+def _weightings(
+    cluster_assignments: Int64[np.ndarray, " n"],
+    chosen: Int64[np.ndarray, " c"],
+    halves: Bool[np.ndarray, "c K"],
+) -> dict[str, list[Float[np.ndarray, " n"]]]:
+    """The weights of the training pairs in every retraining, check by check."""
+    left_out = [cluster_assignments == k for k in chosen]
+    return {
+        LOCO: [np.where(out, 0.0, 1.0) for out in left_out],
+        SMALL: [np.where(out, SMALL_WEIGHT, 1.0) for out in left_out],
+        LDS: [np.where(half[cluster_assignments], 0.0, 1.0) for half in halves],
+    }
+
+
+def _effects(
+    influence: InfluenceResult,
+    sums: _ClusterSums,
+    chosen: Int64[np.ndarray, " c"],
+    halves: Bool[np.ndarray, "c K"],
+    real: Mapping[str, Float[np.ndarray, "s c"]],
+) -> dict[str, Effects]:
+    """What the estimator and its rivals foretell of each check, beside what came true."""
     percent = 100 * influence.influence_scores
     first_order = 100 * influence.first_order_scores.mean(axis=0)
     stderr = 100 * influence.influence_stderr
     single = {
-        "size": sizes[chosen].astype(float),
-        "clip_score": (score_sums / sizes)[chosen],
-        "gradient_similarity": similarity_sums[chosen],
+        "size": sums.sizes[chosen].astype(float),
+        "clip_score": (sums.clip_scores / sums.sizes)[chosen],
+        "gradient_similarity": sums.gradient_similarity[chosen],
     }
-    effects = {
+    return {
         LOCO: Effects({ESTIMATOR: percent[chosen], **single}, stderr[chosen], real[LOCO]),
         SMALL: Effects(
             # The finite-removal correction is of second order: nothing of it is left near 1.
@@ -126,25 +175,14 @@ def validate_influence(
         LDS: Effects(
             {
                 ESTIMATOR: halves @ percent,
-                "size": (halves @ sizes).astype(float),
-                "clip_score": -(~halves @ score_sums) / (~halves @ sizes),
-                "gradient_similarity": halves @ similarity_sums,
+                "size": (halves @ sums.sizes).astype(float),
+                "clip_score": -(~halves @ sums.clip_scores) / (~halves @ sums.sizes),
+                "gradient_similarity": halves @ sums.gradient_similarity,
             },
             np.sqrt(halves @ stderr**2),
             real[LDS],
         ),
     }
-    return InfluenceValidation(
-        {
-            **{check: agreement(effects[check]) for check in CHECKS},
-            "clusters": chosen.tolist(),
-            "seeds": seeds,
-            "reference_seeds": influence.reference_seeds.tolist(),
-            "unit": "percent of the validation loss",
-            "halves_left_out": [np.flatnonzero(half).tolist() for half in halves],
-            "points": {check: _points(effects[check]) for check in CHECKS},
-        }
-    )
 
 
 def spread_over_scores(scores: Float[np.ndarray, " K"], count: int) -> Int64[np.ndarray, " c"]:
@@ -199,7 +237,7 @@ def gradient_similarity(
     )
 
 
-def agreement(effects: Effects) -> dict[str, Any]:
+def compared_with_real(effects: Effects) -> dict[str, Any]:
     """Correlations and slope of real on predicted effects for every predictor, and the ceiling."""
     real = effects.real.mean(axis=0)
     result: dict[str, Any] = {

@@ -50,6 +50,11 @@ def small() -> Scattered:
 QUICK: dict[str, Any] = {"held_out_repeats": 1, "held_out_steps": 12}
 
 
+@pytest.fixture(scope="module")
+def once(small: Scattered) -> PairInfluence:
+    return estimate(small, **QUICK)
+
+
 def known_pairs(problem: Scattered, **given: Any) -> TrainingPairs:
     """A cell for the lower and the upper half of agreement of each topic."""
     scores = (problem.image_embeddings * problem.text_embeddings).sum(axis=1)
@@ -235,11 +240,31 @@ def test_influence_counts_where_it_explains_anything(
     assert (found.counted == (tenth.pair_influence if counts else 0)).all()
 
 
-def test_the_same_generator_gives_the_same_bits(small: Scattered) -> None:
-    first, again, other = (estimate(small, seed=seed, **QUICK) for seed in (0, 0, 1))
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_measurement_counts_for_its_share(
+    small: Scattered, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = []
+
+    def pooled(measured: np.ndarray, index: np.ndarray, *args: Any) -> PooledInfluence:
+        fits.append((measured, index, pool_influence(measured, index, *args)))
+        return fits[-1][-1]
+
+    monkeypatch.setattr(influence_module, "pool_influence", pooled)
+    monkeypatch.setattr(influence_module, "own_share", lambda per_repeat, predicted: share)
+    found = estimate(small, **QUICK)
+    ((measured, index, fit),) = fits
+    assert not np.allclose(measured, fit.predicted[index])
+    expected = fit.predicted.copy()
+    expected[index] = (1 - share) * fit.predicted[index] + share * measured
+    np.testing.assert_allclose(found.pair_influence, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_the_same_generator_gives_the_same_bits(small: Scattered, once: PairInfluence) -> None:
+    again, other = (estimate(small, seed=seed, **QUICK) for seed in (0, 1))
     for field in dataclasses.fields(PairInfluence):
-        np.testing.assert_equal(getattr(again, field.name), getattr(first, field.name))
-    assert not np.array_equal(other.pair_influence_evaluated, first.pair_influence_evaluated)
+        np.testing.assert_equal(getattr(again, field.name), getattr(once, field.name))
+    assert not np.array_equal(other.pair_influence_evaluated, once.pair_influence_evaluated)
 
 
 # --- Whom it believes, and what is near -------------------------------------------------------
@@ -323,7 +348,7 @@ def test_influence_by_misleading_pairs_is_not_followed(problem: Scattered) -> No
         score_pairs(
             known_pairs(p),
             trust,
-            PairInfluenceConfig(held_out_repeats=N_REPEATS, held_out_steps=120),
+            PairInfluenceConfig(held_out_repeats=1, held_out_steps=120),
             TRAINING,
             max_steps=120,
             rng=np.random.default_rng(0),
@@ -355,17 +380,16 @@ def test_cells_may_be_kept_whole(small: Scattered) -> None:
     np.testing.assert_allclose(whole.cell_influence, means, rtol=1e-9, atol=1e-12)
 
 
-def test_one_repeat_counts_half_and_cannot_agree_with_others(small: Scattered) -> None:
-    once = estimate(small, **QUICK)
+def test_one_repeat_counts_half_and_cannot_agree_with_others(once: PairInfluence) -> None:
     assert once.quality["own_share"] == 0.5
     assert once.quality["repeats_agree"] is None
 
 
-def test_topics_may_be_ignored(small: Scattered) -> None:
+def test_topics_may_be_ignored(small: Scattered, once: PairInfluence) -> None:
     # Pairs of equal kind, as far as is known, are then told apart by no topic of theirs.
-    plain, ignored = (estimate(small, ignore_topics=ignore, **QUICK) for ignore in (False, True))
-    assert not np.array_equal(ignored.pair_influence, plain.pair_influence)
-    np.testing.assert_array_equal(ignored.pair_influence_evaluated, plain.pair_influence_evaluated)
+    ignored = estimate(small, ignore_topics=True, **QUICK)
+    assert not np.array_equal(ignored.pair_influence, once.pair_influence)
+    np.testing.assert_array_equal(ignored.pair_influence_evaluated, once.pair_influence_evaluated)
     # Cells stay those of the topics all the same.
     for c in range(len(ignored.cell_influence)):
         assert len(set(small.topics[ignored.cell_assignments == c].tolist())) == 1

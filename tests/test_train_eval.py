@@ -113,6 +113,14 @@ def test_ties_count_against_the_query() -> None:
     assert image_ranks == [1, 1, 1]
 
 
+@pytest.mark.parametrize(("lower", "rank"), [(5e-7, 1), (5e-6, 0)])
+def test_a_cosine_lower_by_rounding_ties(lower: float, rank: int) -> None:
+    other = 0.5 - lower
+    image_ranks, caption_ranks = ranks_of([[0.5, other], [other, 0.5]], [0, 1])
+    assert caption_ranks == [rank, rank]
+    assert image_ranks == [rank, rank]
+
+
 @pytest.mark.parametrize("n_images", [11, 37])
 def test_constant_embeddings_find_nothing(n_images: int) -> None:
     # Equal products are rounded apart where they stand in the matrix; that tells nothing.
@@ -529,6 +537,8 @@ def test_a_known_gap_and_its_interval() -> None:
     low, high = gap["interval_95"]
     assert low == pytest.approx(50 - half, abs=2)
     assert high == pytest.approx(50 + half, abs=2)
+    # Both quantiles together are good to 0.7 points; a 90 % interval is narrower by 3.5.
+    assert high - low == pytest.approx(2 * half, abs=2)
     assert gaps["same_steps"] == gaps["same_epochs"]  # the full data's runs serve both
 
 

@@ -319,6 +319,15 @@ def test_interrupted_save_is_unfinished_and_leaves_no_temporary_file(
     assert not [p for p in (store.root / "stage9").iterdir() if p.name.endswith(".tmp")]
 
 
+def test_saving_clears_away_what_a_killed_run_left(store: Store) -> None:
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    saved = {p.name for p in (store.root / "stage9").rglob("*")}
+    store.write_text("stage9/.manifest.json.1.tmp", "half a manife")
+    store.write_text("stage9/deep/.whole.npy.1.tmp", "")
+    store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
+    assert {p.name for p in (store.root / "stage9").rglob("*")} == saved
+
+
 def test_failed_computation_keeps_what_was_saved(store: Store) -> None:
     store.stage(STAGE, Mode.RUN, PROVENANCE, Result, make_result)
 

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from attribution.cross_fitting import CrossFit, _halves, cross_fit, held_out_influences
+from attribution import cross_fitting
+from attribution.cross_fitting import (
+    CrossFit,
+    HeldOutModel,
+    _halves,
+    cross_fit,
+    held_out_influences,
+)
 from learner.model import Parameters, mean_loss
 from learner.pairs import PairTensors
 from learner.training import TrainingConfig
@@ -240,6 +247,51 @@ def test_right_captions_help_and_wrong_ones_hurt(problem: Scattered, fitted: Cro
     assert abs(per_repeat.mean()) < 0.05 * per_repeat.std()
 
 
+def test_weights_are_those_of_the_pairs(
+    problem: Scattered, fitted: CrossFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_fitting, "INFLUENCE_SHUFFLES", 1)
+    # Scaling the weights of a batch alike changes nothing, so that sum_i w_i u_i = 0 in it: here a
+    # batch is all pairs that one model holds out.
+    n = len(problem.wrong)
+    weights = np.random.default_rng(0).uniform(0.1, 10, size=n)
+    for model in fitted.models[:4]:
+        (found,) = held_out_influences(
+            dataclasses.replace(fitted, models=[model._replace(repeat=0)] * 2, n_repeats=1),
+            problem.pairs,
+            np.arange(n),
+            weights,
+            batch_size=n,
+            rng=np.random.default_rng(0),
+        )
+        weighted = weights * found
+        assert abs(weighted.sum()) < 1e-4 * np.abs(weighted).sum()  # float32
+
+
+def test_checkpoints_are_averaged(
+    problem: Scattered, fitted: CrossFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With all pairs of a half in one batch there is but one composition.
+    monkeypatch.setattr(cross_fitting, "INFLUENCE_SHUFFLES", 1)
+
+    def influences_of(models: list[HeldOutModel]) -> np.ndarray:
+        found: np.ndarray = held_out_influences(
+            dataclasses.replace(fitted, models=models),
+            problem.pairs,
+            np.arange(len(problem.wrong)),
+            np.ones(len(problem.wrong)),
+            batch_size=len(problem.wrong),
+            rng=np.random.default_rng(0),
+        )
+        return found
+
+    first, second = (influences_of(fitted.models[place::2]) for place in (0, 1))
+    assert np.abs(first - second).max() > 0.1 * np.abs(first).max()
+    np.testing.assert_allclose(  # float32
+        influences_of(fitted.models), (first + second) / 2, atol=1e-4 * np.abs(first).max()
+    )
+
+
 def test_influence_is_what_a_step_with_more_of_the_pair_does(
     problem: Scattered, fitted: CrossFit
 ) -> None:
@@ -282,7 +334,10 @@ def test_influence_is_what_a_step_with_more_of_the_pair_does(
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
 
 
-def test_only_models_that_hold_a_pair_out_are_asked(problem: Scattered, fitted: CrossFit) -> None:
+def test_only_models_that_hold_a_pair_out_are_asked(
+    problem: Scattered, fitted: CrossFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_fitting, "INFLUENCE_SHUFFLES", 2)
     index = np.sort(fitted.models[0].held_out[:20])
     plain = influences(problem, fitted, index)
     blank = [

@@ -1,4 +1,4 @@
-"""Influence of pairs against one-by-one mixed derivatives, and which pairs are evaluated."""
+"""Gradients against differences, influence of pairs against one-by-one mixed derivatives."""
 
 from __future__ import annotations
 
@@ -7,13 +7,38 @@ import pytest
 import torch
 
 from attribution.derivatives import (
+    flatten,
+    loss_gradient,
     own_loss_influences,
     pair_influences,
-    representation_weights,
-    sample_pairs,
+    unflatten,
 )
 from tests import reference
+from tests.attribution.dense import DIFFERENCED
 from tests.reference import Problem, random_problem
+
+# --- Gradients --------------------------------------------------------------------------------
+
+
+def test_flatten_and_unflatten_are_inverse() -> None:
+    problem = random_problem(3, seed=0)
+    parameters = problem.parameters()
+    vector = flatten(parameters)
+    np.testing.assert_array_equal(vector.numpy(), problem.theta)
+    for a, b in zip(unflatten(vector, parameters), parameters, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_loss_gradient_is_the_slope_of_the_mean_loss() -> None:
+    problem = random_problem(12, seed=1)
+    batches = np.random.default_rng(0).permutation(12).reshape(3, 4)
+    expected = reference.central_difference(
+        lambda theta: float(np.mean([problem.loss(theta, rows) for rows in batches])),
+        problem.theta,
+    )
+    gradient = loss_gradient(problem.parameters(), problem.pairs(), batches)
+    np.testing.assert_allclose(gradient.numpy(), expected, atol=DIFFERENCED)
+
 
 # --- The one-pass sweep -----------------------------------------------------------------------
 
@@ -136,32 +161,3 @@ def test_own_loss_influences_are_slopes_of_the_pairs_own_losses() -> None:
     )
     np.testing.assert_allclose(influence, expected, atol=1e-8)  # the reference's differences
     assert np.isnan(influence).tolist() == [i in (4, 6, 8, 9) for i in range(10)]
-
-
-# --- Which pairs ------------------------------------------------------------------------------
-
-
-def test_sampled_pairs_are_so_many_of_every_cluster() -> None:
-    clusters = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [30, 3, 12]))
-    chosen = sample_pairs(clusters, 5, rng=np.random.default_rng(1))
-    assert chosen.dtype == np.int64
-    assert np.bincount(clusters[chosen]).tolist() == [5, 3, 5]
-    assert np.all(np.diff(chosen) > 0)
-
-
-def test_every_pair_of_a_cluster_is_as_likely() -> None:
-    clusters = np.repeat([0, 1], [8, 4])
-    rng = np.random.default_rng(0)
-    counts = np.zeros(12)
-    for _ in range(2000):
-        counts[sample_pairs(clusters, 2, rng=rng)] += 1
-    # Binomial shares of 1/4 and 1/2 over 2,000 draws: deviations below 0.0112, four of them.
-    np.testing.assert_allclose(counts / 2000, np.r_[[0.25] * 8, [0.5] * 4], atol=0.045)
-
-
-def test_representation_weights_by_hand() -> None:
-    clusters = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2])
-    evaluated = np.array([0, 1, 4, 6])
-    # Two pairs stand for 2 each, one for 2, one for 3: a mean of 9 / 4.
-    expected = np.array([2, 2, 2, 3]) / 2.25
-    np.testing.assert_allclose(representation_weights(clusters, evaluated), expected, rtol=1e-14)

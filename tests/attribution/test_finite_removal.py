@@ -8,19 +8,19 @@ import torch
 
 from attribution.finite_removal import (
     RemovalEffects,
-    finite_removal,
-    fold_weightings,
+    removal_corrections,
     removal_effects,
+    weights_without_folds,
 )
 from learner.pairs import PairTensors, nearest_clusters
 
 # --- Retraining without folds -----------------------------------------------------------------
 
 
-def test_fold_weightings_by_hand() -> None:
+def test_weights_without_folds_by_hand() -> None:
     clusters = np.array([0, 1, 2, 3, 0, 1, 2, 3])
     weights = np.array([1, 2, 1, 1, 0.5, 1, 1, 1])
-    first, second = fold_weightings(weights, clusters, np.array([0, 1, 1, 0]))
+    first, second = weights_without_folds(weights, clusters, np.array([0, 1, 1, 0]))
     np.testing.assert_array_equal(first, [0, 2, 1, 0, 0, 1, 1, 0])
     np.testing.assert_array_equal(second, [1, 0, 0, 1, 0.5, 0, 0, 1])
 
@@ -28,7 +28,7 @@ def test_fold_weightings_by_hand() -> None:
 def test_every_cluster_is_left_out_once() -> None:
     clusters = np.arange(21) % 7
     folds = np.random.default_rng(0).permutation(np.arange(7) % 3)
-    left_out = [clusters[w == 0] for w in fold_weightings(np.ones(21), clusters, folds)]
+    left_out = [clusters[w == 0] for w in weights_without_folds(np.ones(21), clusters, folds)]
     assert sorted(len(k) for k in left_out) == [6, 6, 9]  # three pairs a cluster
     assert sorted(np.concatenate(left_out)) == sorted(clusters)
 
@@ -85,21 +85,21 @@ def effects_of(variance: float | np.ndarray, total: float = 1.0) -> RemovalEffec
 
 
 def test_own_effects_without_variance_are_trusted_fully() -> None:
-    effects, stderr = finite_removal([effects_of(0.0)], SIZES)
+    effects, stderr = removal_corrections([effects_of(0.0)], SIZES)
     # 0.3 of the total are seen nowhere in particular and spread by size.
     np.testing.assert_allclose(effects, OWN + 0.3 * SIZES / 100, rtol=1e-12)
     np.testing.assert_allclose(stderr, 0, atol=1e-15)
 
 
 def test_own_effects_of_huge_variance_are_spread_by_size() -> None:
-    effects, stderr = finite_removal([effects_of(1e3)], SIZES)
+    effects, stderr = removal_corrections([effects_of(1e3)], SIZES)
     np.testing.assert_allclose(effects, 1.0 * SIZES / 100, rtol=1e-12)
     np.testing.assert_allclose(stderr, 0, atol=1e-15)  # nothing of `own` is used
 
 
 def test_shrinkage_by_hand() -> None:
     variance = np.array([0.01, 0.0, 0.02, 0.01])
-    effects, stderr = finite_removal([effects_of(variance)], SIZES)
+    effects, stderr = removal_corrections([effects_of(variance)], SIZES)
     proportional = 0.7 * SIZES / 100  # 0.07, 0.14, 0.21, 0.28
     squares = [0.33**2, 0.04**2, 0.16**2, 0.13**2]
     spread = sum(s - v for s, v in zip(squares, variance, strict=True)) / 4
@@ -117,7 +117,7 @@ def test_several_reference_models_are_averaged() -> None:
     other = RemovalEffects(np.array([0.1, 0.3]), np.array([0.04, 0.02]), 1.1)
     mean = RemovalEffects(np.array([0.3, 0.2]), np.array([0.03, 0.04]) / 2, 1.0)
     sizes = np.array([10, 30])
-    found, expected = finite_removal([one, other], sizes), finite_removal([mean], sizes)
+    found, expected = removal_corrections([one, other], sizes), removal_corrections([mean], sizes)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
@@ -125,7 +125,7 @@ def test_several_reference_models_are_averaged() -> None:
 @pytest.mark.parametrize("variance", [0.0, 1e-3, 1e-2, 0.1, 10.0])
 @pytest.mark.parametrize("total", [1.0, -0.2, 0.0])
 def test_effects_sum_to_the_total_of_the_folds(variance: float, total: float) -> None:
-    effects, stderr = finite_removal([effects_of(variance, total)], SIZES)
+    effects, stderr = removal_corrections([effects_of(variance, total)], SIZES)
     assert float(effects.sum()) == pytest.approx(total, abs=1e-14)
     assert np.all(stderr <= np.sqrt(variance) + 1e-15)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attribution import newton_step
-from attribution.newton_step import leave_out_steps
+from attribution.newton_step import newton_step_effects
 from tests import reference
 from tests.reference import Problem, random_problem
 
@@ -32,7 +32,7 @@ def mean_gradient(problem: Problem, weights: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("clusters_at_once", [2, 16])
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_leave_out_steps_are_newton_steps_one_by_one(
+def test_effects_are_newton_steps_one_by_one(
     monkeypatch: pytest.MonkeyPatch, name: str, clusters_at_once: int
 ) -> None:
     monkeypatch.setattr(newton_step, "CLUSTERS_AT_ONCE", clusters_at_once)
@@ -47,7 +47,7 @@ def test_leave_out_steps_are_newton_steps_one_by_one(
         n_rows.append(len(rows))
         return torch.from_numpy(np.linalg.solve(damped, rows.numpy().T).T)
 
-    effects = leave_out_steps(
+    effects = newton_step_effects(
         problem.parameters(),
         problem.pairs(),
         weights,
@@ -75,7 +75,7 @@ def test_leave_out_steps_are_newton_steps_one_by_one(
 
 def test_a_cluster_that_no_batch_holds_has_no_effect() -> None:
     problem = random_problem(18, seed=41)
-    effects = leave_out_steps(
+    effects = newton_step_effects(
         problem.parameters(),
         problem.pairs(),
         np.ones(12),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from attribution.retraining import Retraining, collected, validation_pair_losses
+from attribution.retraining import Retraining, collect_losses, mean_pair_losses
 from learner.model import mean_loss, shuffled_batches
 from learner.pairs import PairTensors
 from learner.training import Training, TrainingConfig, side_by_side
@@ -50,7 +50,7 @@ def test_trainings_are_plain_trainings_to_the_bit_on_any_number_of_workers(
         run = Training(again.pairs, again.training, n_steps=9, seed=seed, sample_weights=weights)
         run.advance_to(6)  # the schedule of nine steps, left after six
         expected.append(
-            validation_pair_losses(run.parameters, again.validation, again.validation_batches)
+            mean_pair_losses(run.parameters, again.validation, again.validation_batches)
         )
     for n_cores in (1, 2, 8, None):
         monkeypatch.setattr(os, "cpu_count", lambda n=n_cores: n)
@@ -65,9 +65,9 @@ def test_a_shared_pool_gives_what_losses_gives() -> None:
     again = make_retraining(rotated_pairs(40), batch_size=16)
     weightings, seeds = [np.ones(40), np.arange(40) / 20], [3, 5]
     with side_by_side(torch.device("cpu")) as pool:
-        trainings = again.started(pool, weightings, seeds)
+        trainings = again.submit(pool, weightings, seeds)
         assert pool.submit(torch.get_num_threads).result() == 1
-        shared = collected(trainings, "")
+        shared = collect_losses(trainings, "")
     np.testing.assert_array_equal(shared, again.losses(weightings, seeds, ""))
 
 
@@ -98,7 +98,7 @@ def test_validation_losses_pair_by_pair() -> None:
         for row, loss in zip(rows, problem.losses(problem.theta, rows), strict=True):
             values[row].append(float(loss))
     expected = np.array([np.mean(v) if v else math.nan for v in values])
-    losses = validation_pair_losses(problem.parameters(), problem.pairs(), batches)
+    losses = mean_pair_losses(problem.parameters(), problem.pairs(), batches)
     assert losses.dtype == np.float64
     np.testing.assert_allclose(losses, expected, atol=1e-13)  # float64 in another order
     assert np.isnan(losses).tolist() == [i in (4, 6) for i in range(9)]
@@ -109,7 +109,7 @@ def test_their_mean_is_the_validation_loss(n: int) -> None:
     problem = random_problem(n, seed=31)
     rng = np.random.default_rng(0)
     batches = np.concatenate([shuffled_batches(n, 5, rng) for _ in range(4)])
-    losses = validation_pair_losses(problem.parameters(), problem.pairs(), batches)
+    losses = mean_pair_losses(problem.parameters(), problem.pairs(), batches)
     held = np.bincount(batches.ravel(), minlength=n)
     expected = mean_loss(problem.parameters(), problem.pairs(), batches)
     assert float(held @ losses / held.sum()) == pytest.approx(expected, abs=1e-13)

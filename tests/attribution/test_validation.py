@@ -18,7 +18,7 @@ from attribution.validation import (
     SMALL_WEIGHT,
     Effects,
     InfluenceValidationConfig,
-    agreement,
+    compared_with_real,
     correlations,
     noise_ceiling,
     spread_over_scores,
@@ -120,7 +120,7 @@ def test_the_ceiling_is_what_the_truth_reaches(noise: float, n_seeds: int) -> No
 def test_perfect_predictions_agree_perfectly() -> None:
     real = np.random.default_rng(0).normal(size=(3, 8))
     mean = real.mean(axis=0)
-    found = agreement(Effects({ESTIMATOR: mean, "size": -2 * mean}, np.zeros(8), real))
+    found = compared_with_real(Effects({ESTIMATOR: mean, "size": -2 * mean}, np.zeros(8), real))
     assert found[ESTIMATOR] == pytest.approx({"spearman": 1, "pearson": 1, "slope": 1})
     assert found["size"] == pytest.approx({"spearman": -1, "pearson": -1, "slope": -0.5})
 
@@ -245,7 +245,7 @@ def test_predictions_are_the_scores_in_percent(
     np.testing.assert_allclose(column(checks, LOCO, "clip_score"), means)
 
 
-def test_agreement_follows_from_the_points(checks: dict[str, Any]) -> None:
+def test_correlations_follow_from_the_points(checks: dict[str, Any]) -> None:
     for check in CHECKS:
         real = column(checks, check, "real")
         for predictor in PREDICTORS:

@@ -173,6 +173,16 @@ def test_decisions_and_reasons_by_hand(made: Ledger) -> None:
     assert dearest.set_index("position").at[6, "decision_reason"] == ledger.NEAR_COPY
 
 
+def test_a_kept_pair_as_good_as_the_best_that_was_dropped_needs_no_protection() -> None:
+    case = case_of()
+    values = case.curated.pair_values.copy()
+    values[5] = values[4]
+    curated = dataclasses.replace(case.curated, pair_values=values)
+    tied = make_ledger(*case._replace(curated=curated))
+    assert tied.cut == values[4]
+    assert tied.ledger.set_index("position").at[8, "decision_reason"] == ledger.VALUABLE
+
+
 def test_facts_stand_with_their_pair(made: Ledger) -> None:
     rows = made.ledger.set_index("position")
     assert rows.at[2, "cluster"] == 1
