@@ -236,9 +236,9 @@ def held_out_influences(
 ) -> Float[np.ndarray, "R m"]:
     """What adding each pair would spare the validation loss, nats, once a repeat.
 
-    The influence of `pair_influences` with v = grad L_val, on models that have not trained on the
-    pair. No inverse Hessian is taken: it would weigh up the directions that have not been fitted
-    yet, and tell wrong captions from right ones less well.
+    By `pair_influences` with v = grad L_val, on models that have not trained on the pair. No
+    inverse Hessian is taken: it would weigh up the directions that have not been fitted yet, and
+    tell wrong captions from right ones less well.
 
     Args:
         cross: the models.

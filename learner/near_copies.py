@@ -16,7 +16,7 @@ SIMILARITIES_AT_ONCE = 1024  # of a similarity matrix
 def better_copies(
     image_features: Float[np.ndarray, "n d_i"],
     groups: Int64[np.ndarray, " n"],
-    clip_scores: Float[np.ndarray, " n"],
+    agreement: Float[np.ndarray, " n"],
     similarity: float,
 ) -> Int64[np.ndarray, " n"]:
     """How many near copies of its image each pair has whose own caption agrees better.
@@ -33,14 +33,14 @@ def better_copies(
     Args:
         image_features: of any encoder; copies lie close together in all of them.
         groups: pairs whose images may be copies of each other, such as image clusters.
-        clip_scores: agreement of each pair; ties go to the earlier row.
+        agreement: of image and caption, on any scale; ties go to the earlier row.
         similarity: least centred cosine of a near copy.
     """
     centred = image_features - image_features.mean(axis=0, dtype=np.float64).astype(np.float32)
     norms = np.linalg.norm(centred, axis=1, keepdims=True)
     unit = centred / np.maximum(norms, np.finfo(np.float32).tiny)
     better = np.zeros(len(unit), dtype=np.int64)
-    order = np.lexsort((np.arange(len(unit)), -clip_scores, groups))  # best first in each group
+    order = np.lexsort((np.arange(len(unit)), -agreement, groups))  # best first in each group
     for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
         points = unit[members]
         reach = _reach(points)
