@@ -37,7 +37,7 @@ from attribution.agreement import (
     NORMALISATION_BATCH,
     normalised_agreement,
 )
-from attribution.derivatives import loss_gradient, own_loss_influences, pair_influences
+from attribution.derivatives import batch_loss_influences, loss_gradient, own_loss_influences
 from attribution.inverse import datainf_direction
 from attribution.scores import standardised
 from curation import curated_size
@@ -534,7 +534,7 @@ def gradient_similarity(
     b = min(reference.batch_size, n)
     validation_batches = shuffled_batches(len(pairs.validation.images), b, rng)
     direction = loss_gradient(model, pairs.validation, validation_batches)
-    return pair_influences(
+    return batch_loss_influences(
         model,
         pairs.tensors,
         direction,

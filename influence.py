@@ -53,7 +53,6 @@ from attribution.cluster_scores import (
     metagradients,
 )
 from attribution.cross_fitting import CrossFit, cross_fit, held_out_influences
-from attribution.derivatives import sample_pairs
 from attribution.guard import guard_influence
 from attribution.pair_scores import (
     MIN_EVALUATED,
@@ -66,6 +65,7 @@ from attribution.pair_scores import (
 )
 from attribution.results import InfluenceResult, PairInfluence
 from attribution.retraining import Retraining
+from attribution.sampling import sample_pairs
 from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
 from curation import CurationResult
 from embedding import EmbeddingResult

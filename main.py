@@ -46,6 +46,7 @@ from data import PairReader
 from embedding import EmbeddingResult, embed_pairs
 from exporting.formats import ExportReport, export_curated, warn_of_outdated
 from influence import judge_held_out, score_clusters, score_pairs_in_rounds
+from learner.pairs import TrainingPairs
 from reporting.console import console_summary
 from reporting.contact_sheets import draw_contact_sheets
 from reporting.explain import explain_pair
@@ -128,39 +129,56 @@ def stage_2(run: Run, known: Known) -> Judged:
         ),
     )
     asked = known.pairs if trust.found is None else known.pairs.asking(trust.found.asked)
-    after: list[Saved[Any]] = [known.embedded, known.clustered, trust]
     influence = run.stage(
         stages.INFLUENCE,
         InfluenceResult,
         *(config.influence, config.training),
-        after=after,
+        after=[known.embedded, known.clustered, trust],
         needed_later=needed,
         compute=lambda rng: score_clusters(asked, config.influence, config.training, rng=rng),
     )
-    validated = None
-    if config.influence_validation.validate_influence > 0:
-        validated = run.stage(
-            stages.INFLUENCE_VALIDATION,
-            InfluenceValidation,
-            config.influence_validation,
-            after=[influence],
-            compute=lambda rng: validate_influence(
-                influence.value,
-                *(asked.tensors, asked.validation, asked.cluster_assignments, asked.clip_scores),
-                *(config.influence_validation, config.training),
-                rng=rng,
-            ),
-        )
-    max_steps = config.influence.max_reference_steps
-    settings: list[Any] = [config.pair_influence, config.training]
-    settings.append({"max_reference_steps": max_steps})
-    if config.pair_influence.rounds > 1:  # what is curated in between decides what comes after
-        settings, after = [*settings, config.curation], [*after, influence]
-    scored = run.stage(
+    validated = validate(run, asked, influence)
+    scored = score_pairs(run, known, trust, asked, influence)
+    return Judged(trust, asked, influence, validated, scored)
+
+
+def validate(
+    run: Run, asked: TrainingPairs, influence: Saved[InfluenceResult]
+) -> Saved[InfluenceValidation] | None:
+    """On demand: how well the estimate matches real retraining."""
+    config = run.config.influence_validation
+    if config.validate_influence == 0:
+        return None
+    return run.stage(
+        stages.INFLUENCE_VALIDATION,
+        InfluenceValidation,
+        config,
+        after=[influence],
+        compute=lambda rng: validate_influence(
+            influence.value,
+            *(asked.tensors, asked.validation, asked.cluster_assignments, asked.clip_scores),
+            *(config, run.config.training),
+            rng=rng,
+        ),
+    )
+
+
+def score_pairs(
+    run: Run,
+    known: Known,
+    trust: Saved[PairTrust],
+    asked: TrainingPairs,
+    influence: Saved[InfluenceResult],
+) -> Saved[PairInfluence]:
+    """The influence of pairs and cells; what is curated between rounds decides what follows."""
+    config, max_steps = run.config, run.config.influence.max_reference_steps
+    in_rounds = config.pair_influence.rounds > 1
+    return run.stage(
         stages.PAIR_INFLUENCE,
         PairInfluence,
-        *settings,
-        after=after,
+        *(config.pair_influence, config.training, {"max_reference_steps": max_steps}),
+        *([config.curation] if in_rounds else []),
+        after=[known.embedded, known.clustered, trust, *([influence] if in_rounds else [])],
         needed_later=stages.CURATION.number not in config.execution.skip_stage,
         compute=lambda rng: score_pairs_in_rounds(
             *(asked, trust.value, config.pair_influence, config.training),
@@ -169,7 +187,6 @@ def stage_2(run: Run, known: Known) -> Judged:
             rng=rng,
         ),
     )
-    return Judged(trust, asked, influence, validated, scored)
 
 
 def stage_3(run: Run, known: Known, judged: Judged) -> Chosen:

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int64
 from artifacts.settings import InputError, Settings, setting
 from attribution.curvature import CURVATURES, Objective
 from attribution.derivatives import (
+    batch_loss_influences,
     loss_gradient,
-    pair_influences,
     unflatten,
 )
 from attribution.finite_removal import (
@@ -240,7 +240,7 @@ def by_curvature(
     base_weights = data.weights[evaluated]
     if len(evaluated) < n:
         base_weights = base_weights * representation_weights(data.clusters, evaluated)
-    influence = pair_influences(
+    influence = batch_loss_influences(
         run.parameters,
         data.pairs,
         curvature.direction,

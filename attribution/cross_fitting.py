@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from attribution.derivatives import loss_gradient, pair_influences
+from attribution.derivatives import batch_loss_influences, loss_gradient
 from attribution.retraining import mean_pair_losses
 from learner.model import Parameters, mean_loss, shuffled_batches, whole_batches
 from learner.pairs import PairTensors
@@ -236,7 +236,7 @@ def held_out_influences(
 ) -> Float[np.ndarray, "R m"]:
     """What adding each pair would spare the validation loss, nats, once a repeat.
 
-    By `pair_influences` with v = grad L_val, on models that have not trained on the pair. No
+    By `batch_loss_influences` with v = grad L_val, on models that have not trained on the pair. No
     inverse Hessian is taken: it would weigh up the directions that have not been fitted yet, and
     tell wrong captions from right ones less well.
 
@@ -255,7 +255,7 @@ def held_out_influences(
         at = np.flatnonzero(np.isin(index, model.held_out))
         if len(at) == 0:
             continue
-        values = pair_influences(
+        values = batch_loss_influences(
             model.parameters,
             pairs,
             model.validation_gradient,

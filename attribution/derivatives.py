@@ -16,7 +16,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.func import grad
 
-from attribution.sampling import sample_pairs as sample_pairs  # also for who looks for it here
 from learner.model import Parameters, batch_blocks, contrastive_loss, pair_losses, similarities
 from learner.pairs import PairTensors
 
@@ -60,7 +59,7 @@ def loss_gradient(parameters: Parameters, pairs: PairTensors, batches: np.ndarra
     return total / len(batches)
 
 
-def pair_influences(
+def batch_loss_influences(
     parameters: Parameters,
     pairs: PairTensors,
     direction: Tensor,

@@ -24,8 +24,7 @@ from tqdm import tqdm
 
 from attribution.curvature import Objective
 from attribution.derivatives import flatten, jvp, unflatten, vjp
-from attribution.spectrum import Spectrum, trace_estimate
-from attribution.spectrum import lanczos as lanczos  # also for those who look for it here
+from attribution.spectrum import Spectrum, lanczos, trace_estimate
 from learner.model import Parameters, pair_losses, similarities
 from learner.pairs import PairTensors
 

@@ -73,7 +73,7 @@ class PairInfluence:
     cell_influence: Float[np.ndarray, " C"]  # mean of its pairs
     cell_influence_stderr: Float[np.ndarray, " C"]
     validation_loss: float
-    influence_weight: float  # how much influence counts beside agreement, 0 to 1; see guard.py
+    influence_weight: float  # how much influence counts beside agreement, 0 to 1; see `guard`
     # What nearness to the held-out pairs adds to values, as far as these are believed at all.
     relevance_part: Float[np.ndarray, " n"]
     quality: dict[str, Any] = field(metadata={"file": "pair_influence_quality.json"})

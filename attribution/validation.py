@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from scipy.stats import pearsonr, spearmanr
 
 from artifacts.settings import InputError, Settings, setting
-from attribution.derivatives import loss_gradient, pair_influences
+from attribution.derivatives import batch_loss_influences, loss_gradient
 from attribution.results import CHECKS, LDS, LOCO, SMALL, InfluenceResult, InfluenceValidation
 from attribution.retraining import Retraining
 from learner.pairs import PairTensors
@@ -226,7 +226,7 @@ def gradient_similarity(
     """Influence with the identity in the Hessian's place, of every pair."""
     reference = influence.reference(pairs.images.device)
     n = len(pairs.images)
-    return pair_influences(
+    return batch_loss_influences(
         reference,
         pairs,
         loss_gradient(reference, validation, influence.validation_batches),

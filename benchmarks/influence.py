@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from artifacts import provenance, store
 from attribution.cluster_scores import InfluenceConfig
 from attribution.curvature import Objective
-from attribution.derivatives import loss_gradient, own_loss_influences, pair_influences
+from attribution.derivatives import batch_loss_influences, loss_gradient, own_loss_influences
 from attribution.inverse import conjugate_gradients
 from attribution.results import LDS, LOCO, SMALL, InfluenceResult
 from attribution.retraining import Retraining
@@ -434,7 +434,7 @@ def measure(problem_file: Path, settings: dict[str, Any], result_file: Path) -> 
             *(torch.from_numpy(saved[name]) for name in ("image_map", "text_map", "log_scale"))
         )
         started = time.perf_counter()
-        influence = pair_influences(
+        influence = batch_loss_influences(
             parameters,
             problem.pairs,
             loss_gradient(parameters, problem.validation, saved["validation_batches"]),

@@ -21,17 +21,18 @@ import influence as influence_module
 from attribution import cluster_scores as cluster_scores_module
 from attribution.cluster_scores import ESTIMATORS, InfluenceConfig, cluster_scores, training_damping
 from attribution.curvature import Objective
-from attribution.derivatives import loss_gradient, pair_influences, sample_pairs
+from attribution.derivatives import batch_loss_influences, loss_gradient
 from attribution.inverse import (
     HESSIANS,
     InverseProduct,
     conjugate_gradients,
     inverse_product,
-    lanczos,
     low_rank_inverse,
 )
 from attribution.results import InfluenceResult
 from attribution.retraining import Retraining
+from attribution.sampling import sample_pairs
+from attribution.spectrum import lanczos
 from influence import score_clusters
 from learner.pairs import PairTensors, TrainingPairs
 from learner.training import Training, TrainingConfig, train
@@ -124,7 +125,7 @@ class Retrained:
 
     def predicted(self, direction: torch.Tensor) -> np.ndarray:
         """u_i of every training pair."""
-        return pair_influences(
+        return batch_loss_influences(
             self.problem.parameters(),
             self.problem.pairs(),
             direction,

@@ -21,6 +21,7 @@ import pytest
 
 import main
 from tests.helpers import offline_datasets, picture, write
+from tests.small_models import narrow
 from tests.test_readme import DATA, PAGES, README, section
 
 # What makes a run small; the pages' own flags come first and stay as they are.
@@ -72,6 +73,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folders that the pages name, with sixty tiny pictures each; the present folder."""
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as monkeypatch:
+        narrow(monkeypatch)
         datasets = offline_datasets(folder, monkeypatch)
         monkeypatch.chdir(folder)
         write_data(folder, datasets)

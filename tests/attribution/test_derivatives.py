@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from attribution.derivatives import (
+    batch_loss_influences,
     flatten,
     loss_gradient,
     own_loss_influences,
-    pair_influences,
     unflatten,
 )
 from tests import reference
@@ -68,7 +68,7 @@ def test_one_pass_matches_one_by_one_mixed_derivatives(weighted: bool) -> None:
     direction = rng.normal(size=len(problem.theta))
     index = np.array([1, 2, 4, 5, 6, 8])
     weights = rng.integers(2, 20, size=6) / 8 if weighted else np.ones(6)
-    influence = pair_influences(
+    influence = batch_loss_influences(
         problem.parameters(),
         problem.pairs(),
         torch.from_numpy(direction),
@@ -88,7 +88,7 @@ def test_influence_is_the_mean_over_the_batches_that_hold_the_pair(n_shuffles: i
     problem = random_problem(7, seed=21)
     direction = np.random.default_rng(1).normal(size=len(problem.theta))
     weights = np.array([1, 0.5, 2, 1.25, 0.75, 1, 3])
-    influence = pair_influences(
+    influence = batch_loss_influences(
         problem.parameters(),
         problem.pairs(),
         torch.from_numpy(direction),
@@ -113,7 +113,7 @@ def test_influence_is_the_mean_over_the_batches_that_hold_the_pair(n_shuffles: i
 def test_weighted_influences_of_every_batch_sum_to_zero() -> None:
     problem = random_problem(12, seed=22)
     weights = np.random.default_rng(0).uniform(0.1, 3, size=12)
-    influence = pair_influences(
+    influence = batch_loss_influences(
         problem.parameters(),
         problem.pairs(),
         torch.from_numpy(np.random.default_rng(1).normal(size=len(problem.theta))),
@@ -134,7 +134,7 @@ def test_influence_is_linear_in_the_direction_and_the_weights_have_no_scale() ->
     weights = np.array([1, 0.5, 2, 1.25, 0.75, 1])
 
     def influence(v: torch.Tensor, w: np.ndarray) -> np.ndarray:
-        return pair_influences(
+        return batch_loss_influences(
             problem.parameters(),
             problem.pairs(),
             v,

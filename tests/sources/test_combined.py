@@ -41,6 +41,7 @@ from sources.embeddings import open_embeddings
 from sources.splits import IndexedSource, StreamSource, complete_splits
 from sources.vectors import EMBEDDING_NOT_USABLE
 from tests.helpers import SMALL, offline_datasets, picture, read_all, record, write
+from tests.small_models import narrow
 from tests.sources.embedding_files import draw, save_part, unit
 from tests.sources.layouts import as_folder, as_parquet, as_shards
 
@@ -771,7 +772,10 @@ def flags_of(data: dict[str, str], *flags: str) -> list[str]:
     return [*TINY, "--data_dir", data["pool"], *held_out, *flags]
 
 
-def test_a_run_accounts_for_every_pair(data: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_accounts_for_every_pair(
+    data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow(monkeypatch)
     limits = ["--max_train_samples", "200", "--max_val_samples", "20", "--max_test_samples", "20"]
     flags = flags_of(data, *limits, "--output_dir", str(tmp_path / "out"))
     assert main.main([*flags, "--export", "list,webdataset", "--visualize"]) == 0
