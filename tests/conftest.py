@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"  # read when the libraries are imported, so before them
-
-import pytest
 
 LONGEST = (
     "test_killed_at_any_moment_a_run_continues_to_the_same_files",

@@ -73,7 +73,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folders that the pages name, with sixty tiny pictures each; the present folder."""
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        narrow(monkeypatch)
+        narrow(monkeypatch, width=256)
         datasets = offline_datasets(folder, monkeypatch)
         monkeypatch.chdir(folder)
         write_data(folder, datasets)
