@@ -6,9 +6,11 @@ near copy that is better than it. The exact solution of
     maximise  sum_i w_i v_i - (1 / 2 rho) sum_i (w_i - 1)^2
     subject to  0 <= w_i <= cap_i  and a budget
 
-says which pairs are pruned and which are raised. The proximal term keeps weights near one, where
-first-order influence holds; without it the whole budget goes to a few pairs at the cap. Influence
-is pooled over cells, but a cell whose pairs differ is not treated as one.
+says which pairs are raised and which are not worth keeping. Its weights above one are given as they
+are; those below one, near the cut, are not: as many whole pairs as they add up to are kept, those
+of highest value. The proximal term keeps weights near one, where first-order influence holds;
+without it the whole budget goes to a few pairs at the cap. Influence is pooled over cells, but a
+cell whose pairs differ is not treated as one.
 """
 
 from __future__ import annotations

@@ -434,11 +434,7 @@ def _held_out_models(
             "has not seen; add data or raise --max_train_samples"
         )
     return cross_fit(
-        pairs.tensors,
-        trained_on,
-        pairs.image_ids,
-        pairs.validation,
-        training,
+        *(pairs, trained_on, training),
         n_repeats=config.held_out_repeats,
         max_steps=max_steps,
         stop_by=config.held_out_steps,

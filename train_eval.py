@@ -121,10 +121,9 @@ def evaluate_methods(
     seeds = [int(s) for s in rng.integers(2**31, size=config.n_seeds)]
     held_out = validation, shuffled_batches(len(validation.images), training.batch_size, rng)
     full_steps = training.num_epochs * steps_per_epoch(len(pairs.images), training.batch_size)
-    runs, ranks = [], []
+    runs, ranks, jobs = [], [], planned_runs(tuple(subsets), config.n_seeds)
     # A process pays for its start with its first steps; no method is charged for it.
     train(pairs, training, n_steps=1, seed=0, validation=held_out, n_reports=1)
-    jobs = planned_runs(tuple(subsets), config.n_seeds)
     for method, comparison, seed_index in tqdm(jobs, desc="training", unit="run", disable=None):
         rows, weights = subsets[method]
         n_pairs = len(pairs.images) if comparison == SAME_STEPS else len(rows)
@@ -149,7 +148,7 @@ def evaluate_methods(
             }
         )
         ranks.append(model_ranks(parameters, test))
-        if on_model is not None:
+        if on_model:
             on_model(f"{method}_{comparison}_seed{seed_index}", parameters)
     encoder_ranks = retrieval_ranks(test.image_embeddings, test.text_embeddings, test.caption_image)
     of_images, of_captions = (np.stack(side) for side in zip(*ranks, strict=True))

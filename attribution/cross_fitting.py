@@ -20,7 +20,7 @@ from tqdm import tqdm
 from attribution.derivatives import batch_loss_influences, loss_gradient
 from attribution.retraining import mean_pair_losses
 from learner.model import Parameters, mean_loss, shuffled_batches, whole_batches
-from learner.pairs import PairTensors
+from learner.pairs import PairTensors, TrainingPairs
 from learner.training import (
     Training,
     TrainingConfig,
@@ -59,10 +59,8 @@ class CrossFit:
 
 
 def cross_fit(
-    pairs: PairTensors,
+    pairs: TrainingPairs,
     trained_on: Bool[np.ndarray, " n"],
-    image_ids: Int64[np.ndarray, " n"],
-    validation: PairTensors,
     training: TrainingConfig,
     *,
     n_repeats: int,
@@ -73,10 +71,9 @@ def cross_fit(
     """Train two models a repeat, each on a half of the images, and ask each about the other half.
 
     Args:
-        pairs: n training pairs, scaled features.
+        pairs: n training pairs, of which those of one image go to one half, and the held-out ones
+            that are asked.
         trained_on: pairs that models train on; the others are asked about all the same.
-        image_ids: pairs of one image go to one half.
-        validation: held-out pairs.
         training: settings of the models.
         n_repeats: how often the pairs are dealt.
         max_steps: of the learning-rate schedule.
@@ -86,22 +83,22 @@ def cross_fit(
     b, n_models = training.batch_size, 2 * n_repeats
     epochs = training.num_epochs * steps_per_epoch(int(trained_on.sum()), b)
     shuffles = [
-        shuffled_batches(len(validation.images), b, rng) for _ in range(VALIDATION_SHUFFLES)
+        shuffled_batches(len(pairs.validation.images), b, rng) for _ in range(VALIDATION_SHUFFLES)
     ]
     trainings = _HalfTrainings(
-        pairs,
+        pairs.tensors,
         trained_on,
-        validation,
+        pairs.validation,
         np.concatenate(shuffles),
         training,
         min(epochs, max_steps),
-        [_halves(image_ids, trained_on, rng) for _ in range(n_repeats)],
+        [_halves(pairs.image_ids, trained_on, rng) for _ in range(n_repeats)],
         rng.integers(2**31, size=n_models),
         rng.spawn(n_models),
     )
     stop = trainings.early_stop(stop_by)
     checkpoints = sorted({max(1, round(share * stop)) for share in CHECKPOINTS})
-    with side_by_side(pairs.images.device) as pool:
+    with side_by_side(pairs.tensors.images.device) as pool:
         answers = list(
             tqdm(
                 pool.map(lambda job: trainings.ask(job, checkpoints), range(n_models)),

@@ -22,22 +22,30 @@ from attribution.cross_fitting import (
     held_out_influences,
 )
 from learner.model import Parameters, mean_loss
-from learner.pairs import PairTensors
+from learner.pairs import PairTensors, TrainingPairs
 from learner.training import TrainingConfig
+from tests.knowing import training_pairs
 from tests.reference import Scattered, auc, scattered_problem
 
 TRAINING = TrainingConfig(embed_dim=6, num_epochs=30, batch_size=16, learning_rate=0.02)
 N_REPEATS = 3
 
 
+def pairs_of(problem: Scattered) -> TrainingPairs:
+    return training_pairs(
+        len(problem.wrong),
+        tensors=problem.pairs,
+        image_ids=problem.image_ids,
+        validation=problem.validation,
+    )
+
+
 def fit(problem: Scattered, *, seed: int = 0, **changes: Any) -> CrossFit:
     options: dict[str, Any] = {"n_repeats": N_REPEATS, "max_steps": 120} | changes
     trained_on = options.pop("trained_on", np.ones(len(problem.wrong), dtype=bool))
     return cross_fit(
-        problem.pairs,
+        pairs_of(problem),
         trained_on,
-        problem.image_ids,
-        problem.validation,
         TRAINING,
         rng=np.random.default_rng(seed),
         **options,
@@ -152,10 +160,8 @@ def test_losses_are_those_of_the_models_that_are_returned(
     # With all pairs of a half in one batch there is but one composition: a brute-force mean.
     whole = dataclasses.replace(TRAINING, batch_size=200)
     found = cross_fit(
-        problem.pairs,
+        pairs_of(problem),
         np.ones(len(problem.wrong), dtype=bool),
-        problem.image_ids,
-        problem.validation,
         whole,
         n_repeats=2,
         max_steps=25,
