@@ -169,6 +169,11 @@ def test_every_baseline_is_a_method() -> None:
     assert (FULL, INFLUENCESPACE, *BASELINES) == tuple(METHODS)
 
 
+def test_methods_are_told_apart_by_name_colour_and_marker() -> None:
+    for part in ("label", "colour", "marker"):
+        assert len({getattr(method, part) for method in METHODS.values()}) == len(METHODS)
+
+
 # --- One by one -------------------------------------------------------------------------------
 
 
