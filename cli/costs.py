@@ -25,7 +25,6 @@ from attribution.trust import JUDGING_FOLDS
 from baselines import FULL, METHODS, Counts, agreement_cosines
 from cli.config import Config
 from cli.sizes import (
-    WITHOUT_IMAGES,
     Sample,
     Sizes,
     n_folds,
@@ -35,6 +34,7 @@ from cli.sizes import (
 from clustering import MINI_BATCH_ABOVE
 from curation import curated_size
 from encoders.joint_map import N_FOLDS, Moments, fit_joint_map
+from exporting.formats import NEED_IMAGES
 from learner.pairs import PairTensors
 from learner.training import TrainingConfig, side_by_side, steps_per_epoch, train
 
@@ -286,6 +286,6 @@ def _evaluation_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
 
 def _export_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     """At most: images are read again, once a format, but not encoded."""
-    n_formats = len(set(config.export.export) - set(WITHOUT_IMAGES))
+    n_formats = len(set(config.export.export) & set(NEED_IMAGES))
     kept = curated_size(sizes.train, config.curation.target_size_ratio)
     return n_formats * kept / speed.images_per_second

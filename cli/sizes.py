@@ -13,6 +13,7 @@ from baselines import FULL
 from cli.config import Config
 from curation import curated_size
 from encoders.joint_map import JOINT_DIMENSIONS, N_FOLDS
+from exporting.formats import FORMATS, NEED_IMAGES
 from learner.training import steps_per_epoch
 from train_eval import COMPARISONS
 
@@ -25,14 +26,6 @@ TRAINING_BYTES = 1100  # of losses on the way
 FIGURE_BYTES = 2_600_000  # all figures and pages
 PHOTOGRAPH_BYTES = 100_000  # on a contact sheet
 PHOTOGRAPHS = 108  # on the contact sheets, at most
-EXPORTED_ROW = {  # beside the image, the caption and the key
-    "webdataset": 2900,  # three headers, padding to 512 bytes, what is known of the pair
-    "datacomp": 16,
-    "parquet": 80,
-    "hf": 150,
-    "list": 82,
-}
-WITHOUT_IMAGES = ("datacomp", "list")
 
 
 class ImageFile(NamedTuple):
@@ -225,8 +218,9 @@ def export_bytes(
     """
     needed: dict[str, int | None] = {}
     for name in formats:
-        row = EXPORTED_ROW[name] + (0 if name == "datacomp" else text_bytes)
-        image = 0.0 if name in WITHOUT_IMAGES else image_bytes
+        kind = FORMATS[name]
+        row = kind.row_bytes + (text_bytes if kind.has_text else 0)
+        image = image_bytes if name in NEED_IMAGES else 0.0
         needed[f"export, {name}"] = None if image is None else round(n_pairs * (image + row))
     return needed
 

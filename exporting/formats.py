@@ -18,6 +18,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ from exporting.folder import (
     complete,
     csv_text,
 )
-from exporting.shards import export_in_shards
+from exporting.shards import ShardFormat, export_in_shards
 from exporting.tables import HF, PARQUET
 from exporting.webdataset import WEBDATASET
 from sources.base import PairSource
@@ -42,9 +43,35 @@ from sources.paths import unique_names
 from sources.splits import digest
 
 logger = logging.getLogger(__name__)
-FORMATS = ("webdataset", "datacomp", "parquet", "hf", "list")
-NEED_IMAGES = ("webdataset", "parquet", "hf")
 LIST_ROWS = 10_000  # of the list that are put into words at once
+
+
+class Format(NamedTuple):
+    """A way to write the curated set: all that the rest of the project knows of it.
+
+    Attributes:
+        row_bytes: what a pair takes beside its image, caption and key, for the expected size.
+        shards: how images are written; None of a format without images.
+        write: writes a format without images.
+        has_text: whether captions and keys are in it.
+    """
+
+    row_bytes: int
+    shards: ShardFormat | None = None
+    write: Callable[[Job], FormatReport] | None = None
+    has_text: bool = True
+
+
+# Every format, in the order in which they are listed; one is added here and nowhere else.
+FORMATS: dict[str, Format] = {
+    # Three headers, padding to 512 bytes, what is known of the pair.
+    "webdataset": Format(2900, WEBDATASET),
+    "datacomp": Format(16, write=lambda job: _export_datacomp(job), has_text=False),
+    "parquet": Format(80, PARQUET),
+    "hf": Format(150, HF),
+    "list": Format(82, write=lambda job: _export_list(job)),
+}
+NEED_IMAGES = tuple(name for name, kind in FORMATS.items() if kind.shards is not None)
 
 
 @dataclass(frozen=True)
@@ -54,7 +81,7 @@ class ExportConfig(Settings):
     export: tuple[str, ...] = setting(
         (),
         "also write the curated set, images included, to <output_dir>/curated",
-        choices=FORMATS,
+        choices=tuple(FORMATS),
         affects_result=False,
     )
     export_shard_size: int = setting(10_000, "pairs a shard of the export, at most", at_least=1)
@@ -112,7 +139,7 @@ def export_curated(
         for name in config.export
     }
     reports = {}
-    for name in sorted(config.export, key=lambda name: name in _IN_SHARDS):
+    for name in sorted(config.export, key=lambda name: name in NEED_IMAGES):
         job = Job(
             *(name, table, source, store, config.export_shard_size),
             *(config.fingerprint_settings(), digests[name], about, n_workers),
@@ -172,9 +199,11 @@ def _export(job: Job) -> FormatReport:
     Raises:
         InputError: see `export_curated`.
     """
-    if job.name in _IN_SHARDS:
-        return export_in_shards(job, _IN_SHARDS[job.name])
-    return _WITHOUT_IMAGES[job.name](job)
+    kind = FORMATS[job.name]
+    if kind.shards is not None:
+        return export_in_shards(job, kind.shards)
+    assert kind.write is not None, f"{job.name} is written by nothing"
+    return kind.write(job)
 
 
 # --- Without images -------------------------------------------------------------------------------
@@ -222,10 +251,3 @@ def _export_list(job: Job) -> FormatReport:
             rows = table.iloc[start : start + LIST_ROWS]
             file.write(csv_text(rows, header=start == 0).encode())
     return complete(job, ["curated.csv"], {}, ["id, uid, key, caption and weight of every pair"])
-
-
-_WITHOUT_IMAGES: dict[str, Callable[[Job], FormatReport]] = {
-    "datacomp": _export_datacomp,
-    "list": _export_list,
-}
-_IN_SHARDS = {"webdataset": WEBDATASET, "parquet": PARQUET, "hf": HF}

@@ -416,10 +416,10 @@ def test_exports_take_about_the_bytes_that_are_foretold(tmp_path: Path) -> None:
     source = IndexedSource(
         "folder", "", "0", records, dict.fromkeys(SPLITS, 1), np.random.default_rng(0)
     )
-    store, config = Store.open(str(tmp_path)), ExportConfig(export=FORMATS)
+    store, config = Store.open(str(tmp_path)), ExportConfig(export=tuple(FORMATS))
     export_curated(curated, lambda: source, store, config, fingerprint="0", about={})
     mean = float(np.mean([len(data) for data in images.values()]))
-    foretold = export_bytes(FORMATS, 200, mean, 19.0)
+    foretold = export_bytes(tuple(FORMATS), 200, mean, 19.0)
     for name in FORMATS:
         files = [p for p in (tmp_path / "curated" / name).rglob("*") if p.is_file()]
         taken = sum(p.stat().st_size for p in files)
