@@ -144,7 +144,8 @@ def target_cells(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Every regime and share kept whose held-out and test images are about one thing."""
     cells = []
     targets = frame[~frame["validation"].isin([CLEAN, NOISY])]
-    targets = targets[~targets["validation"].str.partition("-")[2].str.isdecimal()]
+    is_size = [name.partition("-")[2].isdecimal() for name in targets["validation"]]
+    targets = targets[~np.array(is_size, dtype=bool)]
     for (regime, name), rows in targets.groupby(["regime", "validation"]):
         for keep in sorted(rows.loc[rows["method"] == INFLUENCESPACE, "keep"].unique()):
             at = rows[(rows["keep"] == keep) | (rows["method"] == FULL)]

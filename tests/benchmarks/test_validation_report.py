@@ -87,3 +87,8 @@ def test_the_page_and_the_figure_are_written(
     assert "## A narrow target" in page
     assert "99.0" not in page
     assert (tmp_path / "target.png").stat().st_size > 10_000
+
+
+def test_rows_without_a_target_have_no_such_table(report: Any) -> None:
+    frame = rows()
+    assert report.target_cells(frame[frame["validation"] == "clean"]) == []
