@@ -521,7 +521,7 @@ def gradient_similarity(
 ) -> Float[np.ndarray, " n"]:
     """Influence of every pair with the identity in place of the inverse Hessian.
 
-        u_i = n * g_val . d2L / dtheta dw_i        design 4; Charpiat et al. (2019)
+        u_i = n * g_val . d2L / dtheta dw_i        Charpiat et al. (2019)
 
     Charpiat et al. (arXiv 2102.05262) compare gradients of single examples' losses; here the
     pair's part is the mixed derivative, in which it acts as positive and as negative, so that

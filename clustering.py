@@ -256,7 +256,8 @@ def training_pairs(
     scaling = fit_feature_scaling(e.image_features, e.text_features)
     tensors = scaling.pairs(e.image_features, e.text_features, device)
     validation = scaling.pairs(e.validation_image_features, e.validation_text_features, device)
-    memberships = caption_groups(table["caption"].tolist())
+    captions = table["caption"].tolist()
+    memberships = caption_groups(captions)
     held_out = nearest_clusters(tensors, c.cluster_assignments, validation)
     return TrainingPairs(
         indices=e.indices,
@@ -267,6 +268,7 @@ def training_pairs(
         concatenated_embeddings=e.concatenated_embeddings,
         clip_scores=e.clip_scores,
         image_ids=pd.factorize(table["image_sha256"])[0].astype(np.int64),
+        captions=captions,
         groups={name: member for groups in memberships.values() for name, member in groups.items()},
         cluster_assignments=c.cluster_assignments,
         cell_assignments=c.cell_assignments,

@@ -32,7 +32,7 @@ def newton_step_effects(
 ) -> Float[np.ndarray, " K"]:
     """Change of the validation loss when each cluster is left out, by one damped Newton step.
 
-        theta_k = theta - (H + damping I)^-1 (grad L without k - grad L)       design 4
+        theta_k = theta - (H + damping I)^-1 (grad L without k - grad L)
         effect_k = L_val(theta_k) - L_val(theta)
 
     Gradients are exact over the pairs of the batches; only batches that hold a pair of the cluster

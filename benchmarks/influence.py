@@ -209,6 +209,7 @@ def known(problem: Problem) -> TrainingPairs:
         concatenated_embeddings=np.concatenate([images, texts], axis=1),
         clip_scores=problem.clip_scores,
         image_ids=np.arange(n),
+        captions=[""] * n,
         groups={},
         cluster_assignments=problem.clusters,
         cell_assignments=problem.clusters,

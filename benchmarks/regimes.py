@@ -338,6 +338,7 @@ def known(problem: Problem) -> TrainingPairs:
         concatenated_embeddings=both_embeddings(regime),
         clip_scores=regime.clip_scores,
         image_ids=image_ids_of(regime),
+        captions=regime.captions,
         groups=groups_of(regime),
         cluster_assignments=assigned,
         cell_assignments=clusters.cell_assignments,

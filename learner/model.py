@@ -70,7 +70,7 @@ def projected_similarities(images: Tensor, texts: Tensor, log_scale: Tensor) -> 
 def pair_losses(logits: Tensor, weights: Tensor | None = None) -> Tensor:
     """Symmetric contrastive loss of every pair among the others of its batch.
 
-        l_i = 1/2 [ log sum_j w_j exp(s_ij) + log sum_j w_j exp(s_ji) - 2 s_ii ]      design 4
+        l_i = 1/2 [ log sum_j w_j exp(s_ij) + log sum_j w_j exp(s_ji) - 2 s_ii ]
 
     No reduction. Negatives: the other pairs of the batch, each counted `weights` times; a weight
     of zero removes the pair from every denominator exactly, and the derivative with respect to

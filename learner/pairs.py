@@ -88,6 +88,7 @@ class TrainingPairs:
     concatenated_embeddings: Float[np.ndarray, "n d2"]
     clip_scores: Float[np.ndarray, " n"]
     image_ids: Int64[np.ndarray, " n"]  # 0 to the number of images - 1
+    captions: Sequence[str]
     groups: Mapping[str, Bool[np.ndarray, " n"]]  # demographic groups, by name
     cluster_assignments: Int64[np.ndarray, " n"]  # every cluster has a pair
     cell_assignments: Int64[np.ndarray, " n"]  # every cell has a pair, all of one cluster

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 
-from baselines import INFLUENCESPACE
+from baselines import FULL, INFLUENCESPACE
 from reporting.estimate import doubts
 from reporting.figures.methods import rank_methods
 from reporting.kept import kept_sentence, skipped_sentence
@@ -45,7 +45,12 @@ def _console_table(summary: Summary) -> list[str]:
     methods = rank_methods(summary.metrics, "mean_recall")
     header = "".join(f"{COMPARISON_LABELS[c].lower():>24}" for c in summary.metrics)
     lines = ["", f"{'Mean recall (%)':<30}{header}"]
-    for method in methods[:MAX_CONSOLE_METHODS]:
+    others = [m for m in methods if m not in (INFLUENCESPACE, FULL, RANDOM)]
+    n_hidden = max(0, len(methods) - MAX_CONSOLE_METHODS)
+    hidden = set(others[len(others) - n_hidden :])
+    for method in methods:
+        if method in hidden:
+            continue
         cells = "".join(f"{recall(summary, c, method):>24}" for c in summary.metrics)
         lines.append(f"{shorten(method_label(method), 29):<30}{cells}")
     return [*lines, ""]

@@ -25,7 +25,7 @@ VALUABLE = "its value is above the cut"
 PROTECTED = "protected: one of the best of its cluster or group"
 RAISED = "weight raised: a beneficial cell of a rare topic"
 UNCUT = "nothing was to be dropped"
-HARMFUL = "its influence is low beside that of others"
+LOW_INFLUENCE = "its influence is low beside that of others"
 DISAGREES = "image and caption disagree"
 NEAR_COPY = "near copy of a better pair"
 FAR_FROM_TARGET = "far from what the held-out pairs show"
@@ -158,7 +158,7 @@ def _decisions(
     copies = np.where(better_copies > 0, copies, np.inf)  # what is not there weighs nothing
     nearness = parts.relevance if parts.relevance.any() else np.full(len(copies), np.inf)
     worst = np.argmin([parts.influence, parts.agreement, copies, nearness], axis=0)
-    reasons = np.array([HARMFUL, DISAGREES, NEAR_COPY, FAR_FROM_TARGET], dtype=object)[worst]
+    reasons = np.array([LOW_INFLUENCE, DISAGREES, NEAR_COPY, FAR_FROM_TARGET], dtype=object)[worst]
     if cut is None:
         reasons[kept] = UNCUT
     else:

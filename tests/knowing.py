@@ -30,6 +30,7 @@ def training_pairs(n: int, **given: Any) -> TrainingPairs:
         "concatenated_embeddings": np.repeat(units, 2, axis=1),
         "clip_scores": np.full(n, 0.25),
         "image_ids": np.arange(n),
+        "captions": [f"caption {i}" for i in range(n)],
         "groups": {},
         "cluster_assignments": clusters,
         "cell_assignments": clusters,

@@ -6,10 +6,9 @@ import re
 
 import pytest
 
+from baselines import METHODS
 from reporting import console as console_module
-from tests.reporting.test_figures import (
-    NASTY,
-)
+from tests.reporting.test_figures import NASTY
 from tests.reporting.test_summary import SUMMARIES, make_summary
 
 
@@ -34,3 +33,12 @@ def test_console_summary_stays_short() -> None:
 def test_console_summary_says_who_lost() -> None:
     text = console_module.console_summary(make_summary(mean_recall={"influencespace": 25.0}))
     assert "Same number of epochs: InfluenceSpace loses to random by 3.20 points" in text
+
+
+def test_what_methods_are_compared_with_is_always_shown() -> None:
+    worst = {"influencespace": 1.0, "full": 0.5, "random": 0.1}
+    text = console_module.console_summary(make_summary(methods=tuple(METHODS), mean_recall=worst))
+    rows = [line for line in text.splitlines() if "±" in line]
+    assert len(rows) == console_module.MAX_CONSOLE_METHODS < len(METHODS)
+    for name in worst:
+        assert any(row.startswith(METHODS[name].label) for row in rows)

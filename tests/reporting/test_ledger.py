@@ -152,7 +152,7 @@ def test_decisions_and_reasons_by_hand(made: Ledger) -> None:
     assert made.cut == pytest.approx(-0.2)
     assert rows["decision_reason"].to_dict() == {
         10: ledger.RAISED,
-        0: ledger.HARMFUL,
+        0: ledger.LOW_INFLUENCE,
         4: ledger.DISAGREES,
         6: ledger.PROTECTED,
         2: ledger.DISAGREES,
