@@ -119,6 +119,11 @@ class ValueParts(NamedTuple):
     copies: Float64[np.ndarray, " n"]  # at most zero
     relevance: Float64[np.ndarray, " n"]  # zeros where the held-out pairs are like the pool
 
+    @property
+    def total(self) -> Float64[np.ndarray, " n"]:
+        """The values."""
+        return np.asarray(np.sum(self, axis=0))
+
 
 def curated_size(n: int, target_size_ratio: float) -> int:
     """How many of n pairs are kept, at least one."""
@@ -151,7 +156,7 @@ def curate(
     n, sizes = len(cells), np.bincount(cells)
     target = curated_size(n, config.target_size_ratio)
     categories = categorize(scores.influence_scores, scores.influence_stderr, config)
-    values = np.asarray(np.sum(estimated_parts(pairs, influence, config), axis=0))
+    values = estimated_parts(pairs, influence, config).total
     spread = max(float(influence.pair_influence.std()), 1e-12)
     rho = config.rho or default_rho(influence.cell_influence_stderr / spread, sizes)
     cell_categories = categorize_cells(
@@ -187,7 +192,7 @@ def curate(
     )
 
 
-def pair_values(
+def value_parts(
     influence: Float[np.ndarray, " n"],
     agreement: Float[np.ndarray, " n"],
     better_copies: Int64[np.ndarray, " n"],
@@ -195,8 +200,8 @@ def pair_values(
     *,
     influence_weight: float = 1.0,
     relevance: Float[np.ndarray, " n"] | None = None,
-) -> Float64[np.ndarray, " n"]:
-    """What a pair is worth beside others, in standard deviations.
+) -> ValueParts:
+    """What a pair is worth beside others, in standard deviations, part by part.
 
         value = influence_weight z(influence) + agreement_weight z(agreement) + relevance
                 - copy_price (better copies)
@@ -211,24 +216,6 @@ def pair_values(
         influence_weight: what influence counts, see `attribution.guard`.
         relevance: what being near the held-out pairs adds; nothing by default.
     """
-    parts = value_parts(
-        *(influence, agreement, better_copies, config),
-        influence_weight=influence_weight,
-        relevance=relevance,
-    )
-    return np.asarray(np.sum(parts, axis=0))
-
-
-def value_parts(
-    influence: Float[np.ndarray, " n"],
-    agreement: Float[np.ndarray, " n"],
-    better_copies: Int64[np.ndarray, " n"],
-    config: CurationConfig,
-    *,
-    influence_weight: float = 1.0,
-    relevance: Float[np.ndarray, " n"] | None = None,
-) -> ValueParts:
-    """The summands of `pair_values`."""
     return ValueParts(
         influence_weight * standardised(influence),
         config.agreement_weight * standardised(agreement),
@@ -240,7 +227,7 @@ def value_parts(
 def estimated_parts(
     pairs: TrainingPairs, influence: PairInfluence, config: CurationConfig
 ) -> ValueParts:
-    """The summands of the values by which pairs are chosen."""
+    """What adds up to the values by which pairs are chosen."""
     return value_parts(
         *(influence.counted, influence.agreement, pairs.better_copies, config),
         influence_weight=influence.influence_weight,

@@ -26,7 +26,6 @@ from curation import (
     curated_size,
     default_rho,
     group_retention,
-    pair_values,
     protected_rows,
     solve_weights,
     value_parts,
@@ -77,6 +76,10 @@ class Case:
             relevance_part=np.zeros(n) if self.relevance is None else self.relevance,
             quality={"explained": float(self.counts)},
         )
+
+
+def pair_values(*given: Any, **more: Any) -> np.ndarray:
+    return value_parts(*given, **more).total
 
 
 def curate(case: Case, config: CurationConfig) -> CurationResult:
