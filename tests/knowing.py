@@ -11,6 +11,7 @@ import torch
 
 from attribution.results import InfluenceResult, PairInfluence
 from learner.pairs import FeatureScaling, PairTensors, TrainingPairs
+from tests.reference import Planted
 
 UNSCALED = FeatureScaling(np.zeros(1, dtype=np.float32), 1.0, np.zeros(1, dtype=np.float32), 1.0)
 
@@ -41,6 +42,17 @@ def training_pairs(n: int, **given: Any) -> TrainingPairs:
         "represented": np.ones(n_clusters),
     }
     return TrainingPairs(**fields | given)
+
+
+def planted_pairs(planted: Planted, clusters: np.ndarray, word: str) -> TrainingPairs:
+    """The planted pairs in these clusters, each about the word and its number."""
+    return training_pairs(
+        len(clusters),
+        tensors=planted.pairs,
+        validation=planted.validation,
+        cluster_assignments=clusters,
+        clusters=[{"terms": [f"{word}{k}"]} for k in range(clusters.max() + 1)],
+    )
 
 
 def cluster_influence(

@@ -34,10 +34,10 @@ from attribution.retraining import Retraining
 from attribution.sampling import sample_pairs
 from attribution.spectrum import lanczos
 from influence import score_clusters
-from learner.pairs import PairTensors, TrainingPairs
+from learner.pairs import PairTensors
 from learner.training import Training, TrainingConfig, train
 from tests import reference
-from tests.knowing import training_pairs
+from tests.knowing import planted_pairs
 from tests.reference import Planted, Problem, planted_problem, rotated_pairs
 
 CPU = torch.device("cpu")
@@ -388,17 +388,6 @@ def planted() -> Planted:
     return planted_problem(seed=0)
 
 
-def pairs_of(planted: Planted, clusters: np.ndarray) -> TrainingPairs:
-    """The planted pairs in these clusters."""
-    return training_pairs(
-        len(clusters),
-        tensors=planted.pairs,
-        validation=planted.validation,
-        cluster_assignments=clusters,
-        clusters=[{"terms": [f"term{k}"]} for k in range(clusters.max() + 1)],
-    )
-
-
 def estimate(planted: Planted, *, seed: int = 0, **changes: Any) -> InfluenceResult:
     """By the metagradient's first order alone, unless told otherwise."""
     settings: dict[str, Any] = {
@@ -409,7 +398,7 @@ def estimate(planted: Planted, *, seed: int = 0, **changes: Any) -> InfluenceRes
     clusters = changes.pop("clusters", planted.clusters)
     training = changes.pop("training", TRAINING)
     return score_clusters(
-        pairs_of(planted, clusters),
+        planted_pairs(planted, clusters, "term"),
         InfluenceConfig(**{"influence_seeds": 1, "removal_folds": 5} | settings | changes),
         training,
         rng=np.random.default_rng(seed),
@@ -465,7 +454,7 @@ def test_wrong_captions_have_a_negative_score(
 
 def test_wrong_captions_are_clearly_harmful_with_every_default(planted: Planted) -> None:
     result = score_clusters(
-        pairs_of(planted, planted.clusters),
+        planted_pairs(planted, planted.clusters, "term"),
         InfluenceConfig(influence_seeds=1, removal_folds=5),
         TRAINING,
         rng=np.random.default_rng(0),

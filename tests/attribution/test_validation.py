@@ -26,9 +26,8 @@ from attribution.validation import (
 )
 from influence import score_clusters
 from learner.model import mean_loss
-from learner.pairs import TrainingPairs
 from learner.training import TrainingConfig, train
-from tests.knowing import training_pairs
+from tests.knowing import planted_pairs
 from tests.reference import Planted, planted_problem
 
 TRAINING = TrainingConfig(embed_dim=4, batch_size=16, num_epochs=5, learning_rate=0.02)
@@ -133,23 +132,12 @@ def planted() -> Planted:
     return planted_problem(seed=0)
 
 
-def pairs_of(planted: Planted, clusters: np.ndarray) -> TrainingPairs:
-    """The planted pairs in these clusters."""
-    return training_pairs(
-        len(clusters),
-        tensors=planted.pairs,
-        validation=planted.validation,
-        cluster_assignments=clusters,
-        clusters=[{"terms": [f"topic {k}"]} for k in range(clusters.max() + 1)],
-    )
-
-
 def estimate(planted: Planted, *, n_clusters: int = 4, **changes: Any) -> InfluenceResult:
     """An estimate whose reference takes every step of its schedule, so that `train` repeats it."""
     config = InfluenceConfig(**{"removal_folds": 2, "influence_seeds": 2} | changes)
     clusters = planted.clusters % n_clusters
     result = score_clusters(
-        pairs_of(planted, clusters),
+        planted_pairs(planted, clusters, "topic "),
         config,
         TRAINING,
         rng=np.random.default_rng(5),
