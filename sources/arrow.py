@@ -1,4 +1,4 @@
-"""Columns of Arrow tables: which of them are read, what they hold, and their cells as text.
+"""Columns of Arrow tables: what they hold, and their cells as text.
 
 Arrow does not look whether what it calls text is UTF-8; what is not becomes U+FFFD here, and the
 caption that holds it is damaged; see `captions.caption_fault`.
@@ -6,38 +6,10 @@ caption that holds it is damaged; see `captions.caption_fault`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-
-# --- Which columns --------------------------------------------------------------------------------
-
-
-def choose_column(
-    named: str, default: str, known: Sequence[str], names: Sequence[str]
-) -> str | None:
-    """The column that a flag names; where it has its default, else the first known one.
-
-    Args:
-        named: by the flag.
-        default: of the flag, which names no column for certain.
-        known: names in lower case, the preferred one first.
-        names: of the columns that there are.
-
-    Returns:
-        A name, or None where there is no such column.
-    """
-    if named in names:
-        return named
-    return first_known(known, names) if named == default else None
-
-
-def first_known(known: Sequence[str], names: Sequence[str]) -> str | None:
-    """The column of the first known name that there is, case left aside."""
-    return next((name for k in known for name in names if name.casefold() == k), None)
-
 
 # --- What they hold -------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ EMPTY_FILE = "empty file"
 FILE_TOO_LARGE = "file too large"
 OUTSIDE_FOLDER = "path outside the folder"
 BROKEN_IMAGE = "broken image"
+FORMAT_NOT_READ = "image format not read"
 IMAGE_TOO_LARGE = "image too large"
 IMAGE_TOO_SMALL = "image too small"
 EMPTY_CAPTION = "empty caption"
@@ -199,10 +200,21 @@ class PairSource(ABC):
         name: the data set really used: one of the choices of --dataset but auto, or embeddings.
         description: one line for people: what, where, how many.
         fingerprint: hex digest that changes whenever the data does.
+        notes: what was chosen, bridged or ignored when it was opened, a phrase each.
+        unread: what could not be opened, so that nobody can count its pairs, a phrase each.
     """
 
-    def __init__(self, name: str, description: str, fingerprint: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        fingerprint: str,
+        *,
+        notes: Sequence[str] = (),
+        unread: Sequence[str] = (),
+    ) -> None:
         self.name, self.description, self.fingerprint = name, description, fingerprint
+        self.notes, self.unread = tuple(notes), tuple(unread)
 
     @abstractmethod
     def records(self, split: str) -> Iterator[ImageRecord]:

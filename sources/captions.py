@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import io
+import json
 import re
+import tokenize
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool
 
 from sources.base import CAPTION_TOO_LONG, DAMAGED_CAPTION, EMPTY_CAPTION, MISSING_CAPTION
 
-# What readers look for, case left aside, the preferred name first.
-CAPTION_COLUMNS = ("caption", "title", "text", "comment", "description")
-PARQUET_CAPTION_COLUMNS = (*CAPTION_COLUMNS, "captions", "txt", "alt_text")
-SHARD_CAPTION_FIELDS = (CAPTION_COLUMNS[0], "captions", *CAPTION_COLUMNS[1:])
+# Where the text of an object is, the preferred name first: Karpathy's sentences have it as written
+# in `raw`, FiftyOne's labels in `label`.
+TEXT_FIELDS = ("caption", "raw", "text", "sentence", "value", "label", "title", "description")
 MAX_CAPTION_CHARACTERS = 10_000
+MAX_LIST_CHARACTERS = 2**20  # of a text that is looked at as a list
 GROUP_WORDS = {
     "gender": {
         "female": "woman women girl girls lady ladies female females she her hers mother mom "
@@ -36,14 +40,70 @@ GROUP_WORDS = {
 
 
 def captions_in(value: object) -> list[str | None]:
-    """The captions in a value of JSON: one, or those of a list, of which an empty one lacks one."""
-    values = value if isinstance(value, list) and value else [value]
-    return [caption_in(text) for text in values]
+    """Every caption in a value of a table or of JSON; None where something else stands there.
+
+    A text is one caption, unless it is a list written out, as JSON or as Python writes it; a list
+    gives those of its values, and an empty one lacks one; of an object the text in the first of
+    `TEXT_FIELDS` counts.
+    """
+    if isinstance(value, str):
+        return [*(_listed_texts(value) or [value])]
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in captions_in(_plain(item))] or [None]
+    return [_text_of(value)]
 
 
 def caption_in(value: object) -> str | None:
-    """The caption that a value of JSON is; None where something else stands in its place."""
+    """The caption that a value is; None where something else stands in its place."""
     return value if isinstance(value, str) else None
+
+
+def _plain(item: object) -> object:
+    """A value of a list; a list in a list is no caption."""
+    return None if isinstance(item, list | tuple) else item
+
+
+def _text_of(value: object) -> str | None:
+    """The text in an object, one object in another included; None for anything else."""
+    if not isinstance(value, Mapping):
+        return caption_in(value)
+    fields = {str(name).casefold(): found for name, found in value.items()}
+    texts = (_text_of(fields[name]) for name in TEXT_FIELDS if name in fields)
+    return next((text for text in texts if text is not None), None)
+
+
+def _listed_texts(text: str) -> list[str] | None:
+    """The texts of a list that is written out; None where the text is no list of texts.
+
+    What NumPy prints has no commas, and Python would read the texts of it as a single one.
+    """
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]") and len(text) < MAX_LIST_CHARACTERS):
+        return None
+    try:
+        listed = json.loads(text)
+    except (ValueError, RecursionError):
+        return _python_texts(text)
+    found = [_text_of(item) for item in listed]
+    return [t for t in found if t is not None] if found and None not in found else None
+
+
+def _python_texts(text: str) -> list[str] | None:
+    """The same of a list as Python or NumPy writes it: the text is cut up, never run."""
+    try:
+        tokens = [
+            t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.string.strip()
+        ]
+        if any(t.type not in (tokenize.STRING, tokenize.OP) for t in tokens):
+            return None
+        if {t.string for t in tokens if t.type == tokenize.OP} - {"[", "]", ","}:
+            return None
+        texts = [ast.literal_eval(t.string) for t in tokens if t.type == tokenize.STRING]
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        return None
+    return texts if texts and all(isinstance(t, str) for t in texts) else None
 
 
 # --- Cleaning -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from artifacts.settings import InputError
-from sources.arrow import cell_texts, choose_column, first_known, is_text, value_type
+from sources.arrow import cell_texts, is_text, value_type
 from sources.base import (
     SPLITS,
     Caption,
@@ -31,7 +31,7 @@ from sources.base import (
     UnusableImage,
     datacomp_uid,
 )
-from sources.captions import CAPTION_COLUMNS
+from sources.columns import CAPTION_COLUMNS, choose_column, first_known
 from sources.combined import FIRST_POSITIONS, CombinedSource, HeldOut, held_out_sets, open_parts
 from sources.paths import file_version, read_file, unique_names
 from sources.splits import IndexedSource, digest, official_split

@@ -24,7 +24,8 @@ from sources.base import (
     ImageRecord,
     UnusableImage,
 )
-from sources.captions import CAPTION_COLUMNS, caption_in, captions_in
+from sources.captions import caption_in, captions_in
+from sources.columns import CAPTION_COLUMNS
 from sources.paths import clean_path, decode_text, list_files, read_file, storable_name
 from sources.splits import IndexedSource, digest, official_split
 

@@ -12,14 +12,30 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from sources.base import BROKEN_IMAGE, EMPTY_FILE, IMAGE_TOO_LARGE, IMAGE_TOO_SMALL, UnusableImage
+from sources.base import (
+    BROKEN_IMAGE,
+    EMPTY_FILE,
+    FORMAT_NOT_READ,
+    IMAGE_TOO_LARGE,
+    IMAGE_TOO_SMALL,
+    UnusableImage,
+)
+from sources.image_files import is_heif, is_lfs_pointer
+
+try:  # an extra, see requirements-heif.txt
+    import pillow_heif
+except ImportError:
+    HAS_HEIF = False
+else:
+    HAS_HEIF = True
+    pillow_heif.register_heif_opener()
 
 # What is wrong with an image is listed with its pairs; Pillow's warnings would only repeat it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 MIN_SIDE = 2  # pixels; what is narrower is a tracking pixel or a rule, not a picture
 
 # Others are refused: some make Pillow call programs, or unpack an image larger than they claim.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
 
 # The limit is that of `decode_image`, which looks at the header first; Pillow's own cannot be more
 # than a fixed number.
@@ -46,10 +62,17 @@ def decode_image(data: bytes, max_pixels: int) -> PIL.Image.Image:
         max_pixels: width times height above which the header alone is read.
 
     Raises:
-        UnusableImage: empty file, broken image, image too large or too small.
+        UnusableImage: empty file, broken image, image too large or too small, or of a format that
+            is not read.
     """
     if not data:
         raise UnusableImage(EMPTY_FILE)
+    if is_lfs_pointer(data):
+        raise UnusableImage(FORMAT_NOT_READ, "a pointer of Git LFS; git lfs pull fetches the image")
+    if is_heif(data) and not HAS_HEIF:
+        raise UnusableImage(
+            FORMAT_NOT_READ, "HEIC; pip install -r requirements-heif.txt (pillow-heif) reads it"
+        )
     try:
         image = PIL.Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > max_pixels:

@@ -29,7 +29,6 @@ from artifacts.settings import InputError
 from sources.arrow import (
     cell_text_lists,
     cell_texts,
-    choose_column,
     is_bytes,
     is_list,
     is_text,
@@ -47,7 +46,7 @@ from sources.base import (
     UnusableImage,
     datacomp_uid,
 )
-from sources.captions import PARQUET_CAPTION_COLUMNS
+from sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, choose_column
 from sources.paths import (
     clean_path,
     file_version,
@@ -63,11 +62,6 @@ from sources.splits import IndexedSource, digest
 logger = logging.getLogger(__name__)
 DAMAGED_TABLE = "damaged table"
 
-# Looked for in this order, case left aside, where a flag has its default and names no column.
-IMAGE_COLUMNS = (
-    *("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes"),
-    *("image_path", "file_name", "filepath", "path"),
-)
 UID_COLUMN = "uid"
 TEXTS_AT_ONCE = 2**14  # rows of captions
 IMAGES_AT_ONCE = 32  # rows, fewer where their mean size makes more than
@@ -223,9 +217,7 @@ def _find_layout(schema: Any, path: Path, config: DataConfig) -> _Layout:
     """
     names = schema.names
     image = _choose_column("image_column", config.image_column, IMAGE_COLUMNS, names, path)
-    caption = _choose_column(
-        "caption_column", config.caption_column, PARQUET_CAPTION_COLUMNS, names, path
-    )
+    caption = _choose_column("caption_column", config.caption_column, CAPTION_COLUMNS, names, path)
     data, paths = _image_leaves(schema.field(image).type, image)
     if not data and not paths:
         raise _wrong_type("image_column", image, schema, path, "image files or their paths")

@@ -13,12 +13,15 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 
 from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER, SPLIT_OF, UnusableImage
 
 logger = logging.getLogger(__name__)
+MAX_LINK_BYTES = 256
+_SNAPSHOT = re.compile(r"(.*/(?:datasets|models|spaces)--[^/]+)/snapshots/")
+_LINK_TEXT = re.compile(rb"(?:\.\./)+blobs/([0-9a-f]{40,64})\s*")
 
 
 # --- What a folder holds --------------------------------------------------------------------------
@@ -44,7 +47,13 @@ def file_version(status: os.stat_result) -> tuple[int, int]:
 
 def leads_out(root: Path, name: str) -> bool:
     """Whether a path from a folder leads out of it, through links or upwards."""
-    return not _is_inside(os.path.realpath(root), os.path.realpath(root / name))
+    return not _is_allowed(root, os.path.realpath(root / name))
+
+
+def real_path(root: Path, name: str) -> str:
+    """Where a file under a folder really is, a blob of the Hub's cache included."""
+    path = os.path.realpath(root / name)
+    return _linked_blob(path) or path
 
 
 def read_file(root: Path, key: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
@@ -59,8 +68,9 @@ def read_file(root: Path, key: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     path = os.path.join(real_folder or "", name)
     if real_folder is None or name in (os.curdir, os.pardir) or os.path.islink(path):
         path = os.path.realpath(root / key)
-        if not _is_inside(os.path.realpath(root), path):
+        if not _is_allowed(root, path):
             raise UnusableImage(OUTSIDE_FOLDER, storable_name(key))
+    path = _linked_blob(path) or path
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(key)
@@ -77,8 +87,38 @@ def _real_folder(root: str, folder: str) -> str | None:
     return real if _is_inside(base, real) else None
 
 
+def _is_allowed(root: Path, path: str) -> bool:
+    """Whether a real path lies in a folder, or in the blobs of the cached repository around it."""
+    blobs = _blobs(os.path.abspath(root))
+    return _is_inside(os.path.realpath(root), path) or (
+        blobs is not None and _is_inside(os.path.realpath(blobs), path)
+    )
+
+
 def _is_inside(base: str, path: str) -> bool:
     return os.path.commonpath([base, path]) == base
+
+
+# --- The Hub's cache ------------------------------------------------------------------------------
+# A snapshot there is a folder of links to files called by their hashes, `../../blobs/0b81...`.
+
+
+def _blobs(path: str) -> str | None:
+    """Where the files really are that a path in a snapshot of the Hub's cache leads to."""
+    match = _SNAPSHOT.match(path + os.sep)
+    return None if match is None else os.path.join(match[1], "blobs")
+
+
+def _linked_blob(path: str) -> str | None:
+    """The blob that a file of a snapshot stands for where links were copied as texts."""
+    blobs = _blobs(path) if f"{os.sep}snapshots{os.sep}" in path else None
+    if blobs is None or not os.path.isfile(path) or os.path.getsize(path) > MAX_LINK_BYTES:
+        return None
+    with open(path, "rb") as file:
+        match = _LINK_TEXT.fullmatch(file.read())
+    blob = None if match is None else os.path.join(blobs, match[1].decode())
+    is_there = blob is not None and os.path.isfile(blob) and not os.path.islink(blob)
+    return blob if is_there else None
 
 
 # --- Names ----------------------------------------------------------------------------------------
@@ -90,10 +130,20 @@ def natural_order(path: str) -> tuple[list[str | int], str]:
 
 
 def split_from_path(path: str) -> str | None:
-    """The split that a path names, the nearest part of it first; None if none does."""
-    parts = reversed(path.lower().split("/"))
-    words = chain.from_iterable(re.findall("[a-z]+", part) for part in parts)
-    return next((SPLIT_OF[word] for word in words if word in SPLIT_OF), None)
+    """The split that the path of a table, shard or list names, the nearest part of it first.
+
+    None if no word of it does; `trainImages` is two words.
+    """
+    for part in reversed(path.split("/")):
+        found = (SPLIT_OF.get(word.lower()) for word in _words(part))
+        if (split := next(filter(None, found), None)) is not None:
+            return split
+    return None
+
+
+def _words(part: str) -> list[str]:
+    """The words of a part of a path; a capital letter after a small one begins another."""
+    return re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", part)
 
 
 def numbered(name: str, mark: str = "#") -> Iterator[str]:

@@ -34,7 +34,8 @@ from sources.base import (
     UnusableImage,
     datacomp_uid,
 )
-from sources.captions import SHARD_CAPTION_FIELDS, captions_in
+from sources.captions import captions_in
+from sources.columns import CAPTION_COLUMNS
 from sources.paths import (
     decode_text,
     file_version,
@@ -108,7 +109,7 @@ def open_shards(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     """The pairs of WebDataset shards: a folder of .tar files, one, or a brace pattern of them.
 
     Images are jpg, jpeg, png or webp; the caption is the txt member of the same key, else the first
-    of `SHARD_CAPTION_FIELDS` that its json member has, a list of texts being several captions. The
+    of `CAPTION_COLUMNS` that its json member has, a list of texts being several captions. The
     split is the one that a shard's path names, training where it names none. What cannot be used
     is skipped with its reason, never left out: a sample without an image is a missing file, one
     without a text a missing caption, one whose key its shard held before a duplicate key.
@@ -440,7 +441,7 @@ def _labels(member: Member) -> dict[str, object] | None:
 
 def _captions(labels: Mapping[str, object]) -> tuple[str | None, ...]:
     """The captions that a json member gives; one that is missing where it gives none."""
-    value = next((labels[field] for field in SHARD_CAPTION_FIELDS if field in labels), None)
+    value = next((labels[field] for field in CAPTION_COLUMNS if field in labels), None)
     return tuple(captions_in(value))
 
 

@@ -44,9 +44,12 @@ class IndexedSource(PairSource):
         official: Mapping[str, Sequence[ImageRecord]],
         limits: Mapping[str, int],
         rng: np.random.Generator,
+        *,
+        notes: Sequence[str] = (),
+        unread: Sequence[str] = (),
     ) -> None:
         splits, note = complete_splits(official, limits, rng)
-        super().__init__(name, f"{description}; {note}", fingerprint)
+        super().__init__(name, f"{description}; {note}", fingerprint, notes=notes, unread=unread)
         self._splits, self._limits = splits, limits
         self._seeds = {split: int(rng.integers(2**63)) for split in SPLITS}
         self._by_key = {image.key: image for image in chain.from_iterable(splits.values())}

@@ -11,8 +11,6 @@ from sources.arrow import (
     cell_text_lists,
     cell_texts,
     cell_values,
-    choose_column,
-    first_known,
     is_bytes,
     is_list,
     is_text,
@@ -28,28 +26,6 @@ def raw_texts(*cells: bytes | None) -> Any:
     """A column of texts of these bytes, UTF-8 or not."""
     data = pa.array(cells, pa.binary())
     return pa.Array.from_buffers(pa.string(), len(data), data.buffers(), data.null_count)
-
-
-@pytest.mark.parametrize(
-    ("named", "names", "column"),
-    [
-        ("caption", ["title", "caption"], "caption"),
-        ("caption", ["text", "Title", "TITLE"], "Title"),
-        ("caption", ["text", "CAPTION"], "CAPTION"),
-        ("caption", ["words"], None),
-        ("words", ["caption", "words"], "words"),
-        ("words", ["caption", "Words"], None),  # what is named is not looked for
-    ],
-)
-def test_the_column_that_is_named_or_known(
-    named: str, names: list[str], column: str | None
-) -> None:
-    assert choose_column(named, "caption", ("caption", "title", "text"), names) == column
-
-
-def test_the_first_known_column() -> None:
-    assert first_known(("b", "a"), ["a", "x", "B", "b"]) == "B"
-    assert first_known(("c",), ["a"]) is None
 
 
 def test_kinds_of_columns() -> None:

@@ -22,7 +22,7 @@ from sources.base import (
     DataConfig,
     PairSource,
 )
-from sources.captions import CAPTION_COLUMNS
+from sources.columns import CAPTION_COLUMNS
 from tests.helpers import SMALL, image_splits, open_folder, photographs, picture, read_all, write
 
 FLICKR8K = Path(__file__).parents[3] / "shared" / "data" / "flickr8k"

@@ -33,7 +33,7 @@ from sources.base import (
     PairSource,
     UnusableImage,
 )
-from sources.captions import CAPTION_COLUMNS, PARQUET_CAPTION_COLUMNS
+from sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS
 from sources.parquet import DAMAGED_TABLE
 from tests.helpers import SMALL, open_folder, photographs, picture, read_all, write
 
@@ -178,18 +178,14 @@ def test_files_are_taken_in_natural_order(tmp_path: Path) -> None:
 # --- Columns --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("image", parquet.IMAGE_COLUMNS)
-@pytest.mark.parametrize("caption", PARQUET_CAPTION_COLUMNS)
+@pytest.mark.parametrize("image", IMAGE_COLUMNS)
+@pytest.mark.parametrize("caption", CAPTION_COLUMNS)
 def test_known_columns_are_found(tmp_path: Path, image: str, caption: str) -> None:
     texts = [f"of {i}" for i in range(6)]
     table(tmp_path, "a.parquet", {image: [picture(i) for i in range(6)], caption.upper(): texts})
     records = stored(tmp_path)
     assert [record.read() for record in records] == [picture(i) for i in range(6)]
     assert [record.captions[0].text for record in records] == texts
-
-
-def test_captions_are_called_what_folders_call_them() -> None:
-    assert set(CAPTION_COLUMNS) <= set(PARQUET_CAPTION_COLUMNS)
 
 
 def test_named_columns_and_the_first_known_one(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from sources.paths import (
     list_files,
     natural_order,
     read_file,
+    real_path,
     split_from_path,
     storable_name,
     unique_names,
@@ -225,12 +226,67 @@ def test_every_name_is_kept_once(names: list[str]) -> None:
         ("train/test-1.tar", "test"),
         ("test/train/1.tar", "train"),
         ("testing.tar", "test"),
+        ("Flickr_8k.trainImages.txt", "train"),
+        ("Flickr_8k.devImages.txt", "validation"),
+        ("TEST-00000-of-00002.parquet", "test"),
+        ("captions_train2017.json", "train"),
+        ("myTESTset.csv", None),
         ("latest/value/strain.tar", None),
         ("00000.tar", None),
     ],
 )
 def test_a_path_names_a_split(name: str, split: str | None) -> None:
     assert split_from_path(name) == split
+
+
+# --- The Hub's cache ------------------------------------------------------------------------------
+
+BLOB, OTHER_BLOB = "ab" * 20, "cd" * 32
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Path:
+    """A snapshot of one repository in a cache that holds another one and a secret."""
+    write(
+        tmp_path,
+        {
+            f"hub/datasets--me--pairs/blobs/{BLOB}": "shard",
+            f"hub/datasets--me--other/blobs/{OTHER_BLOB}": "of another",
+            "secret": "secret",
+        },
+    )
+    folder = tmp_path / "hub/datasets--me--pairs/snapshots/0123"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_links_of_a_snapshot_are_followed_to_its_own_blobs(snapshot: Path) -> None:
+    (snapshot / "a.tar").symlink_to(f"../../blobs/{BLOB}")
+    (snapshot / "b.tar").symlink_to(f"../../../datasets--me--other/blobs/{OTHER_BLOB}")
+    (snapshot / "c.tar").symlink_to("../../../../secret")
+    assert read_file(snapshot, "a.tar") == b"shard"
+    assert not leads_out(snapshot, "a.tar")
+    for name in ("b.tar", "c.tar"):
+        assert leads_out(snapshot, name)
+        with pytest.raises(UnusableImage, match=OUTSIDE_FOLDER):
+            read_file(snapshot, name)
+
+
+def test_links_that_were_copied_as_texts_are_followed(snapshot: Path) -> None:
+    blob = f"../../blobs/{BLOB}"
+    write(snapshot, {"a.tar": blob, "b.tar": blob.replace("ab", "ef"), "c.tar": "../../../secret"})
+    assert read_file(snapshot, "a.tar") == b"shard"
+    assert Path(real_path(snapshot, "a.tar")).read_bytes() == b"shard"
+    for name in ("b.tar", "c.tar"):  # there is no such blob, and it is no blob
+        assert read_file(snapshot, name) == (snapshot / name).read_bytes()
+
+
+def test_elsewhere_such_links_lead_out(tmp_path: Path) -> None:
+    write(tmp_path, {f"mine/blobs/{BLOB}": "shard", "mine/snapshots/1/a": f"../../blobs/{BLOB}"})
+    folder = tmp_path / "mine/snapshots/1"
+    (folder / "link").symlink_to(f"../../blobs/{BLOB}")
+    assert leads_out(folder, "link")
+    assert read_file(folder, "a") == f"../../blobs/{BLOB}".encode()
 
 
 # --- Text -----------------------------------------------------------------------------------------
