@@ -37,8 +37,9 @@ from sources.base import (
     UnusableImage,
 )
 from sources.captions import caption_fault, normalize_caption
+from sources.coco import open_coco_files
 from sources.combined import CombinedSource, HeldOut, held_out_sets, open_parts, restrict_stream
-from sources.folders import open_coco_files, open_folder
+from sources.folders import open_folder
 from sources.hub import open_hf
 from sources.images import DecodedImage
 from sources.parquet import open_parquet
@@ -93,15 +94,22 @@ def _warn_of_unused(config: DataConfig, held_out: Iterable[HeldOut]) -> None:
     used: set[str] = set()
     if config.dataset == "hf" or (is_coco and config.data_dir is None):
         used = {*COLUMN_FLAGS, "hf_dataset"}
-    elif config.dataset == "parquet":
-        used = {*COLUMN_FLAGS}
+    else:
+        used = _columns_used(config.dataset)
     names = [f"--dataset {config.dataset}"]
     if is_coco and config.data_dir is not None:
         names = [f"{names[0]} with --data_dir"]
     for part in held_out:
-        used |= {*COLUMN_FLAGS} if part.layout in ("hf", "parquet") else set()
+        used |= _columns_used(part.layout)
         names.append(part.flag)
     config.warn_of_unused(sorted(used), " and ".join(names))
+
+
+def _columns_used(layout: str) -> set[str]:
+    """The flags that name columns, as far as a layout has a use for them."""
+    if layout in ("hf", "parquet"):
+        return {*COLUMN_FLAGS}
+    return {"image_column", "caption_column"} if layout in ("folder", "webdataset") else set()
 
 
 def _open_one(config: DataConfig, rng: np.random.Generator) -> PairSource:
@@ -333,8 +341,9 @@ class PairReader:
             data = record.read()
         except UnusableImage as unusable:
             return unusable
-        except (FileNotFoundError, NotADirectoryError):
-            return UnusableImage(MISSING_FILE, record.key)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            told = error.args[0] if len(error.args) == 1 else record.key
+            return UnusableImage(MISSING_FILE, str(told))
         except Exception as error:  # a source may read through any library
             return UnusableImage(UNREADABLE_FILE, f"{type(error).__name__}: {error}")
         try:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sources.base import DataConfig
+from sources.base import DataConfig, PartConfig
 from sources.paths import natural_order, storable_name
 
 # The preferred name first. Several captions of an image may stand side by side, as `caption_0`,
@@ -22,6 +22,7 @@ CAPTION_COLUMNS = (
 IMAGE_COLUMNS = (
     *("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "image_path", "file_name"),
     *("filename", "filepath", "file_path", "image_name", "image_file", "img_path", "path", "file"),
+    *("images",),
 )
 SPLIT_COLUMN = "split"
 URL_COLUMNS = ("url", "image_url", "img_url", "urls", "coco_url", "flickr_url")
@@ -69,20 +70,28 @@ def find_columns(names: Sequence[str], config: DataConfig) -> Columns | None:
 
 def image_column(names: Sequence[str], config: DataConfig) -> str | None:
     """The column of images or of their paths; None where there is none."""
-    return choose_column(config.image_column, DataConfig.image_column, IMAGE_COLUMNS, names)
+    default = DataConfig.image_column
+    named = _named(config.image_column, default, names, config)
+    return choose_column(named, default, IMAGE_COLUMNS, names)
 
 
 def caption_columns(names: Sequence[str], config: DataConfig) -> tuple[str, ...]:
     """The column of captions, and those that are numbered like it; none where there is none."""
-    if config.caption_column in names and config.caption_column != DataConfig.caption_column:
-        return (config.caption_column,)
-    if config.caption_column != DataConfig.caption_column:
-        return ()
+    default = DataConfig.caption_column
+    named = _named(config.caption_column, default, names, config)
+    if named != default:
+        return (named,) if named in names else ()
     for known in CAPTION_COLUMNS:
         plain = [name for name in names if name.casefold() == known]
         if found := (*plain[:1], *_numbered(known, names)):
             return found
     return ()
+
+
+def _named(flag: str, default: str, names: Sequence[str], config: DataConfig) -> str:
+    """The column that a flag names; its default where the flag is about another data set."""
+    is_of_another = isinstance(config, PartConfig) and flag not in names
+    return default if is_of_another else flag
 
 
 def _numbered(known: str, names: Iterable[str]) -> list[str]:

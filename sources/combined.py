@@ -19,6 +19,7 @@ import numpy as np
 
 from artifacts.settings import InputError
 from sources.base import SPLITS, DataConfig, ImageRecord, PairSource, PartConfig
+from sources.coco import CAPTIONS
 from sources.folders import CAPTION_FILES, METADATA_FILES
 from sources.paths import numbered, visible_files
 from sources.splits import StreamSource, digest
@@ -33,7 +34,6 @@ FIRST_POSITIONS = {"validation": 2**51, "test": 2**52}
 PREFIXES = {"validation": "val_data", "test": "test_data"}
 DATA_FLAGS = {"validation": "val_data", "test": "test_data"}
 EMBEDDINGS_FLAGS = {"validation": "val_embeddings_dir", "test": "test_embeddings_dir"}
-COCO_CAPTIONS = "annotations/captions_*.json"
 SAVED_FILES = ("dataset_info.json", "state.json", "dataset_dict.json")  # of save_to_disk
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ANY_LAYOUT = (
@@ -149,7 +149,7 @@ def _folder_layout(given: str, flag: str) -> str:
         InputError: they say several things.
     """
     root = Path(given)
-    if any(root.glob(COCO_CAPTIONS)):
+    if any(root.glob(CAPTIONS)):
         return "coco"
     files = list(visible_files(root))
     shards = {file.removesuffix(".tar") for file in files if file.endswith(".tar")}

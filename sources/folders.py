@@ -1,346 +1,239 @@
-"""Pairs in folders: images with captions in any of the usual layouts, and COCO as downloaded."""
+"""Pairs in folders: images with captions in any of the usual layouts."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from artifacts.settings import InputError
-from sources.base import (
-    OUTSIDE_FOLDER,
-    SPLIT_OF,
-    SPLITS,
-    Caption,
-    DataConfig,
-    ImageRecord,
-    UnusableImage,
-)
-from sources.captions import caption_in, captions_in
+from sources.base import DataConfig
+from sources.beside import read_beside
 from sources.columns import CAPTION_COLUMNS
-from sources.paths import clean_path, decode_text, list_files, read_file, storable_name
-from sources.splits import IndexedSource, digest, official_split
+from sources.file_pairs import About, FilePair, file_source
+from sources.image_files import is_image_name
+from sources.locate import Locator
+from sources.manifests import TABLE_SUFFIXES, Manifest, read_manifest
+from sources.official import SPLIT_FILE, Named, find_splits
+from sources.paths import list_files, natural_order, split_from_path, storable_name
+from sources.splits import IndexedSource, official_split
 
-MAX_TABLE_BYTES = 2**29  # of captions, which are read whole
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-FILE_COLUMNS = ("image", "file", "filename", "file_name", "image_name", "filepath", "path")
 CAPTION_FILES = ("captions.txt", "captions.csv", "captions.tsv", "results.csv")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
-SPLIT_FILE = "splits.csv"
-TOKEN_FILES = (".token", ".token.txt")  # how the captions of Flickr8k and Flickr30k end
+MAX_TABLES = 50  # of one kind in a folder; more are files of single images, not tables of many
+MAX_DEPTH = 3  # folders down that tables are looked for
+N_SHOWN = 6  # of files and tables in messages
+PACKED_SUFFIXES = (".zip", ".7z", ".rar", ".tar.gz", ".tgz")
 FOLDER_LAYOUTS = (
-    "captions.txt or a CSV or TSV of file and caption, metadata.csv or metadata.jsonl "
-    "with file_name and caption, or a name.txt beside each name.jpg"
+    "captions.txt or any other CSV, TSV, JSON, JSON lines or parquet table of file and caption, "
+    "metadata.csv or metadata.jsonl with file_name and caption, or a name.txt beside each name.jpg"
 )
-
-
-# --- COCO on disk ---------------------------------------------------------------------------------
-
-
-def open_coco_files(data_dir: str, config: DataConfig, rng: np.random.Generator) -> IndexedSource:
-    """COCO captions in their official layout.
-
-    Raises:
-        InputError: the folder holds none, or an annotation file is damaged.
-    """
-    root = Path(data_dir)
-    for year in ("2017", "2014"):
-        names = (f"annotations/captions_{part}{year}.json" for part in ("train", "val"))
-        paths = [root / name for name in names if (root / name).is_file()]
-        if paths and data_dir:  # an empty name is not the current folder
-            break
-    else:
-        raise InputError(
-            f"--data_dir {data_dir} holds no COCO (annotations/captions_train2017.json, "
-            "train2017/, val2017/); for images and captions of your own use --dataset folder, "
-            "webdataset or parquet"
-        )
-    pairs: list[tuple[str, str | None]] = []
-    splits: dict[str, str] = {}
-    for path in paths:
-        data = _read_table_file(root, path)
-        folder = path.stem.removeprefix("captions_")
-        try:
-            content = json.loads(data)
-            files = {image["id"]: f"{folder}/{image['file_name']}" for image in content["images"]}
-            rows = content["annotations"]
-            for row in rows:  # an annotation without its image is a missing file
-                unknown = f"{folder}/image {row['image_id']}"
-                pairs.append(
-                    (files.setdefault(row["image_id"], unknown), caption_in(row["caption"]))
-                )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path} is damaged or no COCO captions file: {error!r}") from error
-        splits |= dict.fromkeys(files.values(), SPLIT_OF[folder.removesuffix(year)])
-    description = f"COCO {year} in {root}"
-    return _file_source("coco", description, root, pairs, splits, list_files(root), config, rng)
-
-
-# --- Folders of images and captions ---------------------------------------------------------------
 
 
 def open_folder(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
-    """The pairs of a folder in any of `FOLDER_LAYOUTS`, with an optional splits.csv.
+    """The pairs of a folder in any of `FOLDER_LAYOUTS`, with its splits where it has some.
 
     Raises:
         InputError: no such folder, no captions in it, or a file that cannot be understood.
     """
     if config.data_dir is None or not Path(config.data_dir).is_dir():
         problem = "is needed" if config.data_dir is None else f"{config.data_dir} is not a folder"
+        if (config.data_dir or "").lower().endswith(PACKED_SUFFIXES):
+            problem += "; unpack it"
         raise InputError(f"--data_dir {problem}; give the folder that holds images and captions")
     root = Path(config.data_dir)
     files = list_files(root)
-    pairs, where = _read_captions(root, files)
-    if not pairs:
-        raise InputError(
-            f"--data_dir {root} holds no captions; understood are {FOLDER_LAYOUTS}{_others(files)}"
+    found = find_captions(root, files, config)
+    if not found.manifests:
+        raise InputError(_nothing_fits(root, files, found))
+    locator = Locator(root, files)
+    pairs = _locate_pairs(found, locator)
+    _check_addresses(root, found, pairs, files)
+    named = [Named(pair.key, pair.split, pair.table) for pair in pairs]
+    splits = find_splits(root, files, named, by_table=len(found.manifests) > 1)
+    notes = [*found.notes, *locator.notes(), *splits.notes]
+    about = About("folder", f"folder {root}, {found.where}", notes)
+    return file_source(about, pairs, splits.of, locator, files, config, rng)
+
+
+def _nothing_fits(root: Path, files: Collection[str], found: Captions) -> str:
+    """An error that tells what was seen, and what would be read."""
+    kinds = Counter(posixpath.splitext(file)[1].lower() or "no extension" for file in files)
+    listed = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common(N_SHOWN))
+    tables = "; ".join(found.unfit[:N_SHOWN])
+    hints = [f"; it holds {listed}" if files else "; it is empty"]
+    if tables:
+        hints.append(
+            f"; seen, but without images and captions by their names: {tables}; name the columns "
+            "with --image_column and --caption_column"
         )
-    splits = _read_splits(root, files, [key for key, _ in pairs])
-    description = f"folder {root}, {where}"
-    return _file_source("folder", description, root, pairs, splits, files, config, rng)
+    return (
+        f"--data_dir {root} holds no captions; understood are {FOLDER_LAYOUTS}"
+        f"{storable_name(''.join(hints))}{_others(files)}"
+    )
 
 
 def _others(files: Iterable[str]) -> str:
     """A hint where the files are those of another kind of source."""
+    files = list(files)
     for suffix, dataset in ((".tar", "webdataset"), (".parquet", "parquet")):
         if found := sum(file.endswith(suffix) for file in files):
             return f". It holds {found:,} {suffix} files: --dataset {dataset} reads such"
+    if any(file.lower().endswith(PACKED_SUFFIXES) for file in files):
+        return ". Unpack what is packed, and give the folder that comes out"
     return ""
 
 
-def _file_source(
-    name: str,
-    description: str,
-    root: Path,
-    pairs: Sequence[tuple[str, str | None]],
-    splits: Mapping[str, str],
-    files: Mapping[str, tuple[int, int]],
-    config: DataConfig,
-    rng: np.random.Generator,
-) -> IndexedSource:
-    captions: dict[str, list[Caption]] = {}
-    for position, (key, text) in enumerate(pairs):
-        captions.setdefault(key, []).append(Caption(position, text))
-    official: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
-    for key, texts in captions.items():
-        split = splits.get(key) if splits else "train"
-        if split is not None:
-            read, member = partial(read_file, root, key), storable_name(key)
-            official[split].append(ImageRecord(member, read, tuple(texts), member=member))
-    n_left_out = len(captions) - sum(map(len, official.values()))
-    description += f": {len(captions):,} images, {len(pairs):,} captions"
-    if n_left_out:
-        description += f", {n_left_out:,} images in no split left out"
-    fingerprint = digest(name, pairs, dict(splits), [(key, files.get(key)) for key in captions])
-    return IndexedSource(name, description, fingerprint, official, config.limits(), rng)
-
-
-# --- Tables of captions ---------------------------------------------------------------------------
-
-
-def _read_captions(
-    root: Path, files: Mapping[str, object]
-) -> tuple[Sequence[tuple[str, str | None]], str]:
-    """(image path from the root, caption) of every pair of a folder, and where they were found."""
-    named = [name for name in CAPTION_FILES if name in files]
-    metadata = [f for f in files if posixpath.basename(f) in METADATA_FILES]
-    tables = [f for f in files if "/" not in f and f.endswith((".csv", ".tsv", *TOKEN_FILES))]
-    others = sorted(set(tables) - {*named, SPLIT_FILE})
-    for name in named:
-        if pairs := _read_caption_table(root / name):
-            return _locate(pairs, files), name
-    if metadata:
-        return [pair for name in metadata for pair in _read_metadata(root, name)], metadata[0]
-    usable = {f: pairs for f in others if (pairs := _read_caption_table(root / f))}
-    if len(usable) > 1:
+def _check_addresses(
+    root: Path, found: Captions, pairs: Sequence[FilePair], files: Collection[str]
+) -> None:
+    """Refuse a table of addresses of which not a single image is in the folder."""
+    addresses = [pair for pair in pairs if re.match("https?:/", pair.key)]
+    if addresses and not any(pair.key in files for pair in pairs):
         raise InputError(
-            f"--data_dir {root}: {', '.join(usable)} all hold captions; rename one captions.csv"
+            f"--data_dir {root}: {found.where} names images by addresses such as "
+            f"{addresses[0].written[:100]}; download them with img2dataset and give its folder"
         )
-    for name, pairs in usable.items():
-        return _locate(pairs, files), name
-    images = (f for f in files if f.lower().endswith(IMAGE_SUFFIXES))
-    texts = {f: posixpath.splitext(f)[0] + ".txt" for f in images}
-    if not any(text in files for text in texts.values()):
-        return [], ""
-    beside = [
-        (file, line)
-        for file, text in texts.items()
-        for line in (_caption_lines(root, text) if text in files else [None])
-    ]
-    return beside, "a text beside each image"
 
 
-def _caption_lines(root: Path, name: str) -> list[str | None]:
-    """Every line with something on it is a caption; a file without one is an empty caption."""
-    try:
-        lines = decode_text(read_file(root, name), root / name).splitlines()
-    except (UnusableImage, OSError):  # it leads out of the folder, or cannot be read
-        return [None]
-    return [line for line in lines if line.strip()] or [""]
-
-
-def _read_metadata(root: Path, name: str) -> Sequence[tuple[str, str | None]]:
-    path = root / name
-    pairs: Sequence[tuple[str, str | None]] | None
-    pairs = read_json_lines(path) if name.endswith("l") else read_table(path, CAPTION_COLUMNS)
-    if pairs is None:
-        raise InputError(
-            f"{path} needs a file_name column and a caption column "
-            f"(one of {', '.join(CAPTION_COLUMNS)})"
-        )
-    folder = posixpath.dirname(name)
-    return [(clean_path(posixpath.join(folder, file)), caption) for file, caption in pairs]
-
-
-def _read_caption_table(path: Path) -> list[tuple[str, str]] | None:
-    """(file, caption) of every row, with a header or without; None where there is neither."""
-    rows = read_table(path, CAPTION_COLUMNS)
-    return read_headless_table(path) if rows is None else rows
-
-
-def read_headless_table(path: Path) -> list[tuple[str, str]] | None:
-    """(file, caption) of every line "file, delimiter, caption", as in Flickr8k.token.txt.
-
-    The number of the caption that may follow the file's name, as in `1.jpg#0`, is left out.
-
-    Returns:
-        Rows, or None where the first line does not begin with the name of an image.
-    """
-    text = _table_text(path)
-    first_line = text.lstrip().split("\n", 1)[0]
-    for delimiter in "\t,;|":
-        file, found, _ = first_line.partition(delimiter)
-        if found and _without_number(file.strip('"')).lower().endswith(IMAGE_SUFFIXES):
-            break
-    else:
-        return None
-    csv.field_size_limit(2**31 - 1)
-    lines = io.StringIO(text, newline="")
-    if delimiter == "\t":  # it needs no quotes, and captions may hold any
-        rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-    else:
-        rows = csv.reader(lines, delimiter=delimiter)
-    return [
-        (_without_number(row[0]), delimiter.join(row[1:]))
-        for row in rows
-        if any(field.strip() for field in row)
-    ]
-
-
-def _without_number(file: str) -> str:
-    return re.sub(r"#\d+$", "", file.strip())
-
-
-def read_table(path: Path, value_columns: Sequence[str]) -> list[tuple[str, str]] | None:
-    """(file, value) of every row of a CSV or TSV whose header names both columns.
-
-    A row with more fields than the header holds an unquoted caption with the delimiter in it,
-    which is put together again.
-
-    Returns:
-        Rows, or None where no delimiter makes a header with a file and a value column.
-    """
-    csv.field_size_limit(2**31 - 1)
-    text = _table_text(path)
-    first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
-    for delimiter in ",;\t|":
-        names = next(csv.reader([first_line], delimiter=delimiter), [])
-        header = [name.strip().casefold() for name in names]
-        file_at = next((i for i, name in enumerate(header) if name in FILE_COLUMNS), None)
-        value_at = next((i for i, name in enumerate(header) if name in value_columns), None)
-        if file_at is not None and value_at is not None:
-            break
-    else:
-        return None
-    pairs = []
-    for row in list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))[1:]:
-        if not any(field.strip() for field in row):
-            continue
-        row += [""] * (len(header) - len(row))
-        extra = len(row) - len(header)
-        file = row[file_at + (extra if file_at > value_at else 0)]
-        pairs.append((file.strip(), delimiter.join(row[value_at : value_at + 1 + extra])))
+def _locate_pairs(found: Captions, locator: Locator) -> list[FilePair]:
+    """Every caption of every manifest with the path of its image."""
+    pairs: list[FilePair] = []
+    for manifest in found.manifests:
+        table = manifest.name if len(found.manifests) > 1 else ""
+        of_table = split_from_path(posixpath.basename(table))
+        folder = posixpath.dirname(manifest.name)
+        rows = manifest.rows
+        splits = [official_split(row.split) if row.split else of_table for row in rows]
+        by_split: dict[str | None, list[str]] = {}
+        for row, split in zip(rows, splits, strict=True):
+            by_split.setdefault(split, []).append(row.file)
+        for split, names in by_split.items():
+            locator.learn(names, split)
+        for number, (row, split) in enumerate(zip(rows, splits, strict=True)):
+            key, missing = row.file, row.missing
+            if not row.file:
+                key = f"{manifest.name}/{number}"
+                missing = f"row {number + 1:,} of {storable_name(manifest.name)} names no image"
+            elif not missing:
+                key = locator.find(row.file, folder, split)
+            pairs += [
+                FilePair(key, text, row.split, table, row.file, missing) for text in row.captions
+            ]
     return pairs
 
 
-def _table_text(path: Path) -> str:
-    return decode_text(_read_table_file(path.parent, path), path)
+# --- Which tables ---------------------------------------------------------------------------------
 
 
-def _read_table_file(root: Path, path: Path) -> bytes:
-    try:
-        return read_file(root, path.relative_to(root).as_posix(), MAX_TABLE_BYTES)
-    except UnusableImage as error:
-        outside = error.reason == OUTSIDE_FOLDER
-        remedy = "put a copy in its place" if outside else "use parquet files or tar shards"
-        raise InputError(f"{path} cannot be used ({error}); {remedy}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); correct it") from error
+@dataclass(frozen=True)
+class Captions:
+    """Where the captions of a folder stand.
+
+    Attributes:
+        manifests: tables, or one that stands for the texts beside images.
+        where: what they are called.
+        notes: what was taken and what was not, a phrase each.
+        unfit: tables that name no images and captions, with their columns.
+    """
+
+    manifests: Sequence[Manifest]
+    where: str
+    notes: tuple[str, ...] = ()
+    unfit: tuple[str, ...] = ()
 
 
-def read_json_lines(path: Path) -> list[tuple[str, str | None]] | None:
-    """(file, caption) of every line of a JSON lines file; a list of captions gives several.
-
-    An empty list is one missing caption, and so is everything in the place of a text.
+def find_captions(root: Path, files: Collection[str], config: DataConfig) -> Captions:
+    """The tables that name images and captions, the usual names first; else texts beside images.
 
     Raises:
-        InputError: a line is not a JSON object.
+        InputError: several tables could be meant, or one cannot be understood.
     """
-    pairs: list[tuple[str, str | None]] = []
-    for number, line in enumerate(_table_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = {str(name).casefold(): value for name, value in json.loads(line).items()}
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: not a JSON object; correct it") from error
-        file = next((row[name] for name in FILE_COLUMNS if name in row), None)
-        column = next((name for name in CAPTION_COLUMNS if name in row), None)
-        if file is None or column is None:
-            return None
-        pairs += [(str(file), text) for text in captions_in(row[column])]
-    return pairs
+    named = [name for name in CAPTION_FILES if name in files]
+    for name in named:
+        manifest = read_manifest(root, name, config)
+        if manifest.rows:
+            return _chosen([manifest], [other for other in named if other != name])
+    metadata = [f for f in files if posixpath.basename(f) in METADATA_FILES]
+    if metadata:
+        return _chosen([_read_metadata(root, name, config) for name in metadata])
+    unfit: list[str] = []
+    candidates = _candidates(files)
+    for depth in range(MAX_DEPTH + 1):
+        manifests = [
+            read_manifest(root, name, config)
+            for name in candidates
+            if name.count("/") == depth and name not in named
+        ]
+        usable = [manifest for manifest in manifests if manifest.rows]
+        unfit += [m.shown_columns() for m in manifests if not m.rows]
+        if usable:
+            return _chosen(_belonging_together(root, usable))
+        beside = read_beside(root, files, config) if depth == 0 else None
+        if beside is not None and beside.rows:
+            where = "a text beside each image"
+            return Captions([Manifest("", beside.rows)], where, beside.notes)
+    return Captions((), "", unfit=tuple(unfit))
 
 
-def _read_splits(root: Path, files: Mapping[str, object], keys: Iterable[str]) -> dict[str, str]:
-    """Split of every image that has one: from splits.csv, or from top folders named like splits."""
-    if SPLIT_FILE not in files:
-        folders = {key: official_split(PurePosixPath(key).parts[0]) for key in keys if "/" in key}
-        named = {key: split for key, split in folders.items() if split is not None}
-        return named if len(named) == len(set(keys)) else {}
-    path = root / SPLIT_FILE
-    rows = read_table(path, ("split",))
-    if rows is None:
-        raise InputError(f"{path} needs the columns image and split")
-    splits = {}
-    for key, name in _locate(rows, files):
-        split = official_split(name)
-        if split is None:
-            raise InputError(f"{path}: split must be train, validation or test; got {name!r}")
-        splits[key] = split
-    return splits
+def _chosen(manifests: Sequence[Manifest], not_read: Sequence[str] = ()) -> Captions:
+    where = ", ".join(storable_name(manifest.name) for manifest in manifests[:N_SHOWN])
+    if len(manifests) > N_SHOWN:
+        where += f" and {len(manifests) - N_SHOWN:,} more"
+    notes = dict.fromkeys(note for manifest in manifests for note in manifest.notes())
+    if not_read:
+        notes[f"tables not read: {', '.join(not_read)}"] = None
+    return Captions(manifests, where, tuple(notes))
 
 
-def _locate(rows: Sequence[tuple[str, str]], files: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Rows with the file as a path from the root: as written, else in the subfolder of most."""
-    rows = [(clean_path(file), value) for file, value in rows]
-    lost = {file for file, _ in rows if file not in files}
-    by_name: dict[str, list[str]] = {}
-    for path in files:
-        by_name.setdefault(posixpath.basename(path), []).append(path)
-    prefixes = Counter(
-        path[: -len(file)]
-        for file in lost
-        for path in by_name.get(posixpath.basename(file), ())
-        if path.endswith(f"/{file}")
-    )
-    prefix = min(prefixes, key=lambda p: (-prefixes[p], p), default="")
-    return [(prefix + f if f in lost and prefix + f in files else f, value) for f, value in rows]
+def _read_metadata(root: Path, name: str, config: DataConfig) -> Manifest:
+    manifest = read_manifest(root, name, config)
+    if not manifest.rows:
+        raise InputError(
+            f"{root / name} needs a file_name column and a caption column "
+            f"(one of {', '.join(CAPTION_COLUMNS)}); it has {', '.join(manifest.seen) or 'none'}"
+        )
+    return manifest
+
+
+def _candidates(files: Collection[str]) -> list[str]:
+    """Files that may be tables of many images, in natural order."""
+    stems = {posixpath.splitext(file)[0] for file in files if is_image_name(file)}
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for file in files:
+        stem, suffix = posixpath.splitext(file)
+        is_of_one = stem in stems or (stem in files and is_image_name(stem))
+        if suffix.lower() in TABLE_SUFFIXES and not is_of_one and file != SPLIT_FILE:
+            kinds.setdefault((posixpath.dirname(file), suffix.lower()), []).append(file)
+    found: list[str] = []
+    for (_, suffix), names in kinds.items():
+        captions = [name for name in names if posixpath.basename(name).startswith("captions")]
+        if suffix == ".json" and captions:  # COCO's other tables are large, and hold none
+            names = captions
+        found += names if len(names) <= MAX_TABLES else []
+    return sorted((name for name in found if not name.endswith("_stats.json")), key=natural_order)
+
+
+def _belonging_together(root: Path, usable: Sequence[Manifest]) -> Sequence[Manifest]:
+    """Tables that are read as one: one alone, one for each split, or numbered parts.
+
+    Raises:
+        InputError: they are several, and nothing tells which is meant.
+    """
+    lemmas = [m for m in usable if ".lemma." in m.name]
+    if len(lemmas) < len(usable):  # Flickr8k's captions a second time, without endings
+        usable = [m for m in usable if m not in lemmas]
+    stems = [posixpath.splitext(m.name)[0] for m in usable]
+    name_splits = all(split_from_path(posixpath.basename(stem)) for stem in stems)
+    are_parts = len({re.sub("[0-9]+", "0", m.name) for m in usable}) == 1
+    if len(usable) > 1 and not (len(set(stems)) == len(stems) and (name_splits or are_parts)):
+        raise InputError(
+            f"--data_dir {root}: {', '.join(m.name for m in usable)} all hold captions; rename one "
+            "captions.csv"
+        )
+    return usable

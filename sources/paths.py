@@ -135,15 +135,15 @@ def split_from_path(path: str) -> str | None:
     None if no word of it does; `trainImages` is two words.
     """
     for part in reversed(path.split("/")):
-        found = (SPLIT_OF.get(word.lower()) for word in _words(part))
+        found = (SPLIT_OF.get(word.lower()) for word in words(part))
         if (split := next(filter(None, found), None)) is not None:
             return split
     return None
 
 
-def _words(part: str) -> list[str]:
-    """The words of a part of a path; a capital letter after a small one begins another."""
-    return re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", part)
+def words(name: str) -> list[str]:
+    """The words of a name; a capital letter after a small one begins another."""
+    return re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
 
 
 def numbered(name: str, mark: str = "#") -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -266,5 +267,6 @@ def _in_source_order(
 
 
 def official_split(name: str) -> str | None:
-    """The split that a name means, if any."""
-    return SPLIT_OF.get(name.strip().casefold())
+    """The split that a name means, if any; `train2017` means one too."""
+    name = name.strip().casefold()
+    return SPLIT_OF.get(name) or SPLIT_OF.get(re.sub(r"[\W\d_]+", "", name))

@@ -68,10 +68,10 @@ def test_auto_falls_back_to_synthetic_with_a_warning(
 
 UNUSED: dict[str, tuple[dict[str, Any], str]] = {
     "webdataset": (
-        {"caption_column": "text", "id_column": "n"},
-        "--caption_column, --id_column: not used by --dataset webdataset; leave them out",
+        {"hf_dataset": "a/b", "id_column": "n"},
+        "--hf_dataset, --id_column: not used by --dataset webdataset; leave them out",
     ),
-    "folder": ({"image_column": "png"}, "--image_column: not used by --dataset folder; leave it"),
+    "folder": ({"id_column": "n"}, "--id_column: not used by --dataset folder; leave it"),
     "parquet": ({"hf_dataset": "a/b"}, "--hf_dataset: not used by --dataset parquet; leave it out"),
     "synthetic": ({"id_column": "n"}, "--id_column: not used by --dataset synthetic; leave it out"),
 }

@@ -536,7 +536,7 @@ JSON_CELLS: list[tuple[object, list[str | None]]] = [  # reasons, None for what 
     ("\udc36\ud83d", [DAMAGED_CAPTION]),
     (7, [MISSING_CAPTION]),
     (True, [MISSING_CAPTION]),
-    ({"text": "a dog"}, [MISSING_CAPTION]),
+    ({"text": "a dog"}, [None]),
 ]
 LIST_CELLS: list[tuple[object, list[str | None]]] = [
     (
@@ -549,7 +549,7 @@ LIST_CELLS: list[tuple[object, list[str | None]]] = [
 CELLS: dict[str, list[tuple[object, list[str | None]]]] = {
     "json lines": [*JSON_CELLS, *LIST_CELLS, ([7, "of a number"], [MISSING_CAPTION, None])],
     "webdataset json": [*JSON_CELLS, *LIST_CELLS, ([7, "of a number"], [MISSING_CAPTION, None])],
-    "coco": [*JSON_CELLS, (["a", "list"], [MISSING_CAPTION])],
+    "coco": [*JSON_CELLS, (["a", "list"], [None, None])],
     "parquet": LIST_CELLS,
     "hf": LIST_CELLS,
     "hf parquet": LIST_CELLS,

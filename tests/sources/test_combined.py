@@ -388,6 +388,8 @@ def test_a_pool_that_holds_the_held_out_folder(tmp_path: Path) -> None:
     held_out = album(pool / "val_data", range(5))
     rows = "".join(f"val_data/{i:03d}.png,deep {i}\n" for i in range(5))
     (pool / "captions.txt").write_text((pool / "captions.txt").read_text() + "\n" + rows)
+    splits = "".join(f"val_data/{i:03d}.png,train\n" for i in range(5))
+    (pool / "splits.csv").write_text(f"image,split\n{splits}")  # whatever the folder's name says
     source = open_pool(pool, val_data=str(held_out))
     keys = [r.key for split in SPLITS for r in source.records(split)]
     assert len({*keys}) == 30 + 5 + 5

@@ -13,7 +13,6 @@ import pytest
 
 from artifacts.settings import InputError
 from data import open_source
-from sources import folders
 from sources.base import (
     EMPTY_CAPTION,
     MISSING_CAPTION,
@@ -22,7 +21,6 @@ from sources.base import (
     DataConfig,
     PairSource,
 )
-from sources.columns import CAPTION_COLUMNS
 from tests.helpers import SMALL, image_splits, open_folder, photographs, picture, read_all, write
 
 FLICKR8K = Path(__file__).parents[3] / "shared" / "data" / "flickr8k"
@@ -73,47 +71,6 @@ def test_caption_tables(tmp_path: Path, table: tuple[str, str], folder: str) -> 
     assert {key for key, _ in pairs} == {first, second}
 
 
-def test_table_rows_keep_every_character(tmp_path: Path) -> None:
-    long = "x" * 200_000
-    rows = [
-        "file,caption,source",
-        "a.png,red, green, blue,web",
-        'b.png,"quoted, once",web',
-        "c.png",
-    ]
-    table = write(tmp_path, {"t.csv": "\n".join([*rows, f"d.png,{long},web"])}) / "t.csv"
-    assert folders.read_table(table, CAPTION_COLUMNS) == [
-        ("a.png", "red, green, blue"),
-        ("b.png", "quoted, once"),
-        ("c.png", ""),
-        ("d.png", long),
-    ]
-    table.write_bytes(b"caption,file\nred, green,a.png\n\xff,b.png\n")
-    assert folders.read_table(table, CAPTION_COLUMNS) == [
-        ("a.png", "red, green"),
-        ("b.png", "\xff"),  # Windows-1252, line by line
-    ]
-
-
-def test_tables_without_a_header_keep_every_character(tmp_path: Path) -> None:
-    tabs = (
-        write(tmp_path, {"x.token": 'a.JPG#12\t"Stop" , it\tsays .\n b.jpg \tno number'})
-        / "x.token"
-    )
-    assert folders.read_headless_table(tabs) == [
-        ("a.JPG", '"Stop" , it\tsays .'),
-        ("b.jpg", "no number"),
-    ]
-    commas = write(tmp_path, {"x.csv": 'a#1.webp,red, green\n"b.png","quoted, once"\nc.png\n'})
-    assert folders.read_headless_table(commas / "x.csv") == [
-        ("a#1.webp", "red, green"),
-        ("b.png", "quoted, once"),
-        ("c.png", ""),
-    ]
-    assert folders.read_headless_table(write(tmp_path, {"y.csv": "a.pdf,x\n"}) / "y.csv") is None
-    assert folders.read_headless_table(write(tmp_path, {"z.csv": ""}) / "z.csv") is None
-
-
 def test_metadata_in_subfolders(tmp_path: Path) -> None:
     lines = [
         {"file_name": "000.png", "text": ["One", "Two"]},
@@ -131,15 +88,13 @@ def test_metadata_in_subfolders(tmp_path: Path) -> None:
 def test_metadata_without_a_caption_is_a_missing_one(tmp_path: Path) -> None:
     cells: list[object] = [None, [], [None, "One"], "", "Two"]
     lines = [{"file_name": f"{i}.png", "text": cell} for i, cell in enumerate(cells)]
-    path = write(tmp_path, {"t.jsonl": "\n".join(map(json.dumps, lines))}) / "t.jsonl"
-    assert folders.read_json_lines(path) == [
-        ("0.png", None),
-        ("1.png", None),
-        ("2.png", None),
-        ("2.png", "One"),
-        ("3.png", ""),
-        ("4.png", "Two"),
-    ]
+    write(tmp_path, {"metadata.jsonl": "\n".join(map(json.dumps, lines))})
+    source = open_folder(tmp_path)
+    assert "5 images, 6 captions" in source.description
+    captions = {r.key: r.captions for split in SPLITS for r in source.records(split)}
+    texts = {key: {c.text for c in found} for key, found in captions.items()}
+    assert texts.pop("2.png") <= {None, "One"}  # one of them where it is drawn for validation
+    assert texts == {"0.png": {None}, "1.png": {None}, "3.png": {""}, "4.png": {"Two"}}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
@@ -364,8 +319,13 @@ def test_official_splits_are_kept(tmp_path: Path) -> None:
     )
     source = open_folder(tmp_path)
     expected = {split: {f"{i}.png" for i in range(k, 12, 3)} for k, split in enumerate(SPLITS)}
+    expected["train"].add("12.png")  # which no split claims
     assert {split: set(keys) for split, keys in image_splits(source).items()} == expected
-    assert "1 images in no split left out" in source.description
+    assert source.notes == (
+        "columns image, caption",
+        "splits from splits.csv: train 4, validation 4, test 4",
+        "1 image without a split is a training image",
+    )
 
 
 def test_folders_named_like_splits_are_splits(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""COCO captions as downloaded, in 2014's and 2017's layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from artifacts.settings import InputError
+from sources.base import SPLIT_OF, DataConfig
+from sources.captions import captions_in
+from sources.file_pairs import About, FilePair, file_source
+from sources.locate import Locator
+from sources.manifests import read_table_file
+from sources.paths import list_files
+from sources.splits import IndexedSource
+
+CAPTIONS = "annotations/captions_*.json"
+
+
+def open_coco_files(data_dir: str, config: DataConfig, rng: np.random.Generator) -> IndexedSource:
+    """COCO captions in their official layout.
+
+    Raises:
+        InputError: the folder holds none, or an annotation file is damaged.
+    """
+    root = Path(data_dir)
+    for year in ("2017", "2014"):
+        names = (f"annotations/captions_{part}{year}.json" for part in ("train", "val"))
+        paths = [root / name for name in names if (root / name).is_file()]
+        if paths and data_dir:  # an empty name is not the current folder
+            break
+    else:
+        raise InputError(
+            f"--data_dir {data_dir} holds no COCO (annotations/captions_train2017.json, "
+            "train2017/, val2017/); for images and captions of your own use --dataset folder, "
+            "webdataset or parquet"
+        )
+    listed = list_files(root)
+    locator = Locator(root, listed)
+    pairs: list[FilePair] = []
+    splits: dict[str, str] = {}
+    for path in paths:
+        data = read_table_file(root, path)
+        folder = path.stem.removeprefix("captions_")
+        split = SPLIT_OF[folder.removesuffix(year)]
+        try:
+            content = json.loads(data)
+            files = {
+                image["id"]: locator.find(f"{folder}/{image['file_name']}", split=split)
+                for image in content["images"]
+            }
+            rows = content["annotations"]
+            for row in rows:  # an annotation without its image is a missing file
+                unknown = f"{folder}/image {row['image_id']}"
+                key = files.setdefault(row["image_id"], unknown)
+                pairs += [FilePair(key, text) for text in captions_in(row["caption"])]
+            silent = set(files) - {row["image_id"] for row in rows}
+            pairs += [FilePair(key, None) for number, key in files.items() if number in silent]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{path} is damaged or no COCO captions file: {error!r}") from error
+        splits |= dict.fromkeys(files.values(), split)
+    about = About("coco", f"COCO {year} in {root}", locator.notes())
+    return file_source(about, pairs, splits, locator, listed, config, rng)

@@ -1,0 +1,166 @@
+"""Rows of JSON: a list of objects, lines of them, COCO's tables, and objects keyed by file.
+
+Read are what the tools of this field write: a list, or an object that holds one under any name
+(BLIP, ALBEF, LLaVA; Karpathy's `images` with `sentences`); COCO's `images` and `annotations`, which
+belong together by number; columns as pandas writes them; and captions by file, as FiftyOne's
+`labels` and kohya's tables have them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts.settings import InputError
+from sources.image_files import is_image_name
+
+FILE, CAPTION = "file_name", "caption"  # what rows are given whose fields have no names
+CONVERSATIONS = ("conversations", "messages")
+ANSWERERS = ("gpt", "assistant", "model", "bot")
+Row = Mapping[str, Any]
+
+
+def read_rows(text: str, path: Path) -> list[Row] | None:
+    """The rows of a JSON or JSON lines file; None where it holds none.
+
+    Raises:
+        InputError: it begins as lines of JSON, and one of them is none.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return read_lines(text, path) if _begins_with_object(text) else None
+    rows = rows_in(content)
+    return None if rows is None else [with_answer(row) for row in rows]
+
+
+def _begins_with_object(text: str) -> bool:
+    """Whether the first line that holds anything is a JSON object of its own."""
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    try:
+        return isinstance(json.loads(first), Mapping)
+    except (ValueError, RecursionError):
+        return False
+
+
+def read_lines(text: str, path: Path) -> list[Row]:
+    """The rows of JSON lines.
+
+    Raises:
+        InputError: a line is not a JSON object.
+    """
+    rows: list[Row] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, Mapping):
+            raise InputError(f"{path}, line {number}: not a JSON object; correct it")
+        rows.append(with_answer(row))
+    return rows
+
+
+def rows_in(content: object) -> Sequence[Row] | None:
+    """The rows of a whole JSON file; None where it holds none."""
+    if isinstance(content, list):
+        return _objects(content)
+    if not isinstance(content, Mapping):
+        return None
+    if "annotations" in content and "images" in content:
+        return _coco_rows(content)
+    lists = [_objects(value) for value in content.values() if isinstance(value, list)]
+    if found := [rows for rows in lists if rows]:
+        return max(found, key=len)
+    return _columns(content) or _by_file(content)
+
+
+def _objects(values: list[Any]) -> list[Row] | None:
+    """A list as rows; None where another thing than objects stands in it."""
+    return values if values and all(isinstance(value, Mapping) for value in values) else None
+
+
+def _coco_rows(content: Row) -> list[Row] | None:
+    """A row for each annotation of COCO with the fields of its image, and for what has no other."""
+    images, annotations = content["images"], content["annotations"]
+    if not (isinstance(images, list) and isinstance(annotations, list)):
+        return None
+    try:
+        by_id = {image["id"]: image for image in images}
+        rows: list[Row] = []
+        for row in annotations:
+            unknown = {FILE: f"image {row['image_id']}"}
+            rows.append({**by_id.get(row["image_id"], unknown), **row})
+        described = {row["image_id"] for row in annotations}
+    except (KeyError, TypeError, ValueError):
+        return _objects(annotations)
+    if any(CAPTION in row for row in annotations):
+        rows += [{**by_id[i], CAPTION: None} for i in by_id if i not in described]
+    return rows
+
+
+def _columns(content: Row) -> list[Row] | None:
+    """Rows of columns, each a list or an object by the row's number, as pandas writes them."""
+    columns = {
+        name: list(values.values()) if isinstance(values, Mapping) else values
+        for name, values in content.items()
+    }
+    if not columns or not all(isinstance(values, list) for values in columns.values()):
+        return None
+    if any(isinstance(v, Mapping) and not _is_numbered(v) for v in content.values()):
+        return None
+    if len(columns) < 2 or len({len(values) for values in columns.values()}) > 1:
+        return None
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _is_numbered(values: Row) -> bool:
+    return all(str(name).isdigit() for name in values)
+
+
+def _by_file(content: Row) -> list[Row] | None:
+    """Rows of captions keyed by file; in `labels` keys are files' stems and values may be numbers.
+
+    FiftyOne numbers its `classes`.
+    """
+    labels = content.get("labels")
+    if isinstance(labels, Mapping):
+        classes = content.get("classes")
+        return [{FILE: str(f), CAPTION: _label(v, classes)} for f, v in labels.items()]
+    named = {file: value for file, value in content.items() if is_image_name(str(file))}
+    if len(named) * 2 <= len(content):
+        return None
+    return [_keyed_row(str(file), value) for file, value in content.items()]
+
+
+def _keyed_row(file: str, value: object) -> Row:
+    return {**value, FILE: file} if isinstance(value, Mapping) else {FILE: file, CAPTION: value}
+
+
+def _label(value: object, classes: object) -> object:
+    """A label as it is, or the class that its number stands for."""
+    if isinstance(value, int) and isinstance(classes, list) and 0 <= value < len(classes):
+        return classes[value]
+    return value
+
+
+def with_answer(row: Row) -> Row:
+    """A conversation's row with its first answer as the caption; other rows as they are."""
+    turns = next((row[name] for name in CONVERSATIONS if name in row), None)
+    if not isinstance(turns, list) or CAPTION in row:
+        return row
+    return {**row, CAPTION: next(_answers(turns), None)}
+
+
+def _answers(turns: Sequence[object]) -> Iterator[str]:
+    for turn in turns:
+        if not isinstance(turn, Mapping):
+            continue
+        speaker = turn.get("from", turn.get("role"))
+        text = turn.get("value", turn.get("content"))
+        if speaker in ANSWERERS and isinstance(text, str):
+            yield text

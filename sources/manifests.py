@@ -1,0 +1,234 @@
+"""Manifests: tables of any kind that name images of a folder and their captions.
+
+CSV, TSV and their kin with a header or without, JSON, JSON lines and Parquet, whatever they are
+called. What a table is, its columns tell; see `columns`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from artifacts.settings import InputError
+from sources.arrow import cell_values, is_bytes, plain_type
+from sources.base import OUTSIDE_FOLDER, DataConfig, UnusableImage
+from sources.captions import captions_in
+from sources.columns import SPLIT_COLUMN, Columns, find_columns, first_known
+from sources.delimited import DELIMITERS, header_of, read_header_table, read_headless_table
+from sources.json_tables import read_lines, read_rows
+from sources.paths import decode_text, leads_out, read_file, real_path, storable_name
+
+MAX_TABLE_BYTES = 2**29  # of captions, which are read whole
+TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token", ".txt")
+LINES_SUFFIXES = (".jsonl", ".ndjson")
+N_SHOWN_COLUMNS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a manifest says of an image, or of one of its captions.
+
+    Attributes:
+        file: as it is written; "" where none is named.
+        captions: at least one; None is a missing one.
+        split: as it is written, or "".
+        missing: why there is no image, where that is known; `file` is then a name for it.
+    """
+
+    file: str
+    captions: tuple[str | None, ...]
+    split: str = ""
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The rows of one file.
+
+    Attributes:
+        name: path from the data folder.
+        rows: empty where the file is no manifest.
+        columns: those that are read; None where they have no names, or none fit.
+        seen: names of the columns that there are.
+        n_unquoted: rows whose quotation marks are not believed; see `delimited`.
+    """
+
+    name: str
+    rows: Sequence[Row]
+    columns: Columns | None = None
+    seen: tuple[str, ...] = ()
+    n_unquoted: int = 0
+
+    def notes(self) -> list[str]:
+        """What was taken of it, a phrase each."""
+        found = [self.columns.note()] if self.columns is not None else []
+        if self.n_unquoted:
+            rows = "row" if self.n_unquoted == 1 else "rows"
+            found.append(
+                f"{self.n_unquoted:,} {rows} of {storable_name(self.name)} with a stray quotation "
+                "mark read as they stand"
+            )
+        return found
+
+    def shown_columns(self) -> str:
+        """Its name and columns, for an error."""
+        more = ", ..." if len(self.seen) > N_SHOWN_COLUMNS else ""
+        columns = ", ".join(self.seen[:N_SHOWN_COLUMNS]) + more
+        return storable_name(f"{self.name} ({columns})" if columns else self.name)
+
+
+def read_manifest(root: Path, name: str, config: DataConfig) -> Manifest:
+    """A file as a manifest, without rows where it is none.
+
+    Raises:
+        InputError: it leads out of the folder, is far too large or damaged.
+    """
+    if name.lower().endswith(".parquet"):
+        return _read_parquet(root, name, config)
+    text = decode_text(read_table_file(root, root / name), root / name)
+    if name.lower().endswith(LINES_SUFFIXES):
+        return _of_rows(name, read_lines(text, root / name), config)
+    if name.lower().endswith(".json"):
+        return _of_rows(name, read_rows(text, root / name) or [], config)
+    return _read_delimited(name, text, config)
+
+
+def read_table_file(root: Path, path: Path) -> bytes:
+    """The bytes of a table.
+
+    Raises:
+        InputError: it leads out of the folder, is far too large or cannot be read.
+    """
+    try:
+        return read_file(root, path.relative_to(root).as_posix(), MAX_TABLE_BYTES)
+    except UnusableImage as error:
+        outside = error.reason == OUTSIDE_FOLDER
+        remedy = "put a copy in its place" if outside else "use parquet files or tar shards"
+        raise InputError(f"{path} cannot be used ({error}); {remedy}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); correct it") from error
+
+
+# --- Separated values -----------------------------------------------------------------------------
+
+
+def _read_delimited(name: str, text: str, config: DataConfig) -> Manifest:
+    def fits(header: Sequence[str]) -> tuple[int, int] | None:
+        columns = find_columns(header, config)
+        if columns is None:
+            return None
+        return header.index(columns.image), header.index(columns.captions[0])
+
+    table = read_header_table(text, fits)
+    if table is not None:
+        columns = find_columns(table.header, config)
+        assert columns is not None
+        at = {column: table.header.index(column) for column in table.header}
+        rows = [
+            Row(
+                fields[at[columns.image]].strip(),
+                _joined(fields[at[column]] for column in columns.captions),
+                fields[at[columns.split]].strip() if columns.split else "",
+            )
+            for fields in table.rows
+        ]
+        return Manifest(name, rows, columns, table.header, table.n_unquoted)
+    headless = read_headless_table(text)
+    if headless is not None:
+        rows = [Row(file, _joined([caption])) for file, caption in headless.rows]
+        return Manifest(name, rows, n_unquoted=headless.n_unquoted)
+    first_line = text.lstrip().partition("\n")[0].strip()[:1000]
+    headers = [header_of(first_line, delimiter) for delimiter in DELIMITERS]
+    return Manifest(name, (), seen=tuple(sorted(headers, key=len)[-1]))
+
+
+def _joined(values: Iterable[object]) -> tuple[str | None, ...]:
+    """The captions of every column; what several columns leave empty is none."""
+    cells = list(values)
+    if len(cells) > 1:
+        cells = [cell for cell in cells if cell is not None and cell != ""] or [None]
+    return tuple(text for cell in cells for text in captions_in(cell))
+
+
+# --- Rows of named fields -------------------------------------------------------------------------
+
+
+def _of_rows(name: str, rows: Iterable[Mapping[str, Any]], config: DataConfig) -> Manifest:
+    """A manifest of objects, which need not all have the same fields."""
+    find = lru_cache(maxsize=256)(partial(_find, config=config))
+    found: list[Row] = []
+    columns: Columns | None = None
+    seen: dict[str, None] = {}
+    unnamed = 0
+    for row in rows:
+        names = tuple(map(str, row))
+        seen |= dict.fromkeys(names)
+        here = find(names)
+        if here is None:
+            unnamed += 1
+            found.append(_row_without_columns(row, columns))
+            continue
+        columns = columns or here
+        captions = _joined(row.get(column) for column in here.captions)
+        split = row.get(here.split) if here.split else ""
+        file = row[here.image]
+        found.append(Row(_file_name(file), captions, split if isinstance(split, str) else ""))
+    fits = columns is not None and unnamed < len(found)
+    return Manifest(name, found if fits else (), columns, tuple(seen))
+
+
+def _find(names: tuple[str, ...], config: DataConfig) -> Columns | None:
+    return find_columns(names, config)
+
+
+def _row_without_columns(row: Mapping[str, Any], columns: Columns | None) -> Row:
+    """A row that lacks a field which others have: no image, or no caption."""
+    names = list(map(str, row))
+    image = first_known((columns.image.casefold(),), names) if columns else None
+    split = first_known((SPLIT_COLUMN,), names)
+    named = row.get(split) if split else ""
+    file = _file_name(row[image]) if image else ""
+    return Row(file, (None,), named if isinstance(named, str) else "")
+
+
+def _file_name(value: object) -> str:
+    """The path of an image in a cell: a text, one in a list of one, or that of an object."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping):
+        value = value.get("path") or value.get("file_name") or ""
+    return value.strip() if isinstance(value, str) else "" if value is None else str(value)
+
+
+# --- Parquet --------------------------------------------------------------------------------------
+
+
+def _read_parquet(root: Path, name: str, config: DataConfig) -> Manifest:
+    """The rows of a Parquet file whose images are paths; one with images in it is no manifest."""
+    if leads_out(root, name):
+        raise InputError(f"{root / name} cannot be used ({OUTSIDE_FOLDER}); put a copy there")
+    try:
+        with pq.ParquetFile(real_path(root, name), page_checksum_verification=True) as file:
+            names = tuple(file.schema_arrow.names)
+            columns = find_columns(names, config)
+            if columns is None or _holds_images(file.schema_arrow, columns.image):
+                return Manifest(name, (), None, names)
+            wanted = [columns.image, *columns.captions, *([columns.split] if columns.split else [])]
+            table = file.read(columns=wanted, use_threads=False)
+        cells = {column: cell_values(table.column(column)) for column in wanted}
+    except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError):
+        return Manifest(name, ())  # damaged, or called like one
+    rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    return _of_rows(name, rows, config)
+
+
+def _holds_images(schema: Any, column: str) -> bool:
+    plain = plain_type(schema.field(column).type)
+    fields = [plain_type(field.type) for field in plain] if pa.types.is_struct(plain) else [plain]
+    return any(map(is_bytes, fields))
