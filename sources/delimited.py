@@ -102,6 +102,8 @@ def without_number(file: str) -> str:
 
 def _fit(row: Row, n_fields: int, text_at: int, delimiter: str) -> Row:
     """A row with as many fields as the header, what the free text was torn into joined."""
+    if len(row) == n_fields:
+        return row
     row = row + [""] * (n_fields - len(row))
     extra = len(row) - n_fields
     text = delimiter.join(row[text_at : text_at + 1 + extra])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 
 # What files of images are called; whatever the name, the decoder looks at the bytes alone.
@@ -18,6 +20,9 @@ _HEADS = re.compile(
     re.DOTALL,
 )
 _HEIF = re.compile(rb".{4}ftyp(?:hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
+# How JPEG, PNG, GIF and WebP begin in base64, and addresses that hold their data.
+_BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "data:image/")
+_MIN_BASE64 = 64  # characters; no image is shorter
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -39,3 +44,18 @@ def is_heif(head: bytes) -> bool:
 def is_lfs_pointer(head: bytes) -> bool:
     """Whether a file that begins like this only says where Git LFS keeps the real one."""
     return head.startswith(_LFS_POINTER)
+
+
+def looks_like_base64(text: str) -> bool:
+    """Whether a text is an image written out, not the path of one."""
+    return len(text) >= _MIN_BASE64 and text.startswith(_BASE64)
+
+
+def from_base64(text: bytes) -> bytes | None:
+    """The image that a text in base64 is; None for any other text."""
+    if not looks_like_base64(text[:_MIN_BASE64].decode("utf-8", "replace")):
+        return None
+    try:
+        return base64.b64decode(re.sub(rb"^data:[^,]*,", b"", text), validate=False)
+    except (binascii.Error, ValueError):
+        return None

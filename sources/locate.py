@@ -63,7 +63,7 @@ class Locator:
             split: that the table's name tells; folders of other splits do not count then.
         """
         prefixes: Counter[str] = Counter()
-        for name in {clean_path(name.strip()) for name in written}:
+        for name in {clean_path(name.strip()) for name in set(written)}:
             if name and name not in self._files:
                 alike = self._names(0).get(posixpath.basename(name), [])
                 for path in _of_split(alike, split):

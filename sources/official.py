@@ -97,15 +97,34 @@ def find_splits(
         of |= new
         if all(key in of for key in keys):
             break
-    if unknown:
-        named = (f"{storable_name(name)[:40]!r} {n:,}" for name, n in unknown.most_common(3))
-        notes.append(f"names in the column {SPLIT_COLUMN} that are no split: {', '.join(named)}")
+    notes += split_notes("", Counter(), unknown, "")
     if of and (n_none := sum(key not in of for key in keys)):
         are = "image without a split is a training image"
         if n_none > 1:
             are = "images without a split are training images"
         notes.append(f"{n_none:,} {are}")
     return OfficialSplits(of, tuple(notes))
+
+
+def split_notes(
+    origin: str, named: Counter[str | None], unknown: Counter[str], what: str
+) -> list[str]:
+    """What a column of splits says, a phrase each; nothing where it says nothing.
+
+    Args:
+        origin: where it was found.
+        named: how many rows name each split, and how many none.
+        unknown: names of no split, with their numbers.
+        what: the rows are called.
+    """
+    listed = ", ".join(f"{split} {named[split]:,}" for split in SPLITS if named[split])
+    notes = [f"splits {origin}: {listed}"] if listed else []
+    if listed and named[None]:
+        notes[0] += f"; {named[None]:,} {what} name none"
+    if unknown:
+        shown = (f"{storable_name(name)[:40]!r} {n:,}" for name, n in unknown.most_common(3))
+        notes.append(f"names in the column {SPLIT_COLUMN} that are no split: {', '.join(shown)}")
+    return notes
 
 
 def _note(origin: str, found: Mapping[str, str], keys: Iterable[str]) -> list[str]:

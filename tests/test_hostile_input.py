@@ -67,7 +67,7 @@ from sources.base import (
 )
 from sources.embeddings import open_embeddings
 from sources.images import decode_image, decode_pixels
-from sources.parquet import DAMAGED_TABLE
+from sources.parquet_images import DAMAGED_TABLE
 from sources.tar import NO_PLAIN_MEMBER, TRUNCATED_SHARD
 from sources.vectors import EMBEDDING_NOT_USABLE
 from tests.helpers import encode, offline_datasets, picture, record, write

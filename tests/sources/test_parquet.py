@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from artifacts.settings import InputError
 from data import open_source
-from sources import parquet
+from sources import parquet_images
 from sources.base import (
     DAMAGED_CAPTION,
     EMPTY_CAPTION,
@@ -34,7 +34,7 @@ from sources.base import (
     UnusableImage,
 )
 from sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS
-from sources.parquet import DAMAGED_TABLE
+from sources.parquet_images import DAMAGED_TABLE
 from tests.helpers import SMALL, open_folder, photographs, picture, read_all, write
 
 
@@ -199,9 +199,9 @@ def test_named_columns_and_the_first_known_one(tmp_path: Path) -> None:
     table(tmp_path, "a.parquet", columns)
     first = stored(tmp_path)[0]
     assert (first.captions[0].text, first.read()) == ("title 0", picture(0))
-    assert "6 captions, in the columns jpg and title;" in open_tables(tmp_path).description
-    source = open_tables(tmp_path, caption_column="title", image_column="jpg")
-    assert "in the columns" not in source.description
+    assert open_tables(tmp_path).notes == ("columns jpg, title (text not used)",)
+    source = open_tables(tmp_path, caption_column="text", image_column="png")
+    assert source.notes == ("columns png, text (title not used)",)
     first = stored(tmp_path, caption_column="mine", image_column="png")[0]
     assert (first.captions[0].text, first.read()) == ("mine 0", picture(50))
 
@@ -244,7 +244,9 @@ def test_columns_are_looked_for_in_every_file(tmp_path: Path) -> None:
     table(tmp_path, "b.parquet", pairs_of(range(5, 10), "webp"))
     assert [record.read() for record in stored(tmp_path)] == [picture(i) for i in range(10)]
     table(tmp_path, "c.parquet", {"url": ["http://"], "caption": ["of nothing"]})
-    with pytest.raises(InputError, match=r"--image_column image: .*c\.parquet; there are url, cap"):
+    with pytest.raises(
+        InputError, match=r"--image_column image: .*c\.parquet, which has .* img2dataset"
+    ):
         open_tables(tmp_path)
 
 
@@ -397,7 +399,7 @@ def test_opening_reads_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_row_group_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "IMAGES_AT_ONCE", 8)
+    monkeypatch.setattr(parquet_images, "IMAGES_AT_ONCE", 8)
     for part in range(2):
         numbers = range(100 * part, 100 * part + 100)
         table(tmp_path, f"{part}.parquet", pairs_of(numbers, "jpg"), row_group_size=40)
@@ -411,8 +413,8 @@ def test_every_row_group_is_decoded_once(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_is_not_asked_for_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "IMAGES_AT_ONCE", 4)
-    monkeypatch.setattr(parquet, "BATCHES_KEPT", 2)
+    monkeypatch.setattr(parquet_images, "IMAGES_AT_ONCE", 4)
+    monkeypatch.setattr(parquet_images, "BATCHES_KEPT", 2)
     table(tmp_path, "a.parquet", pairs_of(range(100)), row_group_size=20)
     records = stored(tmp_path)
     decoded = Decoded(monkeypatch)
@@ -430,7 +432,7 @@ def test_what_is_not_asked_for_is_skipped(tmp_path: Path, monkeypatch: pytest.Mo
 def test_large_images_are_decoded_few_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "BYTES_AT_ONCE", 10_000)
+    monkeypatch.setattr(parquet_images, "BYTES_AT_ONCE", 10_000)
     data = [np.random.default_rng(i).bytes(3000) for i in range(20)]
     table(tmp_path, "a.parquet", pairs_of(range(20)) | {"image": data})
     records = stored(tmp_path)
@@ -442,7 +444,7 @@ def test_large_images_are_decoded_few_at_a_time(
 def test_one_huge_row_group_needs_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "BYTES_AT_ONCE", 2**18)
+    monkeypatch.setattr(parquet_images, "BYTES_AT_ONCE", 2**18)
     n_images, n_bytes = 600, 2**16
     rng = np.random.default_rng(0)
     images = [rng.bytes(n_bytes) for _ in range(n_images)]
@@ -494,7 +496,7 @@ def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
     for part in range(9):
         table(tmp_path, f"{part}.parquet", pairs_of([part, part + 20]))
     records = stored(tmp_path)
-    n_open, original_open, original_close = [0], parquet._open_file, pq.ParquetFile.close
+    n_open, original_open, original_close = [0], parquet_images.open_file, pq.ParquetFile.close
     highest = []
 
     def opening(path: Path) -> Any:
@@ -506,13 +508,13 @@ def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
         n_open[0] -= 1
         original_close(file, force)
 
-    monkeypatch.setattr(parquet, "_open_file", opening)
+    monkeypatch.setattr(parquet_images, "open_file", opening)
     monkeypatch.setattr(pq.ParquetFile, "close", closing)
     order = [*range(0, 18, 2), *range(1, 18, 2)]
     assert [records[i].read() for i in order] == [picture(i // 2 + 20 * (i % 2)) for i in order]
-    assert n_open == [parquet.MAX_OPEN_FILES]
+    assert n_open == [parquet_images.MAX_OPEN_FILES]
     assert len(highest) == 18
-    assert max(highest) == parquet.MAX_OPEN_FILES + 1  # until the oldest is closed
+    assert max(highest) == parquet_images.MAX_OPEN_FILES + 1  # until the oldest is closed
 
 
 def test_cells_without_an_image(tmp_path: Path) -> None:
@@ -548,7 +550,7 @@ def test_missing_images_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_is_far_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "MAX_FILE_BYTES", 5000)
+    monkeypatch.setattr(parquet_images, "MAX_FILE_BYTES", 5000)
     columns = pairs_of(range(3)) | {"image": [b"x" * 5000, b"x" * 5001, b"x"]}
     table(tmp_path, "a.parquet", columns)
     first, second, third = stored(tmp_path)
@@ -657,7 +659,7 @@ def damage(path: Path, row_group: int, column: int, share: float) -> None:
 
 
 def test_a_damaged_row_group_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr(parquet_images, "IMAGES_AT_ONCE", 2)
     options: dict[str, Any] = {"write_batch_size": 2, "data_page_size": 1, "row_group_size": 20}
     options |= {"use_dictionary": False, "write_page_checksum": True}
     path = table(tmp_path, "a.parquet", pairs_of(range(60)), **options)
