@@ -16,6 +16,7 @@ from tqdm import tqdm
 from artifacts.settings import Settings, setting
 
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
+MAX_ASPECT_RATIO = 16  # what is longer is cropped before a processor scales its short side up
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EMBEDDED_WARNING = (
     "EMBEDDED ENCODER: no CLIP could be had, so this run uses a small encoder whose joint space is "
@@ -163,6 +164,20 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def crop_strip(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The middle of an image that is very long and thin, other images as they are.
+
+    CLIP's processor scales the short side to the model's size before it crops: a line of pixels
+    would fill the memory.
+    """
+    limit = MAX_ASPECT_RATIO * min(image.size)
+    if max(image.size) <= limit:
+        return image
+    width, height = min(image.width, limit), min(image.height, limit)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
