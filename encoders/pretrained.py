@@ -69,6 +69,7 @@ class PretrainedEncoder(Encoder):
         self._model, self._device = model.eval().to(device), device
         self._image_processor, self._tokenizer = image_processor, tokenizer
         self._is_siglip = model.config.model_type == "siglip"
+        self.max_tokens = model.config.text_config.max_position_embeddings
 
     def preprocess(self, image: PIL.Image.Image) -> Float32[np.ndarray, "3 h w"]:
         """The model's own scaling, cropping and normalisation."""
@@ -89,10 +90,10 @@ class PretrainedEncoder(Encoder):
         SigLIP was trained on lower-case text padded to full length without a mask.
         """
         tokens = self._tokenizer(
-            [caption.lower() if self._is_siglip else caption for caption in captions],
+            self._read(captions),
             padding="max_length" if self._is_siglip else "longest",
             truncation=True,
-            max_length=self._model.config.text_config.max_position_embeddings,
+            max_length=self.max_tokens,
             return_attention_mask=not self._is_siglip,
             return_token_type_ids=False,
             return_tensors="pt",
@@ -101,6 +102,15 @@ class PretrainedEncoder(Encoder):
             pooled = self._model.text_model(**tokens.to(self._device)).pooler_output
             projected = pooled if self._is_siglip else self._model.text_projection(pooled)
         return Encoded(to_numpy(pooled), to_numpy(projected))
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption, the marks at its ends included."""
+        tokens = self._tokenizer(self._read(captions), return_attention_mask=False)
+        return [len(ids) for ids in tokens["input_ids"]]
+
+    def _read(self, captions: Sequence[str]) -> list[str]:
+        """The captions as the tokenizer takes them."""
+        return [caption.lower() if self._is_siglip else caption for caption in captions]
 
 
 def load_pretrained(name: str, device: torch.device, dtype: torch.dtype) -> PretrainedEncoder:

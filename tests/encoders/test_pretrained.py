@@ -18,7 +18,7 @@ from safetensors.torch import load_file as load_tensors
 
 from artifacts.settings import InputError
 from encoders import pretrained
-from encoders.base import EmbeddingConfig, Encoder, crop_strip
+from encoders.base import EmbeddingConfig, Encoder, count_cut_off, crop_strip
 from encoders.embedded import EmbeddedEncoder
 from encoders.pretrained import load_encoder, load_pretrained
 from tests.encoders.pictures import channels_first, photographs, stack
@@ -116,6 +116,24 @@ def test_rows_do_not_depend_on_their_batch(folder: str, request: pytest.FixtureR
         alone, text_alone = encode(encoder, images[i : i + 1]), encoder.encode_texts([CAPTIONS[i]])
         np.testing.assert_allclose(alone.features[0], together.features[i], atol=1e-5)
         np.testing.assert_allclose(text_alone.features[0], texts_together.features[i], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("folder", "at_the_ends", "longest"),
+    # One token a letter; CLIP marks both ends, SigLIP one.
+    [("clip_folder", 2, "x" * 22), ("siglip_folder", 1, "X" * 23)],
+)
+def test_tokens_of_a_caption(
+    folder: str, at_the_ends: int, longest: str, request: pytest.FixtureRequest
+) -> None:
+    encoder = load(request.getfixturevalue(folder))
+    counts = encoder.count_tokens(["abc", "a b c", longest, longest + "y"])
+    assert counts == [3 + at_the_ends, 3 + at_the_ends, 24, 25]
+    assert encoder.max_tokens == 24
+    captions = [longest, longest + "y", longest + "z", longest + "z"]
+    assert count_cut_off(encoder, captions) == 3
+    _, one, other, _ = encoder.encode_texts(captions).features
+    np.testing.assert_array_equal(one, other)  # what is beyond the limit is not seen
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
