@@ -34,7 +34,9 @@ class EmbeddingConfig(Settings):
 
     encoder_model: str = setting(
         "auto",
-        "Hub id or local folder of a CLIP or SigLIP model, embedded (needs no download), or auto: "
+        "Hub id or local folder of a CLIP or SigLIP model, open_clip:MODEL/PRETRAINED, "
+        "hf-hub:OWNER/NAME or a folder of a model of open_clip (requirements-openclip.txt), "
+        "embedded (needs no download), or auto: "
         f"{DEFAULT_MODEL} where it can be had, else embedded",
     )
     precision: str = setting(

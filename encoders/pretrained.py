@@ -29,6 +29,7 @@ from encoders.base import (
 )
 from encoders.embedded import EmbeddedEncoder
 from encoders.model_files import ModelFiles, find_model, read_tensors
+from encoders.openclip import is_open_clip, load_open_clip
 
 logger = logging.getLogger(__name__)
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"  # whole, or an index of shards
@@ -38,11 +39,13 @@ def load_encoder(config: EmbeddingConfig, *, device: torch.device) -> Encoder:
     """The encoder that the settings ask for. Only `auto` falls back.
 
     Raises:
-        InputError: the model cannot be had, or is neither CLIP nor SigLIP.
+        InputError: the model cannot be had, or is neither CLIP nor SigLIP nor of open_clip.
     """
     dtype = resolve_dtype(config.precision, device)
     if config.encoder_model == "embedded":
         return EmbeddedEncoder(device, dtype)
+    if is_open_clip(config.encoder_model):
+        return load_open_clip(config.encoder_model, device, dtype)
     if config.encoder_model != "auto":
         return load_pretrained(config.encoder_model, device, dtype)
     try:
