@@ -178,8 +178,8 @@ def count_cut_off(features: Features, captions: Sequence[str]) -> int:
         return 0
     times = Counter(captions)
     unsure = [caption for caption in times if not _is_surely_short(caption, limit)]
-    n_cut_off = 0
-    for start in range(0, len(unsure), CAPTIONS_COUNTED_AT_ONCE):
+    n_cut_off, starts = 0, range(0, len(unsure), CAPTIONS_COUNTED_AT_ONCE)
+    for start in tqdm(starts, desc="caption lengths", unit="batch", disable=None):
         batch = unsure[start : start + CAPTIONS_COUNTED_AT_ONCE]
         counts = features.count_tokens(batch)
         n_cut_off += sum(times[c] for c, n in zip(batch, counts, strict=True) if n > limit)

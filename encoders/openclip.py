@@ -27,17 +27,15 @@ from encoders.openclip_towers import take_image_projection, take_text_projection
 
 PREFIX, HUB, FOLDER = "open_clip:", "hf-hub:", "local-dir:"
 CONFIG = "open_clip_config.json"
-# As open_clip prefers them: model.safetensors beside one of its own names is of transformers.
-WEIGHTS = (
+OWN_WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "model.pth",
 )
+# A folder's, where it has none of the above: a repository may hold a model of timm or transformers
+# under these names.
+OTHER_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 RESTRICTED = (".bin", ".pt", ".pth")  # what the restricted loader reads
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "sentencepiece.model")
 MAX_PROBLEM = 300  # characters of a library's own words
@@ -149,9 +147,11 @@ def _import_open_clip(name: str) -> None:
         import open_clip  # noqa: F401 - only whether it can be
     except Exception as error:
         # What is there but fails is torchvision, beside a torch of another build.
-        remedy = "pip install -r requirements-openclip.txt"
-        if not isinstance(error, ImportError):
-            remedy = f"install torch and torchvision from one index, as in {remedy}"
+        remedy = (
+            "pip install -r requirements-openclip.txt"
+            if isinstance(error, ImportError)
+            else "install torch and torchvision from one index (requirements-openclip.txt has both)"
+        )
         raise InputError(
             f"--encoder_model {name} needs open_clip, which cannot be imported ({error}); "
             f"{remedy}, or use --encoder_model embedded"
@@ -167,6 +167,7 @@ def _undisturbed() -> Iterator[None]:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     root, handler = logging.getLogger(), logging.NullHandler()
 
     def is_said_elsewhere(record: logging.LogRecord) -> bool:
@@ -230,40 +231,43 @@ def _find_own(name: str, model: str, pretrained: str) -> _Found:
     repository, file = os.path.split(tag.get("hf_hub", ""))
     if not repository:
         raise ValueError(f"open_clip has these weights at {tag.get('url')} alone; download them")
-    names = (f"{os.path.splitext(file)[0]}.safetensors", file) if file else WEIGHTS
+    names = (f"{os.path.splitext(file)[0]}.safetensors", file) if file else OWN_WEIGHTS
     files = find_model(repository, lambda found: found.find_first(names) is not None, flag=name)
-    weights = files.find_first(names)
-    if weights is None:
-        raise ValueError(f"{repository} has none of {', '.join(names)}")
-    return _Found(model, config, weights, tag, None)
+    return _Found(model, config, _weights(files, names), tag, None)
 
 
 def _find_files(name: str, place: str) -> _Found:
     def is_whole(found: ModelFiles) -> bool:
-        return found.find(CONFIG) is not None and found.find_first(WEIGHTS) is not None
+        return found.find(CONFIG) is not None and found.find_first(OWN_WEIGHTS) is not None
 
     files = find_model(place, is_whole, flag=name)
     path = files.find(CONFIG)
     if path is None:
         raise ValueError(f"there is no {CONFIG}")
-    weights = files.find_first(WEIGHTS) or _only_weights(path.parent)
+    weights = _weights(files, OWN_WEIGHTS)
     config = json.loads(path.read_bytes())["model_cfg"]
     beside = ModelFiles(str(path.parent), is_local=True)
     return _Found(f"{FOLDER}{path.parent}", config, weights, {}, beside)
 
 
-def _only_weights(folder: Path) -> Path:
-    """The one file of weights under a name of its own.
+def _weights(files: ModelFiles, names: Sequence[str]) -> Path:
+    """The first file of these names; in a folder, else one of another name, if it is the only one.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: there is none, or it is not clear which.
     """
+    if found := files.find_first(names):
+        return found
+    if not os.path.isdir(files.place):
+        raise ValueError(f"{files.place} has none of {', '.join(names)}")
+    if found := files.find_first(OTHER_WEIGHTS):
+        return found
     suffixes = (".safetensors", *RESTRICTED)
-    found = sorted(path for path in folder.iterdir() if path.suffix in suffixes)
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise ValueError(f"there is no {WEIGHTS[0]} or {WEIGHTS[2]}, and other weights: {names}")
-    return found[0]
+    others = sorted(p for p in Path(files.place).iterdir() if p.suffix in suffixes)
+    if len(others) != 1:
+        listed = ", ".join(path.name for path in others) or "none"
+        raise ValueError(f"there is no {names[0]}, and other weights: {listed}")
+    return others[0]
 
 
 # --- Loading --------------------------------------------------------------------------------------

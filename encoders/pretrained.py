@@ -42,12 +42,12 @@ def load_encoder(config: EmbeddingConfig, *, device: torch.device) -> Encoder:
         InputError: the model cannot be had, or is neither CLIP nor SigLIP nor of open_clip.
     """
     dtype = resolve_dtype(config.precision, device)
-    if config.encoder_model == "embedded":
+    name = config.encoder_model
+    if name == "embedded":
         return EmbeddedEncoder(device, dtype)
-    if is_open_clip(config.encoder_model):
-        return load_open_clip(config.encoder_model, device, dtype)
-    if config.encoder_model != "auto":
-        return load_pretrained(config.encoder_model, device, dtype)
+    if name != "auto":
+        load = load_open_clip if is_open_clip(name) else load_pretrained
+        return load(name, device, dtype)
     try:
         return load_pretrained(DEFAULT_MODEL, device, dtype)
     except InputError as error:
@@ -152,7 +152,7 @@ def load_pretrained(name: str, device: torch.device, dtype: torch.dtype) -> Pret
         raise InputError(
             f"--encoder_model {name} cannot be loaded: {problem}; give the Hub id or the folder of "
             "a whole CLIP or SigLIP model with its weights in safetensors, or in .bin and nothing "
-            "but tensors, or use --encoder_model embedded"
+            "but tensors, hf-hub:OWNER/NAME for one of open_clip, or use --encoder_model embedded"
         ) from error
     return PretrainedEncoder(name, model, image_processor, tokenizer, device)
 

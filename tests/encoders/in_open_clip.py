@@ -125,30 +125,7 @@ def check_same(found: Encoder, expected: Encoder) -> None:
         np.testing.assert_array_equal(unit_projections(rows), unit_projections(others))
 
 
-# --- What is encoded ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_equals_the_model_run_directly(kind: str, tmp_path: Path) -> None:
-    config, image_width, text_width = MODELS[kind]
-    folder, images = save_model(tmp_path / "model", config), photographs(3)
-    encoder = load(f"open_clip:{folder}")
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    model.eval()
-    with torch.no_grad():
-        image_rows = model.encode_image(torch.stack([transform(i) for i in images]), normalize=True)
-        text_rows = model.encode_text(tokenizer(CAPTIONS), normalize=True)
-    found_images, found_texts = encode(encoder, images), encoder.encode_texts(CAPTIONS)
-    np.testing.assert_allclose(unit_projections(found_images), unit(image_rows), atol=1e-6)
-    np.testing.assert_allclose(unit_projections(found_texts), unit(text_rows), atol=1e-6)
-    assert found_images.features.shape == (3, image_width)
-    assert found_texts.features.shape == (3, text_width)
-    assert np.ptp(found_images.features, axis=0).min() > 0
-    assert encoder.name == f"open_clip:{folder}"
-    assert encoder.max_tokens == config["text_cfg"]["context_length"]
-
-
+# What each kind makes of its features, from its weights.
 PROJECTIONS: dict[str, dict[str, Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray]]] = {
     "clip": {
         "image": lambda w, x: x @ w["visual.proj"],
@@ -175,16 +152,33 @@ PROJECTIONS: dict[str, dict[str, Callable[[dict[str, np.ndarray], np.ndarray], n
 }
 
 
-@pytest.mark.parametrize("kind", PROJECTIONS)
-def test_features_are_what_the_projections_take_in(kind: str, tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "model", MODELS[kind][0])
-    encoder, weights = load(f"open_clip:{folder}"), load_file(folder / WEIGHTS)
-    arrays = {name: np.asarray(values) for name, values in weights.items()}
-    encoded = {
-        "image": encode(encoder, photographs(3)),
-        "text": encoder.encode_texts(CAPTIONS),
-    }
-    for side, project in PROJECTIONS[kind].items():
+# --- What is encoded ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_equals_the_model_run_directly(kind: str, tmp_path: Path) -> None:
+    config, image_width, text_width = MODELS[kind]
+    folder, images = save_model(tmp_path / "model", config), photographs(3)
+    encoder = load(f"open_clip:{folder}")
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    model.eval()
+    with torch.no_grad():
+        image_rows = model.encode_image(torch.stack([transform(i) for i in images]), normalize=True)
+        text_rows = model.encode_text(tokenizer(CAPTIONS), normalize=True)
+    found_images, found_texts = encode(encoder, images), encoder.encode_texts(CAPTIONS)
+    np.testing.assert_allclose(unit_projections(found_images), unit(image_rows), atol=1e-6)
+    np.testing.assert_allclose(unit_projections(found_texts), unit(text_rows), atol=1e-6)
+    assert found_images.features.shape == (3, image_width)
+    assert found_texts.features.shape == (3, text_width)
+    assert np.ptp(found_images.features, axis=0).min() > 0
+    assert encoder.name == f"open_clip:{folder}"
+    assert encoder.max_tokens == config["text_cfg"]["context_length"]
+
+    tensors = load_file(folder / WEIGHTS)
+    arrays = {name: np.asarray(values) for name, values in tensors.items()}
+    encoded = {"image": found_images, "text": found_texts}
+    for side, project in PROJECTIONS.get(kind, {}).items():
         rows = encoded[side]
         assert rows.projections is not None
         np.testing.assert_allclose(project(arrays, rows.features), rows.projections, atol=1e-5)
@@ -270,8 +264,13 @@ def test_names_of_a_folder(clip_folder: Path) -> None:
         check_same(encoder, load(names[0]))
 
 
-@pytest.mark.parametrize("prefix", ["open_clip:hf-hub:", "hf-hub:", "open_clip:", ""])
-@pytest.mark.parametrize("kind", ["clip", "transformers text"])
+@pytest.mark.parametrize(
+    ("kind", "prefix"),
+    [
+        *(("clip", prefix) for prefix in ("open_clip:hf-hub:", "hf-hub:", "open_clip:", "")),
+        ("transformers text", "hf-hub:"),
+    ],
+)
 def test_names_of_a_cached_repository(prefix: str, kind: str, no_hub: Path, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "model", MODELS[kind][0])
     expected = load(f"open_clip:{folder}")
@@ -344,6 +343,17 @@ def test_weights_in_a_file(own_model: str, clip_folder: Path, tmp_path: Path) ->
 def test_weights_that_nobody_offers(own_model: str, pretrained: str) -> None:
     with pytest.raises(InputError, match=r"is no file and no weights .* it has tag, file, url$"):
         load(f"open_clip:{own_model}{pretrained}")
+
+
+def test_repository_with_the_weights_of_another_library(
+    clip_folder: Path, no_hub: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "model"))
+    (folder / WEIGHTS).rename(folder / "model.safetensors")
+    check_same(load(folder), load(clip_folder))  # in a folder there is nothing else to take
+    put_in_cache(folder, no_hub, "timm/model")
+    with pytest.raises(InputError, match="hf-hub:timm/model is no folder, not in the local cache"):
+        load("hf-hub:timm/model")
 
 
 @pytest.mark.parametrize("name", ["hf-hub:some/model", "open_clip:No-Such/model", "open_clip:"])

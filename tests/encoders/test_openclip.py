@@ -34,9 +34,15 @@ def test_open_clip_goes_with_the_versions_of_the_rest() -> None:
     assert "open-clip-torch" in extra
 
 
-@pytest.mark.parametrize("problem", [None, "operator torchvision::nms does not exist"])
+@pytest.mark.parametrize(
+    ("problem", "remedy"),
+    [
+        (None, "pip install -r requirements-openclip.txt"),
+        ("operator torchvision::nms does not exist", "torch and torchvision from one index"),
+    ],
+)
 def test_the_extra_is_named_where_it_is_not_there(
-    problem: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    problem: str | None, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "open_clip", raising=False)
     if problem is None:
@@ -46,9 +52,8 @@ def test_the_extra_is_named_where_it_is_not_there(
         monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=r"needs open_clip, which cannot be imported") as caught:
         load("open_clip:ViT-B-32/laion2b_s34b_b79k")
-    assert "pip install -r requirements-openclip.txt" in str(caught.value)
-    assert REQUIREMENTS.name == "requirements-openclip.txt"
-    assert ("from one index" in str(caught.value)) == (problem is not None)
+    assert remedy in str(caught.value)
+    assert REQUIREMENTS.name in str(caught.value)
     assert (problem or "open_clip") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -104,7 +109,7 @@ def test_where_open_clip_is(
     assert finished.returncode == 0, finished.stdout
     last = finished.stdout.splitlines()[-1]
     counts = {what: int(n) for n, what in re.findall(r"(\d+) (\w+)", last)}
-    assert counts["passed"] > 50
+    assert counts["passed"] > 40
     assert "skipped" not in counts
 
 
