@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from artifacts.settings import InputError
 from data import PairReader
-from encoders.base import EmbeddingConfig, Encoded, Features, join
+from encoders.base import EmbeddingConfig, Encoded, Features, count_cut_off, join
 from encoders.joint_map import embed_across_folds, unit_rows
 from sources.base import SPLITS
 
@@ -52,6 +52,13 @@ class EmbeddingResult:
     # Results saved before these existed have none.
     validation_image_embeddings: Float32[np.ndarray, "V d"] | None = None
     validation_text_embeddings: Float32[np.ndarray, "V d"] | None = None
+    max_tokens: int | None = None  # of a caption that the encoder reads; None: no limit, or unknown
+    n_cut_off: int = 0  # pairs with a caption longer than that
+
+    @property
+    def cut_off(self) -> str:
+        """How many captions the encoder did not read to their ends; empty where it read all."""
+        return cut_off_sentence(self.encoder, self.max_tokens, self.n_cut_off, len(self.pairs))
 
     def split_pairs(self, split: str) -> pd.DataFrame:
         """The kept pairs of one split, in the order of its arrays."""
@@ -80,6 +87,11 @@ def embed_pairs(
     left_out = reader.left_out()
     if left_out:
         logger.info("%s", left_out)
+    n_cut_off = count_cut_off(features, pairs["caption"].tolist())
+    if n_cut_off:
+        logger.warning(
+            "%s", cut_off_sentence(features.name, features.max_tokens, n_cut_off, len(pairs))
+        )
 
     rows = {split: np.flatnonzero(pairs["split"] == split) for split in SPLITS}
     image_rows = pairs["image_row"].to_numpy(np.int64)
@@ -110,6 +122,19 @@ def embed_pairs(
         source="; ".join(filter(None, [reader.source.description, left_out])),
         validation_image_embeddings=joint.validation_images,
         validation_text_embeddings=joint.validation_texts,
+        max_tokens=features.max_tokens,
+        n_cut_off=n_cut_off,
+    )
+
+
+def cut_off_sentence(encoder: str, max_tokens: int | None, n_cut_off: int, n_captions: int) -> str:
+    """How many captions are longer than what an encoder reads of them; empty where none is."""
+    if not n_cut_off:
+        return ""
+    verbs = "is longer and was" if n_cut_off == 1 else "are longer and were"
+    return (
+        f"--encoder_model {encoder} reads {max_tokens} tokens: {n_cut_off:,} of {n_captions:,} "
+        f"captions {verbs} cut off"
     )
 
 

@@ -36,8 +36,8 @@ from cli.sizes import (
     reference_steps,
 )
 from data import PairReader
-from embedding import READ_ORDER
-from encoders.base import Encoded, Features
+from embedding import READ_ORDER, cut_off_sentence
+from encoders.base import Encoded, Features, count_cut_off
 from sources.base import SPLITS, DataConfig, PairSource, UnusableImage
 from sources.images import decode_pixels
 from train_eval import COMPARISONS
@@ -73,12 +73,13 @@ def preview(run: Run) -> str:
         _origin_lines(data),
         _counts_lines(counts),
         [_cut(line, columns) for line in _skipped_lines(sample)],
+        _cut_off_lines(data.encoder, sample),
         [_cut(line, columns) for line in _pair_lines(sample)],
         _time_lines(config, sizes, speed, seconds),
         _disk_lines(needed, Path(config.run.output_dir)),
         ["Nothing was written."],
     ]
-    return "\n\n".join("\n".join(part) for part in parts)
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 # --- Reading --------------------------------------------------------------------------------------
@@ -140,6 +141,7 @@ def read_sample(data: OpenData, config: Config) -> Sample:
         widths=Widths(images.features.shape[1], texts.features.shape[1], joint),
         images_per_second=n_images / image_seconds,
         captions_per_second=int(in_training.sum()) / caption_seconds,
+        n_cut_off=count_cut_off(data.encoder, pairs["caption"].tolist()),
     )
 
 
@@ -258,6 +260,14 @@ def _skipped_lines(sample: Sample) -> list[str]:
         )
     ]
     return [heading, *_table(counts, left=True), "such as", *_table(named, left=True)]
+
+
+def _cut_off_lines(encoder: Features, sample: Sample) -> list[str]:
+    """How many captions of the sample are longer than the encoder reads."""
+    sentence = cut_off_sentence(
+        encoder.name, encoder.max_tokens, sample.n_cut_off, len(sample.pairs)
+    )
+    return [f"Cut off   {sentence}"] if sentence else []
 
 
 def _detail(detail: str, first_key: str | None) -> str:

@@ -65,6 +65,7 @@ class Sample:
         widths: of the features.
         images_per_second: read, decoded and encoded.
         captions_per_second: encoded.
+        n_cut_off: pairs with a caption longer than what the encoder reads.
     """
 
     limits: Mapping[str, int]
@@ -75,6 +76,7 @@ class Sample:
     widths: Widths
     images_per_second: float
     captions_per_second: float
+    n_cut_off: int = 0
 
     def n_kept(self, split: str) -> int:
         """In the unit of the limits: test images, pairs of the other splits."""

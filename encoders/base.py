@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from tqdm import tqdm
 from artifacts.settings import Settings, setting
 
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
+MAX_ASPECT_RATIO = 16  # what is longer is cropped before a processor scales its short side up
+MOST_END_MARKS = 4  # tokens that are no characters: start, end, class, the gap before a word
+CAPTIONS_COUNTED_AT_ONCE = 1024
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EMBEDDED_WARNING = (
     "EMBEDDED ENCODER: no CLIP could be had, so this run uses a small encoder whose joint space is "
@@ -30,7 +34,9 @@ class EmbeddingConfig(Settings):
 
     encoder_model: str = setting(
         "auto",
-        "Hub id or local folder of a CLIP or SigLIP model, embedded (needs no download), or auto: "
+        "Hub id or local folder of a CLIP or SigLIP model, open_clip:MODEL/PRETRAINED, "
+        "hf-hub:OWNER/NAME or a folder of a model of open_clip (requirements-openclip.txt), "
+        "embedded (needs no download), or auto: "
         f"{DEFAULT_MODEL} where it can be had, else embedded",
     )
     precision: str = setting(
@@ -74,9 +80,11 @@ class Features(ABC):
         name: the model really used, or what stands for it in reports.
         preprocess: makes what `encode_images` takes of an RGB image of any size, thread-safe; None
             where the images of the data set are rows.
+        max_tokens: how many tokens of a caption are read; None where nothing is cut off.
     """
 
     name: str
+    max_tokens: int | None = None
     preprocess: Callable[[PIL.Image.Image], np.ndarray] | None
 
     @abstractmethod
@@ -97,6 +105,13 @@ class Features(ABC):
     ) -> Encoded:
         """The same of any number of pairs, in batches where that matters."""
         return self.text_features(captions, positions)
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption were nothing cut off, those that mark its ends included.
+
+        Asked only where there is a `max_tokens`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has max_tokens but counts none")
 
 
 class Encoder(Features):
@@ -156,6 +171,31 @@ class GivenEmbeddings(Features):
         return Encoded(rows, rows)
 
 
+def count_cut_off(features: Features, captions: Sequence[str]) -> int:
+    """How many of the captions, equal ones included, are longer than what is read of them."""
+    limit = features.max_tokens
+    if limit is None:
+        return 0
+    times = Counter(captions)
+    unsure = [caption for caption in times if not _is_surely_short(caption, limit)]
+    n_cut_off, starts = 0, range(0, len(unsure), CAPTIONS_COUNTED_AT_ONCE)
+    for start in tqdm(starts, desc="caption lengths", unit="batch", disable=None):
+        batch = unsure[start : start + CAPTIONS_COUNTED_AT_ONCE]
+        counts = features.count_tokens(batch)
+        n_cut_off += sum(times[c] for c, n in zip(batch, counts, strict=True) if n > limit)
+    return n_cut_off
+
+
+def _is_surely_short(caption: str, max_tokens: int) -> bool:
+    """Whether a caption needs no tokenizer to be known to fit, as most need none.
+
+    A token takes a character at least, but for marks at the ends, and but for letters beyond ASCII
+    and HTML entities, which tokenizers may first replace by several.
+    """
+    fits = len(caption) + MOST_END_MARKS <= max_tokens
+    return fits and caption.isascii() and "&" not in caption
+
+
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The encoder's number format: the one asked for, or what suits the device."""
     if precision != "auto":
@@ -163,6 +203,20 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def crop_strip(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The middle of an image that is very long and thin, other images as they are.
+
+    CLIP's processor scales the short side to the model's size before it crops: a line of pixels
+    would fill the memory.
+    """
+    limit = MAX_ASPECT_RATIO * min(image.size)
+    if max(image.size) <= limit:
+        return image
+    width, height = min(image.width, limit), min(image.height, limit)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -7,8 +7,8 @@ fixed resolutions of SigLIP 2, arXiv 2502.14786), from a folder, the cache or th
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,27 +23,31 @@ from encoders.base import (
     EmbeddingConfig,
     Encoded,
     Encoder,
+    crop_strip,
     resolve_dtype,
     to_numpy,
 )
 from encoders.embedded import EmbeddedEncoder
-from sources.online import hub_answers
+from encoders.model_files import ModelFiles, find_model, read_tensors
+from encoders.openclip import is_open_clip, load_open_clip
 
 logger = logging.getLogger(__name__)
-MAX_ASPECT_RATIO = 16  # what is longer is cropped before a processor scales its short side up
+SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"  # whole, or an index of shards
 
 
 def load_encoder(config: EmbeddingConfig, *, device: torch.device) -> Encoder:
     """The encoder that the settings ask for. Only `auto` falls back.
 
     Raises:
-        InputError: the model cannot be had, or is neither CLIP nor SigLIP.
+        InputError: the model cannot be had, or is neither CLIP nor SigLIP nor of open_clip.
     """
     dtype = resolve_dtype(config.precision, device)
-    if config.encoder_model == "embedded":
+    name = config.encoder_model
+    if name == "embedded":
         return EmbeddedEncoder(device, dtype)
-    if config.encoder_model != "auto":
-        return load_pretrained(config.encoder_model, device, dtype)
+    if name != "auto":
+        load = load_open_clip if is_open_clip(name) else load_pretrained
+        return load(name, device, dtype)
     try:
         return load_pretrained(DEFAULT_MODEL, device, dtype)
     except InputError as error:
@@ -68,6 +72,7 @@ class PretrainedEncoder(Encoder):
         self._model, self._device = model.eval().to(device), device
         self._image_processor, self._tokenizer = image_processor, tokenizer
         self._is_siglip = model.config.model_type == "siglip"
+        self.max_tokens = model.config.text_config.max_position_embeddings
 
     def preprocess(self, image: PIL.Image.Image) -> Float32[np.ndarray, "3 h w"]:
         """The model's own scaling, cropping and normalisation."""
@@ -88,10 +93,10 @@ class PretrainedEncoder(Encoder):
         SigLIP was trained on lower-case text padded to full length without a mask.
         """
         tokens = self._tokenizer(
-            [caption.lower() if self._is_siglip else caption for caption in captions],
+            self._read(captions),
             padding="max_length" if self._is_siglip else "longest",
             truncation=True,
-            max_length=self._model.config.text_config.max_position_embeddings,
+            max_length=self.max_tokens,
             return_attention_mask=not self._is_siglip,
             return_token_type_ids=False,
             return_tensors="pt",
@@ -101,51 +106,37 @@ class PretrainedEncoder(Encoder):
             projected = pooled if self._is_siglip else self._model.text_projection(pooled)
         return Encoded(to_numpy(pooled), to_numpy(projected))
 
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption, the marks at its ends included."""
+        tokens = self._tokenizer(self._read(captions), return_attention_mask=False)
+        return [len(ids) for ids in tokens["input_ids"]]
 
-def crop_strip(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The middle of an image that is very long and thin, other images as they are.
-
-    CLIP's processor scales the short side to the model's size before it crops: a line of pixels
-    would fill the memory.
-    """
-    limit = MAX_ASPECT_RATIO * min(image.size)
-    if max(image.size) <= limit:
-        return image
-    width, height = min(image.width, limit), min(image.height, limit)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    def _read(self, captions: Sequence[str]) -> list[str]:
+        """The captions as the tokenizer takes them."""
+        return [caption.lower() if self._is_siglip else caption for caption in captions]
 
 
 def load_pretrained(name: str, device: torch.device, dtype: torch.dtype) -> PretrainedEncoder:
     """A CLIP or SigLIP model from a local folder, the Hub's cache or the Hub.
 
-    The Hub is asked only for what is not cached. Weights are read from safetensors alone, and no
-    code of a repository is run.
+    The Hub is asked only for what is not cached. Weights are read from safetensors, or else from
+    `.bin` without unpickling, and no code of a repository is run.
 
     Raises:
         InputError: the model cannot be had, is of another type, or its files are damaged.
     """
-    options = {"local_files_only": _is_local(name), "trust_remote_code": False}
+    files = find_model(name, _is_cached, flag=name).as_folder("config.json")
+    options = {"local_files_only": files.is_local, "trust_remote_code": False}
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **options)
+        config = transformers.AutoConfig.from_pretrained(files.place, **options)
         _check_model_type(name, config.model_type)
-        model, report = transformers.AutoModel.from_pretrained(
-            name,
-            config=config,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-        if report["missing_keys"]:
-            raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+        model = _load_model(files, config, dtype)
         image_processor = transformers.AutoImageProcessor.from_pretrained(
-            name, backend="pil", **options
+            files.place, backend="pil", **options
         )
         # SigLIP's own class needs sentencepiece; its tokenizer.json holds the same.
         tokenizer_class = (
@@ -153,47 +144,56 @@ def load_pretrained(name: str, device: torch.device, dtype: torch.dtype) -> Pret
             if config.model_type == "siglip"
             else transformers.AutoTokenizer
         )
-        tokenizer = tokenizer_class.from_pretrained(name, **options)
+        tokenizer = tokenizer_class.from_pretrained(files.place, **options)
     except InputError:
         raise
     except Exception as error:  # damaged files raise nearly anything
         problem = (str(error) or repr(error)).splitlines()[0]
         raise InputError(
             f"--encoder_model {name} cannot be loaded: {problem}; give the Hub id or the folder of "
-            "a whole CLIP or SigLIP model with safetensors weights, or use --encoder_model embedded"
+            "a whole CLIP or SigLIP model with its weights in safetensors, or in .bin and nothing "
+            "but tensors, hf-hub:OWNER/NAME for one of open_clip, or use --encoder_model embedded"
         ) from error
     return PretrainedEncoder(name, model, image_processor, tokenizer, device)
 
 
-def _is_local(name: str) -> bool:
-    """Whether a model lies in a folder or in the Hub's cache; otherwise the Hub has it.
+def _load_model(files: ModelFiles, config: Any, dtype: torch.dtype) -> Any:
+    """The model with its weights: safetensors, or where there are none, `.bin`.
+
+    transformers would read `.bin` too, but then has the Hub convert it, in a thread of its own.
 
     Raises:
-        InputError: neither is the case.
+        ValueError: there are no weights, or some are missing.
     """
-    if os.path.isdir(name) or _is_cached(name):
-        return True
-    if hub_answers(name, "model"):
-        return False
-    raise InputError(
-        f"--encoder_model {name} is no folder, not in the local cache, and the Hub does not offer "
-        "it or does not answer; check the name and the network, or use --encoder_model embedded"
+    import transformers
+
+    common = {
+        **{"config": config, "dtype": dtype, "attn_implementation": "sdpa"},
+        "output_loading_info": True,
+    }
+    model_class = (
+        transformers.CLIPModel if config.model_type == "clip" else transformers.SiglipModel
     )
-
-
-def _is_cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    def has(file: str) -> bool:
-        return isinstance(try_to_load_from_cache(name, file), str)
-
-    try:
-        return has("config.json") and (
-            has("model.safetensors") or has("model.safetensors.index.json")
+    if files.weights(SAFETENSORS):
+        model, report = model_class.from_pretrained(
+            files.place, use_safetensors=True, local_files_only=files.is_local, **common
         )
-    except HFValidationError:
-        return False
+    elif paths := files.weights(PICKLED):
+        model, report = model_class.from_pretrained(None, state_dict=read_tensors(paths), **common)
+    else:
+        raise ValueError(f"there is no {SAFETENSORS} and no {PICKLED}")
+    if report["missing_keys"]:
+        raise ValueError(f"the weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+    return model
+
+
+def _is_cached(files: ModelFiles) -> bool:
+    """Whether the Hub's cache holds the configuration and all weights."""
+    with suppress(ValueError):
+        return files.find("config.json") is not None and any(
+            files.weights(name) for name in (SAFETENSORS, PICKLED)
+        )
+    return False
 
 
 def _check_model_type(name: str, model_type: str) -> None:

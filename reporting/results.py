@@ -129,6 +129,7 @@ def summarize(
         n_test_images=len(e.test_image_features),
         n_test_captions=len(e.test_text_features),
         skipped=Counter(e.skipped["reason"]),
+        cut_off=e.cut_off,
         influence=influence.clusters if influence else None,
         influence_info=influence.quality() if influence else None,
         influence_validation=judged.validated.value.checks if judged.validated else None,

@@ -179,6 +179,7 @@ class Summary:
     histories: dict[str, list[dict[str, Any]]]  # method -> one loss history a seed
     faults: dict[str, dict[str, Any]] | None  # method -> fault -> in_data, dropped
     dropped_examples: list[dict[str, Any]]
+    cut_off: str = ""  # how many captions the encoder did not read to their ends
     contact_sheets: tuple[str, ...] = ()  # their paths in the tree, where they were drawn
     figures: tuple[str, ...] = ()  # the same of the figures
     trust: dict[str, Any] | None = None  # stage2/wrong_captions.json and `taken_at_word`

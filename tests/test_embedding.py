@@ -12,7 +12,7 @@ from artifacts.provenance import EMBEDDING, Provenance
 from artifacts.settings import InputError
 from artifacts.store import Store
 from data import PairReader, open_source
-from embedding import EmbeddingResult, embed_pairs
+from embedding import EmbeddingResult, cut_off_sentence, embed_pairs
 from encoders.base import EmbeddingConfig, Encoded, Encoder
 from encoders.embedded import EmbeddedEncoder
 from encoders.joint_map import embed_across_folds
@@ -130,6 +130,39 @@ def test_embed_pairs_with_clip(source: PairSource, tmp_path: Path) -> None:
         np.testing.assert_allclose(other.text_embeddings, result.text_embeddings, atol=1e-5)
 
 
+def test_captions_that_are_cut_off_are_said_and_saved(
+    source: PairSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_clip(tmp_path / "clip")
+    encoder = load(tmp_path / "clip")  # reads a letter a token, 24 with the ends
+    result = embed(source, encoder, EmbeddingConfig())
+    captions = result.pairs["caption"]
+    n = int((captions.str.replace(" ", "").str.len() > 22).sum())
+    assert 1 < n < len(captions)
+    sentence = (
+        f"--encoder_model {encoder.name} reads 24 tokens: {n} of {len(captions)} captions are "
+        "longer and were cut off"
+    )
+    assert result.cut_off == sentence
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == [sentence]
+
+    store, provenance = Store.open(str(tmp_path / "out")), Provenance(1, {}, {})
+    store.save(EMBEDDING, provenance, result, seconds=0.0)
+    assert store.load(EMBEDDING, provenance, EmbeddingResult).value.cut_off == sentence
+    manifest = store.manifest(EMBEDDING)  # as it was before anything was counted
+    for name in ("max_tokens", "n_cut_off"):
+        del manifest["values"][name]
+    store.write_json(f"{EMBEDDING.folder}/{EMBEDDING.manifest}", manifest)
+    assert store.load(EMBEDDING, provenance, EmbeddingResult).value.cut_off == ""
+
+
+def test_one_caption_that_is_cut_off() -> None:
+    assert cut_off_sentence("clip", 77, 0, 5000) == ""
+    assert cut_off_sentence("clip", 77, 1, 5000) == (
+        "--encoder_model clip reads 77 tokens: 1 of 5,000 captions is longer and was cut off"
+    )
+
+
 def test_embed_pairs_embedded(source: PairSource, caplog: pytest.LogCaptureFixture) -> None:
     embedded = EmbeddedEncoder(CPU, torch.float32)
     caplog.set_level(logging.INFO, "embedding")
@@ -137,6 +170,8 @@ def test_embed_pairs_embedded(source: PairSource, caplog: pytest.LogCaptureFixtu
     check_form(result)
     check_rows(result, source, embedded)
     assert result.encoder == "embedded"
+    assert result.cut_off == ""
+    assert "cut off" not in caplog.text
     assert f"35 images and {len(result.pairs)} captions" in caplog.text
     assert same(result, embed(source, embedded, EmbeddingConfig("embedded")))
     # What is held out is embedded by the map of all training pairs, which has not seen it.

@@ -220,6 +220,29 @@ def test_captions_fit_the_terminal_and_cannot_command_it(
     assert shown.endswith("…")
 
 
+class Brief(Colours):
+    """Reads three words of a caption."""
+
+    max_tokens = 3
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        return [len(caption.split()) for caption in captions]
+
+
+def test_captions_that_will_be_cut_off_are_counted_in_the_sample(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--dataset", "folder", "--data_dir", str(album))
+    monkeypatch.setattr(auto, "load_encoder", lambda config, *, device: Brief())
+    lines = lines_of(preview(run_of(tmp_path / "out", *flags)))
+    assert (
+        "Cut off --encoder_model colours reads 3 tokens: 18 of 18 captions are longer and were "
+        "cut off"
+    ) in lines
+    monkeypatch.setattr(auto, "load_encoder", lambda config, *, device: Colours())
+    assert "Cut off" not in preview(run_of(tmp_path / "out", *flags))
+
+
 def test_a_fallback_is_said_on_the_terminal(tmp_path: Path) -> None:
     flags = [*TINY, "--output_dir", str(tmp_path / "out"), "--dry_run"]
     flags[flags.index("synthetic")] = "auto"

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from artifacts.settings import InputError
-from encoders.base import EmbeddingConfig, Encoded, Encoder, GivenEmbeddings, resolve_dtype
+from encoders import base
+from encoders.base import (
+    EmbeddingConfig,
+    Encoded,
+    Encoder,
+    GivenEmbeddings,
+    count_cut_off,
+    resolve_dtype,
+)
 from tests.small_models import CPU
 
 
@@ -43,6 +51,47 @@ def test_an_encoder_encodes_equal_captions_once_and_short_ones_first() -> None:
     assert found.projections.tolist() == [[n, n] for [n] in found.features.tolist()]
     some = encoder.text_features(captions[:3], np.array([7, 8, 9]))
     assert some.features.tolist() == [[2], [1], [4]]
+
+
+class Words(Lengths):
+    """Takes a word, and each end of a caption, for a token, but "&amp;" for three."""
+
+    max_tokens = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: list[list[str]] = []
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        self.counted.append(list(captions))
+        return [len(caption.replace("&amp;", "a n d").split()) + 2 for caption in captions]
+
+
+def test_captions_that_are_cut_off_are_counted_pair_by_pair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fits, long, longer = "four words are read", "but five words are not", "a b c d e f g"
+    monkeypatch.setattr(base, "CAPTIONS_COUNTED_AT_ONCE", 2)
+    encoder = Words()
+    assert count_cut_off(encoder, [long, fits, long, longer, "a", "aa", "aaa"]) == 3
+    # Two characters and the marks at their ends fit; equal captions are looked at once.
+    assert encoder.counted == [[long, fits], [longer, "aaa"]]
+
+
+def test_short_captions_that_may_grow_are_looked_at() -> None:
+    encoder = Words()
+    encoder.max_tokens = 9  # five characters that stay what they are fit
+    assert count_cut_off(encoder, ["&amp;", "ﷺ", "abcde"]) == 0
+    assert encoder.counted == [["&amp;", "ﷺ"]]
+    encoder.max_tokens = 4
+    assert count_cut_off(encoder, ["&amp;", "ﷺ", "abcde"]) == 1
+
+
+def test_nothing_is_cut_off_without_a_limit() -> None:
+    assert Lengths().max_tokens is None
+    assert count_cut_off(Lengths(), ["word " * 1000]) == 0
+    given = GivenEmbeddings("mine", lambda positions: np.zeros((len(positions), 2), np.float32))
+    assert count_cut_off(given, ["word " * 1000]) == 0
 
 
 def test_given_embeddings_are_those_of_the_positions_whatever_the_captions() -> None:

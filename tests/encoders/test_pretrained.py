@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +14,15 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
 
 from artifacts.settings import InputError
 from encoders import pretrained
-from encoders.base import EmbeddingConfig
+from encoders.base import EmbeddingConfig, Encoder, count_cut_off, crop_strip
 from encoders.embedded import EmbeddedEncoder
-from encoders.pretrained import crop_strip, load_encoder, load_pretrained
+from encoders.pretrained import load_encoder, load_pretrained
 from tests.encoders.pictures import channels_first, photographs, stack
+from tests.encoders.weight_files import Planted, put_in_cache, save_shards
 from tests.small_models import (
     CAPTIONS,
     CPU,
@@ -53,14 +56,6 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def broken_folder(clip_folder: Path, tmp_path: Path) -> Path:
     """A copy of the CLIP folder for a test to damage."""
     return Path(shutil.copytree(clip_folder, tmp_path / "broken"))
-
-
-@pytest.fixture
-def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine without the Hub; returns its empty cache."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 # --- CLIP and SigLIP ------------------------------------------------------------------------------
@@ -123,6 +118,24 @@ def test_rows_do_not_depend_on_their_batch(folder: str, request: pytest.FixtureR
         np.testing.assert_allclose(text_alone.features[0], texts_together.features[i], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("folder", "at_the_ends", "longest"),
+    # One token a letter; CLIP marks both ends, SigLIP one.
+    [("clip_folder", 2, "x" * 22), ("siglip_folder", 1, "X" * 23)],
+)
+def test_tokens_of_a_caption(
+    folder: str, at_the_ends: int, longest: str, request: pytest.FixtureRequest
+) -> None:
+    encoder = load(request.getfixturevalue(folder))
+    counts = encoder.count_tokens(["abc", "a b c", longest, longest + "y"])
+    assert counts == [3 + at_the_ends, 3 + at_the_ends, 24, 25]
+    assert encoder.max_tokens == 24
+    captions = [longest, longest + "y", longest + "z", longest + "z"]
+    assert count_cut_off(encoder, captions) == 3
+    _, one, other, _ = encoder.encode_texts(captions).features
+    np.testing.assert_array_equal(one, other)  # what is beyond the limit is not seen
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_close(clip_folder: Path, precision: str) -> None:
     exact, close = load(clip_folder), load(clip_folder, precision)
@@ -169,6 +182,103 @@ def test_crop_strip() -> None:
 def test_strip_of_pixels_does_not_fill_the_memory(clip_folder: Path) -> None:
     # Its short side scaled to 16 pixels would make 16 * 16 * 2,000,000 of them.
     assert load(clip_folder).preprocess(PIL.Image.new("RGB", (2_000_000, 1))).shape == (3, 16, 16)
+
+
+# --- Weights in .bin ------------------------------------------------------------------------------
+
+
+def as_bin(folder: Path, n_shards: int = 0) -> Path:
+    """Save a model's weights as its authors did before safetensors, with what was a buffer then."""
+    tensors = load_tensors(folder / "model.safetensors")
+    for tower in ("text_model", "vision_model"):
+        tensors[f"{tower}.embeddings.position_ids"] = torch.arange(24)[None]
+    (folder / "model.safetensors").unlink()
+    if n_shards:
+        save_shards(tensors, folder, n_shards)
+    else:
+        torch.save(tensors, folder / "pytorch_model.bin")
+    return folder
+
+
+def check_same(found: Encoder, expected: Encoder) -> None:
+    """The same features and projections, bit for bit."""
+    for rows, others in (
+        (encode(found, photographs(3)), encode(expected, photographs(3))),
+        (found.encode_texts(CAPTIONS), expected.encode_texts(CAPTIONS)),
+    ):
+        np.testing.assert_array_equal(rows.features, others.features)
+        np.testing.assert_array_equal(unit_projections(rows), unit_projections(others))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("n_shards", [0, 3])
+@pytest.mark.parametrize("model", ["clip_folder", "siglip_folder"])
+def test_bin_equals_safetensors(
+    model: str, n_shards: int, precision: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    whole: Path = request.getfixturevalue(model)
+    folder = as_bin(Path(shutil.copytree(whole, tmp_path / "bin")), n_shards)
+    assert len(list(folder.glob("*.bin"))) == max(1, n_shards)
+    check_same(load(folder, precision), load(whole, precision))
+
+
+def test_safetensors_come_first(clip_folder: Path, broken_folder: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    torch.save({"planted": Planted(marker)}, broken_folder / "pytorch_model.bin")
+    check_same(load(broken_folder), load(clip_folder))
+    assert not marker.exists()
+
+
+def test_cache_that_holds_bin_alone_needs_no_network(
+    clip_folder: Path, no_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = as_bin(Path(shutil.copytree(clip_folder, tmp_path / "bin")))
+    put_in_cache(folder, no_hub, "openai/clip")
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # it is the cache that keeps the Hub from being asked
+    asked: list[object] = []
+
+    def refuse(*arguments: object, **_: object) -> None:
+        asked.append(arguments)
+        raise OSError("no network")
+
+    for name in ("socket.socket.connect", "socket.getaddrinfo"):
+        monkeypatch.setattr(name, refuse)
+    found, threads = load("openai/clip"), [thread.name for thread in threading.enumerate()]
+    assert found.name == "openai/clip"
+    assert not asked
+    assert not [name for name in threads if "conversion" in name]
+    check_same(found, load(clip_folder))
+
+
+def test_cache_that_lacks_a_shard_is_no_cached_model(
+    clip_folder: Path, no_hub: Path, tmp_path: Path
+) -> None:
+    folder = as_bin(Path(shutil.copytree(clip_folder, tmp_path / "bin")), n_shards=2)
+    snapshot = put_in_cache(folder, no_hub, "openai/clip")
+    check_same(load("openai/clip"), load(clip_folder))
+    (snapshot / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(InputError, match="not in the local cache"):
+        load("openai/clip")
+
+
+def test_planted_weights_are_never_unpickled(broken_folder: Path, tmp_path: Path) -> None:
+    path, marker = as_bin(broken_folder) / "pytorch_model.bin", tmp_path / "marker"
+    torch.save({**torch.load(path, weights_only=True), "planted": Planted(marker)}, path)
+    with pytest.raises(InputError, match=r"more than tensors \(posix\.system\)") as caught:
+        load(broken_folder)
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)  # what it would have done
+    assert marker.exists()
+
+
+def test_bin_that_lacks_a_weight(broken_folder: Path) -> None:
+    path = as_bin(broken_folder) / "pytorch_model.bin"
+    tensors = torch.load(path, weights_only=True)
+    del tensors["text_projection.weight"]
+    torch.save(tensors, path)
+    with pytest.raises(InputError, match=r"the weights lack text_projection\.weight"):
+        load(broken_folder)
 
 
 # --- Models that cannot be had --------------------------------------------------------------------
@@ -251,9 +361,9 @@ def test_damaged_model(
     assert "use --encoder_model embedded" in str(caught.value)
 
 
-def test_pickled_weights_are_not_read(broken_folder: Path) -> None:
+def test_weights_of_another_format_under_the_name_of_a_pickle(broken_folder: Path) -> None:
     (broken_folder / "model.safetensors").rename(broken_folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"model\.safetensors"):
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is damaged or needs more than tens"):
         load(broken_folder)
 
 

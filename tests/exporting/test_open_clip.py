@@ -1,19 +1,12 @@
-"""The real open_clip trains on exported shards, in an environment of its own.
-
-`requirements-openclip.txt` is installed once, into pytest's cache (1 GB, 40 s), without one for
-every run. An environment that is there already is taken from the variable
-INFLUENCESPACE_OPENCLIP_PYTHON.
-"""
+"""The real open_clip trains on exported shards, in an environment of its own."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 import re
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +17,7 @@ import pytest
 import torch
 
 from tests.exporting.exports import Case, make_case, run_export, shards
-
-ROOT = Path(__file__).parents[2]
-REQUIREMENTS = ROOT / "requirements-openclip.txt"
-PYTHON_VARIABLE = "INFLUENCESPACE_OPENCLIP_PYTHON"
+from tests.open_clip_environment import open_clip_python, what_torchvision_needs
 
 # Eight pairs of weight 0.5 in shards of 3, 3 and 2, and four of weight 2 in shards of 2 and 2.
 LIGHT, HEAVY = 8, 4
@@ -45,7 +35,7 @@ MODEL = {
     },
 }
 
-# Python runs these as it starts. The first notes which shards are opened.
+# Python runs this as it starts: it notes which shards are opened.
 NOTE_SHARDS = """
 import os
 import sys
@@ -58,16 +48,6 @@ def note(event, arguments):
 
 sys.addaudithook(note)
 """
-# The second declares what torchvision describes on import but, where it was built for CUDA and
-# torch was not, cannot load: the operators that thin out detection boxes. open_clip has no boxes.
-DECLARE_OPERATORS = """
-import torch
-
-library = torch.library.Library("torchvision", "DEF")
-for name in ("nms", "qnms"):
-    library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-"""
-
 # What open_clip's own code makes of the flags; the captions of an epoch tell which pairs it shows.
 PROBE = """
 import json
@@ -96,46 +76,14 @@ print(json.dumps({"urls": urls, "weights": weights, "drawn": drawn, "refusal": r
 @pytest.fixture(scope="module")
 def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Python that has open_clip."""
-    given = os.environ.get(PYTHON_VARIABLE)
-    if given:
-        return given
-    cache = getattr(request.config, "cache", None)  # -p no:cacheprovider leaves none
-    folder = cache.mkdir("open_clip") if cache else tmp_path_factory.mktemp("open_clip")
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # where tests run in several processes, one installs
-        return _install(folder)
-
-
-def _install(folder: Path) -> str:
-    """Install open_clip, unless an earlier run did."""
-    environment, done = folder / "environment", folder / "done"
-    interpreter = str(environment / "bin/python")
-    wanted = f"{sys.version}\n{REQUIREMENTS.read_text(encoding='utf-8')}"
-    if not done.exists() or done.read_text(encoding="utf-8") != wanted:
-        done.unlink(missing_ok=True)
-        pip = ["-m", "pip", "install", "--quiet", "--no-compile", "--retries", "1"]
-        for command in (
-            [sys.executable, "-m", "venv", "--clear", str(environment)],
-            [interpreter, *pip, "-r", str(REQUIREMENTS)],
-        ):
-            finished = subprocess.run(command, capture_output=True, text=True)
-            if finished.returncode:
-                said = (finished.stderr.strip() or finished.stdout.strip()).splitlines()
-                pytest.skip(f"open_clip cannot be installed: {said[-1] if said else command}")
-        done.write_text(wanted, encoding="utf-8")
-    return interpreter
+    return open_clip_python(request.config, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def environment(python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Variables under which this Python imports open_clip and notes the shards that it opens."""
     site = tmp_path_factory.mktemp("site")
-    probed = subprocess.run([python, "-c", "import torchvision"], capture_output=True, text=True)
-    start = NOTE_SHARDS
-    if "operator torchvision::nms does not exist" in probed.stderr:
-        start += DECLARE_OPERATORS
-    else:
-        assert probed.returncode == 0, probed.stderr
+    start = NOTE_SHARDS + what_torchvision_needs(python)
     (site / "sitecustomize.py").write_text(start, encoding="utf-8")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return kept | {

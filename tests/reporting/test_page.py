@@ -74,6 +74,13 @@ def test_what_was_not_loaded_is_said() -> None:
     assert "No method was trained." in section(page, "Performance")
 
 
+def test_captions_that_were_cut_off_are_told_with_the_data() -> None:
+    sentence = "--encoder_model some/clip reads 77 tokens: 3 of 90 captions are longer"
+    page = page_module.results_markdown(make_summary(9, cut_off=sentence))
+    assert f"\n\n{sentence}.\n\n" in section(page, "Data")
+    assert "tokens" not in section(page_module.results_markdown(make_summary(9)), "Data")
+
+
 def test_what_a_run_stands_on() -> None:
     page = page_module.results_markdown(SUMMARIES["noisy held-out data"])
     assert page.index("**Kept ") < page.index("## What this run stands on")
