@@ -39,6 +39,7 @@ from sources.vectors import (
     BLOCK_ROWS,
     EMBEDDING_NOT_USABLE,
     SUFFIXES,
+    NpyFile,
     Vectors,
     check_shapes,
     find_problems,
@@ -171,7 +172,7 @@ def _open_files(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
             "--embeddings_dir starts from, or leave it out"
         )
     files = paired_files(root)
-    images, texts = Vectors(root, [f[0] for f in files]), Vectors(root, [f[1] for f in files])
+    images, texts = (Vectors(root, [NpyFile.open(root, f[i]) for f in files]) for i in (0, 1))
     tables = [_read_metadata(root, file, config.caption_column) for _, _, file in files]
     check_shapes(images, texts, [file for _, _, file in files], [len(t.captions) for t in tables])
     problems = find_problems(images, texts)

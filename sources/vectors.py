@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
@@ -23,6 +25,7 @@ SUFFIXES = {IMAGE_FOLDER: ".npy", TEXT_FOLDER: ".npy", METADATA_FOLDER: ".parque
 MIN_LENGTH = 1e-5  # float16 cannot tell the direction of a shorter row
 BLOCK_ROWS = 2**13  # of embeddings that are looked at together
 MAX_OPEN_FILES = 64  # of each kind; a memory map keeps its file open
+SAVE_PLAINLY = "save the embeddings as a float16 or float32 array with np.save"
 
 
 def input_error(root: Path, problem: str) -> InputError:
@@ -76,32 +79,63 @@ def _list_folder(root: Path, folder: str, suffix: str) -> list[str]:
 # --- Embeddings -----------------------------------------------------------------------------------
 
 
+@runtime_checkable  # types are checked while the tests run
+class RowFile(Protocol):
+    """A file, or a part of one, that holds a row of floats a pair."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and values a row, as its header says."""
+        ...
+
+    def rows(self) -> Float[np.ndarray, "n d"]:
+        """All rows.
+
+        Raises:
+            InputError: they cannot be read any more.
+        """
+        ...
+
+
 class Vectors:
-    """The rows of several .npy files, one file below the other, read when they are wanted.
+    """The rows of several files, one file below the other, read when they are wanted.
 
     Attributes:
-        files: paths from the folder.
+        files: what errors call them.
         n_rows: of every file.
         width: of every row.
     """
 
-    def __init__(self, root: Path, files: Sequence[str]) -> None:
-        """Reads the headers alone.
+    def __init__(
+        self, root: Path, files: Sequence[RowFile], max_open_files: int | None = None
+    ) -> None:
+        """Reads no rows.
+
+        Args:
+            root: the folder that errors name.
+            files: in their order.
+            max_open_files: whose rows are held at once; None: `MAX_OPEN_FILES`.
 
         Raises:
-            InputError: a file is no table of floats, or one is wider than another.
+            InputError: one file is wider than another.
         """
-        self._root, self.files = root, files
-        self._rows = lru_cache(MAX_OPEN_FILES)(partial(_map_rows, root))  # threads may share it
-        shapes = [self._rows(file).shape for file in files]
-        self.n_rows = [int(n) for n, _ in shapes]
-        self.width = int(shapes[0][1])
+        self._root, self.files = root, [file.name for file in files]
+        self._parts = files
+        self._cached = lru_cache(max_open_files or MAX_OPEN_FILES)(self._read)
+        self._lock = threading.Lock()
+        self.n_rows = [file.shape[0] for file in files]
+        self.width = files[0].shape[1]
         self._ends = np.cumsum(self.n_rows)
-        for file, (_, width) in zip(files, shapes, strict=True):
-            if width != self.width:
+        for file in files:
+            if file.shape[1] != self.width:
                 raise self.error(
-                    f"{file} has rows of {width:,} values, {files[0]} of {self.width:,}; "
-                    "make them with one encoder"
+                    f"{file.name} has rows of {file.shape[1]:,} values, {self.files[0]} of "
+                    f"{self.width:,}; make them with one encoder"
                 )
 
     def error(self, problem: str) -> InputError:
@@ -123,9 +157,7 @@ class Vectors:
         values = np.empty((len(positions), self.width), np.float32)
         for part in np.unique(parts).tolist():
             here = parts == part
-            rows = self._rows(self.files[part])[positions[here] - self._first(part)]
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
-                values[here] = rows
+            values[here] = as_float32(self._rows(part)[positions[here] - self._first(part)])
         return values
 
     def bytes_at(self, position: int) -> bytes:
@@ -134,14 +166,47 @@ class Vectors:
         return row.astype("<f4").tobytes()
 
     def lengths(self, part: int) -> Float64[np.ndarray, " n"]:
-        """Euclidean length of every row of a file, not finite where one of its values is not."""
-        positions = self._first(part) + np.arange(self.n_rows[part])
-        starts = range(0, len(positions), BLOCK_ROWS)
-        blocks = [row_lengths(self.at(positions[start : start + BLOCK_ROWS])) for start in starts]
-        return np.concatenate([np.empty(0), *blocks])
+        """Euclidean length of every row of a file; see `all_lengths`."""
+        return all_lengths(self._rows(part))
 
     def _first(self, part: int) -> int:
         return int(self._ends[part]) - self.n_rows[part]
+
+    def _rows(self, part: int) -> Float[np.ndarray, "n d"]:
+        with self._lock:  # threads that want the same file would each read it
+            return self._cached(part)
+
+    def _read(self, part: int) -> Float[np.ndarray, "n d"]:
+        return self._parts[part].rows()
+
+
+@dataclass(frozen=True)
+class NpyFile:
+    """A .npy file, which is mapped into memory.
+
+    Attributes:
+        root: folder that `name` starts from.
+        name: path from it.
+        shape: rows and values a row.
+    """
+
+    root: Path
+    name: str
+    shape: tuple[int, int]
+
+    @classmethod
+    def open(cls, root: Path, name: str) -> NpyFile:
+        """Reads the header alone.
+
+        Raises:
+            InputError: it is no table of floats, or cannot be read.
+        """
+        n, width = _map_rows(root, name).shape
+        return cls(root, name, (int(n), int(width)))
+
+    def rows(self) -> Float[np.ndarray, "n d"]:
+        """All rows, which stay on disk; see `RowFile.rows`."""
+        return _map_rows(self.root, self.name)
 
 
 def _map_rows(root: Path, file: str) -> Float[np.ndarray, "n d"]:
@@ -150,7 +215,6 @@ def _map_rows(root: Path, file: str) -> Float[np.ndarray, "n d"]:
     Raises:
         InputError: it is no table of floats, or cannot be read.
     """
-    remedy = "save the embeddings as a float16 or float32 array with np.save"
     try:
         rows: np.ndarray = np.lib.format.open_memmap(root / file, mode="r")  # type: ignore[no-untyped-call]
     except OSError as error:
@@ -160,12 +224,32 @@ def _map_rows(root: Path, file: str) -> Float[np.ndarray, "n d"]:
     except Exception as error:  # a damaged header makes NumPy raise nearly anything
         problem = str(error).partition("\n")[0]
         raise input_error(
-            root, f"{file} is damaged or no plain array ({problem}); {remedy}"
+            root, f"{file} is damaged or no plain array ({problem}); {SAVE_PLAINLY}"
         ) from error
-    if rows.ndim != 2 or rows.shape[1] == 0 or rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
-        found = f"an array of {rows.dtype} with shape {rows.shape}"
-        raise input_error(root, f"{file} holds {found}, not one row of floats a pair; {remedy}")
+    check_table(root, file, rows.shape, rows.dtype)
     return rows
+
+
+def check_table(root: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raise an InputError unless an array is one row of floats a pair."""
+    if len(shape) != 2 or shape[1] == 0 or dtype.kind != "f" or dtype.itemsize > 8:
+        problem = (
+            f"{name} holds an array of {dtype} with shape {shape}, not one row of floats a pair"
+        )
+        raise input_error(root, f"{problem}; {SAVE_PLAINLY}")
+
+
+def as_float32(rows: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """The same values; what float32 cannot hold becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(rows, np.float32)
+
+
+def all_lengths(rows: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
+    """Euclidean length of every row, not finite where one of its values is not; block by block."""
+    starts = range(0, len(rows), BLOCK_ROWS)
+    blocks = [row_lengths(as_float32(rows[start : start + BLOCK_ROWS])) for start in starts]
+    return np.concatenate([np.empty(0), *blocks])
 
 
 def row_lengths(rows: Float32[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
@@ -219,12 +303,21 @@ def find_problems(images: Vectors, texts: Vectors) -> dict[int, str]:
     parts = range(len(images.files))
     for part in tqdm(parts, desc="embeddings", unit="file", disable=None, leave=False):
         for vectors in (images, texts):
-            lengths = vectors.lengths(part)
-            for row in np.flatnonzero(~is_usable(lengths)).tolist():
-                fault = f"{vectors.place(first + row)}: its {length_fault(lengths[row])}"
+            for row, fault in row_faults(vectors.files[part], vectors.lengths(part)).items():
                 problems.setdefault(first + row, fault)
         first += images.n_rows[part]
     return problems
+
+
+def row_faults(name: str, lengths: Float64[np.ndarray, " n"]) -> dict[int, str]:
+    """What is wrong with every row, by its number, that cannot be used.
+
+    Args:
+        name: of the file that they are in.
+        lengths: of all its rows.
+    """
+    unusable = np.flatnonzero(~is_usable(lengths)).tolist()
+    return {row: f"row {row:,} of {name}: its {length_fault(lengths[row])}" for row in unusable}
 
 
 def refuse(detail: str) -> NoReturn:
