@@ -17,11 +17,17 @@ from tqdm import tqdm
 
 from artifacts.settings import InputError
 from sources.base import UnusableImage
-from sources.paths import leads_out, natural_order
+from sources.paths import leads_out, natural_order, storable_name
 
 EMBEDDING_NOT_USABLE = "embedding not usable"
 IMAGE_FOLDER, TEXT_FOLDER, METADATA_FOLDER = "img_emb", "text_emb", "metadata"
 SUFFIXES = {IMAGE_FOLDER: ".npy", TEXT_FOLDER: ".npy", METADATA_FOLDER: ".parquet"}
+MADE_BY = {  # flags of clip-retrieval's inference
+    IMAGE_FOLDER: "--enable_image True",
+    TEXT_FOLDER: "--enable_text True",
+    METADATA_FOLDER: "--enable_metadata True",
+}
+N_SHOWN_NAMES = 5  # of a folder that is none of embeddings
 MIN_LENGTH = 1e-5  # float16 cannot tell the direction of a shorter row
 BLOCK_ROWS = 2**13  # of embeddings that are looked at together
 MAX_OPEN_FILES = 64  # of each kind; a memory map keeps its file open
@@ -39,7 +45,18 @@ def paired_files(root: Path) -> list[tuple[str, str, str]]:
     Raises:
         InputError: a folder or a file is missing, or leads out of `root`.
     """
-    found = {folder: _list_folder(root, folder, suffix) for folder, suffix in SUFFIXES.items()}
+    there = [folder for folder in SUFFIXES if os.path.lexists(root / folder)]
+    if not {IMAGE_FOLDER, TEXT_FOLDER} & {*there}:
+        raise unknown_layout(root)
+    found = {folder: _list_folder(root, folder, SUFFIXES[folder]) for folder in there}
+    missing = [folder for folder in SUFFIXES if folder not in there]
+    if missing:
+        verb, flags = ("is", "are")[len(missing) > 1], " ".join(MADE_BY[f] for f in missing)
+        raise input_error(
+            root,
+            f"{' and '.join(missing)} {verb} missing beside {' and '.join(there)}; run "
+            f"clip-retrieval inference again with {flags}",
+        )
     counts = {folder: len(files) for folder, files in found.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{folder} {n:,}" for folder, n in counts.items())
@@ -66,7 +83,11 @@ def _list_folder(root: Path, folder: str, suffix: str) -> list[str]:
         ) from error
     names = sorted((name for name in names if name.endswith(suffix)), key=natural_order)
     if not names:
-        raise input_error(root, f"{folder} holds no {suffix} files; provide them")
+        raise input_error(
+            root,
+            f"{folder} holds no {suffix} files; provide them: clip-retrieval inference with "
+            f"{MADE_BY[folder]} writes them",
+        )
     files = [f"{folder}/{name}" for name in names]
     for file in files:
         if leads_out(root, file):
@@ -74,6 +95,35 @@ def _list_folder(root: Path, folder: str, suffix: str) -> list[str]:
         if not os.path.isfile(root / file):
             raise input_error(root, f"{file} is no plain file; replace it")
     return files
+
+
+def unknown_layout(root: Path) -> InputError:
+    """What a folder without embeddings holds, what it should hold, and where that may be."""
+    try:
+        names = [name for name in os.listdir(root) if not name.startswith(".")]
+        inner = os.listdir(root / METADATA_FOLDER) if (root / METADATA_FOLDER).is_dir() else []
+    except OSError as error:
+        return input_error(root, f"it cannot be read ({error.strerror}); provide it")
+    names = sorted(names, key=natural_order)
+    if any(name.endswith(SUFFIXES[METADATA_FOLDER]) for name in (*names, *inner)):
+        problem = (
+            ".parquet files but no embeddings; of DataComp's metadata, download the .npz files too "
+            "(download_upstream.py --download_npz); of clip-retrieval's, run its inference with "
+            f"{MADE_BY[IMAGE_FOLDER]} {MADE_BY[TEXT_FOLDER]} for img_emb and text_emb"
+        )
+    else:
+        seen = [" ".join(storable_name(name).split()) for name in names[:N_SHOWN_NAMES]]
+        if len(names) > len(seen):
+            seen.append(f"{len(names) - len(seen):,} more")
+        problem = (
+            f"{', '.join(seen) or 'nothing'}; give a folder with img_emb, text_emb and metadata in "
+            "it (clip-retrieval's layout), or with a .parquet and an .npz file of every name "
+            "(DataComp's metadata)"
+        )
+    nearby = [root.parent] if root.name in SUFFIXES else [root / name for name in names]
+    meant = [str(place) for place in nearby if (place / IMAGE_FOLDER).is_dir()][:1]
+    hint = "".join(f"; --embeddings_dir {place} may be meant" for place in meant)
+    return input_error(root, f"it holds {problem}{hint}")
 
 
 # --- Embeddings -----------------------------------------------------------------------------------
@@ -226,17 +276,18 @@ def _map_rows(root: Path, file: str) -> Float[np.ndarray, "n d"]:
         raise input_error(
             root, f"{file} is damaged or no plain array ({problem}); {SAVE_PLAINLY}"
         ) from error
-    check_table(root, file, rows.shape, rows.dtype)
+    fault = table_fault(rows.shape, rows.dtype)
+    if fault:
+        raise input_error(root, f"{file} {fault}; {SAVE_PLAINLY}")
     return rows
 
 
-def check_table(root: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raise an InputError unless an array is one row of floats a pair."""
-    if len(shape) != 2 or shape[1] == 0 or dtype.kind != "f" or dtype.itemsize > 8:
-        problem = (
-            f"{name} holds an array of {dtype} with shape {shape}, not one row of floats a pair"
-        )
-        raise input_error(root, f"{problem}; {SAVE_PLAINLY}")
+def table_fault(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """Why an array is not one row of floats a pair; "" where it is."""
+    is_table = len(shape) == 2 and shape[0] >= 0 and shape[1] > 0
+    if is_table and dtype.kind == "f" and dtype.itemsize <= 8:
+        return ""
+    return f"holds an array of {dtype} with shape {shape}, not one row of floats a pair"
 
 
 def as_float32(rows: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
