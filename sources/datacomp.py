@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 ARRAYS, TABLE = ".npz", ".parquet"
 IMAGES, TEXTS = "img", "txt"
 MAX_HELD_BYTES = 2**29  # of decoded images or texts; those of one shard may be more
+N_NAMES = 8  # of arrays that an error lists
 N_SHOWN = 3  # shards of which a warning says why they are left out
 
 
@@ -211,7 +212,7 @@ def _choose_architecture(root: Path, wanted: str, arrays: Mapping[str, Sequence[
         )
         raise InputError(
             f"--embedding_arch {wanted}: no .npz file of --embeddings_dir {root} holds {lacking}; "
-            f"they hold {_listed(held) or 'no arrays'}"
+            f"they hold {_listed(held)}"
         )
     if wanted == "auto" and len(there) > 1:
         others = " and ".join(name for name in there if name != chosen)
@@ -240,7 +241,7 @@ def _read_shard(
         ]
         raise input_error(
             root,
-            f"different numbers of rows ({', '.join(shapes)}, {stem}{TABLE} {n_rows:,}); "
+            f"the rows do not fit ({', '.join(shapes)}, {stem}{TABLE} {n_rows:,}); "
             "download these files again",
         )
     faults = [row_faults(a.name, all_lengths(a.checked_rows())) for a in (texts, images)]
@@ -288,6 +289,8 @@ def _count_rows(root: Path, stem: str, suffixes: set[str]) -> int | None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first few of many names."""
-    more = f" and {len(names) - 8:,} more" if len(names) > 8 else ""
-    return storable_name(", ".join(" ".join(name.split()) for name in names[:8])) + more
+    """The first few of the names of arrays."""
+    if not names:
+        return "no arrays"
+    more = f" and {len(names) - N_NAMES:,} more" if len(names) > N_NAMES else ""
+    return storable_name(", ".join(" ".join(name.split()) for name in names[:N_NAMES])) + more

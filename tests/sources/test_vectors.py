@@ -7,7 +7,6 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,15 @@ from artifacts.settings import InputError
 from sources.base import SPLITS, UnusableImage
 from sources.vectors import EMBEDDING_NOT_USABLE, paired_files
 from tests.helpers import write
-from tests.sources.embedding_files import WIDTH, draw, open_files, problem, save_one, save_part
+from tests.sources.embedding_files import (
+    WIDTH,
+    Trap,
+    draw,
+    open_files,
+    problem,
+    save_one,
+    save_part,
+)
 
 # --- Which files ----------------------------------------------------------------------------------
 
@@ -126,16 +133,6 @@ def test_links_out_of_the_folder_and_what_is_no_file(tmp_path: Path) -> None:
 
 
 # --- Arrays ---------------------------------------------------------------------------------------
-
-
-class Trap:
-    """Unpickling makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (self.path,)
 
 
 @pytest.mark.parametrize("with_header", [True, False])
