@@ -101,7 +101,8 @@ def unknown_layout(root: Path) -> InputError:
     """What a folder without embeddings holds, what it should hold, and where that may be."""
     try:
         names = [name for name in os.listdir(root) if not name.startswith(".")]
-        inner = os.listdir(root / METADATA_FOLDER) if (root / METADATA_FOLDER).is_dir() else []
+        metadata = root / METADATA_FOLDER
+        inner = os.listdir(metadata) if metadata.is_dir() and not metadata.is_symlink() else []
     except OSError as error:
         return input_error(root, f"it cannot be read ({error.strerror}); provide it")
     names = sorted(names, key=natural_order)
@@ -121,9 +122,14 @@ def unknown_layout(root: Path) -> InputError:
             "(DataComp's metadata)"
         )
     nearby = [root.parent] if root.name in SUFFIXES else [root / name for name in names]
-    meant = [str(place) for place in nearby if (place / IMAGE_FOLDER).is_dir()][:1]
+    meant = [str(place) for place in nearby if _may_be_meant(place)][:1]
     hint = "".join(f"; --embeddings_dir {place} may be meant" for place in meant)
     return input_error(root, f"it holds {problem}{hint}")
+
+
+def _may_be_meant(place: Path) -> bool:
+    """Whether a folder is clip-retrieval's, or a link, which is not followed, to DataComp's."""
+    return (place / IMAGE_FOLDER).is_dir() or (place.is_symlink() and any(place.glob("*.npz")))
 
 
 # --- Embeddings -----------------------------------------------------------------------------------

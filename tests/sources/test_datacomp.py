@@ -152,6 +152,16 @@ def test_the_folder_above_metadata(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert not caplog.records
 
 
+def test_a_link_to_metadata_is_not_followed_but_named(tmp_path: Path) -> None:
+    truth = save_pool(tmp_path / "elsewhere")
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/metadata").symlink_to(tmp_path / "elsewhere")
+    message = problem(tmp_path / "pool")
+    assert "it holds metadata; give a folder with" in message
+    assert message.endswith(f"; --embeddings_dir {tmp_path / 'pool/metadata'} may be meant")
+    check_rows(open_files(tmp_path / "pool/metadata"), tmp_path, truth)
+
+
 def test_shards_in_folders_of_their_own_in_natural_order(tmp_path: Path) -> None:
     stems = ["part_2/7", "part_10/7", "part_10/11", "part_10/100"]
     parts = {stem: save_shard(tmp_path, stem, 5, 5 * i) for i, stem in enumerate(stems)}
