@@ -175,7 +175,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
     if need_images and config.data.embeddings_dir is not None and config.data.data_dir is None:
         raise InputError(
             f"--export {','.join(need_images)} needs the images behind --embeddings_dir; pass the "
-            "folder that their image_path starts from as --data_dir"
+            "folder that their image_path starts from as --data_dir; those of DataComp's metadata, "
+            "which names none, download with img2dataset, or use --export datacomp or list"
         )
     if config.data.data_dir is not None and config.data.dataset in ("synthetic", "hf"):
         raise InputError(

@@ -43,7 +43,12 @@ CAPTION_TOO_LONG = "caption too long"
 DUPLICATE_KEY = "duplicate key"
 DUPLICATE_PAIR = "duplicate pair"
 IMAGE_IN_ANOTHER_SPLIT = "image in another split"
+EMBEDDING_ARCHITECTURES = ("b32", "l14")  # of CLIP, in DataComp's words; the preferred one first
 MAX_FILE_BYTES = 2**28  # of an image; what claims to be larger is not read
+
+
+# Flags about a source that not every source has a use for.
+SOURCE_FLAGS = ("hf_dataset", "image_column", "caption_column", "id_column", "embedding_arch")
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,15 @@ class DataConfig(Settings):
     embeddings_dir: str | None = setting(
         None,
         "embeddings that you already have, in clip-retrieval's layout (img_emb, text_emb, "
-        "metadata): stage 1 then only clusters",
+        "metadata) or as DataComp's metadata (.parquet and .npz): stage 1 then only clusters",
         type=str,
+    )
+    embedding_arch: str = setting(
+        "auto",
+        "whose embeddings to take from DataComp's .npz files; auto: b32 where it is there, else "
+        "l14",
+        choices=("auto", *EMBEDDING_ARCHITECTURES),
+        added_later=True,
     )
     hf_dataset: str = setting(
         "jxie/coco_captions", "Hub data set, or local save_to_disk or parquet folder"
@@ -113,7 +125,7 @@ class DataConfig(Settings):
         """Say which flags about a source were given to one that does not use them."""
         unused = [
             f"--{name}"
-            for name in ("hf_dataset", "image_column", "caption_column", "id_column")
+            for name in SOURCE_FLAGS
             if name not in used and getattr(self, name) != getattr(DataConfig, name)
         ]
         if unused:

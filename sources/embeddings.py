@@ -1,8 +1,9 @@
-"""Pairs whose embeddings exist already, in clip-retrieval's layout: the rows stand for the images.
+"""Pairs whose embeddings exist already: the rows stand for the images.
 
-Three folders hold files that belong together by number, 2 before 10: `img_emb` and `text_emb` one
-row of floats a pair (.npy), `metadata` its caption and what else is known (.parquet). Embeddings
-are mapped into memory and read where and when they are wanted; nothing is ever unpickled.
+In clip-retrieval's layout three folders hold files that belong together by number, 2 before 10:
+`img_emb` and `text_emb` one row of floats a pair (.npy), `metadata` its caption and what else is
+known (.parquet). DataComp's layout is in `datacomp`. Embeddings are mapped into memory and read
+where and when they are wanted; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +24,7 @@ from jaxtyping import Float32, Int64
 from artifacts.settings import InputError
 from sources.arrow import cell_texts, is_text, value_type
 from sources.base import (
+    EMBEDDING_ARCHITECTURES,
     SPLITS,
     Caption,
     DataConfig,
@@ -33,12 +35,14 @@ from sources.base import (
 )
 from sources.columns import CAPTION_COLUMNS, choose_column, first_known
 from sources.combined import FIRST_POSITIONS, CombinedSource, HeldOut, held_out_sets, open_parts
+from sources.datacomp import is_datacomp, read_pool
 from sources.paths import file_version, read_file, unique_names
 from sources.splits import IndexedSource, digest, official_split
 from sources.vectors import (
     BLOCK_ROWS,
     EMBEDDING_NOT_USABLE,
     SUFFIXES,
+    NpyFile,
     Vectors,
     check_shapes,
     find_problems,
@@ -87,12 +91,14 @@ class EmbeddingFiles:
         name: what stands for the encoder in reports.
         texts: text embeddings by position.
         held_out: those of the pairs that come from elsewhere, by their first position.
+        architecture: of the CLIP that made them, where the files tell it; else "".
     """
 
     source: PairSource
     name: str
     texts: Vectors = field(repr=False)
     held_out: Mapping[int, Vectors] = field(default_factory=dict, repr=False)
+    architecture: str = ""
 
     def decode(self, data: bytes) -> Float32[np.ndarray, " d"]:
         """The unit image embedding in what a record of `source` reads.
@@ -129,26 +135,37 @@ def open_embeddings(config: DataConfig, rng: np.random.Generator) -> EmbeddingFi
     Raises:
         InputError: see `_open_files`; or embeddings of different widths.
     """
-    config.warn_of_unused(("caption_column",), "--embeddings_dir")
     held_out = held_out_sets(config)
+    if held_out:
+        pool, others = open_parts(config, held_out, rng, _open_files)
+    else:
+        pool, others = _open_files(config, rng), {}
+    used = ["caption_column"]
+    used += ["embedding_arch"] if any(f.architecture for f in (pool, *others.values())) else []
+    config.warn_of_unused(used, "--embeddings_dir")
     if not held_out:
-        return _open_files(config, rng)
-    pool, others = open_parts(config, held_out, rng, _open_files)
+        return pool
     for split, files in others.items():
-        _check_widths(pool, files, held_out[split], config)
+        _check_encoders(pool, files, held_out[split], config)
     source = CombinedSource(pool.source, held_out, {split: f.source for split, f in others.items()})
     texts = {FIRST_POSITIONS[split]: files.texts for split, files in others.items()}
-    return EmbeddingFiles(source, pool.name, pool.texts, texts)
+    return replace(pool, source=source, held_out=texts)
 
 
-def _check_widths(
+def _check_encoders(
     pool: EmbeddingFiles, files: EmbeddingFiles, held_out: HeldOut, config: DataConfig
 ) -> None:
+    """Raise an InputError where held-out embeddings cannot be of the pool's encoder."""
+    ours = f"--embeddings_dir {config.embeddings_dir}"
+    if {pool.architecture, files.architecture} == {*EMBEDDING_ARCHITECTURES}:
+        raise InputError(
+            f"{held_out.flag} {held_out.place} has embeddings of {files.architecture}, {ours} of "
+            f"{pool.architecture}; choose with --embedding_arch one that both have"
+        )
     if files.texts.width != pool.texts.width:
         raise InputError(
-            f"{held_out.flag} {held_out.place} has rows of {files.texts.width:,} values, "
-            f"--embeddings_dir {config.embeddings_dir} of {pool.texts.width:,}; make both with one "
-            "encoder"
+            f"{held_out.flag} {held_out.place} has rows of {files.texts.width:,} values, {ours} of "
+            f"{pool.texts.width:,}; make both with one encoder"
         )
 
 
@@ -170,24 +187,26 @@ def _open_files(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
             f"--data_dir {config.data_dir} is not a folder; give the one that image_path of "
             "--embeddings_dir starts from, or leave it out"
         )
-    files = paired_files(root)
-    images, texts = Vectors(root, [f[0] for f in files]), Vectors(root, [f[1] for f in files])
-    tables = [_read_metadata(root, file, config.caption_column) for _, _, file in files]
-    check_shapes(images, texts, [file for _, _, file in files], [len(t.captions) for t in tables])
-    problems = find_problems(images, texts)
-    rows = _Rows(files, tables)
-    owners = _same_images(rows.paths, problems, images)
-    official = _records(rows, owners, problems, images)
-    versions = [file_version((root / file).stat()) for part in files for file in part]
-    fingerprint = digest("embeddings", files, versions, [table.columns for table in tables])
-    name = f"embeddings in {config.embeddings_dir}"
-    n_images = len({owner for owner in owners.tolist() if owner not in problems})
-    description = f"{name}: {n_images:,} images, {len(owners):,} captions"
-    if problems:
-        description += f", {len(problems):,} rows not usable"
-    about = ("embeddings", description, fingerprint)
+    read = _read_datacomp if is_datacomp(root) else _read_clip_retrieval
+    found = read(root, config)
+    rows = _Rows(found.files, found.tables)
+    if found.architecture:
+        _check_names(rows, root, config)
+    owners = _same_images(rows.paths, found.problems, found.images)
+    official = _records(rows, owners, found.problems, found.images)
+    kind = f"{found.architecture} embeddings".lstrip()
+    name = f"{kind} in {config.embeddings_dir}"
+    about = ("embeddings", _describe(name, owners, found), found.fingerprint(root))
     source = EmbeddingSource(*about, official, config.limits(), rng, image_root=image_root)
-    return EmbeddingFiles(source, name, texts)
+    return EmbeddingFiles(source, name, found.texts, architecture=found.architecture)
+
+
+def _describe(name: str, owners: Int64[np.ndarray, " n"], found: _Found) -> str:
+    n_images = len({owner for owner in owners.tolist() if owner not in found.problems})
+    description = f"{name}: {n_images:,} images, {len(owners):,} captions"
+    if found.problems:
+        description += f", {len(found.problems):,} rows not usable"
+    return ", ".join(filter(None, [description, found.left_out]))
 
 
 def _unit_texts(texts: Vectors, positions: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
@@ -211,8 +230,92 @@ def _embeddings_root(config: DataConfig) -> Path:
     if not config.embeddings_dir or not os.path.isdir(config.embeddings_dir):
         given = config.embeddings_dir
         problem = f"{given} is not a folder" if given else "is needed"
-        raise InputError(f"--embeddings_dir {problem}; give one with {', '.join(SUFFIXES)} in it")
+        raise InputError(
+            f"--embeddings_dir {problem}; give one with {', '.join(SUFFIXES)} in it, or with "
+            "DataComp's .parquet and .npz files"
+        )
     return Path(config.embeddings_dir)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the files of a folder hold, whatever its layout.
+
+    Attributes:
+        files: of every part: those of image embeddings, text embeddings and metadata.
+        images: embeddings.
+        texts: embeddings.
+        tables: metadata, part by part.
+        problems: what is wrong with a row, by its position, that cannot be used.
+        architecture: see `EmbeddingFiles`.
+        left_out: what of the folder is not read, in a phrase, or "".
+    """
+
+    files: Sequence[tuple[str, str, str]]
+    images: Vectors
+    texts: Vectors
+    tables: Sequence[_Metadata]
+    problems: Mapping[int, str]
+    architecture: str = ""
+    left_out: str = ""
+
+    def fingerprint(self, root: Path) -> str:
+        """Hex digest that changes whenever the files do, or what is taken from them."""
+        versions = [file_version((root / file).stat()) for part in self.files for file in part]
+        columns = [table.columns for table in self.tables]
+        taken = [self.architecture] if self.architecture else []
+        return digest("embeddings", self.files, versions, columns, *taken)
+
+
+def _read_clip_retrieval(root: Path, config: DataConfig) -> _Found:
+    """Files that belong together by number.
+
+    Raises:
+        InputError: a file is missing, damaged or no table of floats, or files do not fit together.
+    """
+    files = paired_files(root)
+    images, texts = (Vectors(root, [NpyFile.open(root, f[i]) for f in files]) for i in (0, 1))
+    tables = [_read_metadata(root, file, config.caption_column) for _, _, file in files]
+    check_shapes(images, texts, [file for _, _, file in files], [len(t.captions) for t in tables])
+    return _Found(files, images, texts, tables, find_problems(images, texts))
+
+
+def _read_datacomp(root: Path, config: DataConfig) -> _Found:
+    """Files that belong together by name.
+
+    Raises:
+        InputError: see `datacomp.read_pool`; or there are no rows.
+    """
+    read_table = partial(_read_metadata, root, caption_column=config.caption_column)
+    pool = read_pool(root, config.embedding_arch, read_table)
+    images, texts = pool.vectors(root)
+    files = [(s.images.file, s.texts.file, s.parquet) for s in pool.shards]
+    tables = [shard.table for shard in pool.shards]
+    check_shapes(images, texts, [file for _, _, file in files], [len(t.captions) for t in tables])
+    problems: dict[int, str] = {}
+    first = 0
+    for shard in pool.shards:
+        problems |= {first + row: fault for row, fault in shard.faults.items()}
+        first += len(shard.table.captions)
+    return _Found(files, images, texts, tables, problems, pool.architecture, pool.left_out)
+
+
+def _check_names(rows: _Rows, root: Path, config: DataConfig) -> None:
+    """Look at what DataComp calls pairs: uids should be unique, and images have no files."""
+    is_pool = "train" in config.limits()  # what it is that images are exported of
+    if is_pool and config.data_dir is not None and not any(rows.paths):
+        raise InputError(
+            f"--data_dir {config.data_dir} is not used: no table of --embeddings_dir {root} has "
+            "image_path; leave it out, or download the images with img2dataset and curate these"
+        )
+    uids = [uid for uid in rows.uids if uid]
+    n_repeated = len(uids) - len(set(uids))
+    if n_repeated:
+        logger.warning(
+            "--embeddings_dir %s: %d rows have the uid of an earlier row; each is a pair of its "
+            "own, and --export datacomp writes a uid once",
+            *(root, n_repeated),
+        )
 
 
 # --- Metadata -------------------------------------------------------------------------------------
@@ -379,13 +482,14 @@ def _records(
     for row, key in zip(order, keys, strict=True):
         fault = problems.get(row)
         read = partial(images.bytes_at, row) if fault is None else partial(refuse, fault)
-        # A name of several pairs would be one of none.
-        uids = {rows.uids[caption.position] for caption in captions[row]}
+        own, uid = captions[row], rows.uids[row]
+        if len(own) > 1 and any(rows.uids[caption.position] != uid for caption in own):
+            uid = ""  # a name of several pairs would be one of none
         record = ImageRecord(
-            *(key, read, tuple(captions[row])),
+            *(key, read, tuple(own)),
             shard=rows.shards[row],
             member=rows.paths[row],
-            uid=rows.uids[row] if len(uids) == 1 else "",
+            uid=uid,
             problem=None if fault is None else UnusableImage(EMBEDDING_NOT_USABLE, fault),
         )
         official[splits[row]].append(record)

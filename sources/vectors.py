@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
@@ -15,14 +17,21 @@ from tqdm import tqdm
 
 from artifacts.settings import InputError
 from sources.base import UnusableImage
-from sources.paths import leads_out, natural_order
+from sources.paths import leads_out, natural_order, storable_name
 
 EMBEDDING_NOT_USABLE = "embedding not usable"
 IMAGE_FOLDER, TEXT_FOLDER, METADATA_FOLDER = "img_emb", "text_emb", "metadata"
 SUFFIXES = {IMAGE_FOLDER: ".npy", TEXT_FOLDER: ".npy", METADATA_FOLDER: ".parquet"}
+MADE_BY = {  # flags of clip-retrieval's inference
+    IMAGE_FOLDER: "--enable_image True",
+    TEXT_FOLDER: "--enable_text True",
+    METADATA_FOLDER: "--enable_metadata True",
+}
+N_SHOWN_NAMES = 5  # of a folder that is none of embeddings
 MIN_LENGTH = 1e-5  # float16 cannot tell the direction of a shorter row
 BLOCK_ROWS = 2**13  # of embeddings that are looked at together
 MAX_OPEN_FILES = 64  # of each kind; a memory map keeps its file open
+SAVE_PLAINLY = "save the embeddings as a float16 or float32 array with np.save"
 
 
 def input_error(root: Path, problem: str) -> InputError:
@@ -36,7 +45,18 @@ def paired_files(root: Path) -> list[tuple[str, str, str]]:
     Raises:
         InputError: a folder or a file is missing, or leads out of `root`.
     """
-    found = {folder: _list_folder(root, folder, suffix) for folder, suffix in SUFFIXES.items()}
+    there = [folder for folder in SUFFIXES if os.path.lexists(root / folder)]
+    if not {IMAGE_FOLDER, TEXT_FOLDER} & {*there}:
+        raise unknown_layout(root)
+    found = {folder: _list_folder(root, folder, SUFFIXES[folder]) for folder in there}
+    missing = [folder for folder in SUFFIXES if folder not in there]
+    if missing:
+        verb, flags = ("is", "are")[len(missing) > 1], " ".join(MADE_BY[f] for f in missing)
+        raise input_error(
+            root,
+            f"{' and '.join(missing)} {verb} missing beside {' and '.join(there)}; run "
+            f"clip-retrieval inference again with {flags}",
+        )
     counts = {folder: len(files) for folder, files in found.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{folder} {n:,}" for folder, n in counts.items())
@@ -63,7 +83,11 @@ def _list_folder(root: Path, folder: str, suffix: str) -> list[str]:
         ) from error
     names = sorted((name for name in names if name.endswith(suffix)), key=natural_order)
     if not names:
-        raise input_error(root, f"{folder} holds no {suffix} files; provide them")
+        raise input_error(
+            root,
+            f"{folder} holds no {suffix} files; provide them: clip-retrieval inference with "
+            f"{MADE_BY[folder]} writes them",
+        )
     files = [f"{folder}/{name}" for name in names]
     for file in files:
         if leads_out(root, file):
@@ -73,35 +97,101 @@ def _list_folder(root: Path, folder: str, suffix: str) -> list[str]:
     return files
 
 
+def unknown_layout(root: Path) -> InputError:
+    """What a folder without embeddings holds, what it should hold, and where that may be."""
+    try:
+        names = [name for name in os.listdir(root) if not name.startswith(".")]
+        metadata = root / METADATA_FOLDER
+        inner = os.listdir(metadata) if metadata.is_dir() and not metadata.is_symlink() else []
+    except OSError as error:
+        return input_error(root, f"it cannot be read ({error.strerror}); provide it")
+    names = sorted(names, key=natural_order)
+    if any(name.endswith(SUFFIXES[METADATA_FOLDER]) for name in (*names, *inner)):
+        problem = (
+            ".parquet files but no embeddings; of DataComp's metadata, download the .npz files too "
+            "(download_upstream.py --download_npz); of clip-retrieval's, run its inference with "
+            f"{MADE_BY[IMAGE_FOLDER]} {MADE_BY[TEXT_FOLDER]} for img_emb and text_emb"
+        )
+    else:
+        seen = [" ".join(storable_name(name).split()) for name in names[:N_SHOWN_NAMES]]
+        if len(names) > len(seen):
+            seen.append(f"{len(names) - len(seen):,} more")
+        problem = (
+            f"{', '.join(seen) or 'nothing'}; give a folder with img_emb, text_emb and metadata in "
+            "it (clip-retrieval's layout), or with a .parquet and an .npz file of every name "
+            "(DataComp's metadata)"
+        )
+    nearby = [root.parent] if root.name in SUFFIXES else [root / name for name in names]
+    meant = [str(place) for place in nearby if _may_be_meant(place)][:1]
+    hint = "".join(f"; --embeddings_dir {place} may be meant" for place in meant)
+    return input_error(root, f"it holds {problem}{hint}")
+
+
+def _may_be_meant(place: Path) -> bool:
+    """Whether a folder is clip-retrieval's, or a link, which is not followed, to DataComp's."""
+    return (place / IMAGE_FOLDER).is_dir() or (place.is_symlink() and any(place.glob("*.npz")))
+
+
 # --- Embeddings -----------------------------------------------------------------------------------
 
 
+@runtime_checkable  # types are checked while the tests run
+class RowFile(Protocol):
+    """A file, or a part of one, that holds a row of floats a pair."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and values a row, as its header says."""
+        ...
+
+    def rows(self) -> Float[np.ndarray, "n d"]:
+        """All rows.
+
+        Raises:
+            InputError: they cannot be read any more.
+        """
+        ...
+
+
 class Vectors:
-    """The rows of several .npy files, one file below the other, read when they are wanted.
+    """The rows of several files, one file below the other, read when they are wanted.
 
     Attributes:
-        files: paths from the folder.
+        files: what errors call them.
         n_rows: of every file.
         width: of every row.
     """
 
-    def __init__(self, root: Path, files: Sequence[str]) -> None:
-        """Reads the headers alone.
+    def __init__(
+        self, root: Path, files: Sequence[RowFile], max_open_files: int | None = None
+    ) -> None:
+        """Reads no rows.
+
+        Args:
+            root: the folder that errors name.
+            files: in their order.
+            max_open_files: whose rows are held at once; None: `MAX_OPEN_FILES`.
 
         Raises:
-            InputError: a file is no table of floats, or one is wider than another.
+            InputError: one file is wider than another.
         """
-        self._root, self.files = root, files
-        self._rows = lru_cache(MAX_OPEN_FILES)(partial(_map_rows, root))  # threads may share it
-        shapes = [self._rows(file).shape for file in files]
-        self.n_rows = [int(n) for n, _ in shapes]
-        self.width = int(shapes[0][1])
+        self._root, self.files = root, [file.name for file in files]
+        self._parts = files
+        self._cached = lru_cache(max_open_files or MAX_OPEN_FILES)(self._read)
+        self._lock = threading.Lock()
+        self.n_rows = [file.shape[0] for file in files]
+        self.width = files[0].shape[1]
         self._ends = np.cumsum(self.n_rows)
-        for file, (_, width) in zip(files, shapes, strict=True):
-            if width != self.width:
+        for file in files:
+            if file.shape[1] != self.width:
                 raise self.error(
-                    f"{file} has rows of {width:,} values, {files[0]} of {self.width:,}; "
-                    "make them with one encoder"
+                    f"{file.name} has rows of {file.shape[1]:,} values, {self.files[0]} of "
+                    f"{self.width:,}; make them with one encoder"
                 )
 
     def error(self, problem: str) -> InputError:
@@ -123,9 +213,7 @@ class Vectors:
         values = np.empty((len(positions), self.width), np.float32)
         for part in np.unique(parts).tolist():
             here = parts == part
-            rows = self._rows(self.files[part])[positions[here] - self._first(part)]
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
-                values[here] = rows
+            values[here] = as_float32(self._rows(part)[positions[here] - self._first(part)])
         return values
 
     def bytes_at(self, position: int) -> bytes:
@@ -134,14 +222,47 @@ class Vectors:
         return row.astype("<f4").tobytes()
 
     def lengths(self, part: int) -> Float64[np.ndarray, " n"]:
-        """Euclidean length of every row of a file, not finite where one of its values is not."""
-        positions = self._first(part) + np.arange(self.n_rows[part])
-        starts = range(0, len(positions), BLOCK_ROWS)
-        blocks = [row_lengths(self.at(positions[start : start + BLOCK_ROWS])) for start in starts]
-        return np.concatenate([np.empty(0), *blocks])
+        """Euclidean length of every row of a file; see `all_lengths`."""
+        return all_lengths(self._rows(part))
 
     def _first(self, part: int) -> int:
         return int(self._ends[part]) - self.n_rows[part]
+
+    def _rows(self, part: int) -> Float[np.ndarray, "n d"]:
+        with self._lock:  # threads that want the same file would each read it
+            return self._cached(part)
+
+    def _read(self, part: int) -> Float[np.ndarray, "n d"]:
+        return self._parts[part].rows()
+
+
+@dataclass(frozen=True)
+class NpyFile:
+    """A .npy file, which is mapped into memory.
+
+    Attributes:
+        root: folder that `name` starts from.
+        name: path from it.
+        shape: rows and values a row.
+    """
+
+    root: Path
+    name: str
+    shape: tuple[int, int]
+
+    @classmethod
+    def open(cls, root: Path, name: str) -> NpyFile:
+        """Reads the header alone.
+
+        Raises:
+            InputError: it is no table of floats, or cannot be read.
+        """
+        n, width = _map_rows(root, name).shape
+        return cls(root, name, (int(n), int(width)))
+
+    def rows(self) -> Float[np.ndarray, "n d"]:
+        """All rows, which stay on disk; see `RowFile.rows`."""
+        return _map_rows(self.root, self.name)
 
 
 def _map_rows(root: Path, file: str) -> Float[np.ndarray, "n d"]:
@@ -150,7 +271,6 @@ def _map_rows(root: Path, file: str) -> Float[np.ndarray, "n d"]:
     Raises:
         InputError: it is no table of floats, or cannot be read.
     """
-    remedy = "save the embeddings as a float16 or float32 array with np.save"
     try:
         rows: np.ndarray = np.lib.format.open_memmap(root / file, mode="r")  # type: ignore[no-untyped-call]
     except OSError as error:
@@ -160,12 +280,33 @@ def _map_rows(root: Path, file: str) -> Float[np.ndarray, "n d"]:
     except Exception as error:  # a damaged header makes NumPy raise nearly anything
         problem = str(error).partition("\n")[0]
         raise input_error(
-            root, f"{file} is damaged or no plain array ({problem}); {remedy}"
+            root, f"{file} is damaged or no plain array ({problem}); {SAVE_PLAINLY}"
         ) from error
-    if rows.ndim != 2 or rows.shape[1] == 0 or rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
-        found = f"an array of {rows.dtype} with shape {rows.shape}"
-        raise input_error(root, f"{file} holds {found}, not one row of floats a pair; {remedy}")
+    fault = table_fault(rows.shape, rows.dtype)
+    if fault:
+        raise input_error(root, f"{file} {fault}; {SAVE_PLAINLY}")
     return rows
+
+
+def table_fault(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """Why an array is not one row of floats a pair; "" where it is."""
+    is_table = len(shape) == 2 and shape[0] >= 0 and shape[1] > 0
+    if is_table and dtype.kind == "f" and dtype.itemsize <= 8:
+        return ""
+    return f"holds an array of {dtype} with shape {shape}, not one row of floats a pair"
+
+
+def as_float32(rows: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """The same values; what float32 cannot hold becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(rows, np.float32)
+
+
+def all_lengths(rows: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
+    """Euclidean length of every row, not finite where one of its values is not; block by block."""
+    starts = range(0, len(rows), BLOCK_ROWS)
+    blocks = [row_lengths(as_float32(rows[start : start + BLOCK_ROWS])) for start in starts]
+    return np.concatenate([np.empty(0), *blocks])
 
 
 def row_lengths(rows: Float32[np.ndarray, "n d"]) -> Float64[np.ndarray, " n"]:
@@ -219,12 +360,21 @@ def find_problems(images: Vectors, texts: Vectors) -> dict[int, str]:
     parts = range(len(images.files))
     for part in tqdm(parts, desc="embeddings", unit="file", disable=None, leave=False):
         for vectors in (images, texts):
-            lengths = vectors.lengths(part)
-            for row in np.flatnonzero(~is_usable(lengths)).tolist():
-                fault = f"{vectors.place(first + row)}: its {length_fault(lengths[row])}"
+            for row, fault in row_faults(vectors.files[part], vectors.lengths(part)).items():
                 problems.setdefault(first + row, fault)
         first += images.n_rows[part]
     return problems
+
+
+def row_faults(name: str, lengths: Float64[np.ndarray, " n"]) -> dict[int, str]:
+    """What is wrong with every row, by its number, that cannot be used.
+
+    Args:
+        name: of the file that they are in.
+        lengths: of all its rows.
+    """
+    unusable = np.flatnonzero(~is_usable(lengths)).tolist()
+    return {row: f"row {row:,} of {name}: its {length_fault(lengths[row])}" for row in unusable}
 
 
 def refuse(detail: str) -> NoReturn:

@@ -1,7 +1,8 @@
-"""Files of embeddings for tests, in clip-retrieval's layout."""
+"""Files of embeddings for tests, in clip-retrieval's layout, and a trap for whoever unpickles."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,16 @@ def save_one(
     images, texts = draw(n, 1, dtype), draw(n, 2, dtype)
     save_part(root, 0, images, texts, columns)
     return images, texts
+
+
+class Trap:
+    """Unpickling makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (self.path,)
 
 
 def settings_of(root: Path, **changes: Any) -> DataConfig:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,20 +17,87 @@ from hypothesis import strategies as st
 from artifacts.settings import InputError
 from sources.base import SPLITS, UnusableImage
 from sources.vectors import EMBEDDING_NOT_USABLE, paired_files
-from tests.sources.embedding_files import WIDTH, draw, open_files, problem, save_one, save_part
+from tests.helpers import write
+from tests.sources.embedding_files import (
+    WIDTH,
+    Trap,
+    draw,
+    open_files,
+    problem,
+    save_one,
+    save_part,
+)
 
 # --- Which files ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("folder", ["img_emb", "text_emb", "metadata"])
+MAKERS = {
+    "img_emb": "--enable_image True",
+    "text_emb": "--enable_text True",
+    "metadata": "--enable_metadata True",
+}
+
+
+@pytest.mark.parametrize("folder", MAKERS)
 def test_every_subfolder_must_hold_files(tmp_path: Path, folder: str) -> None:
     save_one(tmp_path, 3)
     [path] = (tmp_path / folder).iterdir()
     path.rename(path.with_suffix(".other"))
-    assert f"{folder} holds no {path.suffix} files; provide them" in problem(tmp_path)
+    message = problem(tmp_path)
+    assert f"{folder} holds no {path.suffix} files; provide them" in message
+    assert MAKERS[folder] in message
     path.with_suffix(".other").unlink()
     (tmp_path / folder).rmdir()
-    assert f"{folder} cannot be read (No such file or directory)" in problem(tmp_path)
+    others = " and ".join(name for name in MAKERS if name != folder)
+    assert problem(tmp_path).endswith(
+        f": {folder} is missing beside {others}; run clip-retrieval inference again with "
+        f"{MAKERS[folder]}"
+    )
+
+
+@pytest.mark.parametrize("folder", ["img_emb", "text_emb"])
+def test_images_or_texts_alone(tmp_path: Path, folder: str) -> None:
+    save_one(tmp_path, 3)
+    missing = [name for name in MAKERS if name != folder]
+    for name in missing:
+        shutil.rmtree(tmp_path / name)
+    flags = " ".join(MAKERS[name] for name in missing)
+    message = problem(tmp_path)
+    assert f"{' and '.join(missing)} are missing beside {folder}; run clip-retrieval" in message
+    assert message.endswith(flags)
+
+
+def test_metadata_without_embeddings(tmp_path: Path) -> None:
+    save_one(tmp_path, 3)
+    for name in ("img_emb", "text_emb"):
+        shutil.rmtree(tmp_path / name)
+    for root in (tmp_path, tmp_path / "metadata"):
+        message = problem(root)
+        assert "it holds .parquet files but no embeddings; of DataComp's metadata, dow" in message
+        assert "--download_npz" in message
+        assert "--enable_image True --enable_text True" in message
+        assert "may be meant" not in message
+
+
+def test_folders_of_something_else_are_described(tmp_path: Path) -> None:
+    write(tmp_path, {f"{i:05d}.tar": b"" for i in range(12)} | {"a\nb": b"", ".hidden": b""})
+    message = problem(tmp_path)
+    seen = "it holds 00000.tar, 00001.tar, 00002.tar, 00003.tar, 00004.tar, 8 more; give a folder"
+    assert seen in message
+    assert "img_emb, text_emb and metadata in it (clip-retrieval's layout), or with a .p" in message
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert "it holds nothing; give a folder with img_emb" in problem(tmp_path)
+    write(tmp_path, {"a\nb": b""})
+    assert "it holds a b; give" in problem(tmp_path)
+
+
+def test_the_folder_that_may_be_meant_is_named(tmp_path: Path) -> None:
+    save_one(tmp_path / "laion/part 1", 3)
+    for place in ("laion", "laion/part 1/img_emb", "laion/part 1/metadata"):
+        assert problem(tmp_path / place).endswith(
+            f"; --embeddings_dir {tmp_path / 'laion/part 1'} may be meant"
+        )
 
 
 @pytest.mark.parametrize("folder", ["img_emb", "text_emb", "metadata"])
@@ -66,16 +133,6 @@ def test_links_out_of_the_folder_and_what_is_no_file(tmp_path: Path) -> None:
 
 
 # --- Arrays ---------------------------------------------------------------------------------------
-
-
-class Trap:
-    """Unpickling makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (self.path,)
 
 
 @pytest.mark.parametrize("with_header", [True, False])
