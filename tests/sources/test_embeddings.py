@@ -478,7 +478,7 @@ def test_damaged_tables(tmp_path: Path, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("columns", "found"),
     [
-        ({"url": ["a"] * 3}, "has no caption column (one of caption, title, text, comment, desc"),
+        ({"url": ["a"] * 3}, "has no caption column (one of caption, captions, title, text, sent"),
         ({"caption": [1, 2, 3], "key": ["a"] * 3}, "column caption holds int64, not text"),
         ({"caption": [["a"], ["b"], ["c"]]}, "column caption holds list<"),
         ({"caption": ["a"] * 3, "split": [0.5] * 3}, "column split holds double, not text"),
