@@ -13,7 +13,7 @@ import pytest
 
 from artifacts.settings import InputError
 from data import open_source
-from sources import shards
+from sources import shard_files
 from sources.base import DUPLICATE_KEY, MISSING_CAPTION, MISSING_FILE, SPLITS, DataConfig
 from sources.tar import TRUNCATED_SHARD
 from tests.helpers import SMALL, picture, read_all, write
@@ -266,8 +266,8 @@ BRACES = {
 
 @pytest.mark.parametrize(("pattern", "expected"), BRACES.items())
 def test_braces_expand_as_in_a_shell(pattern: str, expected: list[str]) -> None:
-    assert list(shards.expand_braces(pattern)) == expected
-    assert shards._n_expanded(pattern) == len(expected)
+    assert list(shard_files.expand_braces(pattern)) == expected
+    assert shard_files._n_expanded(pattern) == len(expected)
 
 
 def test_a_folder_of_shards_in_natural_order(tmp_path: Path) -> None:
