@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
@@ -142,9 +142,9 @@ class ShardContent:
 
     Attributes:
         samples: in the shard's order.
-        taken: number of members of every extension that is used.
+        taken: number of members of every extension that is used, with its dot.
         ignored: the same of those that are not.
-        captions: number of samples whose captions are from this extension or field of JSON.
+        captions: number of samples whose captions are from each extension or field of JSON.
         n_bare_keys: number of keys with neither image nor text.
     """
 
@@ -182,10 +182,10 @@ def find_samples(
             )
             seen.add(sample.key)
             used.update(member.offset for member in found.members)
-            content.taken.update(_shown(member, sample.key) for member in found.members)
+            content.taken.update(_kind_shown(member, sample.key) for member in found.members)
             content.captions.update([found.origin] if found.origin else [])
         content.ignored.update(
-            member.extension or "no extension" for member in group if member.offset not in used
+            _kind_shown(member, member.key) for member in group if member.offset not in used
         )
         content.n_bare_keys += not parts
     return content
@@ -251,18 +251,18 @@ def _with_heads(
     if all(m.kind for m in group) or any(m.kind == IMAGE and "." not in m.extension for m in group):
         return group
     named = {choice.stem(m) for m in group if m.kind == IMAGE}
+
+    def is_image(member: Member) -> bool:
+        may_be = not member.kind and member.problem is None
+        may_be = may_be and _owner(choice.stem(member), named) is None
+        return may_be and looks_like_image(read_head(member))
+
     return [
-        m._replace(kind=IMAGE, problem=size_problem(m.size))
-        if not m.kind
-        and m.problem is None
-        and _owner(choice.stem(m), named) is None
-        and looks_like_image(read_head(m))
-        else m
-        for m in group
+        m._replace(kind=IMAGE, problem=size_problem(m.size)) if is_image(m) else m for m in group
     ]
 
 
-def _owner(stem: str, owners: Iterable[str]) -> str | None:
+def _owner(stem: str, owners: Container[str]) -> str | None:
     """The longest of some names that a name goes on with after a dot, or is; None without one."""
     for _ in range(MAX_PARTS):
         if stem in owners:
@@ -282,17 +282,18 @@ def _parts(group: Sequence[Member], choice: Choice) -> list[_Part]:
     stems: dict[str, list[Member]] = {}
     for member in used:
         stems.setdefault(choice.stem(member), []).append(member)
-    with_image = {s: None for s, own in stems.items() if any(m.kind == IMAGE for m in own)}
+    with_image = {choice.stem(member) for member in used if member.kind == IMAGE}
     families: dict[str, _Family] = {}
     for stem, own in stems.items():
         owner = _owner(stem, with_image)
         name = stem if owner is None else owner
         family = families.setdefault(key if name == key else name.rpartition(".")[0], _Family())
         (family.others if owner is None else family.images).setdefault(name, []).extend(own)
-    parts: dict[str, list[Member]] = {}
-    for name, family in families.items():
-        parts |= _family_parts(name, family, with_image, choice)
-    return [_part(stem, own) for stem, own in parts.items()]
+    return [
+        _part(stem, own)
+        for name, family in families.items()
+        for stem, own in _family_parts(name, family, with_image, choice).items()
+    ]
 
 
 class _Family:
@@ -309,19 +310,21 @@ class _Family:
 
 
 def _family_parts(
-    name: str, family: _Family, with_image: Iterable[str], choice: Choice
+    name: str, family: _Family, with_image: Container[str], choice: Choice
 ) -> dict[str, list[Member]]:
     """The members of each sample of a family, by its key."""
     images = {
         stem: own
         for stem, own in family.images.items()
-        if _has_text(own, choice) or _owner(stem.rpartition(".")[0], with_image) is None
-    }  # else it is a mask or the like of an image
+        if _owner(stem.rpartition(".")[0], with_image) is None or _has_text(own, choice)
+    }  # what is left out is a mask or the like of another image
     texts = {stem: own for stem, own in family.others.items() if _has_text(own, choice)}
+    if not images or not texts:
+        return images or _joined(texts)
     is_open = not any(_has_text(own, choice) for own in images.values())
-    if images and texts and is_open and _are_numbered_alike(images, texts, name):
+    if is_open and _are_numbered_alike(images, texts, name):
         return {name: [*chain.from_iterable((*images.values(), *family.others.values()))]}
-    return images | (texts if images else _joined(texts))
+    return images | texts
 
 
 def _part(key: str, members: Iterable[Member]) -> _Part:
@@ -418,9 +421,11 @@ def _sample(part: _Part, texts: Mapping[int, str], choice: Choice) -> _Found:
         _openness(part, open_images, chosen.open) or next(filter(None, problems), None),
         tuple(member.name for member in unread if member.problem is None),
     )
-    origin = f".{unnumbered(_shown(chosen.texts[0], part.key))}" if chosen.texts else ""
-    members = [*images, *chosen.texts, *tables]
-    return _Found(sample, members, origin or " and ".join(chosen.fields))
+    if open_images or chosen.open:
+        return _Found(sample, [], "")
+    origin = f"json {' and '.join(chosen.fields)}" if chosen.fields else ""
+    origin = _kind_shown(chosen.texts[0], part.key) if chosen.texts else origin
+    return _Found(sample, [*images, *chosen.texts, *tables], origin)
 
 
 def _choose_image(part: _Part, choice: Choice) -> tuple[Member | None, tuple[str, ...]]:
@@ -489,7 +494,16 @@ def _openness(part: _Part, images: Sequence[str], texts: Sequence[str]) -> tuple
 
 def _shown(member: Member, key: str) -> str:
     """What of a member's name is not its sample's key: its extension, in lower case."""
-    return member.name.removeprefix("./")[len(key) + 1 :].lower() or "no extension"
+    if len(key) == len(member.key):
+        return member.extension
+    return member.name.removeprefix("./")[len(key) + 1 :].lower()
+
+
+def _kind_shown(member: Member, key: str) -> str:
+    """The extension of a member as notes count it, without the number of a text."""
+    extension = _shown(member, key)
+    extension = unnumbered(extension) if member.kind == TEXT else extension
+    return f".{extension}" if extension else "no extension"
 
 
 def _labels(member: Member) -> dict[str, object] | None:

@@ -237,16 +237,18 @@ def _description(shards: Sequence[_Shard], data_dir: str | None) -> str:
     if n_images:
         return text
     ignored = _total(shards, "ignored").most_common(3)
-    kinds = ", ".join(f"{n:,} .{extension}" for extension, n in ignored) or "none"
+    kinds = ", ".join(f"{n:,} {extension}" for extension, n in ignored) or "none"
     return f"{text}, members of other kinds ignored ({kinds}); --image_column names that of images"
 
 
 def _notes(shards: Sequence[_Shard]) -> list[str]:
     """What was used of the shards' members and what was not, a phrase each."""
-    ignored, captions = _total(shards, "ignored"), _total(shards, "captions")
-    notes = [f"members {_counts(_total(shards, 'taken'), '.')}"]
-    notes += [f"members ignored {_counts(ignored, '.')}"] if ignored else []
-    notes += [f"captions from {_counts(captions)}"] if captions else []
+    totals = {
+        "members": _total(shards, "taken"),
+        "members ignored": _total(shards, "ignored"),
+        "captions from": _total(shards, "captions"),
+    }
+    notes = [f"{what} {_counts(total)}" for what, total in totals.items() if total]
     splits = Counter(sample.split for shard in shards for sample in shard.samples)
     if set(splits) - {None}:
         parts = [f"{split} {splits[split]:,}" for split in SPLITS if splits[split]]
@@ -279,7 +281,7 @@ def _unread(shards: Sequence[_Shard]) -> list[str]:
 def _seen_members(shards: Sequence[_Shard]) -> str:
     """The extensions that there are, with their counts, in a phrase."""
     seen = _total(shards, "taken") + _total(shards, "ignored")
-    return f"; members seen: {_counts(seen, '.')}" if seen else ""
+    return f"; members seen: {_counts(seen)}" if seen else ""
 
 
 def _total(shards: Iterable[_Shard], kind: str) -> Counter[str]:
@@ -290,9 +292,9 @@ def _total(shards: Iterable[_Shard], kind: str) -> Counter[str]:
     return total
 
 
-def _counts(counts: Counter[str], mark: str = "") -> str:
+def _counts(counts: Counter[str]) -> str:
     """Names and how often each is there, the most frequent first: `.jpg 40, .txt 40`."""
-    shown = [f"{mark}{name} {n:,}" for name, n in counts.most_common(N_SHOWN_KINDS)]
+    shown = [f"{name} {n:,}" for name, n in counts.most_common(N_SHOWN_KINDS)]
     more = len(counts) - N_SHOWN_KINDS
     return storable_name(", ".join([*shown, *([f"{more:,} other kinds"] if more > 0 else [])]))
 
