@@ -36,6 +36,7 @@ _PACKED_HEADS = {
     b"\xfd7zXZ\0": "xz",
     b"\x28\xb5\x2f\xfd": "zst",
 }
+MARK_BYTES = 64  # of a file that tell what it is packed as
 _ZIP_HEADS = (b"PK\x03\x04", b"PK\x05\x06")
 MAX_PATTERN_PATHS = 100_000
 MAX_REF_BYTES = 256
@@ -215,6 +216,8 @@ def packing_fault(head: bytes, path: str) -> str:
         return f"is a zip file; unpack it: unzip {shown}"
     if is_lfs_pointer(head):
         return "is a pointer of Git LFS; git lfs pull fetches the shard"
+    if re.match(rb"(?:\.\./)+blobs/", head):
+        return "is a link in the Hub's cache to a blob that is not there; download it again"
     return ""
 
 

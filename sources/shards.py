@@ -34,7 +34,7 @@ from sources.base import (
 from sources.columns import SPLIT_COLUMN
 from sources.image_files import HEAD_BYTES
 from sources.paths import file_version, real_path, split_from_path, storable_name, unique_names
-from sources.shard_files import ShardFiles, find_shards, packing_fault
+from sources.shard_files import MARK_BYTES, ShardFiles, find_shards, packing_fault
 from sources.shard_samples import (
     COMMON_IMAGES,
     OPEN_SAMPLE,
@@ -171,7 +171,7 @@ def _read_shard(root: Path, name: str, choice: Choice) -> _Shard:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
             version = file_version(status)
-            packing = packing_fault(file.read(HEAD_BYTES), os.path.join(root, name))
+            packing = packing_fault(file.read(MARK_BYTES), os.path.join(root, name))
             if not packing:
                 members, n_whole, damage = read_members(file, status.st_size, choice.kind)
                 content = find_samples(members, choice, shown, partial(_read_head, file))
