@@ -162,10 +162,11 @@ def _read_shards(files: ShardFiles, choice: Choice) -> tuple[list[_Shard], list[
 
 def _read_shard(root: Path, name: str, choice: Choice) -> _Shard:
     """What a shard holds, and what is wrong with it."""
-    path, shown = real_path(root, name), storable_name(name)
+    path, shown = os.path.join(root, name), storable_name(name)
     content = ShardContent()
     version, n_whole, damage, packing = None, 0, "", ""
     try:
+        path = real_path(root, name)
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
             raise OSError("no plain file")
         with open(path, "rb") as file:
