@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER
+from sources.image_files import IMAGE_EXTENSIONS
 from sources.paths import storable_name
 
 TRUNCATED_SHARD = "truncated shard"
 NO_PLAIN_MEMBER = "no plain file in its shard"
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-TEXT_BYTES = {"txt": 2**20, "json": 2**22}  # the most that is read of a member of this extension
+IMAGE, TEXT, TABLE = "image", "text", "json"  # kinds of members that are used
+TEXT_EXTENSIONS = ("txt", "text", "caption", "captions", "cap")
+_KINDS = {
+    **dict.fromkeys(IMAGE_EXTENSIONS, IMAGE),
+    **dict.fromkeys(TEXT_EXTENSIONS, TEXT),
+    "json": TABLE,
+}
+TEXT_BYTES = {TEXT: 2**20, TABLE: 2**22}  # the most that is read of a member of this kind
 MAX_EXTENDED_BYTES = 2**20  # of a pax header or a long name; no path comes near
 MAX_PADDING = 2**20  # bytes after the end mark that are looked at
 _EXTENDED_TYPES = (
@@ -28,14 +35,14 @@ _EXTENDED_TYPES = (
 _PLAIN_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A member of a shard that belongs to a sample.
 
     Attributes:
         name: path in the shard, as any file can hold it.
-        key: of its sample.
-        extension: in lower case, without the dot.
+        key: of its sample, the path up to the first dot of the file name.
+        extension: what follows that dot, in lower case; "" where there is none.
+        kind: `IMAGE`, `TEXT`, `TABLE` or "".
         offset: of its data from the start of the shard, bytes.
         size: of its data, bytes.
         problem: why it must not be opened, reason and detail, or None.
@@ -45,21 +52,58 @@ class Member:
     name: str
     key: str
     extension: str
+    kind: str
     offset: int
     size: int
     problem: tuple[str, str] | None
     content: bytes | None = None
 
 
+# --- Names ----------------------------------------------------------------------------------------
+
+
+def sample_key(name: str) -> tuple[str, str]:
+    """The key of a member's sample, and its extension in lower case; key "" for a hidden file."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, _, extension = base.partition(".")
+    return (folder + slash + stem, extension.lower()) if stem else ("", "")
+
+
+def member_kind(extension: str) -> str:
+    """What a member of this extension is by the last part of it: a kind, or ""."""
+    kind = _KINDS.get(extension)
+    return _KINDS.get(unnumbered(extension).rpartition(".")[2], "") if kind is None else kind
+
+
+def unnumbered(extension: str) -> str:
+    """The extension of a text without its number: `txt` of `0.txt`, `caption` of `caption_1`.
+
+    Several texts of a sample that differ in nothing else are captions of one image.
+    """
+    stem, _, suffix = extension.rpartition(".")
+    plain = _without_number(suffix)
+    stem = _without_number(stem)
+    suffix = plain if plain in TEXT_EXTENSIONS else suffix
+    return f"{stem}.{suffix}" if stem else suffix
+
+
+def _without_number(text: str) -> str:
+    plain = text.rstrip("0123456789")
+    return text if plain == text else plain.rstrip(" _.-")
+
+
 # --- Headers --------------------------------------------------------------------------------------
 
 
-def read_members(file: io.BufferedIOBase, n_bytes: int) -> tuple[list[Member], int, str]:
+def read_members(
+    file: io.BufferedIOBase, n_bytes: int, kind_of: Callable[[str], str] = member_kind
+) -> tuple[list[Member], int, str]:
     """The members that have a key, with the content of texts; how many are whole; what is damaged.
 
     Args:
         file: a shard, open at any place.
         n_bytes: its size.
+        kind_of: the kind of a member, by its extension.
 
     Returns:
         Members in order, the last one perhaps cut; number of whole members of any kind; what ended
@@ -67,19 +111,21 @@ def read_members(file: io.BufferedIOBase, n_bytes: int) -> tuple[list[Member], i
     """
     members, n_whole = [], 0
     try:
-        for member in _headers(file, n_bytes):
+        for member in _headers(file, n_bytes, kind_of):
             n_whole += member.problem is None or member.problem[0] != TRUNCATED_SHARD
-            if member.problem is None and member.size <= TEXT_BYTES.get(member.extension, -1):
+            if member.problem is None and member.size <= TEXT_BYTES.get(member.kind, -1):
                 file.seek(member.offset)
-                member = replace(member, content=_read_exactly(file, member.size))
-            if member.extension:
+                member = member._replace(content=_read_exactly(file, member.size))
+            if member.extension or (member.key and member.problem is None):
                 members.append(member)
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         return members, n_whole, storable_name(str(error)) or type(error).__name__
     return members, n_whole, ""
 
 
-def _headers(file: io.BufferedIOBase, n_bytes: int) -> Iterator[Member]:
+def _headers(
+    file: io.BufferedIOBase, n_bytes: int, kind_of: Callable[[str], str]
+) -> Iterator[Member]:
     """Every member of a tar file, in order; the first one that is cut is the last.
 
     Raises:
@@ -112,9 +158,10 @@ def _headers(file: io.BufferedIOBase, n_bytes: int) -> Iterator[Member]:
             raise tarfile.ReadError(f"a member of {size:,} bytes")
         if not info.isreg() and info.type in tarfile.SUPPORTED_TYPES:
             size = 0  # links, folders and devices have no data, whatever their header says
-        member = _member(info, extended, offset, size, is_cut=offset + size > n_bytes)
+        is_cut = offset + size > n_bytes
+        member = _member(info, extended, offset, size, kind_of, is_cut=is_cut)
         yield member
-        if offset + size > n_bytes:
+        if is_cut:
             raise tarfile.ReadError(f"{member.name} goes on after the end of the file")
         offset += _padded(size)
         extended = {}
@@ -167,7 +214,13 @@ def _extended_fields(kind: bytes, content: bytes) -> dict[str, bytes]:
 
 
 def _member(
-    info: tarfile.TarInfo, extended: Mapping[str, bytes], offset: int, size: int, *, is_cut: bool
+    info: tarfile.TarInfo,
+    extended: Mapping[str, bytes],
+    offset: int,
+    size: int,
+    kind_of: Callable[[str], str],
+    *,
+    is_cut: bool,
 ) -> Member:
     path = extended.get("GNU.sparse.name", extended.get("path"))
     name = info.name if path is None else path.decode("utf-8", "surrogateescape")
@@ -175,20 +228,19 @@ def _member(
     parts = name.replace("\\", "/").split("/")
     is_sparse = any(field.startswith("GNU.sparse.") for field in extended)
     key, extension = sample_key(name)
+    kind = kind_of(extension)
     problem = None
     if not parts[0] or ".." in parts:
         problem = OUTSIDE_FOLDER, name
     elif is_sparse or info.type not in _PLAIN_TYPES:
         problem = NO_PLAIN_MEMBER, name
-    elif extension in IMAGE_EXTENSIONS and size > MAX_FILE_BYTES and not is_cut:
-        problem = FILE_TOO_LARGE, f"{size:,} bytes"
+    elif kind == IMAGE and not is_cut:
+        problem = size_problem(size)
     if is_cut:
         problem = TRUNCATED_SHARD, name
-    return Member(name, key, extension, offset, size, problem)
+    return Member(name, key, extension, kind, offset, size, problem)
 
 
-def sample_key(name: str) -> tuple[str, str]:
-    """The key of a member's sample, and its extension in lower case; both "" where it has none."""
-    folder, slash, base = name.removeprefix("./").rpartition("/")
-    stem, _, extension = base.partition(".")
-    return (folder + slash + stem, extension.lower()) if stem and extension else ("", "")
+def size_problem(size: int) -> tuple[str, str] | None:
+    """Why an image of so many bytes must not be read, reason and detail, or None."""
+    return (FILE_TOO_LARGE, f"{size:,} bytes") if size > MAX_FILE_BYTES else None

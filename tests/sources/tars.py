@@ -82,7 +82,10 @@ def open_shards(data_dir: Path | str, seed: int = 0, **settings: Any) -> PairSou
 
 def records(data_dir: Path | str) -> list[ImageRecord]:
     """Everything that shards hold, in their order, whatever split it is in."""
-    source = open_shards(data_dir)
+    return records_in(open_shards(data_dir))
+
+
+def records_in(source: PairSource) -> list[ImageRecord]:
     assert isinstance(source, IndexedSource)
     found = chain.from_iterable(source._splits.values())
     return sorted(found, key=lambda record: record.captions[0].position)
