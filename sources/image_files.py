@@ -12,7 +12,7 @@ IMAGE_EXTENSIONS = (
     *("j2k", "jpx", "ppm", "pgm", "pbm", "pnm", "heic", "heif", "hif", "img", "image"),
 )
 IMAGE_SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-HEAD_BYTES = 32  # of a file that tell whether it is an image
+HEAD_BYTES = 64  # of a file that tell whether it is an image
 _HEADS = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\0{4}|II\*\0|MM\0\*|II\+\0"
     rb"|MM\0\+|\0\0\0\x0cjP  |\xffO\xffQ|P[1-6][ \t\r\n]"
