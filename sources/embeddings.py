@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,10 +34,11 @@ from sources.base import (
     UnusableImage,
     datacomp_uid,
 )
-from sources.columns import CAPTION_COLUMNS, choose_column, first_known
+from sources.columns import CAPTION_COLUMNS, SPLIT_COLUMN, choose_column, first_known
 from sources.combined import FIRST_POSITIONS, CombinedSource, HeldOut, held_out_sets, open_parts
 from sources.datacomp import is_datacomp, read_pool
-from sources.paths import file_version, read_file, unique_names
+from sources.official import split_notes
+from sources.paths import file_version, read_file, storable_name, unique_names
 from sources.splits import IndexedSource, digest, official_split
 from sources.vectors import (
     BLOCK_ROWS,
@@ -63,9 +65,9 @@ SAME_IMAGE_COSINE = 0.99  # far below what batches and float16 do to the embeddi
 class EmbeddingSource(IndexedSource):
     """Pairs whose images are rows; the photographs themselves may lie in a folder."""
 
-    def __init__(self, *args: Any, image_root: Path | None) -> None:
+    def __init__(self, *args: Any, image_root: Path | None, **told: Any) -> None:
         """`image_root` is where image_path starts from; the rest is as in `IndexedSource`."""
-        super().__init__(*args)
+        super().__init__(*args, **told)
         self._image_root = image_root
 
     def read_image(self, key: str) -> bytes:
@@ -174,7 +176,8 @@ def _open_files(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
 
     Rows of the same image_path are captions of one image, unless their image embeddings differ.
     A row whose image or text embedding is not finite or zero is an image of its own, which is
-    skipped when it is read. Official splits come from a column `split` that names one in every row.
+    skipped when it is read. Official splits come from a column `split`; rows in which it names none
+    are training pairs.
 
     Raises:
         InputError: a file is missing, damaged or no table of floats, files do not fit together, or
@@ -194,10 +197,18 @@ def _open_files(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
         _check_names(rows, root, config)
     owners = _same_images(rows.paths, found.problems, found.images)
     official = _records(rows, owners, found.problems, found.images)
+    columns = {n: None for table in found.tables for n in table.columns.values()}
+    notes = [f"columns {storable_name(', '.join(columns))}", *rows.split_notes()]
+    unread = [found.left_out] if found.left_out else []
     kind = f"{found.architecture} embeddings".lstrip()
     name = f"{kind} in {config.embeddings_dir}"
     about = ("embeddings", _describe(name, owners, found), found.fingerprint(root))
-    source = EmbeddingSource(*about, official, config.limits(), rng, image_root=image_root)
+    source = EmbeddingSource(
+        *(*about, official, config.limits(), rng),
+        image_root=image_root,
+        notes=notes,
+        unread=unread,
+    )
     return EmbeddingFiles(source, name, found.texts, architecture=found.architecture)
 
 
@@ -405,7 +416,7 @@ class _Rows:
         captions: None where there is none.
         paths: image_path, or "".
         uids: 32 hex digits, or "".
-        splits: name of a split, or "".
+        splits: that the column names; None where it names none.
         names: what the rows are called, not yet unique.
         shards: path of the file that holds the image embedding.
         numbers: of the row in its file.
@@ -414,7 +425,8 @@ class _Rows:
     def __init__(self, files: Sequence[tuple[str, str, str]], tables: Sequence[_Metadata]) -> None:
         self.captions = [text for table in tables for text in table.captions]
         columns = {use: _join_column(tables, use) for use in OTHER_COLUMNS}
-        self.paths, self.splits = columns["image_path"], columns["split"]
+        self.paths, self._named = columns["image_path"], columns["split"]
+        self.splits = [official_split(name) for name in self._named]
         self.uids = [datacomp_uid(uid) for uid in columns["uid"]]
         counts = [len(table.captions) for table in tables]
         self.numbers = [row for n in counts for row in range(n)]
@@ -423,6 +435,12 @@ class _Rows:
         places = [f"{s}/{row}" for s, n in zip(stems, counts, strict=True) for row in range(n)]
         given = zip(self.paths, columns["key"], places, strict=True)
         self.names = [path or key or place for path, key, place in given]
+
+    def split_notes(self) -> list[str]:
+        """What the column of splits says, a phrase each."""
+        pairs = zip(self._named, self.splits, strict=True)
+        unknown = Counter(name for name, split in pairs if name and split is None)
+        return split_notes(f"from the column {SPLIT_COLUMN}", Counter(self.splits), unknown, "rows")
 
 
 def _join_column(tables: Iterable[_Metadata], use: str) -> list[str]:
@@ -477,7 +495,6 @@ def _records(
         captions.setdefault(owner, []).append(caption)
     order = sorted(captions, key=lambda row: row in problems)
     keys = unique_names(rows.names[row] for row in order)
-    splits = _official_splits(rows.splits)
     official: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
     for row, key in zip(order, keys, strict=True):
         fault = problems.get(row)
@@ -492,19 +509,5 @@ def _records(
             uid=uid,
             problem=None if fault is None else UnusableImage(EMBEDDING_NOT_USABLE, fault),
         )
-        official[splits[row]].append(record)
+        official[rows.splits[row] or "train"].append(record)
     return official
-
-
-def _official_splits(names: Sequence[str]) -> list[str]:
-    """The split of every row: as named if all are, else training."""
-    splits = [official_split(name) for name in names]
-    known = [split for split in splits if split is not None]
-    if len(known) == len(splits):
-        return known
-    if known:
-        logger.warning(
-            "--embeddings_dir: the column split names no split in %d of %d rows; it is not used",
-            *(len(splits) - len(known), len(splits)),
-        )
-    return ["train"] * len(splits)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ from artifacts.settings import InputError
 from sources.arrow import cell_values
 from sources.base import (
     OUTSIDE_FOLDER,
+    SEVERAL_IMAGES,
     SPLIT_NAMES,
     SPLITS,
     Caption,
@@ -25,9 +28,13 @@ from sources.base import (
     PairSource,
     UnusableImage,
 )
+from sources.captions import TEXT_FIELDS, captions_in
+from sources.columns import SPLIT_COLUMN, Columns, find_columns, image_column
+from sources.image_files import from_base64
+from sources.official import split_notes
 from sources.online import hub_answers
 from sources.paths import list_files, read_file, split_from_path, storable_name
-from sources.splits import IndexedSource, StreamSource, digest
+from sources.splits import IndexedSource, StreamSource, digest, official_split
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,6 +42,7 @@ T = TypeVar("T")
 # A stream does not tell how long it is, so the positions of its splits start this far apart.
 STREAM_STRIDE = 10**12
 HUB_PREFIX = "hf://datasets/"
+N_LOOKED_AT = 1000  # rows of a stream that tell which splits a column names
 
 
 def open_hf(name: str, config: DataConfig, rng: np.random.Generator) -> PairSource:
@@ -114,37 +122,82 @@ def _table_source(
     `version` stands for the images in the fingerprint: it changes when the files do. Images that
     a cell names by their path are opened in `folder` and in the local caches alone.
     """
-    datasets, roots = _import_datasets(), _image_roots(folder)
+    roots = _image_roots(folder)
     official: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
-    n_pairs, seen = 0, []
+    n_pairs, seen, notes = 0, [], _SplitCounts()
+    chosen: dict[str, None] = {}
     for part, table in _by_official_split(tables).items():
-        caption_column, *ids, image_column = _check_columns(table.column_names, config)
-        images = table.select_columns([image_column]).with_format(None)
-        images = images.cast_column(image_column, datasets.Image(decode=False))
-        texts = table.select_columns([caption_column, *ids]).with_format("arrow")[:]
+        taken = _check_columns(table.column_names, config)
+        images = _undecoded(table.select_columns([taken.image]).with_format(None), taken.image)
+        texts = table.select_columns(taken.texts()).with_format("arrow")[:]
         columns = {name: cell_values(texts.column(name)) for name in texts.column_names}
-        keys = columns[ids[0]] if ids else range(len(table))
+        keys = columns[taken.id] if taken.id is not None else range(len(table))
         captions: dict[Hashable, list[Caption]] = {}
         first_rows: dict[Hashable, int] = {}
-        for row, (key, cell) in enumerate(zip(keys, columns[caption_column], strict=True)):
+        for row, key in enumerate(keys):
             first_rows.setdefault(key, row)
-            for text in _captions(cell, caption_column):
+            for text in taken.captions_of({name: cells[row] for name, cells in columns.items()}):
                 captions.setdefault(key, []).append(Caption(n_pairs, text, row=row))
                 n_pairs += 1
-        official[part if part in SPLITS else "train"] += [
-            ImageRecord(
-                f"{part}/{key}",
-                partial(_row_bytes, images, row, image_column, roots),
-                tuple(c),
-                shard=part,
-            )
-            for (key, row), c in zip(first_rows.items(), captions.values(), strict=True)
-        ]
+        named = _named_splits(table, taken.split, columns)
+        of_part = part if part in SPLITS else "train"
+        for (key, row), texts_of_image in zip(first_rows.items(), captions.values(), strict=True):
+            read = partial(_row_bytes, images, row, taken.image, roots)
+            record = ImageRecord(f"{part}/{key}", read, tuple(texts_of_image), shard=part)
+            official[notes.take(named[row]) or of_part].append(record)
         seen.append([part, columns])
+        chosen[taken.note()] = None
     n_images = sum(map(len, official.values()))
     description = f"{origin}: {n_images:,} images, {n_pairs:,} captions"
-    fingerprint = digest(name, config.image_column, seen, version)
-    return IndexedSource(name, description, fingerprint, official, config.limits(), rng)
+    image_column = config.image_column if len(chosen) != 1 else taken.image
+    fingerprint = digest(name, image_column, seen, version)
+    return IndexedSource(
+        *(name, description, fingerprint, official, config.limits(), rng),
+        notes=[*chosen, *notes.notes()],
+    )
+
+
+class _SplitCounts:
+    """What a column of splits names, row by row."""
+
+    def __init__(self) -> None:
+        self._named: Counter[str | None] = Counter()
+        self._unknown: Counter[str] = Counter()
+
+    def take(self, name: str | None) -> str | None:
+        """The split that a row names, if any; counted."""
+        split = official_split(name) if name else None
+        self._named[split] += 1
+        if name and split is None:
+            self._unknown[name] += 1
+        return split
+
+    def notes(self) -> list[str]:
+        """What was found, a phrase each."""
+        origin = f"from the column {SPLIT_COLUMN}"
+        return split_notes(origin, self._named, self._unknown, "images")
+
+
+def _named_splits(
+    table: Any, column: str | None, columns: Mapping[str, Sequence[Any]]
+) -> Sequence[str | None]:
+    """What the column of splits holds, numbers of classes as their names; None where nothing."""
+    if column is None:
+        return [None] * len(table)
+    names = getattr(table.features[column], "names", None)
+    cells = columns[column]
+    if names is not None:
+        cells = [names[cell] if isinstance(cell, int) and cell >= 0 else None for cell in cells]
+    return [cell if isinstance(cell, str) else None for cell in cells]
+
+
+def _undecoded(table: Any, column: str) -> Any:
+    """A table whose images are given as bytes or path; lists of one image stay lists."""
+    datasets = _import_datasets()
+    image: Any = datasets.Image(decode=False)
+    if isinstance(table.features[column], datasets.List | datasets.LargeList | list):
+        image = datasets.List(image)
+    return table.cast_column(column, image)
 
 
 def _hub_stream(name: str, config: DataConfig) -> StreamSource:
@@ -157,42 +210,76 @@ def _hub_stream(name: str, config: DataConfig) -> StreamSource:
     except Exception as error:  # many kinds: no access, several configurations, an unknown format
         problem = str(error).partition("\n")[0]
         raise InputError(f"--hf_dataset {repo} cannot be streamed: {problem}") from error
-    streams = {}
+    streams: dict[str, list[Iterator[ImageRecord]]] = {}
+    notes: dict[str, None] = {}
     for i, (part, rows) in enumerate(parts.items()):
-        columns = _check_columns(names[part], config)
-        rows = rows.select_columns(columns)
-        rows = rows.cast_column(config.image_column, datasets.Image(decode=False))
-        streams[part] = _stream_records(rows, columns, part, i * STREAM_STRIDE)
+        taken = _check_columns(names[part], config)
+        notes[taken.note()] = None
+        rows = rows.select_columns([*taken.texts(), taken.image])
+        rows = rows.cast_column(taken.image, datasets.Image(decode=False))
+        found = {part} if taken.split is None else _splits_at_the_start(rows, taken.split, part)
+        for split in found:
+            of_split = None if taken.split is None else split
+            records = _stream_records(rows, taken, part, i * STREAM_STRIDE, of_split)
+            streams.setdefault(split, []).append(records)
     sizes = builder.info.splits or {}
     n_train = sizes["train"].num_examples if "train" in sizes else None
     fingerprint = digest(name, repo, builder.hash, names, config.id_column)
     description = f"{repo}, streamed from the Hub"
-    return StreamSource(name, description, fingerprint, streams, n_train or None)
+    joined = {split: chain.from_iterable(records) for split, records in streams.items()}
+    return StreamSource(name, description, fingerprint, joined, n_train or None, notes=[*notes])
+
+
+def _splits_at_the_start(rows: Any, column: str, part: str) -> list[str]:
+    """The splits that the first rows of a stream name: nobody knows those of a whole stream.
+
+    Rows of a split that none of the first rows names are not read, and never trained on.
+    """
+    first = (_split_of(row, column, part) for row in islice(rows, N_LOOKED_AT))
+    found = set(first) or {"train"}
+    return [split for split in SPLITS if split in found]
+
+
+def _split_of(row: Mapping[str, Any], column: str, part: str) -> str:
+    """The split that a row of a stream names, else that of its part."""
+    name = row[column]
+    of_part = part if part in SPLITS else "train"
+    return (official_split(name) if isinstance(name, str) else None) or of_part
 
 
 def _stream_records(
-    rows: Iterable[Mapping[str, Any]], columns: Sequence[str], part: str, first_position: int
+    rows: Iterable[Mapping[str, Any]],
+    taken: _Taken,
+    part: str,
+    first_position: int,
+    split: str | None = None,
 ) -> Iterator[ImageRecord]:
     """Records of a stream of rows, consecutive rows of the same id taken together.
+
+    Args:
+        rows: of the stream.
+        taken: columns.
+        part: the stream's name.
+        first_position: of its captions.
+        split: the one whose rows are taken, where a column names it; None takes all.
 
     Raises:
         InputError: the stream breaks off.
     """
-    caption_column, *ids, image_column = columns
     position, roots = first_position, _image_roots(None)
     try:
-        for key, group in groupby(enumerate(rows), key=lambda r: r[1][ids[0]] if ids else r[0]):
+        by_id = groupby(enumerate(rows), key=lambda r: r[0] if taken.id is None else r[1][taken.id])
+        for key, group in by_id:
             members = list(group)
-            texts = [
-                (number, text)
-                for number, row in members
-                for text in _captions(row[caption_column], caption_column)
-            ]
+            texts = [(number, text) for number, row in members for text in taken.captions_of(row)]
             captions = tuple(
                 Caption(position + i, text, row=number) for i, (number, text) in enumerate(texts)
             )
             position += len(captions)
-            read = partial(_cell_bytes, members[0][1][image_column], roots, HUB_PREFIX)
+            first = members[0][1]
+            if split is not None and _split_of(first, str(taken.split), part) != split:
+                continue
+            read = partial(_cell_bytes, first[taken.image], roots, HUB_PREFIX)
             yield ImageRecord(f"{part}/{key}", read, captions, shard=part)
     except InputError:
         raise
@@ -211,24 +298,76 @@ def _by_official_split(parts: Mapping[str, T]) -> dict[str, T]:
     return named or dict(parts)
 
 
-def _check_columns(columns: Sequence[str], config: DataConfig) -> list[str]:
-    """The columns to read, caption first, image last, id between where it exists."""
-    for flag in ("image_column", "caption_column"):
-        if getattr(config, flag) not in columns:
-            raise InputError(
-                f"--{flag} {getattr(config, flag)}: no such column in {config.hf_dataset}; "
-                f"there are {', '.join(columns)}"
-            )
-    ids = [config.id_column] if config.id_column in columns else []
-    return [config.caption_column, *ids, config.image_column]
+@dataclass(frozen=True)
+class _Taken:
+    """The columns of a table that are read.
+
+    Attributes:
+        columns: of images, captions and splits.
+        id: tells which rows show the same image; None where there is none.
+    """
+
+    columns: Columns
+    id: str | None
+
+    @property
+    def image(self) -> str:
+        """The column of images."""
+        return self.columns.image
+
+    @property
+    def split(self) -> str | None:
+        """The column of splits, if there is one."""
+        return self.columns.split
+
+    def texts(self) -> list[str]:
+        """All columns but that of images, captions first."""
+        others = [name for name in (self.id, self.split) if name is not None]
+        return [*self.columns.captions, *others]
+
+    def note(self) -> str:
+        """What was taken, in a phrase."""
+        return self.columns.note()
+
+    def captions_of(self, row: Mapping[str, Any]) -> list[str | None]:
+        """The captions of a row; one without any has one missing caption.
+
+        Raises:
+            InputError: a column holds something else.
+        """
+        names = self.columns.captions
+        cells = [(name, row[name]) for name in names]
+        if len(names) > 1:
+            cells = [cell for cell in cells if cell[1] is not None and cell[1] != ""]
+        for name, cell in cells:
+            values = cell if isinstance(cell, list) else [cell]
+            if other := [value for value in values if not _may_hold_text(value)]:
+                kind = type(other[0]).__name__
+                raise InputError(f"--caption_column {name} holds {kind}, not text")
+        return [text for _, cell in cells for text in captions_in(cell)] or [None]
 
 
-def _captions(value: object, column: str) -> list[str | None]:
-    """The captions of one table cell; a cell without any is one missing caption."""
-    values: list[Any] = (value or [None]) if isinstance(value, list) else [value]
-    if any(not isinstance(text, str | None) for text in values):
-        raise InputError(f"--caption_column {column} holds {type(values[0]).__name__}, not text")
-    return list(values)
+def _may_hold_text(value: object) -> bool:
+    """Whether a value is a text, an object with a place for one, or nothing."""
+    if isinstance(value, Mapping):
+        return any(str(name).casefold() in TEXT_FIELDS for name in value)
+    return isinstance(value, str | None)
+
+
+def _check_columns(names: Sequence[str], config: DataConfig) -> _Taken:
+    """The columns to read.
+
+    Raises:
+        InputError: there are no images or captions by their names.
+    """
+    columns = find_columns(names, config)
+    if columns is None:
+        lacking = "caption_column" if image_column(names, config) else "image_column"
+        raise InputError(
+            f"--{lacking} {getattr(config, lacking)}: no such column in {config.hf_dataset}; "
+            f"there are {', '.join(names)}"
+        )
+    return _Taken(columns, config.id_column if config.id_column in names else None)
 
 
 def _image_roots(folder: Path | None) -> tuple[Path, ...]:
@@ -253,14 +392,20 @@ def _cell_bytes(cell: Any, roots: Sequence[Path], remote: str | None = None) -> 
         remote: how addresses begin that may be opened too; None: no address may.
 
     Raises:
-        UnusableImage: its path leads elsewhere.
+        UnusableImage: its path leads elsewhere, or it holds several images.
         OSError: it is empty, or there is no such file.
     """
+    if isinstance(cell, list):
+        if len(cell) > 1:
+            raise UnusableImage(SEVERAL_IMAGES, f"{len(cell):,} of them")
+        cell = cell[0] if cell else None
     if not cell or (cell["bytes"] is None and not cell["path"]):
         raise FileNotFoundError("empty cell")
     if cell["bytes"] is not None:
         return bytes(cell["bytes"])
     path = str(cell["path"])
+    if (content := from_base64(path.encode("utf-8", "surrogateescape"))) is not None:
+        return content
     if remote is not None and path.rpartition("::")[2].startswith(remote):
         from datasets.utils.file_utils import xopen
 

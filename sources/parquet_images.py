@@ -20,12 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sources.arrow import plain_column
-from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, UnusableImage
+from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, SEVERAL_IMAGES, UnusableImage
 from sources.image_files import from_base64
 from sources.paths import real_path, storable_name
 
 DAMAGED_TABLE = "damaged table"
-SEVERAL_IMAGES = "several images in one row"
 IMAGES_AT_ONCE = 32  # rows, fewer where their mean size makes more than
 BYTES_AT_ONCE = 2**24
 BATCHES_KEPT = 8  # for threads that ask a little late, fewer where they make more than

@@ -91,8 +91,10 @@ class StreamSource(PairSource):
         fingerprint: str,
         streams: Mapping[str, Iterator[ImageRecord]],
         n_train_pairs: int | None,
+        *,
+        notes: Sequence[str] = (),
     ) -> None:
-        super().__init__(name, description, fingerprint)
+        super().__init__(name, description, fingerprint, notes=notes)
         self._official = dict(streams)
         self._streams, _ = _assign_streams(self._official, SPLITS)
         self._carved_pairs = CARVED_SHARE * (n_train_pairs or float("inf"))

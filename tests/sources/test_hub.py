@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from sources.base import (
     MISSING_CAPTION,
     MISSING_FILE,
     OUTSIDE_FOLDER,
+    SEVERAL_IMAGES,
     SPLITS,
     DataConfig,
     UnusableImage,
@@ -38,6 +40,10 @@ def rows(numbers: Sequence[int], n_captions: int = 2) -> dict[str, list[Any]]:
         "caption": [f"image {i} caption {row % n_captions}" for row, i in enumerate(each)],
         "cocoid": each,
     }
+
+
+def taken(*names: str) -> hub._Taken:
+    return hub._check_columns(names, DataConfig())
 
 
 @pytest.mark.parametrize("shape", ["Dataset", "DatasetDict"])
@@ -184,7 +190,7 @@ def test_a_stream_opens_what_is_on_the_hub_alone(
     paths = ["hf://datasets/a/b/1.png", "zip://1.png::hf://datasets/a/b/1.zip"]
     for path in (str(secret), f"zip://1.png::{secret}", "https://localhost:1/1.png", *paths):
         table = [{"caption": "a", "image": {"bytes": None, "path": path}}]
-        [record] = hub._stream_records(table, ["caption", "image"], "train", 0)
+        [record] = hub._stream_records(table, taken("caption", "image"), "train", 0)
         if path in paths:
             assert record.read() == b"from the Hub"
             continue
@@ -239,7 +245,7 @@ def test_a_stream_that_breaks_off() -> None:
         yield {"caption": "a", "image": {"bytes": picture(0), "path": None}}
         raise ConnectionError("the line is dead")
 
-    records = hub._stream_records(broken(), ["caption", "image"], "train", 0)
+    records = hub._stream_records(broken(), taken("caption", "image"), "train", 0)
     with pytest.raises(InputError, match="the stream of train broke off: the line is dead"):
         list(records)
 
@@ -250,7 +256,7 @@ def test_consecutive_rows_of_a_stream_are_one_image() -> None:
         {"cocoid": key, "caption": cell, "image": {"bytes": picture(number), "path": None}}
         for number, (key, cell) in enumerate(cells)
     ]
-    columns = ["caption", "cocoid", "image"]
+    columns = taken("caption", "cocoid", "image")
     records = list(hub._stream_records(table, columns, "train", 100))
     assert [(record.key, record.shard) for record in records] == [
         ("train/7", "train"),
@@ -280,3 +286,93 @@ def test_hub_that_is_switched_off(cache: Any) -> None:
         open_hf("someone/something")
     with pytest.raises(InputError, match="--dataset coco --data_dir"):
         open_source(DataConfig(dataset="coco"), rng=np.random.default_rng(0))
+
+
+# --- Columns and splits ---------------------------------------------------------------------------
+
+
+def karpathy(n: int = 30) -> dict[str, list[Any]]:
+    """Rows as in the Hub's Flickr30k: one part called test, splits in a column."""
+    names = ["train", "train", "val", "test", "restval", "mars"]
+    return {
+        "image": [{"bytes": picture(i), "path": None} for i in range(n)],
+        "caption": [[f"{i} a", f"{i} b"] for i in range(n)],
+        "split": [names[i % 6] for i in range(n)],
+    }
+
+
+def expected_split(number: int) -> str:
+    return {2: "validation", 3: "test"}.get(number % 6, "train")
+
+
+def test_a_column_of_splits_goes_before_the_name_of_the_part(tmp_path: Path, cache: Any) -> None:
+    cache.DatasetDict({"test": cache.Dataset.from_dict(karpathy())}).save_to_disk(tmp_path / "a")
+    source = open_hf(tmp_path / "a")
+    split_of = {r.key: split for split in SPLITS for r in source.records(split)}
+    # What names no split that is known is of the part's own.
+    own = {i: "test" if i % 6 == 5 else expected_split(i) for i in range(30)}
+    assert split_of == {f"test/{i}": split for i, split in own.items()}
+    assert source.notes == (
+        "columns image, caption, split",
+        "splits from the column split: train 15, validation 5, test 5; 5 images name none",
+        "names in the column split that are no split: 'mars' 5",
+    )
+
+
+def test_a_stream_with_a_column_of_splits(
+    tmp_path: Path, cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "test.parquet")
+    cache.Dataset.from_dict(karpathy(60)).to_parquet(path)
+    builder = cache.load_dataset_builder("parquet", data_files={"test": path})
+    monkeypatch.setattr(cache, "load_dataset_builder", lambda _: builder)
+    monkeypatch.setattr(hub, "hub_answers", lambda *_: True)
+    reader, _ = read_all(open_hf("someone/something"))
+    pairs = reader.pairs()
+    numbers = pairs["caption"].str.split().str[0].astype(int)
+    expected = ["test" if i % 6 == 5 else expected_split(i) for i in numbers]
+    assert pairs["split"].tolist() == expected
+    assert pairs["position"].tolist() == [
+        2 * i + (caption[-1] == "b") for i, caption in zip(numbers, pairs["caption"], strict=True)
+    ]
+    assert set(pairs["row"]) == set(numbers)
+
+
+@pytest.mark.parametrize("kind", ["base64", "list", "side by side", "classes"])
+def test_other_columns(tmp_path: Path, cache: Any, kind: str) -> None:
+    n, features = 24, None
+    columns: dict[str, list[Any]] = {"img": [picture(i) for i in range(n)]}
+    columns["text"] = [f"text {i}" for i in range(n)]
+    if kind == "base64":
+        columns["img"] = [base64.b64encode(picture(i)).decode() for i in range(n)]
+    elif kind == "list":
+        columns["img"] = [[{"bytes": picture(i), "path": None}] for i in range(n)]
+        columns["img"][3] = columns["img"][3] * 2
+        columns["img"][4] = []
+    elif kind == "side by side":
+        del columns["text"]
+        columns |= {f"caption_{k}": [f"{k} of {i}" for i in range(n)] for k in range(3)}
+        columns["caption_1"][5] = None
+    else:
+        columns["split"] = [int(i >= 20) for i in range(n)]
+        features = cache.Features(
+            {
+                "img": cache.Value("binary"),
+                "text": cache.Value("string"),
+                "split": cache.ClassLabel(names=["train", "test"]),
+            }
+        )
+    cache.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "a")
+    reader, pixels = read_all(open_hf(tmp_path / "a"))
+    lost = {3, 4} if kind == "list" else set()
+    seen = {int(p[0]) for split in SPLITS for p in pixels[split]}
+    assert seen == {*range(n)} - lost
+    assert dict(reader.skipped()[["key", "reason"]].values.tolist()) == (
+        {"train/3": SEVERAL_IMAGES, "train/4": MISSING_FILE} if lost else {}
+    )
+    if kind == "classes":
+        assert {int(p[0]) for p in pixels["test"]} == {20, 21, 22, 23}
+    if kind == "side by side":
+        texts = reader.pairs().query("split == 'train' or split == 'test'")["caption"]
+        assert "1 of 5" not in set(texts)
+        assert texts.str.startswith("2 of ").any()
