@@ -44,8 +44,8 @@ _FUNCTION_WORDS = frozenset(
     "位于 位於 坐在 站在 躺在 走在 趴在 放在 停在 看着 看著 "
     # Japanese
     "の を に が は も で と へ や から まで より こと もの ため これ それ あれ この その "
-    "あの ここ そこ いる ある する なる いた あった した して って った んで いて おり れる "
-    "られる ている てる です ます ました ない なく ながら そして また など だけ たち とても "
+    "あの ここ そこ いる ある する なる くる いく いた あった した して って った んで いて おり "
+    "れる られる ている てる です ます ました ない なく ながら そして また など だけ たち とても "
     "ところ よう さん いくつ ひとつ ふたつ 中 上 下 横 隣 的 様子 "
     # Thai
     "และ หรือ ของ ที่ ใน บน กับ เป็น มี อยู่ กำลัง ได้ ให้ ไป มา จาก โดย ด้วย แล้ว จะ ก็ ว่า "
@@ -119,10 +119,10 @@ def _without_place(word: str) -> str:
 def _tells_something(word: str) -> bool:
     """Whether a word could say what a topic is about: no number, letter or function word.
 
-    One character is a word in Chinese and Japanese alone.
+    Where no spaces are, a letter with a vowel sign is a word, and a Chinese character alone too.
     """
-    if sum(map(str.isalpha, word)) < 2 and not _HAN.search(word):
-        return False
-    if not is_unspaced(word) and not _SPACED_WORD.fullmatch(_MARKS.sub("", word)):
-        return False  # with digits in it
-    return not (word in ENGLISH_STOP_WORDS or word in _FUNCTION_WORDS or _COUNTED.fullmatch(word))
+    if is_unspaced(word):
+        told = len(word) > 1 or bool(_HAN.fullmatch(word))
+        return told and word not in _FUNCTION_WORDS and not _COUNTED.fullmatch(word)
+    letters = _MARKS.sub("", word)
+    return bool(_SPACED_WORD.fullmatch(letters)) and word not in ENGLISH_STOP_WORDS
