@@ -160,9 +160,8 @@ def _say_missing(name: str) -> None:
     """Once for each script, that the system holds no font for it."""
     letters = "Chinese, Japanese or Korean" if name == EAST_ASIAN else name
     logger.warning(
-        "no installed font has some %s letters of captions or terms: figures show the script's "
-        "name or a square in their place; install a font that has them, on Debian and Ubuntu with "
-        "apt-get install %s",
+        "no installed font has some of the %s letters of captions or terms: figures show their "
+        "script's name or squares instead; install a font, on Debian or Ubuntu: apt-get install %s",
         letters,
         PACKAGES.get(name, "fonts-noto-core"),
     )
