@@ -1,7 +1,7 @@
 """Stage 1b: topics by k-means over the concatenated embeddings, and the cells within each.
 
 Lloyd's algorithm from scikit-learn, its mini-batch variant (Sculley 2010) for large sets; the
-terms that set a cluster apart by class-based TF-IDF (Grootendorst 2022, arXiv 2203.05794).
+terms that set a cluster apart are those of `learner/terms.py`.
 
 What hurts a training set is mostly spread over all topics: wrong captions, boilerplate, copies. A
 topic's mean cannot see it, so each is split into cells by how well image and text agree, and into
@@ -21,18 +21,17 @@ import torch
 from jaxtyping import Float, Int64
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_extraction.text import CountVectorizer
 
 from artifacts.settings import InputError, Settings, setting
 from embedding import EmbeddingResult
 from learner.near_copies import better_copies
 from learner.pairs import TrainingPairs, fit_feature_scaling, nearest_clusters, representation
+from learner.terms import distinctive_terms
 from sources.captions import caption_groups
 
 # Above this many pairs mini-batch k-means takes over: there Lloyd's takes 9 s for 100 clusters,
 # mini-batch a tenth of it for 1.1 % more inertia (benchmarks/results/clustering.json).
 MINI_BATCH_ABOVE = 50_000
-N_TERMS = 6
 N_NEAREST = 5
 ROWS_AT_ONCE = 8192
 
@@ -161,32 +160,6 @@ def describe_clusters(
             }
         )
     return clusters
-
-
-def distinctive_terms(
-    assignments: Int64[np.ndarray, " n"], n_clusters: int, captions: Sequence[str]
-) -> list[list[str]]:
-    """The words that set each cluster apart, best first, at most `N_TERMS` of them.
-
-        score(t, k) = tf(t, k) * log(1 + A / f(t))      Grootendorst (2022), eq. 4
-
-    with tf the count of word t in cluster k over the words of k, f its count over all clusters
-    and A the mean number of words per cluster. English stop words are left out.
-    """
-    documents = [[] for _ in range(n_clusters)]  # type: list[list[str]]
-    for caption, k in zip(captions, assignments, strict=True):
-        documents[k].append(caption)
-    vectorizer = CountVectorizer(stop_words="english", token_pattern=r"(?u)\b[^\W\d_]{2,}\b")
-    try:
-        counts = vectorizer.fit_transform(" ".join(d) for d in documents).toarray()
-    except ValueError:  # scikit-learn's "empty vocabulary": no caption has a word
-        return [[] for _ in range(n_clusters)]
-    words = vectorizer.get_feature_names_out()
-    totals = counts.sum(axis=1, keepdims=True)
-    idf = np.log1p(totals.mean() / counts.sum(axis=0))
-    scores = counts / np.maximum(totals, 1) * idf
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :N_TERMS]
-    return [[str(words[t]) for t in row if scores[k, t] > 0] for k, row in enumerate(best)]
 
 
 def agreement_bands(clip_scores: Float[np.ndarray, " n"], n_bands: int) -> Int64[np.ndarray, " n"]:

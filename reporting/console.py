@@ -11,7 +11,8 @@ from reporting.kept import kept_sentence, skipped_sentence
 from reporting.standing import trust_warnings, wrong_captions_sentence
 from reporting.summary import Summary, recall
 from reporting.verdicts import against, compare
-from reporting.words import COMPARISON_LABELS, RANDOM, method_label, shorten
+from reporting.widths import fill_up, shorten
+from reporting.words import COMPARISON_LABELS, RANDOM, method_label
 
 MAX_CONSOLE_WARNINGS = 4
 MAX_CONSOLE_METHODS = 12
@@ -52,5 +53,5 @@ def _console_table(summary: Summary) -> list[str]:
         if method in hidden:
             continue
         cells = "".join(f"{recall(summary, c, method):>24}" for c in summary.metrics)
-        lines.append(f"{shorten(method_label(method), 29):<30}{cells}")
+        lines.append(fill_up(shorten(method_label(method), 29), 30) + cells)
     return [*lines, ""]

@@ -11,6 +11,7 @@ from clustering import ClusterAssignment
 from curation import CurationResult
 from embedding import EmbeddingResult
 from reporting.figures.sheets import contact_sheet
+from reporting.lettering import list_from_left
 from sources.base import PairSource, UnusableImage
 from sources.images import decode_image
 
@@ -42,7 +43,7 @@ def draw_contact_sheets(
         rng: draws the pairs.
     """
     pairs = embedded.split_pairs("train")
-    topics = [f"{k}: {', '.join(c['terms'][:3])}" for k, c in enumerate(clustered.clusters)]
+    topics = [list_from_left(f"{k}: ", c["terms"][:3]) for k, c in enumerate(clustered.clusters)]
     drawn = []
     for path, (heading, rows) in _chosen_pairs(embedded, clustered, curated, rng).items():
         images, titles = [], []

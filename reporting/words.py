@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.ft2font import FT2Font
-
 from baselines import INFLUENCESPACE, METHODS
+from reporting.lettering import drawable, list_from_left
+from reporting.widths import shorten
 
 ENCODER = "encoder"
 METHOD_LABELS = {name: method.label for name, method in METHODS.items()} | {
@@ -27,7 +25,7 @@ CHECK_LABELS = {  # of the influence estimate, against retraining
     "small_weight": "One cluster at 0.9 of its weight",
     "lds": "A random half of the clusters left out",
 }
-LABEL_WIDTH = 44  # characters
+LABEL_WIDTH = 44  # columns
 RANDOM = "random"
 COMPARISON_SHORT = {"same_epochs": "same epochs", "same_steps": "same steps"}
 FAULT_LABELS = {
@@ -52,25 +50,9 @@ def method_label(method: str) -> str:
     return METHOD_LABELS.get(method, method.replace("_", " ").capitalize())
 
 
-def shorten(text: str, width: int) -> str:
-    """The text on one line of at most `width` characters, with an ellipsis where it was cut."""
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
-
-
 def plain(text: str, width: int = 1000) -> str:
-    """One line of at most `width` characters that matplotlib draws as it stands.
-
-    Dollar signs open no mathematics, and a character that the font lacks is drawn as a box.
-    """
-    font = _font()
-    line = "".join(c if font.get_char_index(ord(c)) else "□" for c in shorten(text, width))
-    return line.replace("$", r"\$")
-
-
-@functools.cache
-def _font() -> FT2Font:
-    return get_font(findfont(FontProperties()))
+    """One line of at most `width` columns that matplotlib draws as it stands."""
+    return drawable(shorten(text, width))
 
 
 def count(n: int, noun: str) -> str:
@@ -79,8 +61,9 @@ def count(n: int, noun: str) -> str:
 
 
 def cluster_label(cluster: int, terms: Sequence[str]) -> str:
-    """A cluster's number and what it is about."""
-    return plain(f"{cluster}: {', '.join(terms)}" if terms else f"cluster {cluster}", LABEL_WIDTH)
+    """A cluster's number and what it is about, for a figure."""
+    label = list_from_left(f"{cluster}: ", terms) if terms else f"cluster {cluster}"
+    return plain(label, LABEL_WIDTH)
 
 
 def mean_and_spread(cell: Mapping[str, Any], digits: int = 1) -> str:

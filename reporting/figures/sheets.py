@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from reporting.figures.style import INK, in_style, new_figure
+from reporting.lettering import drawable_lines
+from reporting.widths import shorten
 from reporting.words import plain
+
+CAPTION_COLUMNS, LINE_COLUMNS = 150, 34
 
 
 @in_style
@@ -33,6 +36,10 @@ def contact_sheet(
         axes.set_anchor("S")
     for axes, image, title in zip(grid.flat, images, titles, strict=False):
         axes.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255)
-        lines = [w for line in title.splitlines() for w in textwrap.wrap(plain(line, 150), 34)]
+        lines = [
+            drawn
+            for line in title.splitlines()
+            for drawn in drawable_lines(shorten(line, CAPTION_COLUMNS), LINE_COLUMNS)
+        ]
         axes.set_title("\n".join(lines), y=0, va="top", pad=-4, fontsize=8, color=INK)
     return figure

@@ -26,6 +26,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
 from baselines import BASELINES, FULL, INFLUENCESPACE, METHODS
+from reporting.fonts import give_fonts
 from reporting.words import ENCODER, LABEL_WIDTH, method_label, plain
 
 INK, GREY, MUTED, PALE = "#222222", "#666666", "#B9C3CC", "#E6E9EC"
@@ -73,13 +74,15 @@ def in_style(make: Callable[P, Figure]) -> Callable[P, Figure]:
     """The same maker of a figure inside `STYLE`, whatever matplotlib's settings are outside.
 
     They are read when axes, texts and legends are made, so the whole figure is made inside; then
-    they are as before.
+    they are as before. Texts with letters that the style's font lacks get another.
     """
 
     @functools.wraps(make)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.style.context(["default", STYLE]):
-            return make(*args, **kwargs)
+            figure = make(*args, **kwargs)
+            give_fonts(figure)
+            return figure
 
     return styled
 
