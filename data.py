@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from artifacts.settings import InputError
+from sources.accounting import Account
 from sources.base import (
     DUPLICATE_PAIR,
     EMPTY_CAPTION,
@@ -241,6 +242,15 @@ class PairReader:
         columns = ["split", "position", "key", "reason", "detail", "caption"]
         columns += ["id", "shard", "member", "row", "duplicate_of"]
         return pd.DataFrame(self._skipped, columns=columns)
+
+    def account(self) -> Account:
+        """What became of every caption of the source, so far."""
+        total = self.source.n_all_captions()
+        n_used, n_skipped = len(self._pairs), len(self._skipped)
+        rest = None if total is None else total - n_used - n_skipped
+        if total is None and self._ended >= {*SPLITS}:
+            rest = 0
+        return Account(n_used, n_skipped, rest, self.source.unread)
 
     def left_out(self) -> str:
         """What of the source the limits left unread, in a phrase; "" where that is nothing."""

@@ -54,6 +54,8 @@ class EmbeddingResult:
     validation_text_embeddings: Float32[np.ndarray, "V d"] | None = None
     max_tokens: int | None = None  # of a caption that the encoder reads; None: no limit, or unknown
     n_cut_off: int = 0  # pairs with a caption longer than that
+    account: str = ""  # how many captions of the source are used, skipped and not read
+    notes: str = ""  # what was chosen, bridged and ignored to read the source, a line each
 
     @property
     def cut_off(self) -> str:
@@ -84,9 +86,10 @@ def embed_pairs(
         InputError: no usable pair, too few images, or values that are not finite.
     """
     pairs, images, texts = _encode(reader, features, config)
-    left_out = reader.left_out()
+    left_out, account = reader.left_out(), reader.account()
     if left_out:
         logger.info("%s", left_out)
+    logger.info("%s", account.sentence())
     n_cut_off = count_cut_off(features, pairs["caption"].tolist())
     if n_cut_off:
         logger.warning(
@@ -119,6 +122,8 @@ def embed_pairs(
         pairs=pairs,
         skipped=reader.skipped(),
         encoder=features.name,
+        account=account.sentence(),
+        notes="\n".join(reader.source.notes),
         source="; ".join(filter(None, [reader.source.description, left_out])),
         validation_image_embeddings=joint.validation_images,
         validation_text_embeddings=joint.validation_texts,

@@ -152,7 +152,8 @@ def resolve_auto(run: Run, mode: Mode) -> StageOneData:
         source = run.open_source(dataset)
         data = StageOneData(source.name, encoder_model, source.fingerprint, source)
     if data.source is not None:
-        logger.info("data set: %s", data.source.description)
+        for told in (data.source.description, *data.source.notes):
+            logger.info("data set: %s", told)
     if data.encoder_model == "auto":
         encoder = load_encoder(config.embedding, device=run.device)
         data = replace(data, encoder=encoder, encoder_model=encoder.name)

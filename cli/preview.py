@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -71,7 +72,8 @@ def preview(run: Run) -> str:
     columns = shutil.get_terminal_size().columns
     parts = [
         _origin_lines(data),
-        _counts_lines(counts),
+        _note_lines(data.source, columns),
+        [*_counts_lines(counts), *_account_lines(data.source, sample, counts)],
         [_cut(line, columns) for line in _skipped_lines(sample)],
         _cut_off_lines(data.encoder, sample),
         [_cut(line, columns) for line in _pair_lines(sample)],
@@ -136,6 +138,7 @@ def read_sample(data: OpenData, config: Config) -> Sample:
         limits=small.limits(),
         pairs=pairs,
         skipped=reader.skipped(),
+        account=reader.account(),
         files=files,
         image_bytes=_mean_image_bytes(files, data.source, pairs["key"].unique()),
         widths=Widths(images.features.shape[1], texts.features.shape[1], joint),
@@ -237,6 +240,26 @@ def _counts_lines(counts: Mapping[str, SplitCount]) -> list[str]:
         used = f"{c.used:,}" if c.is_exact else f"at most {c.used:,}"
         rows.append((split, _known(c.images), _known(c.captions), limit, used))
     return _table(rows)
+
+
+def _note_lines(source: PairSource, width: int) -> list[str]:
+    """What was chosen, bridged and ignored to read the source."""
+    notes = [textwrap.wrap(_printable(note), max(20, width - 10)) for note in source.notes]
+    lines = [line for note in notes for line in (note[0], *(f"  {more}" for more in note[1:]))]
+    return [f"{'Reading' if i == 0 else '':<9} {line}" for i, line in enumerate(lines)]
+
+
+def _account_lines(
+    source: PairSource, sample: Sample, counts: Mapping[str, SplitCount]
+) -> list[str]:
+    """How many captions of the source the run uses, skips and does not read."""
+    if all(count.is_exact for count in counts.values()) and sample.account is not None:
+        return [f"In all    {sample.account.sentence()}"]
+    total, used = source.n_all_captions(), sum(count.used_captions for count in counts.values())
+    not_read = "an unknown number" if total is None else f"{max(0, total - used):,} or more"
+    there = "" if total is None else f"{total:,} captions: "
+    line = f"In all    {there}at most {used:,} used or skipped, {not_read} not read"
+    return ["; not counted: ".join([line, *map(_printable, source.unread)])]
 
 
 def _known(count: int | None) -> str:

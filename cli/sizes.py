@@ -15,6 +15,7 @@ from curation import curated_size
 from encoders.joint_map import JOINT_DIMENSIONS, N_FOLDS
 from exporting.formats import FORMATS, NEED_IMAGES
 from learner.training import steps_per_epoch
+from sources.accounting import Account
 from train_eval import COMPARISONS
 
 # --- What is counted in bytes ---------------------------------------------------------------------
@@ -66,6 +67,7 @@ class Sample:
         images_per_second: read, decoded and encoded.
         captions_per_second: encoded.
         n_cut_off: pairs with a caption longer than what the encoder reads.
+        account: what became of every caption of the source, where all of it was read.
     """
 
     limits: Mapping[str, int]
@@ -77,6 +79,7 @@ class Sample:
     images_per_second: float
     captions_per_second: float
     n_cut_off: int = 0
+    account: Account | None = None
 
     def n_kept(self, split: str) -> int:
         """In the unit of the limits: test images, pairs of the other splits."""

@@ -52,7 +52,7 @@ def _data(summary: Summary) -> str:
     skipped = (
         f"Skipped and listed in `stage1/skipped.csv`: {', '.join(reasons)}."
         if reasons
-        else "No pair was skipped."
+        else "No pair that was read was skipped."
     )
     description = escape(run["dataset_description"], 1000).rstrip(".")
     return paragraphs(
@@ -61,6 +61,8 @@ def _data(summary: Summary) -> str:
             f"{summary.n_train:,} training and {summary.n_validation:,} validation pairs;"
             f" {summary.n_test_images:,} test images with {summary.n_test_captions:,} captions."
             f" No image is in two of the three. {skipped}",
+            f"{escape(summary.account, 1000)}." if summary.account else "",
+            bullets([escape(note, 1000) for note in summary.notes]),
             f"{escape(summary.cut_off, 1000)}." if summary.cut_off else "",
             f"The training pairs form {count(len(summary.clusters), 'cluster')} by topic.",
             image_links(summary, "stage1/cluster_sizes.png"),

@@ -129,6 +129,8 @@ def summarize(
         n_test_images=len(e.test_image_features),
         n_test_captions=len(e.test_text_features),
         skipped=Counter(e.skipped["reason"]),
+        account=e.account,
+        notes=tuple(filter(None, e.notes.split("\n"))),
         cut_off=e.cut_off,
         influence=influence.clusters if influence else None,
         influence_info=influence.quality() if influence else None,

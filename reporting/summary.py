@@ -157,6 +157,8 @@ class Summary:
     n_test_images: int
     n_test_captions: int
     skipped: dict[str, int]  # reason -> pairs
+    account: str  # of all captions of the source; "" where it was not saved
+    notes: tuple[str, ...]  # how the source was read, a phrase each
     influence: list[dict[str, Any]] | None  # one entry a cluster, most harmful first
     influence_info: dict[str, Any] | None
     influence_validation: dict[str, Any] | None  # stage2/influence_validation.json

@@ -246,6 +246,11 @@ class PairSource(ABC):
         """Number of captions of a split, all of every image; None where that is not known."""
         return None
 
+    def n_all_captions(self) -> int | None:
+        """Number of captions, those of splits that are not asked for included; None: not known."""
+        counts = [self.n_captions(split) for split in SPLITS]
+        return None if None in counts else sum(n for n in counts if n is not None)
+
     def has_keys_below(self, prefix: str) -> bool:
         """Whether a key is known that begins like this."""
         return False

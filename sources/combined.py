@@ -243,7 +243,11 @@ class CombinedSource(PairSource):
             *(f"{held_out[split].origin}: {sources[split].description}" for split, _ in parts),
         )
         fingerprint = digest("combined", pool.fingerprint, parts)
-        super().__init__(pool.name, "; ".join(self._origins), fingerprint)
+        super().__init__(
+            *(pool.name, "; ".join(self._origins), fingerprint),
+            notes=[*pool.notes, *_of_parts(held_out, sources, "notes")],
+            unread=[*pool.unread, *_of_parts(held_out, sources, "unread")],
+        )
         self._pool = pool
         self._held_out = {
             split: _RenamedSource(source, _free_prefix(PREFIXES[split], pool), split)
@@ -266,6 +270,11 @@ class CombinedSource(PairSource):
     def n_captions(self, split: str) -> int | None:
         """Number of captions of a split, all of every image; None where that is not known."""
         return self._giving(split).n_captions(split)
+
+    def n_all_captions(self) -> int | None:
+        """Number of captions of all data sets; None where that of one is not known."""
+        counts = [part.n_all_captions() for part in (self._pool, *self._held_out.values())]
+        return None if None in counts else sum(n for n in counts if n is not None)
 
     def has_keys_below(self, prefix: str) -> bool:
         """Whether a key of any data set begins like this."""
@@ -290,6 +299,14 @@ class CombinedSource(PairSource):
         return next(named, self._pool)
 
 
+def _of_parts(
+    held_out: Mapping[str, HeldOut], sources: Mapping[str, PairSource], name: str
+) -> Iterator[str]:
+    """What held-out data sets tell, with the flag in front that names each."""
+    for split, source in sources.items():
+        yield from (f"{held_out[split].flag}: {told}" for told in getattr(source, name))
+
+
 class _RenamedSource(PairSource):
     """A data set whose keys begin with a prefix and whose positions start further up."""
 
@@ -310,6 +327,9 @@ class _RenamedSource(PairSource):
 
     def n_captions(self, split: str) -> int | None:
         return self._source.n_captions(split)
+
+    def n_all_captions(self) -> int | None:
+        return self._source.n_all_captions()
 
     def has_keys_below(self, prefix: str) -> bool:
         return self.prefix.startswith(prefix)

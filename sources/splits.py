@@ -52,6 +52,7 @@ class IndexedSource(PairSource):
         splits, note = complete_splits(official, limits, rng)
         super().__init__(name, f"{description}; {note}", fingerprint, notes=notes, unread=unread)
         self._splits, self._limits = splits, limits
+        self._n_captions = sum(len(image.captions) for of in official.values() for image in of)
         self._seeds = {split: int(rng.integers(2**63)) for split in SPLITS}
         self._by_key = {image.key: image for image in chain.from_iterable(splits.values())}
 
@@ -67,6 +68,10 @@ class IndexedSource(PairSource):
     def n_captions(self, split: str) -> int:
         """Number of captions of a split, all of every image."""
         return sum(len(image.captions) for image in self._splits[split])
+
+    def n_all_captions(self) -> int:
+        """Number of captions, those of official splits that are not asked for included."""
+        return self._n_captions
 
     def has_keys_below(self, prefix: str) -> bool:
         """Whether a key begins like this."""

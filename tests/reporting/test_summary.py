@@ -156,6 +156,8 @@ def make_summary(
         "n_test_images": 1000,
         "n_test_captions": 5000,
         "skipped": {"broken image": 3, "empty caption": 0},
+        "account": "Of 30 captions of the source 17 are used, 3 skipped and 10 not read",
+        "notes": ("columns image, caption (title not used)",),
         "influence": [
             {
                 **{k: c[k] for k in ("cluster", "terms", "size", "influence_percent")},
@@ -305,7 +307,7 @@ SUMMARIES = {
         3, metrics={}, efficiency={}, gaps={}, histories={}, encoder_metrics={}
     ),
     "groups too small": make_summary(3, gaps=make_gaps(child=5, adult=4)),
-    "nothing skipped, no warning": make_summary(3, skipped={}),
+    "nothing skipped, no warning": make_summary(3, skipped={}, account="", notes=()),
 }
 
 
