@@ -252,13 +252,22 @@ def _note_lines(source: PairSource, width: int) -> list[str]:
 def _account_lines(
     source: PairSource, sample: Sample, counts: Mapping[str, SplitCount]
 ) -> list[str]:
-    """How many captions of the source the run uses, skips and does not read."""
+    """How many captions of the source the run reads, to use or to skip them, and how many not."""
     if all(count.is_exact for count in counts.values()) and sample.account is not None:
         return [f"In all    {sample.account.sentence()}"]
-    total, used = source.n_all_captions(), sum(count.used_captions for count in counts.values())
-    not_read = "an unknown number" if total is None else f"{max(0, total - used):,} or more"
-    there = "" if total is None else f"{total:,} captions: "
-    line = f"In all    {there}at most {used:,} used or skipped, {not_read} not read"
+    total, read, about = source.n_all_captions(), 0, ""
+    if total is None:
+        return ["In all    an unknown number of captions, read as far as the limits allow"]
+    for split, count in counts.items():
+        there = source.n_captions(split)
+        assert there is not None, "it is in the total"
+        assert count.images is not None, "captions are counted by image"
+        captions = count.images if split == "validation" else there  # one an image
+        share = min(1.0, count.limit / max(1, there if split == "train" else count.images))
+        read += round(share * captions)
+        about = "about " if share < 1 else about
+    line = f"In all    {total:,} captions: {about}{read:,} are read, to be used or skipped, "
+    line += f"{about}{total - read:,} are not"
     return ["; not counted: ".join([line, *map(_printable, source.unread)])]
 
 

@@ -135,7 +135,7 @@ def find_layout(given: str, flag: str) -> tuple[str, str]:
             return kind, given
     if os.path.exists(given):
         raise InputError(f"{flag} {given} is no folder, tar shard or parquet file; give one")
-    if "{" in given:
+    if any(mark in given for mark in "{*?["):
         return "webdataset", given
     if HUB_ID.fullmatch(given) and not given.endswith((".tar", ".parquet")):
         return "hf", given
@@ -154,7 +154,8 @@ def _folder_layout(given: str, flag: str) -> str:
     files = list(visible_files(root))
     shards = {file.removesuffix(".tar") for file in files if file.endswith(".tar")}
     tables = {file.removesuffix(".parquet") for file in files if file.endswith(".parquet")}
-    tables -= shards  # img2dataset writes a table of what it fetched beside each shard
+    folders = {os.path.dirname(file) for file in files}
+    tables -= shards | folders  # img2dataset's tables of what it fetched into each of these
     captions = [f for f in files if f in CAPTION_FILES or os.path.basename(f) in METADATA_FILES]
     signs = {
         "webdataset": f"{len(shards):,} .tar files" if shards else "",

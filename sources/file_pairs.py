@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from sources.base import MISSING_FILE, SPLITS, Caption, DataConfig, ImageRecord, UnusableImage
+from sources.base import (
+    BROKEN_IMAGE,
+    MISSING_FILE,
+    SPLITS,
+    Caption,
+    DataConfig,
+    ImageRecord,
+    UnusableImage,
+)
+from sources.image_files import from_base64
 from sources.locate import Locator
 from sources.paths import storable_name
 from sources.splits import IndexedSource, digest
@@ -25,6 +34,7 @@ class FilePair:
         table: that names it, or "".
         written: what the table calls the image.
         missing: why there is no image, where that is known.
+        content: of the image, in base64, where the table holds it.
     """
 
     key: str
@@ -33,6 +43,7 @@ class FilePair:
     table: str = ""
     written: str = ""
     missing: str = ""
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,21 +76,36 @@ def file_source(
         rng: see `IndexedSource`.
     """
     captions: dict[str, list[Caption]] = {}
-    missing = {pair.key: pair.missing for pair in pairs if pair.missing}
+    first: dict[str, FilePair] = {}
     for position, pair in enumerate(pairs):
+        first.setdefault(pair.key, pair)
         captions.setdefault(pair.key, []).append(Caption(position, pair.caption))
     official: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
     for key, texts in captions.items():
-        member, problem = storable_name(key), None
-        if key in missing:
-            problem = UnusableImage(MISSING_FILE, missing[key])
-        record = ImageRecord(
-            *(member, partial(locator.read, key), tuple(texts)), member=member, problem=problem
-        )
+        pair, member = first[key], storable_name(key)
+        read: Callable[[], bytes] = partial(locator.read, key)
+        if pair.content:
+            read = partial(_decode, pair.content)
+        problem = UnusableImage(MISSING_FILE, pair.missing) if pair.missing else None
+        record = ImageRecord(member, read, tuple(texts), member=member, problem=problem)
         official[splits.get(key, "train")].append(record)
     description = f"{about.description}: {len(captions):,} images, {len(pairs):,} captions"
     seen = [(pair.key, pair.caption) for pair in pairs]
-    fingerprint = digest(about.name, seen, dict(splits), [(k, files.get(k)) for k in captions])
+    written = [digest(pair.content) for pair in first.values() if pair.content]
+    versions = [(key, files.get(key)) for key in captions]
+    fingerprint = digest(about.name, seen, dict(splits), versions, *([written] if written else []))
     return IndexedSource(
         *(about.name, description, fingerprint, official, config.limits(), rng), notes=about.notes
     )
+
+
+def _decode(text: str) -> bytes:
+    """The image that a table holds in base64.
+
+    Raises:
+        UnusableImage: it is none.
+    """
+    data = from_base64(text.encode("utf-8", "replace"))
+    if data is None:
+        raise UnusableImage(BROKEN_IMAGE, "no base64")
+    return data

@@ -16,7 +16,7 @@ from sources.base import DataConfig
 from sources.beside import read_beside
 from sources.columns import CAPTION_COLUMNS
 from sources.file_pairs import About, FilePair, file_source
-from sources.image_files import is_image_name
+from sources.image_files import is_image_name, looks_like_base64
 from sources.locate import Locator
 from sources.manifests import TABLE_SUFFIXES, Manifest, read_manifest
 from sources.official import SPLIT_FILE, Named, find_splits
@@ -112,19 +112,20 @@ def _locate_pairs(found: Captions, locator: Locator) -> list[FilePair]:
         splits = [official_split(row.split) if row.split else of_table for row in rows]
         by_split: dict[str | None, list[str]] = {}
         for row, split in zip(rows, splits, strict=True):
-            by_split.setdefault(split, []).append(row.file)
+            if not looks_like_base64(row.file):
+                by_split.setdefault(split, []).append(row.file)
         for split, names in by_split.items():
             locator.learn(names, split)
         for number, (row, split) in enumerate(zip(rows, splits, strict=True)):
-            key, missing = row.file, row.missing
-            if not row.file:
-                key = f"{manifest.name}/{number}"
+            key, missing, content = f"{manifest.name}/{number}", row.missing, ""
+            if looks_like_base64(row.file):
+                content = row.file
+            elif not row.file:
                 missing = f"row {number + 1:,} of {storable_name(manifest.name)} names no image"
-            elif not missing:
-                key = locator.find(row.file, folder, split)
-            pairs += [
-                FilePair(key, text, row.split, table, row.file, missing) for text in row.captions
-            ]
+            else:
+                key = row.file if missing else locator.find(row.file, folder, split)
+            about = row.split, table, "" if content else row.file, missing, content
+            pairs += [FilePair(key, text, *about) for text in row.captions]
     return pairs
 
 

@@ -76,7 +76,7 @@ def rows_in(content: object) -> Sequence[Row] | None:
     lists = [_objects(value) for value in content.values() if isinstance(value, list)]
     if found := [rows for rows in lists if rows]:
         return max(found, key=len)
-    return _columns(content) or _by_file(content)
+    return _of_labels(content) or _columns(content) or _by_file(content)
 
 
 def _objects(values: list[Any]) -> list[Row] | None:
@@ -122,16 +122,17 @@ def _is_numbered(values: Row) -> bool:
     return all(str(name).isdigit() for name in values)
 
 
-def _by_file(content: Row) -> list[Row] | None:
-    """Rows of captions keyed by file; in `labels` keys are files' stems and values may be numbers.
+def _of_labels(content: Row) -> list[Row] | None:
+    """Rows of FiftyOne's labels, keyed by the names of files without their extensions."""
+    labels, classes = content.get("labels"), content.get("classes")
+    if not isinstance(labels, Mapping):
+        return None
+    return [{FILE: str(file), CAPTION: _label(value, classes)} for file, value in labels.items()]
 
-    FiftyOne numbers its `classes`.
-    """
-    labels = content.get("labels")
-    if isinstance(labels, Mapping):
-        classes = content.get("classes")
-        return [{FILE: str(f), CAPTION: _label(v, classes)} for f, v in labels.items()]
-    named = {file: value for file, value in content.items() if is_image_name(str(file))}
+
+def _by_file(content: Row) -> list[Row] | None:
+    """Rows of captions keyed by file, as kohya's tables have them."""
+    named = [file for file in content if is_image_name(str(file))]
     if len(named) * 2 <= len(content):
         return None
     return [_keyed_row(str(file), value) for file, value in content.items()]

@@ -78,7 +78,7 @@ class Locator:
 
     def notes(self) -> list[str]:
         """What was bridged, in a phrase."""
-        parts = [f"{n:,} {how}" for how, n in self.bridged.items()]
+        parts = [f"{n:,} {how}" for how, n in self.bridged.most_common()]
         return [f"files found otherwise than as named: {', '.join(parts)}"] if parts else []
 
     def find(self, written: str, beside: str = "", split: str | None = None) -> str:

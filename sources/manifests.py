@@ -6,6 +6,7 @@ called. What a table is, its columns tell; see `columns`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -20,7 +21,14 @@ from sources.arrow import cell_values, is_bytes, plain_type
 from sources.base import OUTSIDE_FOLDER, DataConfig, UnusableImage
 from sources.captions import captions_in
 from sources.columns import SPLIT_COLUMN, Columns, find_columns, first_known
-from sources.delimited import DELIMITERS, header_of, read_header_table, read_headless_table
+from sources.delimited import (
+    DELIMITERS,
+    header_of,
+    read_header_table,
+    read_headless_table,
+    without_number,
+)
+from sources.image_files import is_image_name
 from sources.json_tables import read_lines, read_rows
 from sources.paths import decode_text, leads_out, read_file, real_path, storable_name
 
@@ -28,6 +36,7 @@ MAX_TABLE_BYTES = 2**29  # of captions, which are read whole
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token", ".txt")
 LINES_SUFFIXES = (".jsonl", ".ndjson")
 N_SHOWN_COLUMNS = 8
+N_LOOKED_AT = 20  # rows that tell whether they hold captions
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +149,18 @@ def _read_delimited(name: str, text: str, config: DataConfig) -> Manifest:
         ]
         return Manifest(name, rows, columns, table.header, table.n_unquoted)
     headless = read_headless_table(text)
-    if headless is not None:
+    if headless is not None and not _are_pairs_of_images(headless.rows):
         rows = [Row(file, _joined([caption])) for file, caption in headless.rows]
         return Manifest(name, rows, n_unquoted=headless.n_unquoted)
     first_line = text.lstrip().partition("\n")[0].strip()[:1000]
     headers = [header_of(first_line, delimiter) for delimiter in DELIMITERS]
     return Manifest(name, (), seen=tuple(sorted(headers, key=len)[-1]))
+
+
+def _are_pairs_of_images(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether rows judge how well captions fit, by the names of two images, as Flickr8k's do."""
+    texts = [re.split(r"[\s,;|]", text, maxsplit=1)[0] for _, text in rows[:N_LOOKED_AT]]
+    return bool(texts) and all(is_image_name(without_number(text)) for text in texts)
 
 
 def _joined(values: Iterable[object]) -> tuple[str | None, ...]:

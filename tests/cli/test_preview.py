@@ -162,6 +162,8 @@ def test_counts_and_what_is_skipped_of_a_folder(album: Path, tmp_path: Path) -> 
     assert "validation 3 3 1,000 pairs 3" in lines
     assert "test 2 6 1,000 images 2" in lines
     assert "Sample 18 pairs read, 5 skipped" in lines
+    assert "In all Of 23 captions of the source 18 are used, 5 skipped and 0 not read" in lines
+    assert "Reading columns image, caption" in lines
     assert {"2 broken image", "2 empty file", "1 empty caption"} <= set(lines)
     examples = lines[lines.index("such as") + 1 :][:3]
     assert sorted(line.split()[0] for line in examples) == ["a0.png", "a1.png", "a6.png"]
@@ -201,6 +203,8 @@ def test_more_than_the_sample_is_at_most(tmp_path: Path) -> None:
     assert "validation 40 40 1,000 pairs at most 40" in lines
     lines = lines_of(preview(run_of(tmp_path / "out", *flags, "--max_train_samples", "110")))
     assert "train 120 120 110 pairs at most 110" in lines
+    account = "about 190 are read, to be used or skipped, about 10 are not"
+    assert f"In all 200 captions: {account}" in lines
     assert "Sample 80 pairs read, 0 skipped" in lines
 
 
