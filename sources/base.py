@@ -64,7 +64,7 @@ class DataConfig(Settings):
     data_dir: str | None = setting(
         None,
         "local data: COCO's official layout, a folder of images and captions, of parquet files or "
-        "of tar shards, or a brace pattern of shards",
+        "of tar shards, or a pattern of shards",
         type=str,
     )
     embeddings_dir: str | None = setting(
@@ -83,8 +83,13 @@ class DataConfig(Settings):
     hf_dataset: str = setting(
         "jxie/coco_captions", "Hub data set, or local save_to_disk or parquet folder"
     )
-    image_column: str = setting("image", "column of a table that holds the image")
-    caption_column: str = setting("caption", "column of a table that holds the caption")
+    image_column: str = setting(
+        "image",
+        "column or field that holds the image or its path, or extension of a shard's images",
+    )
+    caption_column: str = setting(
+        "caption", "column or field that holds the caption, or extension of a shard's texts"
+    )
     id_column: str = setting(
         "cocoid", "column of a table that tells which rows show the same image, if it exists"
     )

@@ -109,6 +109,11 @@ def write_data(folder: Path, datasets: Any) -> None:
     pd.DataFrame(
         {"image_path": list(files), "caption": [captions(i)[0] for i in range(N)]}
     ).to_parquet(folder / "embeddings/metadata/metadata_0.parquet")
+    uids = [f"{i:032x}" for i in range(N)]
+    pool = pd.DataFrame({"uid": uids, "text": [captions(i)[0] for i in range(N)]})
+    (folder / "metadata").mkdir()
+    pool.to_parquet(folder / "metadata/00.parquet")
+    np.savez(folder / "metadata/00.npz", b32_img=images, b32_txt=texts)
     coco = {
         "images": [{"id": i, "file_name": f"{i:03d}.png"} for i in range(N)],
         "annotations": [{"image_id": i, "caption": text} for i in range(N) for text in captions(i)],
@@ -171,7 +176,11 @@ def test_commands(command: str, folder: Path, capsys: pytest.CaptureFixture[str]
         ratio = float(dict(pairwise(words)).get("--target_size_ratio", 0.8))
         assert (ledger["decision"] == "kept").sum() == ratio * N_TRAIN
         assert "Kept" in printed
-    if "--embeddings_dir" in words:
+    if "metadata" in words:
+        subset = np.load("out/curated/datacomp/subset.npy")
+        kept = ledger[ledger["decision"] == "kept"]
+        assert subset["f1"].tolist() == sorted(int(uid, 16) for uid in kept["uid"])
+    elif "--embeddings_dir" in words:
         sizes = json.loads((folder / "out/curated/webdataset/sizes.json").read_text())
         assert sum(sizes.values()) == 32
     elif "--export" in words:
