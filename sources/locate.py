@@ -106,7 +106,8 @@ class Locator:
         if prefix and prefix + written in self._files:
             self._bridges[asked] = f"below {storable_name(prefix)}"
             return prefix + written
-        for level, (how, same) in enumerate(BRIDGES):
+        has_extension = is_image_name(written)  # another one would be another file
+        for level, (how, same) in enumerate(BRIDGES[:-1] if has_extension else BRIDGES):
             alike = self._names(level).get(same(posixpath.basename(written)), [])
             best = _most_alike(written, _of_split(alike, split), same)
             if len(best) == 1:
