@@ -47,7 +47,8 @@ def captions_in(value: object) -> list[str | None]:
     `TEXT_FIELDS` counts.
     """
     if isinstance(value, str):
-        return [*(_listed_texts(value) or [value])]
+        listed = _listed_texts(value) if value.lstrip().startswith("[") else None
+        return [*(listed or [value])]
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):
@@ -80,7 +81,7 @@ def _listed_texts(text: str) -> list[str] | None:
     What NumPy prints has no commas, and Python would read the texts of it as a single one.
     """
     text = text.strip()
-    if not (text.startswith("[") and text.endswith("]") and len(text) < MAX_LIST_CHARACTERS):
+    if not (text.endswith("]") and len(text) < MAX_LIST_CHARACTERS):
         return None
     try:
         listed = json.loads(text)

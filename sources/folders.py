@@ -54,7 +54,8 @@ def open_folder(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     locator = Locator(root, files)
     pairs = _locate_pairs(found, locator)
     _check_addresses(root, found, pairs, files)
-    named = [Named(pair.key, pair.split, pair.table) for pair in pairs]
+    said = dict.fromkeys((pair.key, pair.split, pair.table) for pair in pairs)
+    named = [Named(*of_image) for of_image in said]
     splits = find_splits(root, files, named, by_table=len(found.manifests) > 1)
     notes = [*found.notes, *locator.notes(), *splits.notes]
     about = About("folder", f"folder {root}, {found.where}", notes)

@@ -33,7 +33,14 @@ from sources.columns import SPLIT_COLUMN, Columns, find_columns, image_column
 from sources.image_files import from_base64
 from sources.official import split_notes
 from sources.online import hub_answers
-from sources.paths import list_files, read_file, split_from_path, storable_name
+from sources.paths import (
+    leads_out,
+    list_files,
+    read_file,
+    real_path,
+    split_from_path,
+    storable_name,
+)
 from sources.splits import IndexedSource, StreamSource, digest, official_split
 
 logger = logging.getLogger(__name__)
@@ -79,8 +86,13 @@ def _local_tables(folder: Path) -> Mapping[str, Any]:
     datasets = _import_datasets()
     files: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*.parquet")):
-        split = split_from_path(path.relative_to(folder).as_posix()) or "train"
-        files.setdefault(split, []).append(str(path))
+        name = path.relative_to(folder).as_posix()
+        if leads_out(folder, name):
+            raise InputError(
+                f"--hf_dataset {folder}: {storable_name(name)} leads out of the folder; put a copy "
+                "in its place"
+            )
+        files.setdefault(split_from_path(name) or "train", []).append(real_path(folder, name))
     try:
         if files:
             loaded = datasets.load_dataset("parquet", data_files=files)

@@ -166,8 +166,9 @@ def _are_pairs_of_images(rows: Sequence[Sequence[str]]) -> bool:
 def _joined(values: Iterable[object]) -> tuple[str | None, ...]:
     """The captions of every column; what several columns leave empty is none."""
     cells = list(values)
-    if len(cells) > 1:
-        cells = [cell for cell in cells if cell is not None and cell != ""] or [None]
+    if len(cells) == 1:
+        return tuple(captions_in(cells[0]))
+    cells = [cell for cell in cells if cell is not None and cell != ""] or [None]
     return tuple(text for cell in cells for text in captions_in(cell))
 
 

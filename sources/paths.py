@@ -31,13 +31,16 @@ def visible_files(root: Path) -> Iterator[str]:
     """Paths from `root` of every visible file, those of a folder before those of its subfolders."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        place = os.path.relpath(folder, root).replace(os.sep, "/")
+        prefix = "" if place == os.curdir else f"{place}/"
         for name in sorted(name for name in names if not name.startswith(".")):
-            yield Path(folder, name).relative_to(root).as_posix()
+            yield prefix + name
 
 
 def list_files(root: Path) -> dict[str, tuple[int, int]]:
     """`file_version` of every visible file, by path from `root`; links are not followed."""
-    return {name: file_version((root / name).lstat()) for name in visible_files(root)}
+    base = os.fspath(root)
+    return {name: file_version(os.lstat(f"{base}/{name}")) for name in visible_files(root)}
 
 
 def file_version(status: os.stat_result) -> tuple[int, int]:

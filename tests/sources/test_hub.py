@@ -288,6 +288,20 @@ def test_hub_that_is_switched_off(cache: Any) -> None:
         open_source(DataConfig(dataset="coco"), rng=np.random.default_rng(0))
 
 
+def test_a_snapshot_of_the_hubs_cache_is_read_and_no_other_link(tmp_path: Path, cache: Any) -> None:
+    repository = tmp_path / "hub/datasets--me--pairs"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "snapshots/1").mkdir(parents=True)
+    for name in ("hub/datasets--me--pairs/blobs/" + "ab" * 20, "outside.parquet"):
+        cache.Dataset.from_dict(rows(range(20))).to_parquet(str(tmp_path / name))
+    (repository / "snapshots/1/a.parquet").symlink_to("../../blobs/" + "ab" * 20)
+    reader, _ = read_all(open_hf(repository / "snapshots/1"))
+    assert reader.account().used == len(reader.pairs()) >= 20
+    (repository / "snapshots/1/b.parquet").symlink_to(tmp_path / "outside.parquet")
+    with pytest.raises(InputError, match=r"b\.parquet leads out of the folder; put a copy"):
+        open_hf(repository / "snapshots/1")
+
+
 # --- Columns and splits ---------------------------------------------------------------------------
 
 
