@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from artifacts.settings import InputError
-from encoders.base import Encoder, count_cut_off
+from encoders.base import EmbeddingConfig, Encoder, count_cut_off
+from encoders.pretrained import load_encoder
 from tests.encoders.pictures import photographs
 from tests.encoders.weight_files import Planted, put_in_cache
 from tests.small_models import CAPTIONS, encode, load, save_siglip, unit, unit_projections
@@ -213,6 +214,18 @@ def test_half_precision_is_close(clip_folder: Path, precision: str) -> None:
     ):
         assert found.features.dtype == np.float32
         np.testing.assert_allclose(unit_projections(found), unit_projections(expected), atol=0.03)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_is_close_to_the_cpu(clip_folder: Path) -> None:
+    cuda = load_encoder(EmbeddingConfig(str(clip_folder)), device=torch.device("cuda"))
+    expected = load(clip_folder)
+    for found, exact in (
+        (encode(cuda, photographs(3)), encode(expected, photographs(3))),
+        (cuda.encode_texts(CAPTIONS), expected.encode_texts(CAPTIONS)),
+    ):
+        np.testing.assert_allclose(unit_projections(found), unit_projections(exact), atol=0.02)
 
 
 def test_preprocess_in_threads(clip_folder: Path) -> None:
