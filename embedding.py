@@ -86,16 +86,7 @@ def embed_pairs(
         InputError: no usable pair, too few images, or values that are not finite.
     """
     pairs, images, texts = _encode(reader, features, config)
-    left_out, account = reader.left_out(), reader.account()
-    if left_out:
-        logger.info("%s", left_out)
-    logger.info("%s", account.sentence())
-    n_cut_off = count_cut_off(features, pairs["caption"].tolist())
-    if n_cut_off:
-        logger.warning(
-            "%s", cut_off_sentence(features.name, features.max_tokens, n_cut_off, len(pairs))
-        )
-
+    n_cut_off = _tell(reader, features, pairs)
     rows = {split: np.flatnonzero(pairs["split"] == split) for split in SPLITS}
     image_rows = pairs["image_row"].to_numpy(np.int64)
     pair_images = {split: images[split].take(image_rows[rows[split]]) for split in SPLITS}
@@ -122,14 +113,25 @@ def embed_pairs(
         pairs=pairs,
         skipped=reader.skipped(),
         encoder=features.name,
-        account=account.sentence(),
+        account=reader.account().sentence(),
         notes="\n".join(reader.source.notes),
-        source="; ".join(filter(None, [reader.source.description, left_out])),
+        source="; ".join(filter(None, [reader.source.description, reader.left_out()])),
         validation_image_embeddings=joint.validation_images,
         validation_text_embeddings=joint.validation_texts,
         max_tokens=features.max_tokens,
         n_cut_off=n_cut_off,
     )
+
+
+def _tell(reader: PairReader, features: Features, pairs: pd.DataFrame) -> int:
+    """Log how much of the source and of its captions was read; the number of captions cut off."""
+    for told in filter(None, (reader.left_out(), reader.account().sentence())):
+        logger.info("%s", told)
+    n_cut_off = count_cut_off(features, pairs["caption"].tolist())
+    if n_cut_off:
+        told = cut_off_sentence(features.name, features.max_tokens, n_cut_off, len(pairs))
+        logger.warning("%s", told)
+    return n_cut_off
 
 
 def cut_off_sentence(encoder: str, max_tokens: int | None, n_cut_off: int, n_captions: int) -> str:

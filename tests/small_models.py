@@ -84,6 +84,18 @@ def encode(encoder: Encoder, images: Sequence[PIL.Image.Image]) -> Encoded:
     return encoder.encode_images(np.stack([encoder.preprocess(image) for image in images]))
 
 
+def on_cuda_and_cpu(
+    name: str | Path, images: Sequence[PIL.Image.Image]
+) -> list[tuple[Encoded, Encoded]]:
+    """What an encoder makes of images, and of captions, on a CUDA device and on the CPU."""
+    cuda = load_encoder(EmbeddingConfig(str(name)), device=torch.device("cuda"))
+    cpu = load(name)
+    return [
+        (encode(cuda, images), encode(cpu, images)),
+        (cuda.encode_texts(CAPTIONS), cpu.encode_texts(CAPTIONS)),
+    ]
+
+
 def unit_projections(encoded: Encoded) -> np.ndarray:
     """What a joint encoder's cosines are taken of."""
     assert encoded.projections is not None

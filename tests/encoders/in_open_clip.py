@@ -22,11 +22,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from artifacts.settings import InputError
-from encoders.base import EmbeddingConfig, Encoder, count_cut_off
-from encoders.pretrained import load_encoder
+from encoders.base import Encoder, count_cut_off
 from tests.encoders.pictures import photographs
 from tests.encoders.weight_files import Planted, put_in_cache
-from tests.small_models import CAPTIONS, encode, load, save_siglip, unit, unit_projections
+from tests.small_models import (
+    CAPTIONS,
+    encode,
+    load,
+    on_cuda_and_cpu,
+    save_siglip,
+    unit,
+    unit_projections,
+)
 
 D = 20  # of the joint space
 WEIGHTS = "open_clip_model.safetensors"
@@ -219,12 +226,7 @@ def test_half_precision_is_close(clip_folder: Path, precision: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_is_close_to_the_cpu(clip_folder: Path) -> None:
-    cuda = load_encoder(EmbeddingConfig(str(clip_folder)), device=torch.device("cuda"))
-    expected = load(clip_folder)
-    for found, exact in (
-        (encode(cuda, photographs(3)), encode(expected, photographs(3))),
-        (cuda.encode_texts(CAPTIONS), expected.encode_texts(CAPTIONS)),
-    ):
+    for found, exact in on_cuda_and_cpu(clip_folder, photographs(3)):
         np.testing.assert_allclose(unit_projections(found), unit_projections(exact), atol=0.02)
 
 

@@ -28,6 +28,7 @@ from tests.small_models import (
     CPU,
     encode,
     load,
+    on_cuda_and_cpu,
     save_clip,
     save_siglip,
     unit,
@@ -150,12 +151,7 @@ def test_half_precision_is_close(clip_folder: Path, precision: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_is_close_to_the_cpu(clip_folder: Path) -> None:
-    cuda = load_encoder(EmbeddingConfig(str(clip_folder)), device=torch.device("cuda"))
-    expected = load(clip_folder)
-    for found, exact in (
-        (encode(cuda, photographs(3)), encode(expected, photographs(3))),
-        (cuda.encode_texts(CAPTIONS), expected.encode_texts(CAPTIONS)),
-    ):
+    for found, exact in on_cuda_and_cpu(clip_folder, photographs(3)):
         np.testing.assert_allclose(unit_projections(found), unit_projections(exact), atol=0.02)
 
 
