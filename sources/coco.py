@@ -11,7 +11,7 @@ from artifacts.settings import InputError
 from sources.base import SPLIT_OF, DataConfig
 from sources.captions import captions_in
 from sources.file_pairs import About, FilePair, file_source
-from sources.locate import Locator
+from sources.locate import Asked, Locator
 from sources.manifests import read_table_file
 from sources.paths import list_files
 from sources.splits import IndexedSource
@@ -47,17 +47,19 @@ def open_coco_files(data_dir: str, config: DataConfig, rng: np.random.Generator)
         split = SPLIT_OF[folder.removesuffix(year)]
         try:
             content = json.loads(data)
-            files = {
-                image["id"]: locator.find(f"{folder}/{image['file_name']}", split=split)
-                for image in content["images"]
-            }
-            rows = content["annotations"]
-            for row in rows:  # an annotation without its image is a missing file
-                unknown = f"{folder}/image {row['image_id']}"
-                key = files.setdefault(row["image_id"], unknown)
+            written = {str(i["id"]): f"{folder}/{i['file_name']}" for i in content["images"]}
+            locator.plan(Asked(name, split=split) for name in written.values())
+            files = {number: locator.find(name, split=split) for number, name in written.items()}
+            described = set()
+            for row in content["annotations"]:
+                number = str(row["image_id"])
+                # An annotation without its image is a missing file.
+                key = files.setdefault(number, f"{folder}/image {number}")
                 pairs += [FilePair(key, text) for text in captions_in(row["caption"])]
-            silent = set(files) - {row["image_id"] for row in rows}
-            pairs += [FilePair(key, None) for number, key in files.items() if number in silent]
+                described.add(number)
+            pairs += [
+                FilePair(key, None) for number, key in files.items() if number not in described
+            ]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path} is damaged or no COCO captions file: {error!r}") from error
         splits |= dict.fromkeys(files.values(), split)

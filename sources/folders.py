@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from sources.beside import read_beside
 from sources.columns import CAPTION_COLUMNS
 from sources.file_pairs import About, FilePair, file_source
 from sources.image_files import is_image_name, looks_like_base64
-from sources.locate import Locator
-from sources.manifests import TABLE_SUFFIXES, Manifest, read_manifest
+from sources.locate import Asked, Locator
+from sources.manifests import TABLE_SUFFIXES, Manifest, Row, read_manifest
 from sources.official import SPLIT_FILE, Named, find_splits
 from sources.paths import list_files, natural_order, split_from_path, storable_name
 from sources.splits import IndexedSource, official_split
@@ -104,30 +104,31 @@ def _check_addresses(
 
 def _locate_pairs(found: Captions, locator: Locator) -> list[FilePair]:
     """Every caption of every manifest with the path of its image."""
+    locator.plan(asked for *_, asked, row in _asked_rows(found) if not row.missing)
     pairs: list[FilePair] = []
-    for manifest in found.manifests:
+    for manifest, number, asked, row in _asked_rows(found):
+        key, missing, content = f"{manifest.name}/{number}", row.missing, ""
+        if looks_like_base64(row.file):
+            content = row.file
+        elif not row.file:
+            missing = f"row {number + 1:,} of {storable_name(manifest.name)} names no image"
+        else:
+            key = row.file if missing else locator.find(*asked)
         table = manifest.name if len(found.manifests) > 1 else ""
-        of_table = split_from_path(posixpath.basename(table))
-        folder = posixpath.dirname(manifest.name)
-        rows = manifest.rows
-        splits = [official_split(row.split) if row.split else of_table for row in rows]
-        by_split: dict[str | None, list[str]] = {}
-        for row, split in zip(rows, splits, strict=True):
-            if not looks_like_base64(row.file):
-                by_split.setdefault(split, []).append(row.file)
-        for split, names in by_split.items():
-            locator.learn(names, split)
-        for number, (row, split) in enumerate(zip(rows, splits, strict=True)):
-            key, missing, content = f"{manifest.name}/{number}", row.missing, ""
-            if looks_like_base64(row.file):
-                content = row.file
-            elif not row.file:
-                missing = f"row {number + 1:,} of {storable_name(manifest.name)} names no image"
-            else:
-                key = row.file if missing else locator.find(row.file, folder, split)
-            about = row.split, table, "" if content else row.file, missing, content
-            pairs += [FilePair(key, text, *about) for text in row.captions]
+        about = row.split, table, asked.written, missing, content
+        pairs += [FilePair(key, text, *about) for text in row.captions]
     return pairs
+
+
+def _asked_rows(found: Captions) -> Iterator[tuple[Manifest, int, Asked, Row]]:
+    """Every row with its table, its number and the file that it names, if it names one."""
+    for manifest in found.manifests:
+        of_table = split_from_path(manifest.name) if len(found.manifests) > 1 else None
+        folder = posixpath.dirname(manifest.name)
+        for number, row in enumerate(manifest.rows):
+            split = official_split(row.split) if row.split else of_table
+            written = "" if looks_like_base64(row.file) else row.file
+            yield manifest, number, Asked(written, folder, split), row
 
 
 # --- Which tables ---------------------------------------------------------------------------------

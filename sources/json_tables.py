@@ -90,12 +90,12 @@ def _coco_rows(content: Row) -> list[Row] | None:
     if not (isinstance(images, list) and isinstance(annotations, list)):
         return None
     try:
-        by_id = {image["id"]: image for image in images}
+        by_id = {str(image["id"]): image for image in images}
         rows: list[Row] = []
         for row in annotations:
             unknown = {FILE: f"image {row['image_id']}"}
-            rows.append({**by_id.get(row["image_id"], unknown), **row})
-        described = {row["image_id"] for row in annotations}
+            rows.append({**by_id.get(str(row["image_id"]), unknown), **row})
+        described = {str(row["image_id"]) for row in annotations}
     except (KeyError, TypeError, ValueError):
         return _objects(annotations)
     if any(CAPTION in row for row in annotations):

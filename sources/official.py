@@ -18,7 +18,7 @@ from artifacts.settings import InputError
 from sources.base import SPLIT_OF, SPLITS, UnusableImage
 from sources.columns import IMAGE_COLUMNS, SPLIT_COLUMN, first_known
 from sources.delimited import read_header_table, without_number
-from sources.locate import Locator
+from sources.locate import Asked, Locator
 from sources.manifests import read_table_file
 from sources.paths import decode_text, read_file, split_from_path, storable_name, words
 from sources.splits import official_split
@@ -158,7 +158,7 @@ def _first_read(one: str, other: str) -> str:
 def _by_table(images: Iterable[Named]) -> dict[str, str]:
     found: dict[str, str] = {}
     for image in images:
-        split = split_from_path(posixpath.basename(image.table))
+        split = split_from_path(image.table)
         if split is not None:
             found[image.key] = _first_read(found.get(image.key, split), split)
     return found
@@ -183,7 +183,7 @@ def _by_file(root: Path, files: Collection[str]) -> dict[str, str]:
     if table is None or places is None:
         raise InputError(f"{path} needs the columns image and split")
     locator = Locator(root, files)
-    locator.learn(row[places[0]] for row in table.rows)
+    locator.plan(Asked(row[places[0]]) for row in table.rows)
     splits = {}
     for row in table.rows:
         split = official_split(row[places[1]])
@@ -215,7 +215,9 @@ def _by_lists(root: Path, files: Collection[str], keys: Collection[str]) -> dict
     texts = [name for name in files if is_split_list(name) and _stem(name) not in keys]
     for name in texts if len(texts) <= MAX_LISTS else ():
         split = split_from_path(posixpath.basename(name))
-        listed = [images.find(line) for line in _listed_names(root, name)]
+        written = _listed_names(root, name)
+        images.plan(map(Asked, written))
+        listed = [images.find(line) for line in written]
         for key in listed:
             if key in keys and split is not None:
                 found[key] = _first_read(found.get(key, split), split)

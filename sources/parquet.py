@@ -48,7 +48,7 @@ from sources.columns import (
     first_known,
 )
 from sources.image_files import looks_like_base64
-from sources.locate import Locator
+from sources.locate import Asked, Locator
 from sources.official import split_notes
 from sources.parquet_images import DAMAGE, ImageCells, group_sizes, open_file, problem_of
 from sources.paths import (
@@ -144,7 +144,7 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
         problem = f"none can be read ({problems[0]})" if not tables else "they have no rows"
         raise InputError(f"--data_dir {config.data_dir}: {len(names):,} parquet files, {problem}")
     images = _Images(root, Locator(root, listed))
-    images.learn(tables)
+    images.plan(tables)
     official, named = _group_rows(tables, images)
     records = [record for split in SPLITS for record in official[split]]
     n_pairs = sum(len(record.captions) for record in records)
@@ -402,10 +402,15 @@ class _Images:
     def __init__(self, root: Path, locator: Locator) -> None:
         self.locator, self._cells = locator, ImageCells(root)
 
-    def learn(self, tables: Iterable[_Table]) -> None:
-        """Note which folder most paths start from."""
-        names = (path for t in tables if not t.layout.data for path in t.paths if path)
-        self.locator.learn(names)
+    def plan(self, tables: Iterable[_Table]) -> None:
+        """Find all the files that tables name in the place of images."""
+        self.locator.plan(
+            Asked(path, posixpath.dirname(table.path))
+            for table in tables
+            if not table.layout.data
+            for path in table.paths
+            if path
+        )
 
     def read(self, table: _Table, row: int) -> bytes:
         """The bytes of an image.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from sources.locate import Locator
+from sources.locate import Asked, Locator
 from tests.helpers import write
 
 FILES = [
@@ -43,18 +44,77 @@ def test_where_files_are(written: str, beside: str, split: str | None, found: st
     assert Locator(Path(), dict.fromkeys(FILES)).find(written, beside, split) == found
 
 
-def test_the_folder_that_most_names_are_in_goes_first() -> None:
-    files = [f"Images/{i}.jpg" for i in range(5)] + ["thumbs/3.jpg", "thumbs/7.jpg"]
+def planned(files: Sequence[str], *asked: Asked | str) -> tuple[list[str], list[str]]:
+    """What names lead to that are looked for together, and what is said of it."""
     locator = Locator(Path(), dict.fromkeys(files))
-    locator.learn([f"{i}.jpg" for i in range(8)])
-    assert [locator.find(f"{i}.jpg") for i in (3, 7, 9)] == [
-        "Images/3.jpg",
-        "thumbs/7.jpg",
-        "9.jpg",
-    ]
-    assert locator.notes() == [
-        "files found otherwise than as named: 1 below Images/, 1 in another folder"
-    ]
+    names = [Asked(each) if isinstance(each, str) else each for each in asked]
+    locator.plan(names)
+    return [locator.find(*name) for name in names], locator.notes()
+
+
+def test_a_folder_that_has_all_names_goes_first() -> None:
+    files = [f"Images/{i}.jpg" for i in range(5)] + ["thumbs/3.jpg", "thumbs/7.jpg"]
+    assert planned(files, "0.jpg", "3.jpg") == (
+        ["Images/0.jpg", "Images/3.jpg"],
+        ["files found otherwise than as named: 2 below Images/"],
+    )
+    found, notes = planned(files, "0.jpg", "3.jpg", "7.jpg", "9.jpg")
+    assert found == ["Images/0.jpg", "3.jpg", "thumbs/7.jpg", "9.jpg"]  # nothing tells which 3
+    assert notes == ["files found otherwise than as named: 1 below Images/, 1 in another folder"]
+
+
+def test_a_folder_that_has_all_names_beside_another_is_no_answer() -> None:
+    files = [f"{folder}/{i}.jpg" for folder in ("masks", "originals") for i in range(3)]
+    assert planned(files, "0.jpg", "1.jpg") == (["0.jpg", "1.jpg"], [])
+    beside = [Asked("0.jpg", "originals"), Asked("1.jpg", "originals")]
+    assert planned(files, *beside)[0] == ["originals/0.jpg", "originals/1.jpg"]
+    below = [*files, "masks/deep/9.jpg", "originals/deep/9.jpg"]
+    assert planned(below, Asked("9.jpg", "masks"))[0] == ["masks/deep/9.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("files", "written", "found"),
+    [
+        # A file that is missing from its folder is not the one of another folder.
+        (["cat/0.jpg", "cat/7.jpg", "dog/1.jpg"], ["dog/7.jpg"], ["dog/7.jpg"]),
+        # Nor where the folder is missing as a whole.
+        (["cat/0.jpg", "cat/1.jpg"], ["cat/0.jpg", "dog/0.jpg"], ["cat/0.jpg", "dog/0.jpg"]),
+        (["all/0.jpg"], ["cat/0.jpg", "dog/0.jpg"], ["cat/0.jpg", "dog/0.jpg"]),
+        (["x/a.jpg"], ["a.jpg", "A.JPG"], ["a.jpg", "A.JPG"]),
+        (["x/a.jpg"], ["a.jpg", ".\\a.jpg"], ["x/a.jpg", "x/a.jpg"]),  # one name
+        # Folders that were made flat, and a beginning that was taken away.
+        (["all/0.jpg", "all/1.jpg"], ["cat/0.jpg", "dog/1.jpg"], ["all/0.jpg", "all/1.jpg"]),
+        (["b/0.jpg", "b/1.jpg"], ["/x/b/0.jpg", "/x/b/1.jpg"], ["b/0.jpg", "b/1.jpg"]),
+    ],
+)
+def test_two_names_never_lead_to_one_file(
+    files: list[str], written: list[str], found: list[str]
+) -> None:
+    assert planned(files, *written)[0] == found
+
+
+def test_a_name_in_two_splits_is_that_of_the_folder() -> None:
+    asked = [Asked("0.jpg", "", "train"), Asked("0.jpg", "", "validation")]
+    assert planned(["images/train/0.jpg"], *asked)[0] == ["images/train/0.jpg", "0.jpg"]
+    assert planned(["images/0.jpg"], *asked)[0] == ["images/0.jpg"] * 2
+    assert planned(["val2014/0.jpg"], asked[0])[0] == ["val2014/0.jpg"]  # Karpathy's restval
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("my%20pic.jpg", "a/my pic.jpg"),
+        ("my%20pic.jpg?width=30", "a/my pic.jpg"),
+        ("100%.jpg", "a/100%.jpg"),
+        ("42", "a/000042.jpg"),
+        ("42.png", "42.png"),
+        ("7", "7"),  # two have this number
+        ("0", "0"),
+    ],
+)
+def test_names_in_addresses_and_numbers(written: str, found: str) -> None:
+    files = ["a/my pic.jpg", "a/100%.jpg", "a/000042.jpg", "a/07.jpg", "a/007.jpg", "a/words"]
+    assert planned(files, written)[0] == [found]
 
 
 def test_a_name_that_is_asked_for_twice_counts_once() -> None:
@@ -62,8 +122,15 @@ def test_a_name_that_is_asked_for_twice_counts_once() -> None:
     assert [locator.find(name) for name in ("1.jpg", "1.jpg", "2.jpg")] == [
         *("a/1.jpg", "a/1.jpg", "2.jpg"),
     ]
-    assert locator.bridged == {"in another folder": 1}
+    assert locator.notes() == ["files found otherwise than as named: 1 below a/"]
     assert Locator(Path(), {"2.jpg": 0}).notes() == []
+
+
+def test_several_files_of_a_name_are_told(tmp_path: Path) -> None:
+    locator = Locator(tmp_path, dict.fromkeys(["a/0.jpg", "b/0.jpg"]))
+    locator.plan([Asked("0.jpg")])
+    with pytest.raises(FileNotFoundError, match=r"^0.jpg; several .* name: a/0.jpg, b/0.jpg$"):
+        locator.read("0.jpg")
 
 
 def test_what_is_missing_tells_the_nearest_name(tmp_path: Path) -> None:
