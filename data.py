@@ -224,7 +224,16 @@ class PairReader:
                 f"no usable pair for the {split} split: {n_tried:,} tried"
                 + (f" ({counts})" if counts else "")
                 + f"; check the data ({self.source.description})"
+                + self._first_problem(first_skipped)
             )
+
+    def _first_problem(self, row: int) -> str:
+        """What is wrong with a pair that was skipped, if there is one in this row."""
+        if row >= len(self._skipped):
+            return ""
+        _, _, key, reason, detail, *_ = self._skipped[row]
+        told = detail if str(key) in str(detail) else f"{key}: {detail or reason}"
+        return f"; the first: {told}"
 
     def pairs(self) -> pd.DataFrame:
         """The kept pairs, split by split, by position: what was read and in which image row."""

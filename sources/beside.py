@@ -17,11 +17,11 @@ from pathlib import Path
 from sources.base import DataConfig, UnusableImage
 from sources.captions import captions_in
 from sources.columns import caption_columns
-from sources.image_files import is_image_name
+from sources.image_files import HEAD_BYTES, is_image_name, looks_like_image
 from sources.manifests import Row
-from sources.paths import decode_text, read_file, storable_name
+from sources.paths import Decoded, decode, read_file, storable_name
 
-TEXT_SUFFIXES = (".txt", ".caption", ".captions", ".cap", ".text")
+TEXT_SUFFIXES = (".caption", ".txt", ".captions", ".cap", ".text")  # the preferred one first
 # What lies beside images and is none, whatever else it is.
 OTHER_SUFFIXES = (
     *(".json", ".jsonl", ".npy", ".npz", ".csv", ".tsv", ".parquet", ".xml", ".yaml", ".yml"),
@@ -46,27 +46,25 @@ class Beside:
 
 def read_beside(root: Path, files: Collection[str], config: DataConfig) -> Beside:
     """The captions of images that lie in files of their own; no rows where none do."""
-    texts = _texts_by_image(files)
-    labels = _labels_by_image(files)
-    if not texts.of and not labels:
-        return Beside((), ())
+    texts, labels = texts_by_image(root, files), _labels_by_image(files)
     if not _hold_captions(root, texts, labels, config):
         return Beside((), ())
-    rows, n_broken_up = [], 0
+    reader, rows, n_broken_up = _TextReader(root), [], 0
     images = [f for f in files if is_image_name(f) or f in texts.of or f in labels]
     for image in images:
         text, label = texts.of.get(image), labels.get(image)
-        fields = None if label is None else _fields(root, label)
+        fields = None if label is None else reader.fields(label)
         if fields is not None and caption_columns(list(fields), config):
-            captions = _as_in_a_shard(root, text, fields, config)
+            captions = _as_in_a_shard(reader, text, fields, config)
         else:
-            captions = [None] if text is None else _lines(root, text)
+            captions = [None] if text is None else reader.lines(text)
             n_broken_up += len(captions) > 1
         rows.append(Row(image, tuple(captions)))
     rows += [
-        Row(text, tuple(_lines(root, text)), missing=f"no image beside {storable_name(text)}")
+        Row(text, tuple(reader.lines(text)), missing=f"no image beside {storable_name(text)}")
         for text in texts.alone
     ]
+    reader.warn()
     return Beside(rows, _notes(files, images, texts, labels, n_broken_up))
 
 
@@ -74,15 +72,19 @@ def read_beside(root: Path, files: Collection[str], config: DataConfig) -> Besid
 
 
 @dataclass(frozen=True)
-class _Texts:
+class Texts:
     """Text files: by image, and those without one."""
 
     of: Mapping[str, str]
     alone: tuple[str, ...]
 
 
-def _texts_by_image(files: Collection[str]) -> _Texts:
-    """The text of every image that has one, by the order of `TEXT_SUFFIXES` of several."""
+def texts_by_image(root: Path, files: Collection[str]) -> Texts:
+    """The text of every image that has one, by the order of `TEXT_SUFFIXES` of several.
+
+    Files that are called like something else are images where their first bytes say so, and no
+    file that is called like one has the same text.
+    """
     by_stem: dict[str, list[str]] = {}
     for file in files:
         if not file.lower().endswith((*TEXT_SUFFIXES, *OTHER_SUFFIXES)):
@@ -93,7 +95,8 @@ def _texts_by_image(files: Collection[str]) -> _Texts:
     texts = [file for file in files if file.lower().endswith(TEXT_SUFFIXES)]
     for text in sorted(texts, key=lambda text: TEXT_SUFFIXES.index(_suffix(text))):
         stem = posixpath.splitext(text)[0]
-        images = [stem] if stem in files else by_stem.get(stem, [])
+        beside = [stem] if stem in files else by_stem.get(stem, [])
+        images = [f for f in beside if is_image_name(f)] or [f for f in beside if _shows(root, f)]
         if not images:
             by_name = _images_by_name(files) if by_name is None else by_name
             images = _in_a_parallel_folder(stem, by_name)
@@ -102,7 +105,15 @@ def _texts_by_image(files: Collection[str]) -> _Texts:
         if not images and posixpath.basename(stem).lower() not in NO_CAPTIONS:
             alone.append(text)
     in_use = {posixpath.dirname(text) for text in found.values()}
-    return _Texts(found, tuple(text for text in alone if posixpath.dirname(text) in in_use))
+    return Texts(found, tuple(text for text in alone if posixpath.dirname(text) in in_use))
+
+
+def _shows(root: Path, file: str) -> bool:
+    """Whether a file begins like an image."""
+    try:
+        return looks_like_image(read_file(root, file)[:HEAD_BYTES])
+    except (UnusableImage, OSError):
+        return False
 
 
 def _suffix(file: str) -> str:
@@ -138,52 +149,66 @@ def _labels_by_image(files: Collection[str]) -> dict[str, str]:
 # --- What they hold -------------------------------------------------------------------------------
 
 
-def _read_text(root: Path, name: str) -> str | None:
-    try:
-        return decode_text(read_file(root, name), root / name)
-    except (UnusableImage, OSError):  # it leads out of the folder, or cannot be read
-        return None
+class _TextReader:
+    """Reads many small texts, and says once how many are not UTF-8."""
 
+    def __init__(self, root: Path) -> None:
+        self._root, self._all = root, Decoded("")
 
-def _lines(root: Path, name: str) -> list[str | None]:
-    """Every line with something on it is a caption; a file without one is an empty caption."""
-    text = _read_text(root, name)
-    if text is None:
-        return [None]
-    lines = [line for line in text.splitlines() if line.strip()] or [""]
-    return [caption for line in lines for caption in captions_in(line)]
+    def text(self, name: str) -> str | None:
+        """A text; None where it leads out of the folder or cannot be read."""
+        try:
+            decoded = decode(read_file(self._root, name))
+        except (UnusableImage, OSError):
+            return None
+        self._all = Decoded(
+            "",
+            self._all.n_western + decoded.n_western,
+            self._all.n_foreign + decoded.n_foreign,
+        )
+        return decoded.text
 
+    def lines(self, name: str) -> list[str | None]:
+        """Every line with something on it is a caption; a file without one is an empty caption."""
+        text = self.text(name)
+        if text is None:
+            return [None]
+        lines = [line for line in text.splitlines() if line.strip()] or [""]
+        return [caption for line in lines for caption in captions_in(line)]
 
-def _fields(root: Path, name: str) -> dict[str, object] | None:
-    """The fields of a JSON file beside an image; None where it holds no object."""
-    text = _read_text(root, name)
-    try:
-        fields = None if text is None else json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return {str(k): v for k, v in fields.items()} if isinstance(fields, dict) else None
+    def fields(self, name: str) -> dict[str, object] | None:
+        """The fields of a JSON file beside an image; None where it holds no object."""
+        text = self.text(name)
+        try:
+            fields = None if text is None else json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        return {str(k): v for k, v in fields.items()} if isinstance(fields, dict) else None
+
+    def warn(self) -> None:
+        """Say what was not UTF-8."""
+        self._all.warn(f"texts beside images in {self._root}")
 
 
 def _as_in_a_shard(
-    root: Path, text: str | None, fields: Mapping[str, object], config: DataConfig
+    reader: _TextReader, text: str | None, fields: Mapping[str, object], config: DataConfig
 ) -> list[str | None]:
     """The text as one caption, else the captions in the fields; a flag that names one decides."""
     named = caption_columns(list(fields), config)
     is_chosen = bool(named) and config.caption_column != DataConfig.caption_column
     if text is not None and not is_chosen:
-        content = _read_text(root, text)
+        content = reader.text(text)
         return [None] if content is None else captions_in(" ".join(content.strip().splitlines()))
     return [caption for name in named for caption in captions_in(fields[name])] or [None]
 
 
-def _hold_captions(
-    root: Path, texts: _Texts, labels: Mapping[str, str], config: DataConfig
-) -> bool:
-    """Whether the first files of either kind are captions: not numbers alone, as boxes are."""
+def _hold_captions(root: Path, texts: Texts, labels: Mapping[str, str], config: DataConfig) -> bool:
+    """Whether there are files of either kind, and the first hold captions, not numbers alone."""
+    reader = _TextReader(root)
     if not texts.of:
-        fields = (_fields(root, label) or {} for label in list(labels.values())[:N_LOOKED_AT])
+        fields = (reader.fields(label) or {} for label in list(labels.values())[:N_LOOKED_AT])
         return any(caption_columns(list(names), config) for names in fields)
-    found = [_read_text(root, name) or "" for name in list(texts.of.values())[:N_LOOKED_AT]]
+    found = [reader.text(name) or "" for name in list(texts.of.values())[:N_LOOKED_AT]]
     filled = [text for text in found if text.strip()]
     return not filled or any(set(text) - set("0123456789.,-+eE \t\r\n") for text in filled)
 
@@ -191,7 +216,7 @@ def _hold_captions(
 def _notes(
     files: Collection[str],
     images: Sequence[str],
-    texts: _Texts,
+    texts: Texts,
     labels: Mapping[str, str],
     n_broken_up: int,
 ) -> tuple[str, ...]:

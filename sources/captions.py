@@ -47,7 +47,7 @@ def captions_in(value: object) -> list[str | None]:
     `TEXT_FIELDS` counts.
     """
     if isinstance(value, str):
-        listed = _listed_texts(value) if value.lstrip().startswith("[") else None
+        listed = _listed_texts(value) if value.lstrip().startswith(("[", "(")) else None
         return [*(listed or [value])]
     if isinstance(value, np.ndarray):
         value = value.tolist()
@@ -81,7 +81,7 @@ def _listed_texts(text: str) -> list[str] | None:
     What NumPy prints has no commas, and Python would read the texts of it as a single one.
     """
     text = text.strip()
-    if not (text.endswith("]") and len(text) < MAX_LIST_CHARACTERS):
+    if not (text.endswith(("]", ")")) and len(text) < MAX_LIST_CHARACTERS):
         return None
     try:
         listed = json.loads(text)
@@ -99,7 +99,7 @@ def _python_texts(text: str) -> list[str] | None:
         ]
         if any(t.type not in (tokenize.STRING, tokenize.OP) for t in tokens):
             return None
-        if {t.string for t in tokens if t.type == tokenize.OP} - {"[", "]", ","}:
+        if {t.string for t in tokens if t.type == tokenize.OP} - {*"[](),"}:
             return None
         texts = [ast.literal_eval(t.string) for t in tokens if t.type == tokenize.STRING]
     except (tokenize.TokenError, SyntaxError, ValueError):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sources.image_files import is_image_name
+from sources.paths import unique_names
 
 DELIMITERS = ",;\t|"
 HEADLESS_DELIMITERS = "\t,;|"
@@ -52,6 +53,7 @@ def read_header_table(
     Returns:
         The table, or None where no delimiter makes a header that fits.
     """
+    text = re.sub(r"\A(?:\s*[\r\n])?(?:sep=.[\r\n]+)?", "", text)  # as Excel writes it
     first_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
     for delimiter in DELIMITERS:
         header = header_of(first_line, delimiter)
@@ -63,7 +65,7 @@ def read_header_table(
     file_at, text_at = found
     table = _read_rows(text, delimiter, len(header), file_at)
     rows = [_fit(row, len(header), text_at, delimiter) for row in table.rows[1:]]
-    return Table(tuple(header), rows, table.n_unquoted)
+    return Table(tuple(unique_names(header)), rows, table.n_unquoted)
 
 
 def header_of(line: str, delimiter: str) -> list[str]:
@@ -74,7 +76,8 @@ def header_of(line: str, delimiter: str) -> list[str]:
 def read_headless_table(text: str) -> Table | None:
     """(file, text) of every line "file, delimiter, text", as in Flickr8k.token.txt.
 
-    The number of the caption that may follow the file's name, as in `1.jpg#0`, is left out.
+    The number of the caption that may follow the file's name, as in `1.jpg#0`, is left out. Where
+    every line has as many tabs, more than one, they stand between texts; numbers are no texts.
 
     Returns:
         Rows, or None where the first line does not begin with the name of an image.
@@ -89,6 +92,10 @@ def read_headless_table(text: str) -> Table | None:
     if delimiter == "\t":  # it needs no quotes, and captions may hold any
         lines = (plain_fields(line, delimiter) for line in io.StringIO(text, newline=""))
         table = Table((), [row for row in lines if any(map(str.strip, row))])
+        if len({len(row) for row in table.rows}) == 1 and len(table.rows[0]) > 2:
+            texts = [[t for t in row[1:] if not t.strip().isdecimal()] for row in table.rows]
+            files = [without_number(row[0]) for row in table.rows]
+            return Table((), [[f, *(t or [""])] for f, t in zip(files, texts, strict=True)])
     else:
         table = _read_rows(text, delimiter, 2, 0)
     rows = [[without_number(row[0]), delimiter.join(row[1:])] for row in table.rows]
@@ -104,6 +111,8 @@ def _fit(row: Row, n_fields: int, text_at: int, delimiter: str) -> Row:
     """A row with as many fields as the header, what the free text was torn into joined."""
     if len(row) == n_fields:
         return row
+    while len(row) > n_fields and not row[-1].strip():
+        row = row[:-1]
     row = row + [""] * (n_fields - len(row))
     extra = len(row) - n_fields
     text = delimiter.join(row[text_at : text_at + 1 + extra])

@@ -13,7 +13,7 @@ import numpy as np
 
 from artifacts.settings import InputError
 from sources.base import DataConfig
-from sources.beside import read_beside
+from sources.beside import Texts, read_beside, texts_by_image
 from sources.columns import CAPTION_COLUMNS
 from sources.file_pairs import About, FilePair, file_source
 from sources.image_files import is_image_name, looks_like_base64
@@ -25,10 +25,11 @@ from sources.splits import IndexedSource, official_split
 
 CAPTION_FILES = ("captions.txt", "captions.csv", "captions.tsv", "results.csv")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+TOKEN_SUFFIXES = (".token", ".token.txt")  # how the captions of Flickr8k and Flickr30k end
 MAX_TABLES = 50  # of one kind in a folder; more are files of single images, not tables of many
 MAX_DEPTH = 3  # folders down that tables are looked for
 N_SHOWN = 6  # of files and tables in messages
-PACKED_SUFFIXES = (".zip", ".7z", ".rar", ".tar.gz", ".tgz")
+PACKED_SUFFIXES = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
 FOLDER_LAYOUTS = (
     "captions.txt or any other CSV, TSV, JSON, JSON lines or parquet table of file and caption, "
     "metadata.csv or metadata.jsonl with file_name and caption, or a name.txt beside each name.jpg"
@@ -57,9 +58,16 @@ def open_folder(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     said = dict.fromkeys((pair.key, pair.split, pair.table) for pair in pairs)
     named = [Named(*of_image) for of_image in said]
     splits = find_splits(root, files, named, by_table=len(found.manifests) > 1)
-    notes = [*found.notes, *locator.notes(), *splits.notes]
+    notes = [*found.notes, *locator.notes(), *splits.notes, *_unnamed_note(files, pairs)]
     about = About("folder", f"folder {root}, {found.where}", notes)
     return file_source(about, pairs, splits.of, locator, files, config, rng)
+
+
+def _unnamed_note(files: Iterable[str], pairs: Iterable[FilePair]) -> list[str]:
+    """How many images of the folder no row names."""
+    named = {pair.key for pair in pairs}
+    n = sum(is_image_name(file) and file not in named for file in files)
+    return [f"images that no row names, not read: {n:,}"] if n else []
 
 
 def _nothing_fits(root: Path, files: Collection[str], found: Captions) -> str:
@@ -87,6 +95,8 @@ def _others(files: Iterable[str]) -> str:
             return f". It holds {found:,} {suffix} files: --dataset {dataset} reads such"
     if any(file.lower().endswith(PACKED_SUFFIXES) for file in files):
         return ". Unpack what is packed, and give the folder that comes out"
+    if any(file.lower().endswith((".xlsx", ".xls", ".ods")) for file in files):
+        return ". Export the spreadsheet as CSV"
     return ""
 
 
@@ -158,15 +168,18 @@ def find_captions(root: Path, files: Collection[str], config: DataConfig) -> Cap
         InputError: several tables could be meant, or one cannot be understood.
     """
     named = [name for name in CAPTION_FILES if name in files]
+    metadata = [f for f in files if posixpath.basename(f) in METADATA_FILES]
+    candidates = _candidates(files)
+    at_the_top = [name for name in candidates if "/" not in name]
+    texts = texts_by_image(root, files)
     for name in named:
         manifest = read_manifest(root, name, config)
         if manifest.rows:
-            return _chosen([manifest], [other for other in named if other != name])
-    metadata = [f for f in files if posixpath.basename(f) in METADATA_FILES]
+            return _chosen([manifest], {*at_the_top, *metadata}, texts)
     if metadata:
-        return _chosen([_read_metadata(root, name, config) for name in metadata])
+        manifests = [_read_metadata(root, name, config) for name in metadata]
+        return _chosen(manifests, {*at_the_top}, texts)
     unfit: list[str] = []
-    candidates = _candidates(files)
     for depth in range(MAX_DEPTH + 1):
         manifests = [
             read_manifest(root, name, config)
@@ -175,23 +188,35 @@ def find_captions(root: Path, files: Collection[str], config: DataConfig) -> Cap
         ]
         usable = [manifest for manifest in manifests if manifest.rows]
         unfit += [m.shown_columns() for m in manifests if not m.rows]
-        if usable:
-            return _chosen(_belonging_together(root, usable))
+        n_named = len({row.file for manifest in usable for row in manifest.rows})
+        if usable and (depth or 2 * n_named > len(texts.of)):
+            together = _belonging_together(root, usable)
+            return _chosen(together, {m.name for m in usable}, texts)
         beside = read_beside(root, files, config) if depth == 0 else None
         if beside is not None and beside.rows:
-            where = "a text beside each image"
-            return Captions([Manifest("", beside.rows)], where, beside.notes)
+            where, not_read = "a text beside each image", [m.name for m in usable]
+            notes = (*beside.notes, *_not_read_note(not_read))
+            return Captions([Manifest("", beside.rows)], where, notes)
     return Captions((), "", unfit=tuple(unfit))
 
 
-def _chosen(manifests: Sequence[Manifest], not_read: Sequence[str] = ()) -> Captions:
+def _chosen(manifests: Sequence[Manifest], others: Iterable[str], texts: Texts) -> Captions:
+    """Tables that are read, with what is said of them, of other tables and of texts."""
     where = ", ".join(storable_name(manifest.name) for manifest in manifests[:N_SHOWN])
     if len(manifests) > N_SHOWN:
         where += f" and {len(manifests) - N_SHOWN:,} more"
-    notes = dict.fromkeys(note for manifest in manifests for note in manifest.notes())
-    if not_read:
-        notes[f"tables not read: {', '.join(not_read)}"] = None
-    return Captions(manifests, where, tuple(notes))
+    notes = [note for manifest in manifests for note in manifest.notes()]
+    notes += _not_read_note(set(others) - {manifest.name for manifest in manifests})
+    if texts.of:
+        notes.append(f"texts beside images not read: {len(texts.of):,}")
+    return Captions(manifests, where, tuple(dict.fromkeys(notes)))
+
+
+def _not_read_note(names: Iterable[str]) -> list[str]:
+    names = sorted(names, key=natural_order)
+    more = f" and {len(names) - N_SHOWN:,} more" if len(names) > N_SHOWN else ""
+    shown = storable_name(", ".join(names[:N_SHOWN]))
+    return [f"other tables not read: {shown}{more}"] if names else []
 
 
 def _read_metadata(root: Path, name: str, config: DataConfig) -> Manifest:
@@ -223,20 +248,40 @@ def _candidates(files: Collection[str]) -> list[str]:
 
 
 def _belonging_together(root: Path, usable: Sequence[Manifest]) -> Sequence[Manifest]:
-    """Tables that are read as one: one alone, one for each split, or numbered parts.
+    """Tables that are read as one: one alone, those of other images each, or one for each split.
 
     Raises:
         InputError: they are several, and nothing tells which is meant.
     """
-    lemmas = [m for m in usable if ".lemma." in m.name]
-    if len(lemmas) < len(usable):  # Flickr8k's captions a second time, without endings
-        usable = [m for m in usable if m not in lemmas]
-    stems = [posixpath.splitext(m.name)[0] for m in usable]
-    name_splits = all(split_from_path(posixpath.basename(stem)) for stem in stems)
-    are_parts = len({re.sub("[0-9]+", "0", m.name) for m in usable}) == 1
-    if len(usable) > 1 and not (len(set(stems)) == len(stems) and (name_splits or are_parts)):
-        raise InputError(
-            f"--data_dir {root}: {', '.join(m.name for m in usable)} all hold captions; rename one "
-            "captions.csv"
-        )
-    return usable
+    for is_less in (_is_of_lemmas, _is_loose_list):
+        better = [manifest for manifest in usable if not is_less(manifest)]
+        usable = better or usable
+    files = [_files_of(manifest) for manifest in usable]
+    if len(set().union(*files)) == sum(map(len, files)):
+        return usable
+    of_splits = [manifest for manifest in usable if split_from_path(manifest.name)]
+    stems = {posixpath.splitext(manifest.name)[0] for manifest in of_splits}
+    n_splits = len({split_from_path(manifest.name) for manifest in of_splits})
+    if n_splits > 1 and len(stems) == len(of_splits):
+        return of_splits
+    raise InputError(
+        f"--data_dir {root}: {', '.join(m.name for m in usable)} all hold captions; move those "
+        "that are not meant out of the folder"
+    )
+
+
+def _is_of_lemmas(manifest: Manifest) -> bool:
+    """Whether it holds Flickr8k's captions a second time, without endings."""
+    return ".lemma." in manifest.name
+
+
+def _is_loose_list(manifest: Manifest) -> bool:
+    """Whether it is a text of lines that only begin like a table's, such as a list of addresses."""
+    is_known = manifest.columns is not None or manifest.name.endswith(TOKEN_SUFFIXES)
+    return not is_known and manifest.name.endswith(".txt")
+
+
+def _files_of(manifest: Manifest) -> set[str]:
+    """The files that a table names, seen from the data folder."""
+    folder = posixpath.dirname(manifest.name)
+    return {posixpath.join(folder, row.file) for row in manifest.rows}

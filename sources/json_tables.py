@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.settings import InputError
+from sources.base import DataConfig
+from sources.columns import SPLIT_COLUMN, caption_columns, image_column
 from sources.image_files import is_image_name
+from sources.splits import official_split
 
 FILE, CAPTION = "file_name", "caption"  # what rows are given whose fields have no names
 CONVERSATIONS = ("conversations", "messages")
@@ -68,20 +71,41 @@ def read_lines(text: str, path: Path) -> list[Row]:
 def rows_in(content: object) -> Sequence[Row] | None:
     """The rows of a whole JSON file; None where it holds none."""
     if isinstance(content, list):
-        return _objects(content)
+        return _objects(content) or _pairs(content)
     if not isinstance(content, Mapping):
         return None
     if "annotations" in content and "images" in content:
         return _coco_rows(content)
-    lists = [_objects(value) for value in content.values() if isinstance(value, list)]
-    if found := [rows for rows in lists if rows]:
-        return max(found, key=len)
-    return _of_labels(content) or _columns(content) or _by_file(content)
+    lists = {
+        str(k): rows for k, v in content.items() if isinstance(v, list) and (rows := _objects(v))
+    }
+    if lists:
+        return _joined(lists)
+    return _of_labels(content) or _by_file(content) or _columns(content)
 
 
 def _objects(values: list[Any]) -> list[Row] | None:
     """A list as rows; None where another thing than objects stands in it."""
     return values if values and all(isinstance(value, Mapping) for value in values) else None
+
+
+def _pairs(values: list[Any]) -> list[Row] | None:
+    """Rows of a list of lists, the name of an image and its captions each."""
+    if not all(isinstance(v, list) and len(v) > 1 and is_image_name(str(v[0])) for v in values):
+        return None
+    return [{FILE: value[0], CAPTION: value[1:]} for value in values] or None
+
+
+def _joined(lists: Mapping[str, list[Row]]) -> list[Row]:
+    """The rows of all lists of the longest one's kind, with the split that a list is called."""
+    longest = max(lists.values(), key=len)
+    alike = {name: rows for name, rows in lists.items() if rows[0].keys() == longest[0].keys()}
+    splits = {name: official_split(name) for name in alike}
+    return [
+        {SPLIT_COLUMN: split, **row} if (split := splits[name]) is not None else row
+        for name, rows in alike.items()
+        for row in rows
+    ]
 
 
 def _coco_rows(content: Row) -> list[Row] | None:
@@ -105,6 +129,10 @@ def _coco_rows(content: Row) -> list[Row] | None:
 
 def _columns(content: Row) -> list[Row] | None:
     """Rows of columns, each a list or an object by the row's number, as pandas writes them."""
+    if {"columns", "data"} <= content.keys():  # its orient="split"
+        names, data = content["columns"], content["data"]
+        if isinstance(names, list) and isinstance(data, list) and _are_as_long(data, len(names)):
+            return [dict(zip(map(str, names), row, strict=True)) for row in data]
     columns = {
         name: list(values.values()) if isinstance(values, Mapping) else values
         for name, values in content.items()
@@ -116,6 +144,10 @@ def _columns(content: Row) -> list[Row] | None:
     if len(columns) < 2 or len({len(values) for values in columns.values()}) > 1:
         return None
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _are_as_long(rows: list[Any], n: int) -> bool:
+    return bool(rows) and all(isinstance(row, list) and len(row) == n for row in rows)
 
 
 def _is_numbered(values: Row) -> bool:
@@ -131,15 +163,25 @@ def _of_labels(content: Row) -> list[Row] | None:
 
 
 def _by_file(content: Row) -> list[Row] | None:
-    """Rows of captions keyed by file, as kohya's tables have them."""
+    """Rows of captions keyed by file, as kohya's tables have them, with extensions or without."""
     named = [file for file in content if is_image_name(str(file))]
-    if len(named) * 2 <= len(content):
+    described = [v for v in content.values() if isinstance(v, Mapping) and caption_names(v)]
+    if len(named) * 2 <= len(content) and len(described) * 2 <= len(content):
         return None
     return [_keyed_row(str(file), value) for file, value in content.items()]
 
 
+def caption_names(fields: Row) -> tuple[str, ...]:
+    """The fields of an object that are called like captions."""
+    return caption_columns(list(map(str, fields)), DataConfig())
+
+
 def _keyed_row(file: str, value: object) -> Row:
-    return {**value, FILE: file} if isinstance(value, Mapping) else {FILE: file, CAPTION: value}
+    """A row of what stands under a file's name, or under a number where it names a file itself."""
+    if not isinstance(value, Mapping):
+        return {FILE: file, CAPTION: value}
+    names_file = image_column(list(map(str, value)), DataConfig()) is not None
+    return value if names_file else {**value, FILE: file}
 
 
 def _label(value: object, classes: object) -> object:
@@ -163,5 +205,8 @@ def _answers(turns: Sequence[object]) -> Iterator[str]:
             continue
         speaker = turn.get("from", turn.get("role"))
         text = turn.get("value", turn.get("content"))
+        if isinstance(text, list):  # parts, of which some are texts
+            parts = (part.get("text") for part in text if isinstance(part, Mapping))
+            text = " ".join(part for part in parts if isinstance(part, str))
         if speaker in ANSWERERS and isinstance(text, str):
             yield text

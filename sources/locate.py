@@ -60,7 +60,8 @@ def _stem(name: str) -> str:
 
 
 def _number(name: str) -> str:
-    return _stem(name).lstrip("0") if _stem(name).isdecimal() else ""
+    stem = _stem(name)
+    return stem.lstrip("0") or "0" if stem.isdecimal() else ""
 
 
 # How a name is compared, and what that bridges, from the nearest to the furthest. The last two

@@ -6,10 +6,11 @@ called. What a table is, its columns tell; see `columns`.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from artifacts.settings import InputError
 from sources.arrow import cell_values, is_bytes, plain_type
 from sources.base import OUTSIDE_FOLDER, DataConfig, UnusableImage
 from sources.captions import captions_in
-from sources.columns import SPLIT_COLUMN, Columns, find_columns, first_known
+from sources.columns import SPLIT_COLUMNS, Columns, find_columns, first_known
 from sources.delimited import (
     DELIMITERS,
     header_of,
@@ -35,7 +36,9 @@ from sources.paths import decode_text, leads_out, read_file, real_path, storable
 MAX_TABLE_BYTES = 2**29  # of captions, which are read whole
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token", ".txt")
 LINES_SUFFIXES = (".jsonl", ".ndjson")
+NUMBER_COLUMN = "image_id"
 N_SHOWN_COLUMNS = 8
+MAX_SHOWN_NAME = 40  # characters of what stands in the place of a column's name
 N_LOOKED_AT = 20  # rows that tell whether they hold captions
 
 
@@ -102,7 +105,9 @@ def read_manifest(root: Path, name: str, config: DataConfig) -> Manifest:
         return _read_parquet(root, name, config)
     text = decode_text(read_table_file(root, root / name), root / name)
     if name.lower().endswith(LINES_SUFFIXES):
-        return _of_rows(name, read_lines(text, root / name), config)
+        is_list = text.lstrip("\ufeff \t\r\n").startswith("[")
+        lines = (read_rows(text, root / name) or []) if is_list else read_lines(text, root / name)
+        return _of_rows(name, lines, config)
     if name.lower().endswith(".json"):
         return _of_rows(name, read_rows(text, root / name) or [], config)
     return _read_delimited(name, text, config)
@@ -136,12 +141,15 @@ def _read_delimited(name: str, text: str, config: DataConfig) -> Manifest:
 
     table = read_header_table(text, fits)
     if table is not None:
-        columns = find_columns(table.header, config)
-        assert columns is not None
-        at = {column: table.header.index(column) for column in table.header}
+        some = [dict(zip(table.header, f, strict=True)) for f in table.rows[:N_LOOKED_AT]]
+        columns = find_columns(table.header, config, some)
+        assert columns is not None, "the header fits"
+        at = {column: i for i, column in enumerate(table.header)}
         rows = [
             Row(
-                fields[at[columns.image]].strip(),
+                _in_folder(
+                    fields[at[columns.image]], columns.folder and fields[at[columns.folder]]
+                ),
                 _joined(fields[at[column]] for column in columns.captions),
                 fields[at[columns.split]].strip() if columns.split else "",
             )
@@ -150,16 +158,28 @@ def _read_delimited(name: str, text: str, config: DataConfig) -> Manifest:
         return Manifest(name, rows, columns, table.header, table.n_unquoted)
     headless = read_headless_table(text)
     if headless is not None and not _are_pairs_of_images(headless.rows):
-        rows = [Row(file, _joined([caption])) for file, caption in headless.rows]
+        rows = [Row(file, _joined(captions)) for file, *captions in headless.rows]
         return Manifest(name, rows, n_unquoted=headless.n_unquoted)
     first_line = text.lstrip().partition("\n")[0].strip()[:1000]
     headers = [header_of(first_line, delimiter) for delimiter in DELIMITERS]
-    return Manifest(name, (), seen=tuple(sorted(headers, key=len)[-1]))
+    longest = sorted(headers, key=len)[-1]
+    return Manifest(name, (), seen=tuple(column[:MAX_SHOWN_NAME] for column in longest))
+
+
+def _in_folder(file: str, folder: object) -> str:
+    """A file in the folder that another column names; that column's path where it holds one."""
+    file = file.strip()
+    if not isinstance(folder, str) or not folder.strip() or "://" in folder:
+        return file
+    folder = folder.strip()
+    if is_image_name(folder):
+        return folder
+    return file if file.startswith(f"{folder}/") else posixpath.join(folder, file)
 
 
 def _are_pairs_of_images(rows: Sequence[Sequence[str]]) -> bool:
     """Whether rows judge how well captions fit, by the names of two images, as Flickr8k's do."""
-    texts = [re.split(r"[\s,;|]", text, maxsplit=1)[0] for _, text in rows[:N_LOOKED_AT]]
+    texts = [re.split(r"[\s,;|]", row[1], maxsplit=1)[0] for row in rows[:N_LOOKED_AT]]
     return bool(texts) and all(is_image_name(without_number(text)) for text in texts)
 
 
@@ -175,9 +195,14 @@ def _joined(values: Iterable[object]) -> tuple[str | None, ...]:
 # --- Rows of named fields -------------------------------------------------------------------------
 
 
-def _of_rows(name: str, rows: Iterable[Mapping[str, Any]], config: DataConfig) -> Manifest:
+def _of_rows(name: str, rows: Sequence[Mapping[str, Any]], config: DataConfig) -> Manifest:
     """A manifest of objects, which need not all have the same fields."""
-    find = lru_cache(maxsize=256)(partial(_find, config=config))
+
+    @lru_cache(maxsize=256)
+    def find(names: tuple[str, ...]) -> Columns | None:
+        some = [row for row in rows[:N_LOOKED_AT] if row.keys() >= {*names}]
+        return find_columns(names, config, some) or _by_number(names, config)
+
     found: list[Row] = []
     columns: Columns | None = None
     seen: dict[str, None] = {}
@@ -193,21 +218,25 @@ def _of_rows(name: str, rows: Iterable[Mapping[str, Any]], config: DataConfig) -
         columns = columns or here
         captions = _joined(row.get(column) for column in here.captions)
         split = row.get(here.split) if here.split else ""
-        file = row[here.image]
-        found.append(Row(_file_name(file), captions, split if isinstance(split, str) else ""))
+        file = _in_folder(_file_name(row[here.image]), row.get(str(here.folder)))
+        found.append(Row(file, captions, split if isinstance(split, str) else ""))
     fits = columns is not None and unnamed < len(found)
     return Manifest(name, found if fits else (), columns, tuple(seen))
 
 
-def _find(names: tuple[str, ...], config: DataConfig) -> Columns | None:
-    return find_columns(names, config)
+def _by_number(names: Sequence[str], config: DataConfig) -> Columns | None:
+    """The columns where images go by their numbers alone."""
+    number = first_known((NUMBER_COLUMN,), names)
+    if number is None or config.image_column != DataConfig.image_column:
+        return None
+    return find_columns(names, replace(config, image_column=number))
 
 
 def _row_without_columns(row: Mapping[str, Any], columns: Columns | None) -> Row:
     """A row that lacks a field which others have: no image, or no caption."""
     names = list(map(str, row))
-    image = first_known((columns.image.casefold(),), names) if columns else None
-    split = first_known((SPLIT_COLUMN,), names)
+    image = columns.image if columns and columns.image in names else None
+    split = first_known(SPLIT_COLUMNS, names)
     named = row.get(split) if split else ""
     file = _file_name(row[image]) if image else ""
     return Row(file, (None,), named if isinstance(named, str) else "")
@@ -218,7 +247,7 @@ def _file_name(value: object) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, Mapping):
-        value = value.get("path") or value.get("file_name") or ""
+        value = next((value[name] for name in ("path", "file_name", "url") if name in value), "")
     return value.strip() if isinstance(value, str) else "" if value is None else str(value)
 
 

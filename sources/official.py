@@ -16,7 +16,7 @@ from pathlib import Path
 
 from artifacts.settings import InputError
 from sources.base import SPLIT_OF, SPLITS, UnusableImage
-from sources.columns import IMAGE_COLUMNS, SPLIT_COLUMN, first_known
+from sources.columns import IMAGE_COLUMNS, SPLIT_COLUMN, SPLIT_COLUMNS, first_known
 from sources.delimited import read_header_table, without_number
 from sources.locate import Asked, Locator
 from sources.manifests import read_table_file
@@ -175,7 +175,7 @@ def _by_file(root: Path, files: Collection[str]) -> dict[str, str]:
     path = root / SPLIT_FILE
 
     def fits(header: Sequence[str]) -> tuple[int, int] | None:
-        names = first_known(IMAGE_COLUMNS, header), first_known((SPLIT_COLUMN,), header)
+        names = first_known(IMAGE_COLUMNS, header), first_known(SPLIT_COLUMNS, header)
         return None if None in names else (header.index(str(names[0])), header.index(str(names[1])))
 
     table = read_header_table(_text(root, SPLIT_FILE), fits)

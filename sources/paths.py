@@ -12,6 +12,7 @@ import posixpath
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
@@ -20,6 +21,7 @@ from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER, SPLIT_O
 
 logger = logging.getLogger(__name__)
 MAX_LINK_BYTES = 256
+_FOREIGN = re.compile(rb"[\x80-\xff]{4}")
 _SNAPSHOT = re.compile(r"(.*/(?:datasets|models|spaces)--[^/]+)/snapshots/")
 _LINK_TEXT = re.compile(rb"(?:\.\./)+blobs/([0-9a-f]{40,64})\s*")
 
@@ -181,28 +183,70 @@ def storable_name(path: str) -> str:
 # --- Text -----------------------------------------------------------------------------------------
 
 
-def decode_text(data: bytes, origin: object) -> str:
-    """UTF-8, or UTF-16 with its mark; lines that are neither as Windows-1252, with a notice.
+@dataclass(frozen=True)
+class Decoded:
+    """A text, and what of it was not UTF-8.
 
-    What no encoding explains, and NUL, which the csv module refuses, become U+FFFD, and the
-    caption that holds it is damaged; see `captions.caption_fault`.
+    Attributes:
+        text: of a file.
+        n_western: lines that were read as Windows-1252.
+        n_foreign: lines in yet another encoding, which nothing tells.
+    """
+
+    text: str
+    n_western: int = 0
+    n_foreign: int = 0
+
+    def warn(self, origin: object) -> None:
+        """Say what was not UTF-8."""
+        if self.n_western:
+            are = "line is" if self.n_western == 1 else "lines are"
+            logger.warning(
+                "%s: %d %s not UTF-8; read as Windows-1252", *(origin, self.n_western, are)
+            )
+        if self.n_foreign:
+            are = "line is" if self.n_foreign == 1 else "lines are"
+            logger.warning(
+                "%s: %d %s neither UTF-8 nor Windows-1252; convert the text, as with "
+                "iconv -f GBK -t UTF-8",
+                *(origin, self.n_foreign, are),
+            )
+
+
+def decode_text(data: bytes, origin: object) -> str:
+    """The text of a file, with a notice where it is not UTF-8; see `decode`.
 
     Args:
         data: a file's content.
         origin: what the notice calls it.
     """
+    decoded = decode(data)
+    decoded.warn(origin)
+    return decoded.text
+
+
+def decode(data: bytes) -> Decoded:
+    """UTF-8, or UTF-16 with its mark; lines that are neither as Windows-1252.
+
+    What no encoding explains, and NUL, which the csv module refuses, become U+FFFD, and the
+    caption that holds it is damaged; see `captions.caption_fault`. So does what is hardly a word of
+    a Western language: four letters in a row beyond ASCII.
+    """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", errors="replace").replace("\0", "\ufffd")
-    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    n_other = 0
+        return Decoded(data.decode("utf-16", errors="replace").replace("\0", "\ufffd"))
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        return Decoded(data.decode("utf-8").replace("\0", "\ufffd"))
+    except UnicodeDecodeError:
+        pass
+    n_western = n_foreign = 0
     texts = []
-    for line in lines:
+    for line in data.split(b"\n"):
         try:
             texts.append(line.decode("utf-8"))
         except UnicodeDecodeError:
-            texts.append(line.decode("cp1252", errors="replace"))
-            n_other += 1
-    if n_other:
-        lines_are = "line is" if n_other == 1 else "lines are"
-        logger.warning("%s: %d %s not UTF-8; read as Windows-1252", *(origin, n_other, lines_are))
-    return "\n".join(texts).replace("\0", "\ufffd")
+            is_foreign = _FOREIGN.search(line) is not None
+            texts.append(line.decode("utf-8" if is_foreign else "cp1252", errors="replace"))
+            n_foreign += is_foreign
+            n_western += not is_foreign
+    return Decoded("\n".join(texts).replace("\0", "\ufffd"), n_western, n_foreign)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from sources.base import DataConfig, datacomp_uid
 from sources.captions import captions_in
-from sources.columns import SPLIT_COLUMN, caption_columns, first_known
+from sources.columns import SPLIT_COLUMNS, caption_columns, first_known
 from sources.image_files import looks_like_image
 from sources.paths import decode_text, natural_order, split_from_path
 from sources.splits import official_split
@@ -108,7 +108,7 @@ def _fields(names: tuple[str, ...], caption: str) -> _Fields:
     return _Fields(
         captions if caption else caption_columns(names, _DEFAULTS),
         first_known(("uid",), names),
-        first_known((SPLIT_COLUMN,), names),
+        first_known(SPLIT_COLUMNS, names),
     )
 
 

@@ -33,6 +33,8 @@ from sources.captions import (
         ('[{"raw": "a"}, {"raw": "b"}]', ["a", "b"]),
         ('[\'a "dog"\', "it\'s"]', ['a "dog"', "it's"]),
         ("['a dog'\n 'a cat']", ["a dog", "a cat"]),  # as NumPy writes it
+        ("('a dog', 'a cat')", ["a dog", "a cat"]),
+        ("(a dog)", ["(a dog)"]),
         ("[laughs] a man", ["[laughs] a man"]),
         ("[a dog]", ["[a dog]"]),
         ("[1, 2]", ["[1, 2]"]),

@@ -21,6 +21,7 @@ import pytest
 from artifacts.settings import InputError
 from data import PairReader, open_source
 from sources.base import FORMAT_NOT_READ, MISSING_FILE, SPLITS, DataConfig
+from sources.captions import caption_fault
 from sources.images import HAS_HEIF, decode_pixels
 from tests.helpers import picture, write
 
@@ -247,7 +248,7 @@ MANIFESTS: dict[str, Layout] = {
     ),
     "columns that flags name": Layout(
         images() | {"t.csv": csv_of("image,photo,caption,words", "x,{name},no,of {i}")},
-        notes=["columns photo, words (caption not used)"],
+        notes=["columns photo, words (image, caption not used)"],
         flags={"image_column": "photo", "caption_column": "words"},
     ),
     "fields that flags name": Layout(
@@ -281,6 +282,78 @@ MANIFESTS: dict[str, Layout] = {
         },
         splits=BY_SPLIT,
         notes=["splits from lists of names: train 6, validation 3, test 3"],
+    ),
+    "folders beside the names of files": Layout(
+        {f"{'cat' if i % 2 else 'dog'}/{i // 2}.png": picture(i) for i in range(N)}
+        | {
+            "t.json": json.dumps(
+                [
+                    {
+                        "filepath": "cat" if i % 2 else "dog",
+                        "filename": f"{i // 2}.png",
+                        "sentences": [{"raw": text} for text in TWO[i]],
+                    }
+                    for i in range(N)
+                ]
+            )
+        },
+        TWO,
+        notes=["columns filename, sentences, filepath"],
+    ),
+    "numbers beside the names of files": Layout(
+        images("p") | {"t.csv": csv_of("image,caption,File Name", "{i},of {i},p/{name}")},
+        notes=["columns File Name, caption (image not used)"],
+    ),
+    "addresses beside the names of files": Layout(
+        images() | {"t.csv": csv_of("image,caption,path", "https://x.org/{i}.jpg,of {i},{name}")},
+    ),
+    "numbers alone": Layout(
+        images("p", [f"{i:06d}.png" for i in range(N)])
+        | {"t.json": json.dumps([{"image_id": i, "caption": f"of {i}"} for i in range(N)])},
+        notes=["12 by their number"],
+    ),
+    "a list for each split": Layout(
+        images()
+        | {
+            "t.json": json.dumps(
+                {
+                    split: [{"image": NAMES[i], "caption": f"of {i}"} for i in numbers]
+                    for split, numbers in PARTS.items()
+                }
+            )
+        },
+        splits=BY_SPLIT,
+    ),
+    "lists by file": Layout(
+        images() | {"t.json": json.dumps({NAMES[i]: TWO[i] for i in range(N)})}, TWO
+    ),
+    "objects by number": Layout(
+        images()
+        | {"t.json": json.dumps({i: {"image": NAMES[i], "caption": f"of {i}"} for i in range(N)})}
+    ),
+    "pairs": Layout(
+        images() | {"t.json": json.dumps([[NAMES[i], f"of {i}"] for i in range(N)])},
+    ),
+    "a table of Excel": Layout(
+        images()
+        | {"t.csv": "sep=;\n" + csv_of("Image;Caption;Caption", "{name};of {i};again {i}")},
+        TWO,
+    ),
+    "tabs between captions": Layout(
+        images() | {"captions.txt": csv_of("", "{name}\t7\tof {i}\tagain {i}").lstrip()}, TWO
+    ),
+    "tables of other images each": Layout(
+        {f"{'cats' if i % 2 else 'dogs'}/{i}.png": picture(i) for i in range(N)}
+        | {
+            f"{name}/captions.csv": "image,caption\n"
+            + "".join(f"{i}.png,of {i}\n" for i in range(N) if (name == "cats") == i % 2)
+            for name in ("cats", "dogs")
+        }
+    ),
+    "a loose list beside a table": Layout(
+        images()
+        | {"t.csv": csv_of("image,caption", "{name},of {i}"), "urls.txt": "http://a/0.png,foo"},
+        notes=["other tables not read: urls.txt"],
     ),
     "a JSON array that is no table beside one": Layout(
         images()
@@ -396,6 +469,25 @@ BESIDE: dict[str, Layout] = {
         | {f"{i:03d}.json": json.dumps({"caption": "no", "blip": f"of {i}"}) for i in range(N)},
         flags={"caption_column": "blip"},
     ),
+    "a loose list beside": Layout(
+        images()
+        | {f"{i:03d}.txt": f"of {i}" for i in range(N)}
+        | {"notes.txt": "000.png, look at this again"},
+        notes=["other tables not read: notes.txt"],
+        skipped={MISSING_FILE: 1},
+    ),
+    "other files of the same name": Layout(
+        images()
+        | {f"{i:03d}.txt": f"of {i}" for i in range(N)}
+        | {f"{i:03d}.xmp": "<x/>" for i in range(N)}
+        | {f"{i:03d}.h5": b"HDF" for i in range(N)},
+        notes=["files .h5 12, .xmp 12 not used"],
+    ),
+    "tags beside captions": Layout(
+        images()
+        | {f"{i:03d}.caption": f"of {i}" for i in range(N)}
+        | {f"{i:03d}.txt": "tag, tag" for i in range(N)},
+    ),
     "texts without images": Layout(
         images()
         | {f"{i:03d}.txt": f"of {i}" for i in range(N)}
@@ -434,6 +526,20 @@ NAMES_THAT_DIFFER: dict[str, Layout] = {
     "no extension": Layout(
         images("p") | {"captions.csv": csv_of("image,caption", "{i:03d},of {i}")},
         notes=["12 without an extension"],
+    ),
+    "a file that is missing from its folder": Layout(
+        {f"cat/{NAMES[i]}": picture(i) for i in range(N)}
+        | {"dog/x.png": picture(77)}
+        | {
+            "captions.csv": csv_of("image,caption", "cat/{name},of {i}")
+            + "dog/003.png,a dog\ndog/x.png,x\n"
+        },
+        {i: [f"of {i}"] for i in range(N)} | {77: ["x"]},
+        skipped={MISSING_FILE: 1},
+    ),
+    "images that no row names": Layout(
+        images() | {"extra.png": picture(90), "t.csv": csv_of("image,caption", "{name},of {i}")},
+        notes=["images that no row names, not read: 1"],
     ),
     "two answers are none": Layout(
         images()
@@ -518,6 +624,7 @@ def test_every_pair_of_a_layout_is_counted(tmp_path: Path, name: str) -> None:
 # --- Refused with help ----------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[Files, str]] = {
+    "a spreadsheet": (images() | {"c.xlsx": b"PK"}, "Export the spreadsheet as CSV"),
     "addresses": (
         {"t.csv": csv_of("url,caption", "https://x.org/{name},of {i}")},
         "seen, but without images and captions by their names: t.csv .url, caption.",
@@ -534,7 +641,7 @@ REFUSED: dict[str, tuple[Files, str]] = {
     "several tables": (
         images()
         | {f"{name}.csv": csv_of("image,caption", "{name},of {i}") for name in ("one", "two")},
-        "one.csv, two.csv all hold captions; rename one captions.csv",
+        "one.csv, two.csv all hold captions; move those that are not meant out",
     ),
     "boxes": (
         images() | {f"{i:03d}.txt": "0 0.5 0.5 0.1 0.1\n3 0.1 0.1 0.5 0.25" for i in range(N)},
@@ -550,6 +657,27 @@ def test_what_is_not_read_is_refused_in_one_line(tmp_path: Path, name: str) -> N
         open_layout(write(tmp_path, files), Layout({}))
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("--data_dir ")
+
+
+def test_captions_in_another_encoding_are_damaged_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ["一个小女孩在公园", "été à la plage", "девочка в парке"]
+    codecs = ["gbk", "cp1252", "cp1251"]
+    files: Files = {f"{i:03d}.txt": texts[i % 3].encode(codecs[i % 3]) for i in range(N)}
+    source, _ = open_layout(write(tmp_path, images() | files), Layout({}))
+    captions = [c.text for split in SPLITS for r in source.records(split) for c in r.captions]
+    assert [text for text in captions if caption_fault(text) is None] == ["été à la plage"] * 4
+    western, foreign = caplog.messages
+    assert "4 lines are not UTF-8; read as Windows-1252" in western
+    assert "8 lines are neither UTF-8 nor Windows-1252; convert the text" in foreign
+
+
+def test_an_error_about_a_whole_split_tells_the_first_problem(tmp_path: Path) -> None:
+    write(tmp_path, {"t.csv": csv_of("image,caption", "gone/{name},of {i}"), "000.pgn": "x"})
+    source, config = open_layout(tmp_path, Layout({}))
+    with pytest.raises(InputError, match=r"missing file.*; the first: gone/0\d\d.png"):
+        read_everything(source, config)
 
 
 def test_a_missing_file_tells_the_path_and_the_nearest_name(tmp_path: Path) -> None:

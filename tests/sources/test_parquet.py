@@ -199,9 +199,9 @@ def test_named_columns_and_the_first_known_one(tmp_path: Path) -> None:
     table(tmp_path, "a.parquet", columns)
     first = stored(tmp_path)[0]
     assert (first.captions[0].text, first.read()) == ("title 0", picture(0))
-    assert open_tables(tmp_path).notes == ("columns jpg, title (text not used)",)
+    assert open_tables(tmp_path).notes == ("columns jpg, title (text, png not used)",)
     source = open_tables(tmp_path, caption_column="text", image_column="png")
-    assert source.notes == ("columns png, text (title not used)",)
+    assert source.notes == ("columns png, text (title, jpg not used)",)
     first = stored(tmp_path, caption_column="mine", image_column="png")[0]
     assert (first.captions[0].text, first.read()) == ("mine 0", picture(50))
 
