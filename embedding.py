@@ -21,6 +21,7 @@ from encoders.joint_map import embed_across_folds, unit_rows
 from sources.base import SPLITS
 
 logger = logging.getLogger(__name__)
+SAME_ROW = 1e-6  # difference of unit rows below which they are one
 READ_ORDER = ("test", "validation", "train")  # an image in two splits stays in the first of these
 
 
@@ -95,6 +96,7 @@ def embed_pairs(
     joint = _joint_embeddings(
         {**pair_images, "test": images["test"]}, pair_texts, image_ids, rng=rng
     )
+    _check_differences(joint, features)
     return EmbeddingResult(
         image_embeddings=joint.images,
         text_embeddings=joint.texts,
@@ -197,6 +199,19 @@ def _check_finite(encoded: Encoded, features: Features, config: EmbeddingConfig)
             f"--precision {config.precision}: {features.name} gives values that are not finite; "
             "use --precision fp32, and another --encoder_model if that does not help"
         )
+
+
+def _check_differences(joint: JointEmbeddings, features: Features) -> None:
+    """Raise an InputError where all training images, or all captions, are embedded alike."""
+    for what, rows, flag in (
+        ("images", joint.images, "--image_column"),
+        ("captions", joint.texts, "--caption_column"),
+    ):
+        if len(rows) > 1 and np.abs(rows - rows[0]).max() < SAME_ROW:
+            raise InputError(
+                f"all {len(rows):,} training {what} have the same embedding, and nothing can be "
+                f"learnt from them; check {flag}, and the encoder ({features.name})"
+            )
 
 
 class JointEmbeddings(NamedTuple):

@@ -196,6 +196,13 @@ def _is_surely_short(caption: str, max_tokens: int) -> bool:
     return fits and caption.isascii() and "&" not in caption
 
 
+def check_tokenizer(encoder: Encoder) -> None:
+    """Raise a ValueError where captions have no tokens of their own: files of it are missing."""
+    empty, words = encoder.count_tokens(["", "a photo of a dog"])
+    if words <= empty:
+        raise ValueError("its tokenizer knows no word, as where tokenizer.json is missing")
+
+
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The encoder's number format: the one asked for, or what suits the device."""
     if precision != "auto":

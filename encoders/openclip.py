@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float32
 
 from artifacts.settings import InputError
-from encoders.base import Encoded, Encoder, crop_strip, to_numpy
+from encoders.base import Encoded, Encoder, check_tokenizer, crop_strip, to_numpy
 from encoders.model_files import ModelFiles, find_model, load_restricted
 from encoders.openclip_towers import take_image_projection, take_text_projection
 
@@ -130,7 +130,9 @@ def load_open_clip(name: str, device: torch.device, dtype: torch.dtype) -> OpenC
             found = _find(name)
             model = _load_model(name, found)
             tokenizer = _load_tokenizer(name, found)
-            return OpenClipEncoder(name, model, tokenizer, device, dtype)
+            encoder = OpenClipEncoder(name, model, tokenizer, device, dtype)
+            check_tokenizer(encoder)
+            return encoder
     except InputError:
         raise
     except Exception as error:  # damaged files raise nearly anything

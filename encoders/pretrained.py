@@ -23,6 +23,7 @@ from encoders.base import (
     EmbeddingConfig,
     Encoded,
     Encoder,
+    check_tokenizer,
     crop_strip,
     resolve_dtype,
     to_numpy,
@@ -145,6 +146,8 @@ def load_pretrained(name: str, device: torch.device, dtype: torch.dtype) -> Pret
             else transformers.AutoTokenizer
         )
         tokenizer = tokenizer_class.from_pretrained(files.place, **options)
+        encoder = PretrainedEncoder(name, model, image_processor, tokenizer, device)
+        check_tokenizer(encoder)
     except InputError:
         raise
     except Exception as error:  # damaged files raise nearly anything
@@ -154,7 +157,7 @@ def load_pretrained(name: str, device: torch.device, dtype: torch.dtype) -> Pret
             "a whole CLIP or SigLIP model with its weights in safetensors, or in .bin and nothing "
             "but tensors, hf-hub:OWNER/NAME for one of open_clip, or use --encoder_model embedded"
         ) from error
-    return PretrainedEncoder(name, model, image_processor, tokenizer, device)
+    return encoder
 
 
 def _load_model(files: ModelFiles, config: Any, dtype: torch.dtype) -> Any:

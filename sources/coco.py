@@ -11,6 +11,7 @@ from artifacts.settings import InputError
 from sources.base import SPLIT_OF, DataConfig
 from sources.captions import captions_in
 from sources.file_pairs import About, FilePair, file_source
+from sources.json_tables import image_number
 from sources.locate import Asked, Locator
 from sources.manifests import read_table_file
 from sources.paths import list_files
@@ -47,12 +48,15 @@ def open_coco_files(data_dir: str, config: DataConfig, rng: np.random.Generator)
         split = SPLIT_OF[folder.removesuffix(year)]
         try:
             content = json.loads(data)
-            written = {str(i["id"]): f"{folder}/{i['file_name']}" for i in content["images"]}
+            written = {
+                image_number(image["id"]): f"{folder}/{image['file_name']}"
+                for image in content["images"]
+            }
             locator.plan(Asked(name, split=split) for name in written.values())
             files = {number: locator.find(name, split=split) for number, name in written.items()}
             described = set()
             for row in content["annotations"]:
-                number = str(row["image_id"])
+                number = image_number(row["image_id"])
                 # An annotation without its image is a missing file.
                 key = files.setdefault(number, f"{folder}/image {number}")
                 pairs += [FilePair(key, text) for text in captions_in(row["caption"])]

@@ -37,7 +37,7 @@ from sources.base import (
 from sources.columns import CAPTION_COLUMNS, SPLIT_COLUMN, choose_column, first_known
 from sources.combined import FIRST_POSITIONS, CombinedSource, HeldOut, held_out_sets, open_parts
 from sources.datacomp import is_datacomp, read_pool
-from sources.official import split_notes
+from sources.official import path_notes, split_notes, splits_of_paths
 from sources.paths import file_version, read_file, storable_name, unique_names
 from sources.splits import IndexedSource, digest, official_split
 from sources.vectors import (
@@ -202,7 +202,7 @@ def _open_files(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
     unread = [found.left_out] if found.left_out else []
     kind = f"{found.architecture} embeddings".lstrip()
     name = f"{kind} in {config.embeddings_dir}"
-    about = ("embeddings", _describe(name, owners, found), found.fingerprint(root))
+    about = ("embeddings", _describe(name, owners, found), found.fingerprint(root, rows.by_path))
     source = EmbeddingSource(
         *(*about, official, config.limits(), rng),
         image_root=image_root,
@@ -270,11 +270,17 @@ class _Found:
     architecture: str = ""
     left_out: str = ""
 
-    def fingerprint(self, root: Path) -> str:
-        """Hex digest that changes whenever the files do, or what is taken from them."""
+    def fingerprint(self, root: Path, by_path: Mapping[str, str]) -> str:
+        """Hex digest that changes whenever the files do, or what is taken from them.
+
+        Args:
+            root: of the files.
+            by_path: splits that only the paths of images tell.
+        """
         versions = [file_version((root / file).stat()) for part in self.files for file in part]
         columns = [table.columns for table in self.tables]
-        taken = [self.architecture] if self.architecture else []
+        taken: list[object] = [self.architecture] if self.architecture else []
+        taken += [dict(by_path)] if by_path else []
         return digest("embeddings", self.files, versions, columns, *taken)
 
 
@@ -416,7 +422,8 @@ class _Rows:
         captions: None where there is none.
         paths: image_path, or "".
         uids: 32 hex digits, or "".
-        splits: that the column names; None where it names none.
+        splits: that the column names, or else the paths of images; None where none does.
+        by_path: those that only paths tell.
         names: what the rows are called, not yet unique.
         shards: path of the file that holds the image embedding.
         numbers: of the row in its file.
@@ -426,7 +433,13 @@ class _Rows:
         self.captions = [text for table in tables for text in table.captions]
         columns = {use: _join_column(tables, use) for use in OTHER_COLUMNS}
         self.paths, self._named = columns["image_path"], columns["split"]
-        self.splits = [official_split(name) for name in self._named]
+        by_path = splits_of_paths({*self.paths} - {""})
+        by_column = [official_split(name) for name in self._named]
+        self.by_path = {} if any(by_column) else by_path
+        self._by_column = by_column
+        self.splits = [
+            own or self.by_path.get(path) for own, path in zip(by_column, self.paths, strict=True)
+        ]
         self.uids = [datacomp_uid(uid) for uid in columns["uid"]]
         counts = [len(table.captions) for table in tables]
         self.numbers = [row for n in counts for row in range(n)]
@@ -438,9 +451,11 @@ class _Rows:
 
     def split_notes(self) -> list[str]:
         """What the column of splits says, a phrase each."""
-        pairs = zip(self._named, self.splits, strict=True)
+        pairs = zip(self._named, self._by_column, strict=True)
         unknown = Counter(name for name, split in pairs if name and split is None)
-        return split_notes(f"from the column {SPLIT_COLUMN}", Counter(self.splits), unknown, "rows")
+        named = Counter(self._by_column)
+        notes = split_notes(f"from the column {SPLIT_COLUMN}", named, unknown, "rows")
+        return [*notes, *path_notes(self.by_path)]
 
 
 def _join_column(tables: Iterable[_Metadata], use: str) -> list[str]:

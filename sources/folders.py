@@ -20,7 +20,13 @@ from sources.image_files import is_image_name, looks_like_base64
 from sources.locate import Asked, Locator
 from sources.manifests import TABLE_SUFFIXES, Manifest, Row, read_manifest
 from sources.official import SPLIT_FILE, Named, find_splits
-from sources.paths import list_files, natural_order, split_from_path, storable_name
+from sources.paths import (
+    current_snapshot,
+    list_files,
+    natural_order,
+    split_from_path,
+    storable_name,
+)
 from sources.splits import IndexedSource, official_split
 
 CAPTION_FILES = ("captions.txt", "captions.csv", "captions.tsv", "results.csv")
@@ -47,7 +53,7 @@ def open_folder(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
         if (config.data_dir or "").lower().endswith(PACKED_SUFFIXES):
             problem += "; unpack it"
         raise InputError(f"--data_dir {problem}; give the folder that holds images and captions")
-    root = Path(config.data_dir)
+    root, snapshot_notes = current_snapshot(Path(config.data_dir))
     files = list_files(root)
     found = find_captions(root, files, config)
     if not found.manifests:
@@ -58,7 +64,13 @@ def open_folder(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     said = dict.fromkeys((pair.key, pair.split, pair.table) for pair in pairs)
     named = [Named(*of_image) for of_image in said]
     splits = find_splits(root, files, named, by_table=len(found.manifests) > 1)
-    notes = [*found.notes, *locator.notes(), *splits.notes, *_unnamed_note(files, pairs)]
+    notes = [
+        *snapshot_notes,
+        *found.notes,
+        *locator.notes(),
+        *splits.notes,
+        *_unnamed_note(files, pairs),
+    ]
     about = About("folder", f"folder {root}, {found.where}", notes)
     return file_source(about, pairs, splits.of, locator, files, config, rng)
 

@@ -34,6 +34,7 @@ from sources.image_files import from_base64
 from sources.official import split_notes
 from sources.online import hub_answers
 from sources.paths import (
+    current_snapshot,
     leads_out,
     list_files,
     read_file,
@@ -49,6 +50,7 @@ T = TypeVar("T")
 # A stream does not tell how long it is, so the positions of its splits start this far apart.
 STREAM_STRIDE = 10**12
 HUB_PREFIX = "hf://datasets/"
+TABLE_SUFFIXES = (".arrow", ".parquet", ".json")  # of what `datasets` itself opens
 N_LOOKED_AT = 1000  # rows of a stream that tell which splits a column names
 
 
@@ -60,9 +62,11 @@ def open_hf(name: str, config: DataConfig, rng: np.random.Generator) -> PairSour
     """
     repo = config.hf_dataset
     if Path(repo).is_dir():
-        folder = Path(repo)
+        folder, snapshot_notes = current_snapshot(Path(repo))
         tables, version = _local_tables(folder), sorted(list_files(folder).items())
-        return _table_source(name, f"folder {repo}", tables, version, folder, config, rng)
+        source = _table_source(name, f"folder {repo}", tables, version, folder, config, rng)
+        source.notes = (*snapshot_notes, *source.notes)
+        return source
     if hub_answers(repo, "dataset"):
         return _hub_stream(name, config)
     cached = _cached_tables(repo)
@@ -84,14 +88,15 @@ def open_hf(name: str, config: DataConfig, rng: np.random.Generator) -> PairSour
 def _local_tables(folder: Path) -> Mapping[str, Any]:
     """The tables of a save_to_disk folder or of a folder of parquet files."""
     datasets = _import_datasets()
-    files: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
-        name = path.relative_to(folder).as_posix()
-        if leads_out(folder, name):
+    for name in list_files(folder):
+        if name.endswith(TABLE_SUFFIXES) and leads_out(folder, name):
             raise InputError(
                 f"--hf_dataset {folder}: {storable_name(name)} leads out of the folder; put a copy "
                 "in its place"
             )
+    files: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        name = path.relative_to(folder).as_posix()
         files.setdefault(split_from_path(name) or "train", []).append(real_path(folder, name))
     try:
         if files:
@@ -100,8 +105,10 @@ def _local_tables(folder: Path) -> Mapping[str, Any]:
             loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # a damaged file raises whatever Arrow raises
         problem = str(error).partition("\n")[0]
+        what = "cannot be read as" if files else "is no save_to_disk folder or folder of"
+        remedy = f"; --dataset parquet --data_dir {folder} tells more" if files else ""
         raise InputError(
-            f"--hf_dataset {folder} is no save_to_disk folder or folder of parquet files: {problem}"
+            f"--hf_dataset {folder} {what} parquet files: {problem}{remedy}"
         ) from error
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}
 
@@ -152,13 +159,15 @@ def _table_source(
                 captions.setdefault(key, []).append(Caption(n_pairs, text, row=row))
                 n_pairs += 1
         named = _named_splits(table, taken.split, columns)
-        of_part = part if part in SPLITS else "train"
+        of_part = _split_of_part(part)
         for (key, row), texts_of_image in zip(first_rows.items(), captions.values(), strict=True):
             read = partial(_row_bytes, images, row, taken.image, roots)
             record = ImageRecord(f"{part}/{key}", read, tuple(texts_of_image), shard=part)
             official[notes.take(named[row]) or of_part].append(record)
         seen.append([part, columns])
         chosen[taken.note()] = None
+        if part not in SPLITS:
+            chosen[f"part {storable_name(part)}, read as {of_part}"] = None
     n_images = sum(map(len, official.values()))
     description = f"{origin}: {n_images:,} images, {n_pairs:,} captions"
     image_column = config.image_column if len(chosen) != 1 else taken.image
@@ -229,7 +238,8 @@ def _hub_stream(name: str, config: DataConfig) -> StreamSource:
         notes[taken.note()] = None
         rows = rows.select_columns([*taken.texts(), taken.image])
         rows = rows.cast_column(taken.image, datasets.Image(decode=False))
-        found = {part} if taken.split is None else _splits_at_the_start(rows, taken.split, part)
+        of_part = [_split_of_part(part)]
+        found = of_part if taken.split is None else _splits_at_the_start(rows, taken.split, part)
         for split in found:
             of_split = None if taken.split is None else split
             records = _stream_records(rows, taken, part, i * STREAM_STRIDE, of_split)
@@ -255,8 +265,7 @@ def _splits_at_the_start(rows: Any, column: str, part: str) -> list[str]:
 def _split_of(row: Mapping[str, Any], column: str, part: str) -> str:
     """The split that a row of a stream names, else that of its part."""
     name = row[column]
-    of_part = part if part in SPLITS else "train"
-    return (official_split(name) if isinstance(name, str) else None) or of_part
+    return (official_split(name) if isinstance(name, str) else None) or _split_of_part(part)
 
 
 def _stream_records(
@@ -300,14 +309,19 @@ def _stream_records(
 
 
 def _by_official_split(parts: Mapping[str, T]) -> dict[str, T]:
-    """Parts under the names in `SPLITS`; under their own where none of them is known."""
+    """Parts under the names in `SPLITS` where they mean one, once each; others under their own."""
     named = {
-        split: parts[name]
+        split: next(name for name in names if name in parts)
         for split, names in SPLIT_NAMES.items()
-        for name in reversed(names)  # the first name is put in last and stays
-        if name in parts
+        if not parts.keys().isdisjoint(names)
     }
-    return named or dict(parts)
+    others = {name: part for name, part in parts.items() if name not in named.values()}
+    return {split: parts[name] for split, name in named.items()} | others
+
+
+def _split_of_part(part: str) -> str:
+    """The split that a part is read as."""
+    return part if part in SPLITS else split_from_path(part) or "train"
 
 
 @dataclass(frozen=True)

@@ -114,12 +114,12 @@ def _coco_rows(content: Row) -> list[Row] | None:
     if not (isinstance(images, list) and isinstance(annotations, list)):
         return None
     try:
-        by_id = {str(image["id"]): image for image in images}
+        by_id = {image_number(image["id"]): image for image in images}
         rows: list[Row] = []
         for row in annotations:
             unknown = {FILE: f"image {row['image_id']}"}
-            rows.append({**by_id.get(str(row["image_id"]), unknown), **row})
-        described = {str(row["image_id"]) for row in annotations}
+            rows.append({**by_id.get(image_number(row["image_id"]), unknown), **row})
+        described = {image_number(row["image_id"]) for row in annotations}
     except (KeyError, TypeError, ValueError):
         return _objects(annotations)
     if any(CAPTION in row for row in annotations):
@@ -144,6 +144,17 @@ def _columns(content: Row) -> list[Row] | None:
     if len(columns) < 2 or len({len(values) for values in columns.values()}) > 1:
         return None
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def image_number(value: object) -> str:
+    """The number of an image in COCO's tables, where some write it as a text.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, int | str):
+        raise TypeError(f"the number of an image is {value!r}"[:100])
+    return str(value)
 
 
 def _are_as_long(rows: list[Any], n: int) -> bool:

@@ -106,6 +106,11 @@ def find_splits(
     return OfficialSplits(of, tuple(notes))
 
 
+def path_notes(by_path: Mapping[str, str]) -> list[str]:
+    """What paths of images say of their splits, a phrase; nothing where they say nothing."""
+    return split_notes("from the paths of images", Counter(by_path.values()), Counter(), "")
+
+
 def split_notes(
     origin: str, named: Counter[str | None], unknown: Counter[str], what: str
 ) -> list[str]:

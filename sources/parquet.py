@@ -7,10 +7,11 @@ base64, lists of one image. The format: https://parquet.apache.org/docs/file-for
 
 from __future__ import annotations
 
+import json
 import logging
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,9 +50,10 @@ from sources.columns import (
 )
 from sources.image_files import looks_like_base64
 from sources.locate import Asked, Locator
-from sources.official import split_notes
+from sources.official import path_notes, split_notes, splits_of_paths
 from sources.parquet_images import DAMAGE, ImageCells, group_sizes, open_file, problem_of
 from sources.paths import (
+    current_snapshot,
     file_version,
     leads_out,
     list_files,
@@ -80,6 +82,7 @@ class _Layout:
         uid: DataComp's.
         split: which split a row is of.
         columns: their names, as they are told.
+        split_names: what numbers in the column of splits stand for, in the order of numbers.
     """
 
     data: tuple[str, ...]
@@ -89,6 +92,7 @@ class _Layout:
     uid: tuple[str, ...]
     split: tuple[str, ...]
     columns: Columns
+    split_names: tuple[str, ...] = ()
 
     def version(self) -> dict[str, Any]:
         """What of it the pairs follow from."""
@@ -129,7 +133,7 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     Raises:
         InputError: no such folder or file, no readable table in it, or a table without the columns.
     """
-    root, names, listed = _find_tables(config.data_dir)
+    root, names, listed, found_notes = _find_tables(config.data_dir)
     tables, problems = [], []
     for name in tqdm(names, desc="parquet files", unit="file", disable=None, leave=False):
         try:
@@ -145,7 +149,9 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
         raise InputError(f"--data_dir {config.data_dir}: {len(names):,} parquet files, {problem}")
     images = _Images(root, Locator(root, listed))
     images.plan(tables)
-    official, named = _group_rows(tables, images)
+    splits = _find_splits(tables, images)
+    _check_addresses(tables, images, listed, config)
+    official = _group_rows(tables, splits.of, images)
     records = [record for split in SPLITS for record in official[split]]
     n_pairs = sum(len(record.captions) for record in records)
     description = f"{len(tables):,} parquet files in {config.data_dir}: "
@@ -154,7 +160,7 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     if problems:
         description += f", {unread[0]} left out"
     columns = dict.fromkeys(table.layout.columns.note() for table in tables)
-    notes = [*columns, *images.locator.notes(), *named]
+    notes = [*found_notes, *columns, *images.locator.notes(), *splits.notes]
     versions = {storable_name(name): version for name, version in listed.items()}
     fingerprint = digest(
         "parquet",
@@ -163,6 +169,7 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
             for table in tables
         ],
         [(r.key, versions.get(r.member), [c.text for c in r.captions]) for r in records],
+        *([splits.by_path] if splits.by_path else []),
     )
     return IndexedSource(
         *("parquet", description, fingerprint, official, config.limits(), rng),
@@ -174,17 +181,20 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
 # --- Files ----------------------------------------------------------------------------------------
 
 
-def _find_tables(data_dir: str | None) -> tuple[Path, list[str], dict[str, tuple[int, int]]]:
-    """The data folder, the Parquet files in it in natural order, and what else is listed in it."""
+def _find_tables(
+    data_dir: str | None,
+) -> tuple[Path, list[str], dict[str, tuple[int, int]], tuple[str, ...]]:
+    """The data folder, the Parquet files in it in natural order, all that is in it, and notes."""
     if not data_dir:
         raise InputError("--data_dir is needed; give a folder of parquet files, or one file")
     place = Path(data_dir)
     if place.is_file():
-        return place.parent, [place.name], {}
+        return place.parent, [place.name], {}, ()
     if not place.is_dir():
         raise InputError(
             f"--data_dir {data_dir} does not exist; give a folder of parquet files, or one file"
         )
+    place, notes = current_snapshot(place)
     listed = list_files(place)
     names = sorted((name for name in listed if name.endswith(".parquet")), key=natural_order)
     if not names:
@@ -195,7 +205,23 @@ def _find_tables(data_dir: str | None) -> tuple[Path, list[str], dict[str, tuple
                 f"--data_dir {data_dir}: {storable_name(name)} leads out of the folder; "
                 "put a copy in its place"
             )
-    return place, names, listed
+    return place, names, listed, notes
+
+
+def _check_addresses(
+    tables: Sequence[_Table], images: _Images, listed: Collection[str], config: DataConfig
+) -> None:
+    """Refuse tables of addresses of which not a single image is in the folder."""
+    if any(table.layout.data for table in tables):
+        return
+    paths = [(table, row) for table in tables for row, path in enumerate(table.paths) if path]
+    addresses = (t.paths[row] for t, row in paths if (t.paths[row] or "").startswith("http"))
+    first = next(addresses, None)
+    if first is not None and not any(images.member(*path) in listed for path in paths):
+        raise InputError(
+            f"--data_dir {config.data_dir}: images are named by addresses such as {first[:100]}; "
+            "download them with img2dataset and give its folder"
+        )
 
 
 # --- Columns --------------------------------------------------------------------------------------
@@ -229,14 +255,28 @@ def _find_layout(schema: Any, path: Path, config: DataConfig) -> _Layout:
         if not (pa.types.is_integer(id_type) or is_text(id_type)):
             raise _wrong_type("id_column", name, schema, path, "text or whole numbers")
     split = columns.split
+    split_names: tuple[str, ...] = ()
     if split is not None and not is_text(plain_type(schema.field(split).type)):
-        split = None
+        split_names = _class_names(schema, split)
+        split = split if split_names else None
     has_uids = names.count(UID_COLUMN) == 1 and is_text(plain_type(schema.field(UID_COLUMN).type))
     return _Layout(
         *(data, paths, columns.captions, tuple(ids), (UID_COLUMN,) if has_uids else ()),
         (split,) if split is not None else (),
         replace(columns, split=split),
+        split_names,
     )
+
+
+def _class_names(schema: Any, column: str) -> tuple[str, ...]:
+    """What the numbers of a column stand for by the features that `datasets` keeps in a schema."""
+    try:
+        kept = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = kept["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ()
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_list else ()
 
 
 def _no_column(names: Sequence[str], path: Path, config: DataConfig) -> InputError:
@@ -312,13 +352,21 @@ def _read_table(root: Path, name: str, config: DataConfig) -> _Table:
             table.ids.extend(_ids(batch, layout.id))
             table.uids.extend(datacomp_uid(text) for text in _texts(batch, layout.uid))
             table.paths.extend(_texts(batch, layout.path, "surrogateescape"))
-            table.splits.extend(_texts(batch, layout.split))
+            table.splits.extend(_split_names(batch, layout))
         n_rows = sum(group_sizes(file))
     finally:
         file.close(force=True)
     if len(table.captions) != n_rows:
         raise pa.ArrowInvalid(f"{len(table.captions)} rows instead of {n_rows}")
     return table
+
+
+def _split_names(batch: Any, layout: _Layout) -> list[str | None]:
+    """What the column of splits holds, numbers as what they stand for."""
+    if not layout.split_names:
+        return _texts(batch, layout.split)
+    names = dict(enumerate(layout.split_names))
+    return [names.get(number) for number in plain_column(batch, layout.split).to_pylist()]
 
 
 def _is_base64(file: Any, leaf: tuple[str, ...]) -> bool:
@@ -356,26 +404,56 @@ def _texts(batch: Any, leaf: tuple[str, ...], errors: str = "replace") -> list[s
 # --- Images ---------------------------------------------------------------------------------------
 
 
-def _group_rows(
-    tables: Iterable[_Table], images: _Images
-) -> tuple[dict[str, list[ImageRecord]], list[str]]:
-    """Images by split, rows with the same id in the same split taken together; how it was told."""
-    first: dict[tuple[str, str], tuple[_Table, int]] = {}
-    captions: dict[tuple[str, str], list[Caption]] = {}
+@dataclass(frozen=True)
+class _Splits:
+    """The split of every row, table by table.
+
+    Attributes:
+        of: as the column names it, else the file, else the path of the image, else training.
+        by_path: those that only paths of images tell, by their paths.
+        notes: what was found, a phrase each.
+    """
+
+    of: list[list[str]]
+    by_path: dict[str, str]
+    notes: list[str]
+
+
+def _find_splits(tables: Sequence[_Table], images: _Images) -> _Splits:
     named: Counter[str | None] = Counter()
     unknown: Counter[str] = Counter()
-    position = 0
+    silent = [table for table in tables if split_from_path(table.path) is None]
+    by_path = splits_of_paths(
+        {images.member(table, row) for table in silent for row in range(len(table.paths))} - {""}
+    )
+    found: list[list[str]] = []
     for table in tables:
-        of_file = split_from_path(table.path)
-        stem = storable_name(table.path).removesuffix(".parquet")
-        for row, (texts, name, own) in enumerate(
-            zip(table.captions, table.ids, table.splits, strict=True)
-        ):
+        of_file, splits = split_from_path(table.path), []
+        for row, own in enumerate(table.splits):
             of_row = official_split(own) if own else None
             if own and of_row is None:
                 unknown[own] += 1
             named[of_row] += 1
-            split = of_row or of_file or "train"
+            of_path = by_path.get(images.member(table, row)) if by_path else None
+            splits.append(of_row or of_file or of_path or "train")
+        found.append(splits)
+    notes = split_notes(f"from the column {SPLIT_COLUMN}", named, unknown, "rows")
+    notes += path_notes(by_path)
+    return _Splits(found, by_path, notes)
+
+
+def _group_rows(
+    tables: Sequence[_Table], splits: Sequence[Sequence[str]], images: _Images
+) -> dict[str, list[ImageRecord]]:
+    """Images by split, rows with the same id in the same split taken together."""
+    first: dict[tuple[str, str], tuple[_Table, int]] = {}
+    captions: dict[tuple[str, str], list[Caption]] = {}
+    position = 0
+    for table, of_rows in zip(tables, splits, strict=True):
+        stem = storable_name(table.path).removesuffix(".parquet")
+        for row, (texts, name, split) in enumerate(
+            zip(table.captions, table.ids, of_rows, strict=True)
+        ):
             image = (split, f"{stem}/{row}" if name is None else f"{split}/{name}")
             is_beside = first.setdefault(image, (table, row))[0] is table
             for text in texts:
@@ -393,7 +471,7 @@ def _group_rows(
             uid=table.uids[row],
         )
         official[split].append(record)
-    return official, split_notes(f"from the column {SPLIT_COLUMN}", named, unknown, "rows")
+    return official
 
 
 class _Images:

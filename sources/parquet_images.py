@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from sources.arrow import plain_column
 from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, SEVERAL_IMAGES, UnusableImage
-from sources.image_files import from_base64
+from sources.image_files import HEAD_BYTES, from_base64, is_lfs_pointer
 from sources.paths import real_path, storable_name
 
 DAMAGED_TABLE = "damaged table"
@@ -44,6 +44,9 @@ def open_file(path: Path) -> Any:
     """A Parquet file, opened so that little of it is held at a time."""
     if not path.is_file():  # a pipe would be waited for
         raise FileNotFoundError(f"{storable_name(path.name)} is no file")
+    with open(path, "rb") as file:
+        if is_lfs_pointer(file.read(HEAD_BYTES)):
+            raise pa.ArrowInvalid("a pointer of Git LFS; git lfs pull fetches the file")
     source = pa.OSFile(os.fsencode(path))
     return pq.ParquetFile(
         source,

@@ -21,6 +21,7 @@ from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER, SPLIT_O
 
 logger = logging.getLogger(__name__)
 MAX_LINK_BYTES = 256
+MAX_REF_BYTES = 256
 _FOREIGN = re.compile(rb"[\x80-\xff]{4}")
 _SNAPSHOT = re.compile(r"(.*/(?:datasets|models|spaces)--[^/]+)/snapshots/")
 _LINK_TEXT = re.compile(rb"(?:\.\./)+blobs/([0-9a-f]{40,64})\s*")
@@ -124,6 +125,32 @@ def _linked_blob(path: str) -> str | None:
     blob = None if match is None else os.path.join(blobs, match[1].decode())
     is_there = blob is not None and os.path.isfile(blob) and not os.path.islink(blob)
     return blob if is_there else None
+
+
+def current_snapshot(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """The snapshot that a repository of the Hub's cache stands for; any other folder as it is.
+
+    Every snapshot holds the same files anew, so one is enough.
+    """
+    if not ((folder / "blobs").is_dir() and (folder / "snapshots").is_dir()):
+        return folder, ()
+    snapshots = [path for path in (folder / "snapshots").iterdir() if path.is_dir()]
+    if not snapshots:
+        return folder, ()
+    main = _main_revision(folder)
+    chosen = max(snapshots, key=lambda path: (path.name == main, path.stat().st_mtime, path.name))
+    if len(snapshots) == 1:
+        return chosen, ()
+    return chosen, (f"snapshot {chosen.name} of {len(snapshots):,} in the Hub's cache",)
+
+
+def _main_revision(repository: Path) -> str:
+    """The snapshot that the branch `main` names; "" where none does."""
+    path = repository / "refs/main"
+    if not path.is_file():  # opening a pipe would wait for ever
+        return ""
+    with open(path, "rb") as file:
+        return file.read(MAX_REF_BYTES).decode("utf-8", "replace").strip()
 
 
 # --- Names ----------------------------------------------------------------------------------------

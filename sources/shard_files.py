@@ -20,7 +20,7 @@ from braceexpand import alphabet, braceexpand
 
 from artifacts.settings import InputError
 from sources.image_files import is_lfs_pointer
-from sources.paths import leads_out, list_files, natural_order, storable_name
+from sources.paths import current_snapshot, leads_out, list_files, natural_order, storable_name
 
 logger = logging.getLogger(__name__)
 UNPACKERS = {"gz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd --rm"}
@@ -39,7 +39,6 @@ _PACKED_HEADS = {
 MARK_BYTES = 64  # of a file that tell what it is packed as
 _ZIP_HEADS = (b"PK\x03\x04", b"PK\x05\x06")
 MAX_PATTERN_PATHS = 100_000
-MAX_REF_BYTES = 256
 N_SHOWN_SHARDS = 3
 
 
@@ -129,7 +128,7 @@ def _shards_near(path: str) -> str:
 
 
 def _shards_below(folder: Path) -> ShardFiles:
-    root, notes = _snapshot(folder)
+    root, notes = current_snapshot(folder)
     files = sorted(list_files(root), key=natural_order)
     names = [name for name in files if name.endswith(".tar")]
     outside = {name: None for name in names if leads_out(root, name)}
@@ -158,32 +157,6 @@ def _left_out(root: Path, files: Sequence[str], outside: Sequence[str]) -> dict[
         fault = f"{len(zipped):,} files are zip, the first is {zipped[0]}; unpack them"
         found[fault] = f" ({unpacking(os.path.join(root, zipped[0]))})"
     return found
-
-
-def _snapshot(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """The snapshot that a repository of the Hub's cache stands for; any other folder as it is.
-
-    Every snapshot holds the same files anew, so one is enough.
-    """
-    if not ((folder / "blobs").is_dir() and (folder / "snapshots").is_dir()):
-        return folder, ()
-    snapshots = [path for path in (folder / "snapshots").iterdir() if path.is_dir()]
-    if not snapshots:
-        return folder, ()
-    main = _main_revision(folder)
-    chosen = max(snapshots, key=lambda path: (path.name == main, path.stat().st_mtime, path.name))
-    if len(snapshots) == 1:
-        return chosen, ()
-    return chosen, (f"snapshot {chosen.name} of {len(snapshots):,} in the Hub's cache",)
-
-
-def _main_revision(repository: Path) -> str:
-    """The snapshot that the branch `main` names; "" where none does."""
-    path = repository / "refs/main"
-    if not path.is_file():  # opening a pipe would wait for ever
-        return ""
-    with open(path, "rb") as file:
-        return file.read(MAX_REF_BYTES).decode("utf-8", "replace").strip()
 
 
 # --- What is packed -------------------------------------------------------------------------------

@@ -29,10 +29,12 @@ from sources.base import (
     Caption,
     DataConfig,
     ImageRecord,
+    PartConfig,
     UnusableImage,
 )
 from sources.columns import SPLIT_COLUMN
 from sources.image_files import HEAD_BYTES
+from sources.official import path_notes, splits_of_paths
 from sources.paths import file_version, real_path, split_from_path, storable_name, unique_names
 from sources.shard_files import MARK_BYTES, ShardFiles, find_shards, packing_fault
 from sources.shard_samples import (
@@ -94,6 +96,8 @@ def open_shards(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     """
     files = find_shards(config.data_dir)
     shards, unused_flags = _read_shards(files, Choice.of(config))
+    if unused_flags and not isinstance(config, PartConfig):  # where it may be about another one
+        raise InputError(unused_flags[0].replace("; not used", "; correct it"))
     for warning in [*(w for shard in shards for w in shard.warnings), *unused_flags]:
         logger.warning("%s", warning)
     keys = _unique_keys(shards)
@@ -103,6 +107,7 @@ def open_shards(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
             f"{shards[0].name} {shards[0].problem}{_seen_members(shards)}; give WebDataset shards "
             "of images and texts"
         )
+    by_path = _splits_of_members(shards)
     official: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
     position = 0
     seen: list[tuple[str, tuple[str | None, ...]]] = []
@@ -110,17 +115,32 @@ def open_shards(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
         split = split_from_path(shard.name) or "train"
         for sample in shard.samples:
             key = keys[len(seen)]
-            official[sample.split or split].append(_record(shard, sample, key, position))
+            of_path = by_path.get(_place(shard, sample)) if by_path else None
+            record = _record(shard, sample, key, position)
+            official[sample.split or of_path or split].append(record)
             seen.append((key, sample.captions))
             position += len(sample.captions)
     versions = [(shard.name, shard.version) for shard in shards]
-    fingerprint = digest("webdataset", versions, seen, *_further_facts(shards))
+    facts = [*_further_facts(shards), *([by_path] if by_path else [])]
+    fingerprint = digest("webdataset", versions, seen, *facts)
     return IndexedSource(
         *("webdataset", _description(shards, config.data_dir), fingerprint),
         *(official, config.limits(), rng),
-        notes=[*files.notes, *unused_flags, *_notes(shards)],
+        notes=[*files.notes, *unused_flags, *_notes(shards), *path_notes(by_path)],
         unread=[*files.unread, *_unread(shards)],
     )
+
+
+def _splits_of_members(shards: Iterable[_Shard]) -> dict[str, str]:
+    """The splits that paths of images name, in shards that name none themselves."""
+    silent = [shard for shard in shards if split_from_path(shard.name) is None]
+    return splits_of_paths({_place(shard, s) for shard in silent for s in shard.samples} - {""})
+
+
+def _place(shard: _Shard, sample: Sample) -> str:
+    """The path of a sample's image in its shard; "" where the shard names a split."""
+    is_silent = sample.image is not None and split_from_path(shard.name) is None
+    return sample.image.name if is_silent and sample.image is not None else ""
 
 
 def _further_facts(shards: Iterable[_Shard]) -> list[object]:

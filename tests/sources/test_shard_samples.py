@@ -8,12 +8,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from sources import images
+from artifacts.settings import InputError
+from sources import images, shards
 from sources import tar as tar_module
 from sources.base import (
     FILE_TOO_LARGE,
@@ -21,6 +23,7 @@ from sources.base import (
     MAX_FILE_BYTES,
     MISSING_FILE,
     PairSource,
+    PartConfig,
 )
 from sources.image_files import HEAD_BYTES
 from sources.shard_samples import OPEN_SAMPLE, Choice, find_samples
@@ -357,11 +360,15 @@ def test_a_flag_names_extensions_that_say_nothing(tmp_path: Path) -> None:
     assert (outcome(found), texts(found)) == (b"in a.rgb", ["in a.prompt"])
 
 
-def test_a_flag_that_names_nothing_is_not_used(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    flags = {"image_column": "pixels", "caption_column": "words"}
-    source = check(tmp_path, "a.jpg a.txt", {"a": ("a.jpg", ["a.txt"])}, **flags)
+def test_a_flag_that_names_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flags: dict[str, Any] = {"image_column": "pixels", "caption_column": "words"}
+    write(tmp_path, {"s.tar": tar(members_of("a.jpg a.txt"))})
+    with pytest.raises(InputError, match=r"^--image_column pixels: .*; correct it; members seen:"):
+        open_shards(tmp_path, **flags)
+    caplog.clear()
+    config = PartConfig(dataset="webdataset", data_dir=str(tmp_path), **flags)
+    source = shards.open_shards(config, np.random.default_rng(0))  # flags about another data set
+    assert [texts(record) for record in records_in(source)] == [["in a.txt"]]
     expected = [
         f"--{flag}: no shard has such members or fields; not used; members seen: .jpg 1, .txt 1"
         for flag in ("image_column pixels", "caption_column words")
