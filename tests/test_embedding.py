@@ -223,6 +223,29 @@ class Overflowing(EmbeddedEncoder):
         return Encoded(np.full((len(pixels), 4), np.inf, np.float32), None)
 
 
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [
+        ("images", "all 24 training images have the same embedding.*--image_column"),
+        ("texts", "all 24 training captions have the same embedding.*--caption_column"),
+    ],
+)
+def test_data_without_differences_are_refused(
+    source: PairSource, tmp_path: Path, side: str, message: str
+) -> None:
+    save_clip(tmp_path / "clip")
+    encoder = load(tmp_path / "clip")
+    encode_as_ever = getattr(encoder, f"encode_{side}")
+
+    def alike(inputs: Any) -> Encoded:
+        encoded: Encoded = encode_as_ever(inputs)
+        return Encoded(*(np.ones_like(part) for part in encoded if part is not None))
+
+    setattr(encoder, f"encode_{side}", alike)
+    with pytest.raises(InputError, match=message):
+        embed(source, encoder, EmbeddingConfig())
+
+
 def test_values_that_are_not_finite(source: PairSource) -> None:
     encoder = Overflowing(CPU, torch.float32)
     with pytest.raises(InputError, match="--precision fp16: embedded gives values that are not fi"):

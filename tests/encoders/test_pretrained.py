@@ -148,6 +148,15 @@ def test_half_precision_is_close(clip_folder: Path, precision: str) -> None:
     np.testing.assert_allclose(found, expected, atol=0.02)  # bf16: 8 bits of mantissa
 
 
+def test_a_tokenizer_that_knows_no_word_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    """transformers makes an empty one where its files are missing: all captions would be alike."""
+    copied = Path(shutil.copytree(clip_folder, tmp_path / "copied"))
+    for path in copied.glob("token*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"--encoder_model .* its tokenizer knows no word"):
+        load(copied)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_is_close_to_the_cpu(clip_folder: Path) -> None:
