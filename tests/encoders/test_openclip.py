@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 
 from artifacts.settings import InputError
 from encoders.openclip import is_open_clip
@@ -110,7 +111,7 @@ def test_where_open_clip_is(
     last = finished.stdout.splitlines()[-1]
     counts = {what: int(n) for n, what in re.findall(r"(\d+) (\w+)", last)}
     assert counts["passed"] > 40
-    assert "skipped" not in counts
+    assert counts.get("skipped", 0) == (0 if torch.cuda.is_available() else 1)  # the one on a GPU
 
 
 def version_of(python: str) -> tuple[int, int]:
