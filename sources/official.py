@@ -7,6 +7,7 @@ images. Names of images and of their folders count only where they can hardly me
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections import Counter
@@ -15,12 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.settings import InputError
-from sources.base import SPLIT_OF, SPLITS, UnusableImage
-from sources.columns import IMAGE_COLUMNS, SPLIT_COLUMN, SPLIT_COLUMNS, first_known
+from sources.base import SPLIT_OF, SPLITS, DataConfig, UnusableImage
+from sources.columns import (
+    IMAGE_COLUMNS,
+    SPLIT_COLUMN,
+    SPLIT_COLUMNS,
+    first_known,
+    image_column,
+)
 from sources.delimited import read_header_table, without_number
+from sources.json_tables import rows_in
 from sources.locate import Asked, Locator
 from sources.manifests import read_table_file
-from sources.paths import decode_text, read_file, split_from_path, storable_name, words
+from sources.paths import decode, decode_text, read_file, split_from_path, storable_name, words
 from sources.splits import official_split
 
 SPLIT_FILE = "splits.csv"
@@ -34,6 +42,8 @@ PLAIN_WORDS = {
     *("picture", "pictures", "set", "split", "data", "dataset", "caption", "captions", "text"),
     *("texts", "annotation", "annotations", "file", "files", "coco", "flickr", "k"),
 }
+# JSON beside captions that may tell their splits, in the folder or in one of its folders.
+_SPLIT_TABLE = re.compile(r"(?:[^/]+/)?(?:[^/]*split[^/]*|dataset_[^/]*)\.json", re.IGNORECASE)
 _ANY_SPLIT = re.compile("|".join(sorted(SPLIT_OF, key=len, reverse=True)), re.IGNORECASE)
 
 
@@ -214,19 +224,45 @@ def is_split_list(name: str) -> bool:
 
 
 def _by_lists(root: Path, files: Collection[str], keys: Collection[str]) -> dict[str, str]:
-    """Splits of the images that stand in lists, one a line, in files that name a split."""
-    found: dict[str, str] = {}
-    images = Locator(root, keys)
+    """Splits of the images that lists name: files called after a split, JSON of several."""
+    lists: list[tuple[str, list[str]]] = []
     texts = [name for name in files if is_split_list(name) and _stem(name) not in keys]
     for name in texts if len(texts) <= MAX_LISTS else ():
         split = split_from_path(posixpath.basename(name))
-        written = _listed_names(root, name)
-        images.plan(map(Asked, written))
-        listed = [images.find(line) for line in written]
-        for key in listed:
-            if key in keys and split is not None:
+        lists += [(split, _listed_names(root, name))] if split is not None else []
+    tables = [name for name in files if _SPLIT_TABLE.fullmatch(name)]
+    for name in tables if len(tables) <= MAX_LISTS else ():
+        lists += _listed_splits(root, name)
+    images = Locator(root, keys)
+    found: dict[str, str] = {}
+    images.plan(Asked(written) for _, listed in lists for written in listed)
+    for split, listed in lists:
+        for key in map(images.find, listed):
+            if key in keys:
                 found[key] = _first_read(found.get(key, split), split)
     return found
+
+
+def _listed_splits(root: Path, name: str) -> list[tuple[str, list[str]]]:
+    """The names of each split in a JSON file: lists by split, or rows as Karpathy has them."""
+    try:
+        content = json.loads(decode(read_file(root, name, MAX_LIST_BYTES)).text)
+    except (UnusableImage, OSError, ValueError, RecursionError):
+        return []
+    if isinstance(content, Mapping) and all(official_split(str(split)) for split in content):
+        return [
+            (split, [name for name in names if isinstance(name, str)])
+            for called, names in content.items()
+            if (split := official_split(str(called))) is not None and isinstance(names, list)
+        ]
+    found: dict[str, list[str]] = {}
+    for row in rows_in(content) or ():
+        names = [name for name in row if isinstance(name, str)]
+        image, column = image_column(names, DataConfig()), first_known(SPLIT_COLUMNS, names)
+        split = official_split(str(row[column])) if column is not None else None
+        if image is not None and split is not None and isinstance(row[image], str):
+            found.setdefault(split, []).append(row[image])
+    return list(found.items())
 
 
 def _listed_names(root: Path, name: str) -> list[str]:

@@ -22,7 +22,10 @@ from learner.training import ADAM_EPSILON
 from reporting.estimate import EXPLAINS_LITTLE
 from reporting.explain import ID_DIGITS
 from reporting.words import method_label
+from sources.base import SPLIT_NAMES
 from sources.captions import MAX_CAPTION_CHARACTERS
+from sources.columns import CAPTION_COLUMNS, IMAGE_COLUMNS, SPLIT_COLUMNS
+from sources.hub import N_LOOKED_AT
 from sources.images import MIN_SIDE
 from sources.splits import CARVED_SHARE
 from tests.test_architecture import ARROWS
@@ -208,6 +211,11 @@ SAID = [
     (DATA, f"map fitted in {N_FOLDS} folds"),
     (DATA, f"at most {MAX_BUCKETS}, like weights together (within {100 * WEIGHT_TOLERANCE:g} %"),
     (DATA, {2: "with a side of one pixel"}[MIN_SIDE]),
+    (DATA, f"Images: {', '.join(f'`{name}`' for name in IMAGE_COLUMNS)};"),
+    (DATA, f"Captions: {', '.join(f'`{name}`' for name in CAPTION_COLUMNS)}."),
+    (DATA, f"`{SPLIT_COLUMNS[0]}` ({', '.join(f'`{name}`' for name in SPLIT_COLUMNS[1:])})"),
+    *((DATA, ", ".join(f"`{name}`" for name in names)) for names in SPLIT_NAMES.values()),
+    (DATA, f"first {N_LOOKED_AT:,} rows tell which splits"),
 ]
 
 

@@ -368,6 +368,27 @@ MANIFESTS: dict[str, Layout] = {
 }
 
 SPLITS_OF_FOLDERS: dict[str, Layout] = {
+    "Karpathy's table beside captions": Layout(
+        images("p")
+        | {"results.csv": csv_of("image_name|comment", "{name}|of {i}")}
+        | {
+            "dataset_flickr30k.json": json.dumps(
+                {"images": [{"filename": NAMES[i], "split": SPLIT_NAMES[i]} for i in range(N)]}
+            )
+        },
+        splits=BY_SPLIT,
+        notes=["splits from lists of names", "other tables not read: dataset_flickr30k.json"],
+    ),
+    "lists in JSON": Layout(
+        images()
+        | {"captions.csv": csv_of("image,caption", "{name},of {i}")}
+        | {
+            "my_splits.json": json.dumps(
+                {split: [NAMES[i][:-4] for i in numbers] for split, numbers in PARTS.items()}
+            )
+        },
+        splits=BY_SPLIT,
+    ),
     "a column": Layout(
         images() | {"t.csv": csv_of("image,caption,split", "{name},of {i},train")},
         splits=dict.fromkeys(range(N), "train"),
