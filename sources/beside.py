@@ -141,9 +141,12 @@ def _in_a_parallel_folder(stem: str, by_name: Mapping[str, list[str]]) -> list[s
 
 
 def _labels_by_image(files: Collection[str]) -> dict[str, str]:
-    """The JSON file beside an image, as img2dataset writes one."""
-    names = ((file, posixpath.splitext(file)[0] + ".json") for file in files if is_image_name(file))
-    return {image: label for image, label in names if label in files}
+    """The JSON file beside an image, as img2dataset writes one, or `name.jpg.json`."""
+    images = [file for file in files if is_image_name(file)]
+    whole = {image: f"{image}.json" for image in images}
+    stems = {image: f"{posixpath.splitext(image)[0]}.json" for image in images}
+    found = {image: label for image, label in whole.items() if label in files}
+    return found | {image: label for image, label in stems.items() if label in files}
 
 
 # --- What they hold -------------------------------------------------------------------------------

@@ -268,6 +268,7 @@ def _belonging_together(root: Path, usable: Sequence[Manifest]) -> Sequence[Mani
     for is_less in (_is_of_lemmas, _is_loose_list):
         better = [manifest for manifest in usable if not is_less(manifest)]
         usable = better or usable
+    with_splits = [m for m in usable if m.columns is not None and m.columns.split is not None]
     files = [_files_of(manifest) for manifest in usable]
     if len(set().union(*files)) == sum(map(len, files)):
         return usable
@@ -276,6 +277,8 @@ def _belonging_together(root: Path, usable: Sequence[Manifest]) -> Sequence[Mani
     n_splits = len({split_from_path(manifest.name) for manifest in of_splits})
     if n_splits > 1 and len(stems) == len(of_splits):
         return of_splits
+    if len(with_splits) == 1:  # as Karpathy's table beside the captions as they were published
+        return with_splits
     raise InputError(
         f"--data_dir {root}: {', '.join(m.name for m in usable)} all hold captions; move those "
         "that are not meant out of the folder"

@@ -76,12 +76,18 @@ def rows_in(content: object) -> Sequence[Row] | None:
         return None
     if "annotations" in content and "images" in content:
         return _coco_rows(content)
-    lists = {
-        str(k): rows for k, v in content.items() if isinstance(v, list) and (rows := _objects(v))
-    }
+    found = {str(name): _rows_under(str(name), value) for name, value in content.items()}
+    lists = {name: rows for name, rows in found.items() if rows}
     if lists:
         return _joined(lists)
     return _of_labels(content) or _by_file(content) or _columns(content)
+
+
+def _rows_under(name: str, value: object) -> Sequence[Row] | None:
+    """The rows in a list, or in whatever the name of a split stands for."""
+    if isinstance(value, list):
+        return _objects(value)
+    return rows_in(value) if official_split(name) is not None else None
 
 
 def _objects(values: list[Any]) -> list[Row] | None:
@@ -96,7 +102,7 @@ def _pairs(values: list[Any]) -> list[Row] | None:
     return [{FILE: value[0], CAPTION: value[1:]} for value in values] or None
 
 
-def _joined(lists: Mapping[str, list[Row]]) -> list[Row]:
+def _joined(lists: Mapping[str, Sequence[Row]]) -> list[Row]:
     """The rows of all lists of the longest one's kind, with the split that a list is called."""
     longest = max(lists.values(), key=len)
     alike = {name: rows for name, rows in lists.items() if rows[0].keys() == longest[0].keys()}

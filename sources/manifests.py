@@ -134,7 +134,7 @@ def read_table_file(root: Path, path: Path) -> bytes:
 
 def _read_delimited(name: str, text: str, config: DataConfig) -> Manifest:
     def fits(header: Sequence[str]) -> tuple[int, int] | None:
-        columns = find_columns(header, config)
+        columns = find_columns(header, config) or _by_number(header, config)
         if columns is None:
             return None
         return header.index(columns.image), header.index(columns.captions[0])
@@ -142,7 +142,7 @@ def _read_delimited(name: str, text: str, config: DataConfig) -> Manifest:
     table = read_header_table(text, fits)
     if table is not None:
         some = [dict(zip(table.header, f, strict=True)) for f in table.rows[:N_LOOKED_AT]]
-        columns = find_columns(table.header, config, some)
+        columns = find_columns(table.header, config, some) or _by_number(table.header, config)
         assert columns is not None, "the header fits"
         at = {column: i for i, column in enumerate(table.header)}
         rows = [

@@ -331,6 +331,37 @@ MANIFESTS: dict[str, Layout] = {
         images()
         | {"t.json": json.dumps({i: {"image": NAMES[i], "caption": f"of {i}"} for i in range(N)})}
     ),
+    "numbers in a table": Layout(
+        images("p", [f"{i:06d}.png" for i in range(N)])
+        | {"t.csv": csv_of("image_id,caption", "{i},of {i}")},
+    ),
+    "objects for each split": Layout(
+        images()
+        | {
+            "t.json": json.dumps(
+                {split: {NAMES[i]: f"of {i}" for i in numbers} for split, numbers in PARTS.items()}
+            )
+        },
+        splits=BY_SPLIT,
+    ),
+    "Karpathy's table beside tokens": Layout(
+        images("p")
+        | {"results_20130124.token": csv_of("", "{name}#0\tof {i}").lstrip()}
+        | {
+            "dataset_flickr30k.json": json.dumps(
+                [
+                    {
+                        "filename": NAMES[i],
+                        "split": SPLIT_NAMES[i],
+                        "sentences": [{"raw": f"of {i}"}],
+                    }
+                    for i in range(N)
+                ]
+            )
+        },
+        splits=BY_SPLIT,
+        notes=["other tables not read: results_20130124.token"],
+    ),
     "pairs": Layout(
         images() | {"t.json": json.dumps([[NAMES[i], f"of {i}"] for i in range(N)])},
     ),
@@ -476,6 +507,10 @@ BESIDE: dict[str, Layout] = {
     ),
     "JSON alone": Layout(
         images() | {f"{i:03d}.json": json.dumps({"caption": TWO[i], "w": 3}) for i in range(N)}, TWO
+    ),
+    "JSON under the whole name": Layout(
+        images()
+        | {f"{name}.json": json.dumps({"title": f"of {i}"}) for i, name in enumerate(NAMES)}
     ),
     "JSON of other things": Layout(
         images()
