@@ -52,7 +52,7 @@ def _data(summary: Summary) -> str:
     skipped = (
         f"Skipped and listed in `stage1/skipped.csv`: {', '.join(reasons)}."
         if reasons
-        else "No pair that was read was skipped."
+        else ("" if summary.account else "No pair that was read was skipped.")
     )
     description = escape(run["dataset_description"], 1000).rstrip(".")
     return paragraphs(
@@ -60,7 +60,7 @@ def _data(summary: Summary) -> str:
             f"**{escape(run['dataset'])}**: {description}. Encoder: **{escape(run['encoder'])}**.",
             f"{summary.n_train:,} training and {summary.n_validation:,} validation pairs;"
             f" {summary.n_test_images:,} test images with {summary.n_test_captions:,} captions."
-            f" No image is in two of the three. {skipped}",
+            f" No image is in two of the three. {skipped}".rstrip(),
             f"{escape(summary.account, 1000)}." if summary.account else "",
             bullets([escape(note, 1000) for note in summary.notes]),
             f"{escape(summary.cut_off, 1000)}." if summary.cut_off else "",
