@@ -50,6 +50,7 @@ from sources.shards import open_shards
 logger = logging.getLogger(__name__)
 MAX_SHOWN_CHARACTERS = 500  # of a caption in the list of what was skipped
 IMAGES_AT_ONCE = 4  # that a worker is handed; handing over a small one costs as much as reading it
+MANY_SHARED = 0.1  # of the captions, whose image is in another split: splits are hardly meant so
 HANDS_A_WORKER = 2  # one in its hands and one waiting; bounds memory
 T = TypeVar("T")
 COLUMN_FLAGS = ("image_column", "caption_column", "id_column")
@@ -260,6 +261,17 @@ class PairReader:
         if total is None and self._ended >= {*SPLITS}:
             rest = 0
         return Account(n_used, n_skipped, rest, self.source.unread)
+
+    def id_hint(self) -> str:
+        """A line where many rows of tables were skipped that may show the same images; else ""."""
+        n_shared = sum(row[3] == IMAGE_IN_ANOTHER_SPLIT for row in self._skipped)
+        has_rows = self.source.name in ("parquet", "hf", "coco")
+        if not has_rows or n_shared < MANY_SHARED * (len(self._pairs) + len(self._skipped)):
+            return ""
+        return (
+            f"{n_shared:,} captions were skipped because their image is in another split; where "
+            "several rows show one image, name the column that tells which with --id_column"
+        )
 
     def left_out(self) -> str:
         """What of the source the limits left unread, in a phrase; "" where that is nothing."""

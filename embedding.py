@@ -129,6 +129,8 @@ def _tell(reader: PairReader, features: Features, pairs: pd.DataFrame) -> int:
     """Log how much of the source and of its captions was read; the number of captions cut off."""
     for told in filter(None, (reader.left_out(), reader.account().sentence())):
         logger.info("%s", told)
+    if hint := reader.id_hint():
+        logger.warning("%s", hint)
     n_cut_off = count_cut_off(features, pairs["caption"].tolist())
     if n_cut_off:
         told = cut_off_sentence(features.name, features.max_tokens, n_cut_off, len(pairs))

@@ -150,7 +150,7 @@ def _import_open_clip(name: str) -> None:
     except Exception as error:
         # What is there but fails is torchvision, beside a torch of another build.
         remedy = (
-            "pip install -r requirements-openclip.txt"
+            "pip install -r requirements.txt -r requirements-openclip.txt"
             if isinstance(error, ImportError)
             else "install torch and torchvision from one index (requirements-openclip.txt has both)"
         )

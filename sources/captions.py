@@ -42,18 +42,17 @@ GROUP_WORDS = {
 def captions_in(value: object) -> list[str | None]:
     """Every caption in a value of a table or of JSON; None where something else stands there.
 
-    A text is one caption, unless it is a list written out, as JSON or as Python writes it; a list
-    gives those of its values, and an empty one lacks one; of an object the text in the first of
-    `TEXT_FIELDS` counts.
+    A text is one caption, unless it is a list written out, as JSON or as Python writes it, or an
+    object of JSON; a list gives those of its values, and an empty one lacks one; of an object the
+    text in the first of `TEXT_FIELDS` counts, or the texts there.
     """
     if isinstance(value, str):
-        listed = _listed_texts(value) if value.lstrip().startswith(("[", "(")) else None
-        return [*(listed or [value])]
+        return [*(_written_out(value) or [value])]
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [text for item in value for text in captions_in(_plain(item))] or [None]
-    return [_text_of(value)]
+    return _listed_in(value) or [_text_of(value)]
 
 
 def caption_in(value: object) -> str | None:
@@ -73,6 +72,27 @@ def _text_of(value: object) -> str | None:
     fields = {str(name).casefold(): found for name, found in value.items()}
     texts = (_text_of(fields[name]) for name in TEXT_FIELDS if name in fields)
     return next((text for text in texts if text is not None), None)
+
+
+def _listed_in(value: object) -> list[str | None] | None:
+    """The captions of an object that holds a list of them, as columns of objects are stored."""
+    if not isinstance(value, Mapping):
+        return None
+    fields = {str(name).casefold(): found for name, found in value.items()}
+    found = next((fields[name] for name in TEXT_FIELDS if name in fields), None)
+    return captions_in(found) if isinstance(found, list | np.ndarray) and len(found) else None
+
+
+def _written_out(text: str) -> list[str] | None:
+    """The texts of a list or object that is written out; None where the text is neither."""
+    start = text.lstrip()[:1]
+    if start == "{" and len(text) < MAX_LIST_CHARACTERS:
+        try:
+            found = captions_in(json.loads(text))
+        except (ValueError, RecursionError):
+            return None
+        return [t for t in found if t is not None] or None
+    return _listed_texts(text) if start in ("[", "(") and start else None
 
 
 def _listed_texts(text: str) -> list[str] | None:

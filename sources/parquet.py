@@ -61,11 +61,13 @@ from sources.paths import (
     real_path,
     split_from_path,
     storable_name,
+    unread_note,
 )
 from sources.splits import IndexedSource, digest, official_split
 
 logger = logging.getLogger(__name__)
 UID_COLUMN = "uid"
+TABLE_SUFFIXES = (".parquet", ".parq", ".pq")
 TEXTS_AT_ONCE = 2**14  # rows of captions
 N_LOOKED_AT = 64  # cells of texts that tell whether they are paths or images in base64
 
@@ -156,11 +158,14 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     n_pairs = sum(len(record.captions) for record in records)
     description = f"{len(tables):,} parquet files in {config.data_dir}: "
     description += f"{len(records):,} images, {n_pairs:,} captions"
-    unread = [f"{len(problems):,} damaged files"] if problems else []
+    damaged = "damaged file" if len(problems) == 1 else "damaged files"
+    unread = [f"{len(problems):,} {damaged}"] if problems else []
     if problems:
         description += f", {unread[0]} left out"
     columns = dict.fromkeys(table.layout.columns.note() for table in tables)
-    notes = [*found_notes, *columns, *images.locator.notes(), *splits.notes]
+    members = {record.member for record in records}
+    others = [name for name in listed if name not in names and storable_name(name) not in members]
+    notes = [*found_notes, *columns, *images.locator.notes(), *splits.notes, *unread_note(others)]
     versions = {storable_name(name): version for name, version in listed.items()}
     fingerprint = digest(
         "parquet",
@@ -196,7 +201,8 @@ def _find_tables(
         )
     place, notes = current_snapshot(place)
     listed = list_files(place)
-    names = sorted((name for name in listed if name.endswith(".parquet")), key=natural_order)
+    found = (name for name in listed if name.lower().endswith(TABLE_SUFFIXES))
+    names = sorted(found, key=natural_order)
     if not names:
         raise InputError(f"--data_dir {data_dir} holds no *.parquet file; give a folder that does")
     for name in names:
@@ -306,7 +312,12 @@ def _holds_captions(arrow_type: Any) -> bool:
     if is_list(plain):
         plain = plain_type(plain.value_type)
     if pa.types.is_struct(plain):
-        texts = {field.name.casefold() for field in plain if is_text(plain_type(field.type))}
+        kinds = {field.name.casefold(): plain_type(field.type) for field in plain}
+        texts = {
+            name
+            for name, kind in kinds.items()
+            if is_text(plain_type(kind.value_type) if is_list(kind) else kind)
+        }
         return not texts.isdisjoint(TEXT_FIELDS)
     return is_text(plain)
 

@@ -11,6 +11,7 @@ import os
 import posixpath
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER, SPLIT_O
 
 logger = logging.getLogger(__name__)
 MAX_LINK_BYTES = 256
+N_SHOWN_KINDS = 8
 MAX_REF_BYTES = 256
 _FOREIGN = re.compile(rb"[\x80-\xff]{4}")
 _SNAPSHOT = re.compile(r"(.*/(?:datasets|models|spaces)--[^/]+)/snapshots/")
@@ -176,6 +178,13 @@ def split_from_path(path: str) -> str | None:
 def words(name: str) -> list[str]:
     """The words of a name; a capital letter after a small one begins another."""
     return re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+
+
+def unread_note(files: Iterable[str]) -> list[str]:
+    """How many files of which extensions are not read, in a phrase; nothing where all are."""
+    kinds = Counter(posixpath.splitext(file)[1].lower() or "no extension" for file in files)
+    listed = ", ".join(f"{kind} {n:,}" for kind, n in kinds.most_common(N_SHOWN_KINDS))
+    return [f"files not read: {storable_name(listed)}"] if kinds else []
 
 
 def numbered(name: str, mark: str = "#") -> Iterator[str]:

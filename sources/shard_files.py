@@ -20,7 +20,14 @@ from braceexpand import alphabet, braceexpand
 
 from artifacts.settings import InputError
 from sources.image_files import is_lfs_pointer
-from sources.paths import current_snapshot, leads_out, list_files, natural_order, storable_name
+from sources.paths import (
+    current_snapshot,
+    leads_out,
+    list_files,
+    natural_order,
+    storable_name,
+    unread_note,
+)
 
 logger = logging.getLogger(__name__)
 UNPACKERS = {"gz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd --rm"}
@@ -83,7 +90,7 @@ def find_shards(data_dir: str | None) -> ShardFiles:
             f"--data_dir {data_dir}: no such file or folder{_shards_near(paths[0])}; give a folder "
             "of .tar shards, one of them, or a pattern such as shards/{00000..00012}.tar"
         )
-    if other := [path for path in there if not path.endswith(".tar")]:
+    if other := [path for path in there if not path.lower().endswith(".tar")]:
         raise InputError(f"--data_dir {data_dir}: {other[0]} is no .tar shard; {_remedy(other[0])}")
     unread = []
     if absent := [path for path in paths if path not in there]:
@@ -111,11 +118,13 @@ def _remedy(path: str) -> str:
 
 def _shards_near(path: str) -> str:
     """What shards there are in the folder of one that is not there, in a few words."""
-    if not path.endswith(".tar"):
+    if not path.lower().endswith(".tar"):
         return ""
     folder = os.path.dirname(path) or "."
     try:
-        names = sorted((n for n in os.listdir(folder) if n.endswith(".tar")), key=natural_order)
+        names = sorted(
+            (n for n in os.listdir(folder) if n.lower().endswith(".tar")), key=natural_order
+        )
     except OSError:
         return ""
     if not names:
@@ -130,7 +139,7 @@ def _shards_near(path: str) -> str:
 def _shards_below(folder: Path) -> ShardFiles:
     root, notes = current_snapshot(folder)
     files = sorted(list_files(root), key=natural_order)
-    names = [name for name in files if name.endswith(".tar")]
+    names = [name for name in files if name.lower().endswith(".tar")]
     outside = {name: None for name in names if leads_out(root, name)}
     left_out = _left_out(root, files, list(outside))
     remedies = [storable_name(f"{fault}{remedy}") for fault, remedy in left_out.items()]
@@ -138,6 +147,16 @@ def _shards_below(folder: Path) -> ShardFiles:
         raise InputError("; ".join([f"--data_dir {folder} holds no .tar shards", *remedies]))
     for fault in left_out:
         logger.warning("--data_dir %s: %s", folder, fault)
+    stems = {os.path.splitext(name)[0] for name in names}
+    # What img2dataset writes beside a shard is about its pairs, and what is packed is told above.
+    others = [
+        name
+        for name in files
+        if name not in names
+        and os.path.splitext(name)[0].removesuffix("_stats") not in stems
+        and not name.endswith((*PACKED_SUFFIXES, ".zip"))
+    ]
+    notes = (*notes, *unread_note(others))
     return ShardFiles(root, [n for n in names if n not in outside], notes, tuple(remedies))
 
 

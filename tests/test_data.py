@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from artifacts.settings import InputError
@@ -491,3 +493,24 @@ def test_the_name_of_a_long_duplicate_is_that_of_the_whole_caption() -> None:
         [half_sha256(picture(5), "W" * 600), "W" * 500 + "…", 10]
     ]
     assert long in set(reader.pairs()["caption"])
+
+
+def test_rows_that_show_one_image_need_a_column_that_tells(tmp_path: Path) -> None:
+    rows = [(i, k) for i in range(20) for k in range(5)]
+    table = pa.table(
+        {
+            "image": [picture(i) for i, _ in rows],
+            "caption": [f"{k} of {i}" for i, k in rows],
+            "image_id": [i for i, _ in rows],
+        }
+    )
+    pq.write_table(table, tmp_path / "0.parquet")
+    config = DataConfig("parquet", str(tmp_path), **SMALL)
+    hints = {}
+    for column in ("cocoid", "image_id"):
+        of_column = replace(config, id_column=column)
+        reader, _ = read_all(open_source(of_column, rng=np.random.default_rng(0)))
+        hints[column] = reader.id_hint()
+    assert "because their image is in another split; " in hints["cocoid"]
+    assert hints["cocoid"].endswith("name the column that tells which with --id_column")
+    assert hints["image_id"] == ""

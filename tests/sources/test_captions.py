@@ -33,6 +33,11 @@ from sources.captions import (
         ('[{"raw": "a"}, {"raw": "b"}]', ["a", "b"]),
         ('[\'a "dog"\', "it\'s"]', ['a "dog"', "it's"]),
         ("['a dog'\n 'a cat']", ["a dog", "a cat"]),  # as NumPy writes it
+        ({"raw": ["a", None, "b"], "tokens": [["a"], [], ["b"]]}, ["a", None, "b"]),
+        ('{"caption": "a dog", "score": 0.3}', ["a dog"]),
+        ('{"score": 0.3}', ['{"score": 0.3}']),
+        ("{a dog}", ["{a dog}"]),
+        ("", [""]),
         ("('a dog', 'a cat')", ["a dog", "a cat"]),
         ("(a dog)", ["(a dog)"]),
         ("[laughs] a man", ["[laughs] a man"]),

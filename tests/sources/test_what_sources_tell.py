@@ -1,4 +1,4 @@
-"""Splits that paths, classes and parts tell, the same way for every source that has them."""
+"""Splits that paths, classes and parts tell, and files that are not read: for every source."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.helpers import offline_datasets, picture, write
 from tests.sources.embedding_files import open_files, save_one
 from tests.sources.tars import tar
 
+Files = dict[str, bytes | str]
 N = 12
 NAMES = ["train", "train", "val", "test"] * 3
 EXPECTED = {i: {"val": "validation"}.get(name, name) for i, name in enumerate(NAMES)}
@@ -164,3 +165,23 @@ def test_a_pointer_of_git_lfs_is_told(tmp_path: Path) -> None:
     write(tmp_path, {"0.parquet": "version https://git-lfs.github.com/spec/v1\noid sha256:00\n"})
     with pytest.raises(InputError, match="a pointer of Git LFS; git lfs pull"):
         open_at("parquet", tmp_path)
+
+
+# --- What lies beside -----------------------------------------------------------------------------
+
+
+def test_files_beside_tables_and_shards_are_told(tmp_path: Path) -> None:
+    members = [("0.png", picture(0)), ("0.txt", b"of 0"), ("1.png", picture(1)), ("1.txt", b"of 1")]
+    sidecars: Files = {"0.parquet": b"PAR1", "0_stats.json": "{}", "0.tar.gz": b"\x1f\x8b"}
+    loose: Files = {"x.png": picture(2), "x.txt": "of 2", "notes": "x"}
+    shards: Files = {"0.tar": tar(members), "1.TAR": tar(members)}
+    root = write(tmp_path / "shards", shards | sidecars)
+    assert not any("not read" in note for note in open_at("webdataset", root).notes)
+    source = open_at("webdataset", write(root, loose))
+    assert "files not read: no extension 1, .png 1, .txt 1" in source.notes
+    assert source.n_all_captions() == 4  # of 0.tar and of 1.TAR
+    tables = tmp_path / "tables"
+    source = as_table(tables, PATHS["folders"], inside=False)
+    assert not any("not read" in note for note in source.notes)
+    write(tables, loose)
+    assert "files not read: no extension 1, .png 1, .txt 1" in open_at("parquet", tables).notes
