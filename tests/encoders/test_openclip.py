@@ -38,7 +38,7 @@ def test_open_clip_goes_with_the_versions_of_the_rest() -> None:
 @pytest.mark.parametrize(
     ("problem", "remedy"),
     [
-        (None, "pip install -r requirements-openclip.txt"),
+        (None, "pip install -r requirements.txt -r requirements-openclip.txt"),
         ("operator torchvision::nms does not exist", "torch and torchvision from one index"),
     ],
 )
