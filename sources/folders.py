@@ -199,7 +199,7 @@ def find_captions(root: Path, files: Collection[str], config: DataConfig) -> Cap
             if name.count("/") == depth and name not in named
         ]
         usable = [manifest for manifest in manifests if manifest.rows]
-        unfit += [m.shown_columns() for m in manifests if not m.rows]
+        unfit += [m.shown_columns() for m in manifests if not (m.rows or m.has_images)]
         n_named = len({row.file for manifest in usable for row in manifest.rows})
         if usable and (depth or 2 * n_named > len(texts.of)):
             together = _belonging_together(root, usable)

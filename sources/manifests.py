@@ -69,6 +69,7 @@ class Manifest:
         columns: those that are read; None where they have no names, or none fit.
         seen: names of the columns that there are.
         n_unquoted: rows whose quotation marks are not believed; see `delimited`.
+        has_images: whether the images are in the file itself, which another source reads.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Manifest:
     columns: Columns | None = None
     seen: tuple[str, ...] = ()
     n_unquoted: int = 0
+    has_images: bool = False
 
     def notes(self) -> list[str]:
         """What was taken of it, a phrase each."""
@@ -262,8 +264,10 @@ def _read_parquet(root: Path, name: str, config: DataConfig) -> Manifest:
         with pq.ParquetFile(real_path(root, name), page_checksum_verification=True) as file:
             names = tuple(file.schema_arrow.names)
             columns = find_columns(names, config)
-            if columns is None or _holds_images(file.schema_arrow, columns.image):
+            if columns is None:
                 return Manifest(name, (), None, names)
+            if _holds_images(file.schema_arrow, columns.image):
+                return Manifest(name, (), columns, names, has_images=True)
             wanted = [columns.image, *columns.captions, *([columns.split] if columns.split else [])]
             table = file.read(columns=wanted, use_threads=False)
         cells = {column: cell_values(table.column(column)) for column in wanted}

@@ -48,7 +48,7 @@ from sources.columns import (
     find_columns,
     first_known,
 )
-from sources.image_files import looks_like_base64
+from sources.image_files import IMAGE_SUFFIXES, looks_like_base64
 from sources.locate import Asked, Locator
 from sources.official import path_notes, split_notes, splits_of_paths
 from sources.parquet_images import DAMAGE, ImageCells, group_sizes, open_file, problem_of
@@ -62,6 +62,7 @@ from sources.paths import (
     split_from_path,
     storable_name,
     unread_note,
+    what_it_holds,
 )
 from sources.splits import IndexedSource, digest, official_split
 
@@ -204,7 +205,11 @@ def _find_tables(
     found = (name for name in listed if name.lower().endswith(TABLE_SUFFIXES))
     names = sorted(found, key=natural_order)
     if not names:
-        raise InputError(f"--data_dir {data_dir} holds no *.parquet file; give a folder that does")
+        others = {"webdataset": (".tar",), "folder": IMAGE_SUFFIXES, "hf": (".arrow",)}
+        raise InputError(
+            f"--data_dir {data_dir} holds no *.parquet file; give a folder that does"
+            + what_it_holds(listed, others)
+        )
     for name in names:
         if leads_out(place, name):
             raise InputError(

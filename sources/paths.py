@@ -12,7 +12,7 @@ import posixpath
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -182,9 +182,31 @@ def words(name: str) -> list[str]:
 
 def unread_note(files: Iterable[str]) -> list[str]:
     """How many files of which extensions are not read, in a phrase; nothing where all are."""
+    listed = _listed_kinds(files)
+    return [f"files not read: {listed}"] if listed else []
+
+
+def what_it_holds(files: Iterable[str], suffixes: Mapping[str, Sequence[str]]) -> str:
+    """What a folder holds that is not what was looked for, and which --dataset reads that.
+
+    Args:
+        files: of the folder.
+        suffixes: that tell a layout, by its name, the likeliest first.
+    """
+    files = list(files)
+    listed = _listed_kinds(files)
+    reading = next(
+        (d for d, ends in suffixes.items() if any(f.lower().endswith(tuple(ends)) for f in files)),
+        None,
+    )
+    hint = f": --dataset {reading} reads such" if reading is not None else ""
+    return f"; it holds {listed}{hint}" if listed else ""
+
+
+def _listed_kinds(files: Iterable[str]) -> str:
     kinds = Counter(posixpath.splitext(file)[1].lower() or "no extension" for file in files)
     listed = ", ".join(f"{kind} {n:,}" for kind, n in kinds.most_common(N_SHOWN_KINDS))
-    return [f"files not read: {storable_name(listed)}"] if kinds else []
+    return storable_name(listed)
 
 
 def numbered(name: str, mark: str = "#") -> Iterator[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from braceexpand import alphabet, braceexpand
 
 from artifacts.settings import InputError
-from sources.image_files import is_lfs_pointer
+from sources.image_files import IMAGE_SUFFIXES, is_lfs_pointer
 from sources.paths import (
     current_snapshot,
     leads_out,
@@ -27,6 +27,7 @@ from sources.paths import (
     natural_order,
     storable_name,
     unread_note,
+    what_it_holds,
 )
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,9 @@ def _shards_below(folder: Path) -> ShardFiles:
     left_out = _left_out(root, files, list(outside))
     remedies = [storable_name(f"{fault}{remedy}") for fault, remedy in left_out.items()]
     if len(names) == len(outside):
-        raise InputError("; ".join([f"--data_dir {folder} holds no .tar shards", *remedies]))
+        layouts = {"parquet": (".parquet",), "folder": IMAGE_SUFFIXES}
+        told = "" if remedies else what_it_holds(files, layouts)
+        raise InputError("; ".join([f"--data_dir {folder} holds no .tar shards{told}", *remedies]))
     for fault in left_out:
         logger.warning("--data_dir %s: %s", folder, fault)
     stems = {os.path.splitext(name)[0] for name in names}

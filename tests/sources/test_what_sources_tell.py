@@ -185,3 +185,20 @@ def test_files_beside_tables_and_shards_are_told(tmp_path: Path) -> None:
     assert not any("not read" in note for note in source.notes)
     write(tables, loose)
     assert "files not read: no extension 1, .png 1, .txt 1" in open_at("parquet", tables).notes
+
+
+@pytest.mark.parametrize(
+    ("dataset", "files", "message"),
+    [
+        ("webdataset", {"a.jpg": "", "a.txt": ""}, "; it holds .jpg 1, .txt 1: --dataset folder"),
+        ("webdataset", {"a.parquet": ""}, "; it holds .parquet 1: --dataset parquet reads such"),
+        ("parquet", {"0.tar": "", "1.tar": ""}, "; it holds .tar 2: --dataset webdataset reads"),
+        ("parquet", {"state.json": "", "0.arrow": ""}, ".*: --dataset hf reads such"),
+        ("parquet", {"notes": ""}, "; it holds no extension 1$"),
+    ],
+)
+def test_what_a_folder_holds_instead_is_told(
+    tmp_path: Path, dataset: str, files: Files, message: str
+) -> None:
+    with pytest.raises(InputError, match=rf"holds no .*{message}"):
+        open_at(dataset, write(tmp_path, files))
