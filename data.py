@@ -265,7 +265,7 @@ class PairReader:
     def id_hint(self) -> str:
         """A line where many rows of tables were skipped that may show the same images; else ""."""
         n_shared = sum(row[3] == IMAGE_IN_ANOTHER_SPLIT for row in self._skipped)
-        has_rows = self.source.name in ("parquet", "hf", "coco")
+        has_rows = self.source.name in ("parquet", "hf")
         if not has_rows or n_shared < MANY_SHARED * (len(self._pairs) + len(self._skipped)):
             return ""
         return (

@@ -44,9 +44,16 @@ class Beside:
     notes: tuple[str, ...]
 
 
-def read_beside(root: Path, files: Collection[str], config: DataConfig) -> Beside:
-    """The captions of images that lie in files of their own; no rows where none do."""
-    texts, labels = texts_by_image(root, files), _labels_by_image(files)
+def read_beside(root: Path, files: Collection[str], texts: Texts, config: DataConfig) -> Beside:
+    """The captions of images that lie in files of their own; no rows where none do.
+
+    Args:
+        root: of the data set.
+        files: paths in it.
+        texts: as `texts_by_image` finds them.
+        config: with the flag that names a field of JSON.
+    """
+    labels = _labels_by_image(files)
     if not _hold_captions(root, texts, labels, config):
         return Beside((), ())
     reader, rows, n_broken_up = _TextReader(root), [], 0

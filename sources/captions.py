@@ -92,7 +92,7 @@ def _written_out(text: str) -> list[str] | None:
         except (ValueError, RecursionError):
             return None
         return [t for t in found if t is not None] or None
-    return _listed_texts(text) if start in ("[", "(") and start else None
+    return _listed_texts(text) if start in ("[", "(") else None
 
 
 def _listed_texts(text: str) -> list[str] | None:

@@ -37,7 +37,7 @@ from sources.base import (
 from sources.columns import CAPTION_COLUMNS, SPLIT_COLUMN, choose_column, first_known
 from sources.combined import FIRST_POSITIONS, CombinedSource, HeldOut, held_out_sets, open_parts
 from sources.datacomp import is_datacomp, read_pool
-from sources.official import path_notes, split_notes, splits_of_paths
+from sources.official import column_notes, path_notes, splits_of_paths
 from sources.paths import file_version, read_file, storable_name, unique_names
 from sources.splits import IndexedSource, digest, official_split
 from sources.vectors import (
@@ -176,8 +176,8 @@ def _open_files(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
 
     Rows of the same image_path are captions of one image, unless their image embeddings differ.
     A row whose image or text embedding is not finite or zero is an image of its own, which is
-    skipped when it is read. Official splits come from a column `split`; rows in which it names none
-    are training pairs.
+    skipped when it is read. Official splits come from a column `split`, or where it names none at
+    all from image_path; rows without one are training pairs.
 
     Raises:
         InputError: a file is missing, damaged or no table of floats, files do not fit together, or
@@ -454,7 +454,7 @@ class _Rows:
         pairs = zip(self._named, self._by_column, strict=True)
         unknown = Counter(name for name, split in pairs if name and split is None)
         named = Counter(self._by_column)
-        notes = split_notes(f"from the column {SPLIT_COLUMN}", named, unknown, "rows")
+        notes = column_notes(SPLIT_COLUMN, named, unknown, "rows")
         return [*notes, *path_notes(self.by_path)]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from artifacts.settings import InputError
 from sources.base import DataConfig
 from sources.beside import Texts, read_beside, texts_by_image
-from sources.columns import CAPTION_COLUMNS
+from sources.columns import CAPTION_COLUMNS, SPLIT_COLUMN
 from sources.file_pairs import About, FilePair, file_source
 from sources.image_files import is_image_name, looks_like_base64
 from sources.locate import Asked, Locator
@@ -63,7 +63,8 @@ def open_folder(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     _check_addresses(root, found, pairs, files)
     said = dict.fromkeys((pair.key, pair.split, pair.table) for pair in pairs)
     named = [Named(*of_image) for of_image in said]
-    splits = find_splits(root, files, named, by_table=len(found.manifests) > 1)
+    columns = (m.columns.split for m in found.manifests if m.columns is not None)
+    splits = find_splits(root, files, named, next(filter(None, columns), SPLIT_COLUMN))
     notes = [
         *snapshot_notes,
         *found.notes,
@@ -204,7 +205,7 @@ def find_captions(root: Path, files: Collection[str], config: DataConfig) -> Cap
         if usable and (depth or 2 * n_named > len(texts.of)):
             together = _belonging_together(root, usable)
             return _chosen(together, {m.name for m in usable}, texts)
-        beside = read_beside(root, files, config) if depth == 0 else None
+        beside = read_beside(root, files, texts, config) if depth == 0 else None
         if beside is not None and beside.rows:
             where, not_read = "a text beside each image", [m.name for m in usable]
             notes = (*beside.notes, *_not_read_note(not_read))

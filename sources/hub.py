@@ -31,7 +31,7 @@ from sources.base import (
 from sources.captions import TEXT_FIELDS, captions_in
 from sources.columns import SPLIT_COLUMN, Columns, find_columns, image_column
 from sources.image_files import from_base64
-from sources.official import split_notes
+from sources.official import column_notes
 from sources.online import hub_answers
 from sources.paths import (
     current_snapshot,
@@ -143,7 +143,7 @@ def _table_source(
     """
     roots = _image_roots(folder)
     official: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
-    n_pairs, seen, notes = 0, [], _SplitCounts()
+    n_pairs, seen, counts = 0, [], _SplitCounts()
     chosen: dict[str, None] = {}
     for part, table in _by_official_split(tables).items():
         taken = _check_columns(table.column_names, config)
@@ -163,7 +163,7 @@ def _table_source(
         for (key, row), texts_of_image in zip(first_rows.items(), captions.values(), strict=True):
             read = partial(_row_bytes, images, row, taken.image, roots)
             record = ImageRecord(f"{part}/{key}", read, tuple(texts_of_image), shard=part)
-            official[notes.take(named[row]) or of_part].append(record)
+            official[counts.take(named[row]) or of_part].append(record)
         seen.append([part, columns])
         chosen[taken.note()] = None
         if part not in SPLITS:
@@ -174,7 +174,7 @@ def _table_source(
     fingerprint = digest(name, image_column, seen, version)
     return IndexedSource(
         *(name, description, fingerprint, official, config.limits(), rng),
-        notes=[*chosen, *notes.notes()],
+        notes=[*chosen, *counts.notes(taken.split)],
     )
 
 
@@ -193,10 +193,9 @@ class _SplitCounts:
             self._unknown[name] += 1
         return split
 
-    def notes(self) -> list[str]:
-        """What was found, a phrase each."""
-        origin = f"from the column {SPLIT_COLUMN}"
-        return split_notes(origin, self._named, self._unknown, "images")
+    def notes(self, column: str | None) -> list[str]:
+        """What was found in a column of this name, a phrase each."""
+        return column_notes(column or SPLIT_COLUMN, self._named, self._unknown, "images")
 
 
 def _named_splits(

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from artifacts.settings import InputError
 from sources.base import SPLIT_OF, SPLITS, DataConfig, UnusableImage
@@ -76,7 +77,7 @@ class OfficialSplits:
 
 
 def find_splits(
-    root: Path, files: Collection[str], images: Sequence[Named], *, by_table: bool
+    root: Path, files: Collection[str], images: Sequence[Named], column: str = SPLIT_COLUMN
 ) -> OfficialSplits:
     """The official splits of a folder's images, the most explicit source of each first.
 
@@ -84,30 +85,30 @@ def find_splits(
         root: of the data set.
         files: paths in it.
         images: with what tables say of them.
-        by_table: whether there are several tables, each of a split that its name tells.
+        column: of splits in the tables, as it is told.
 
     Raises:
         InputError: splits.csv cannot be understood.
     """
     keys = list(dict.fromkeys(image.key for image in images))
-    column, unknown = _by_column(images)
+    by_column, unknown = _by_column(images)
 
     def origins() -> Iterator[tuple[str, Mapping[str, str]]]:
         yield f"from {SPLIT_FILE}", _by_file(root, files)
-        yield f"from the column {SPLIT_COLUMN}", column
+        yield f"from the column {storable_name(column)}", by_column
         yield "from lists of names", _by_lists(root, files, keys)
-        yield "from the names of tables", _by_table(images) if by_table else {}
+        yield "from the names of tables", _by_table(images)
         yield "from the names of folders and files", splits_of_paths(keys)
 
     of: dict[str, str] = {}
     notes: list[str] = []
     for origin, found in origins():
         new = {key: split for key, split in found.items() if key not in of}
-        notes += _note(origin, new, keys)
+        notes += _counts_note(origin, Counter(new[key] for key in keys if key in new))
         of |= new
         if all(key in of for key in keys):
             break
-    notes += split_notes("", Counter(), unknown, "")
+    notes += _unknown_note(column, unknown)
     if of and (n_none := sum(key not in of for key in keys)):
         are = "image without a split is a training image"
         if n_none > 1:
@@ -118,34 +119,35 @@ def find_splits(
 
 def path_notes(by_path: Mapping[str, str]) -> list[str]:
     """What paths of images say of their splits, a phrase; nothing where they say nothing."""
-    return split_notes("from the paths of images", Counter(by_path.values()), Counter(), "")
+    return _counts_note("from the paths of images", Counter(by_path.values()))
 
 
-def split_notes(
-    origin: str, named: Counter[str | None], unknown: Counter[str], what: str
+def column_notes(
+    column: str, named: Counter[str | None], unknown: Counter[str], what: str
 ) -> list[str]:
     """What a column of splits says, a phrase each; nothing where it says nothing.
 
     Args:
-        origin: where it was found.
+        column: its name.
         named: how many rows name each split, and how many none.
         unknown: names of no split, with their numbers.
         what: the rows are called.
     """
-    listed = ", ".join(f"{split} {named[split]:,}" for split in SPLITS if named[split])
-    notes = [f"splits {origin}: {listed}"] if listed else []
-    if listed and named[None]:
+    notes = _counts_note(f"from the column {storable_name(column)}", named)
+    if notes and named[None]:
         notes[0] += f"; {named[None]:,} {what} name none"
-    if unknown:
-        shown = (f"{storable_name(name)[:40]!r} {n:,}" for name, n in unknown.most_common(3))
-        notes.append(f"names in the column {SPLIT_COLUMN} that are no split: {', '.join(shown)}")
-    return notes
+    return notes + _unknown_note(column, unknown)
 
 
-def _note(origin: str, found: Mapping[str, str], keys: Iterable[str]) -> list[str]:
-    counts = Counter(found[key] for key in keys if key in found)
-    listed = ", ".join(f"{split} {counts[split]:,}" for split in SPLITS if counts[split])
-    return [f"splits {origin}: {listed}"] if counts else []
+def _counts_note(origin: str, named: Mapping[Any, int]) -> list[str]:
+    listed = ", ".join(f"{split} {named[split]:,}" for split in SPLITS if named.get(split))
+    return [f"splits {origin}: {listed}"] if listed else []
+
+
+def _unknown_note(column: str, unknown: Counter[str]) -> list[str]:
+    shown = (f"{storable_name(name)[:40]!r} {n:,}" for name, n in unknown.most_common(3))
+    told = f"names in the column {storable_name(column)} that are no split: {', '.join(shown)}"
+    return [told] if unknown else []
 
 
 # --- What tables and lists say --------------------------------------------------------------------

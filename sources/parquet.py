@@ -50,7 +50,7 @@ from sources.columns import (
 )
 from sources.image_files import IMAGE_SUFFIXES, looks_like_base64
 from sources.locate import Asked, Locator
-from sources.official import path_notes, split_notes, splits_of_paths
+from sources.official import column_notes, path_notes, splits_of_paths
 from sources.parquet_images import DAMAGE, ImageCells, group_sizes, open_file, problem_of
 from sources.paths import (
     current_snapshot,
@@ -453,7 +453,9 @@ def _find_splits(tables: Sequence[_Table], images: _Images) -> _Splits:
             of_path = by_path.get(images.member(table, row)) if by_path else None
             splits.append(of_row or of_file or of_path or "train")
         found.append(splits)
-    notes = split_notes(f"from the column {SPLIT_COLUMN}", named, unknown, "rows")
+    columns = (table.layout.columns.split for table in tables)
+    column = next(filter(None, columns), SPLIT_COLUMN)
+    notes = column_notes(column, named, unknown, "rows")
     notes += path_notes(by_path)
     return _Splits(found, by_path, notes)
 

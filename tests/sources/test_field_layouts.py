@@ -438,6 +438,15 @@ SPLITS_OF_FOLDERS: dict[str, Layout] = {
             "3 images without a split are training images",
         ],
     ),
+    "a column of another name": Layout(
+        images()
+        | {
+            "t.csv": "image,caption,Subset\n"
+            + "".join(f"{NAMES[i]},of {i},{SPLIT_NAMES[i]}\n" for i in range(N))
+        },
+        splits=BY_SPLIT,
+        notes=["splits from the column Subset: train 6, validation 3, test 3"],
+    ),
     "a field": Layout(
         images()
         | {

@@ -68,7 +68,7 @@ def test_the_most_explicit_source_of_a_split_counts(tmp_path: Path) -> None:
         Named("train/3.jpg", "", "b_test.json"),
         Named("elsewhere.jpg", "", "b.json"),
     ]
-    splits = find_splits(tmp_path, files, images, by_table=True)
+    splits = find_splits(tmp_path, files, images)
     assert splits.of == {
         "train/0.jpg": "test",
         "train/1.jpg": "test",
@@ -83,13 +83,13 @@ def test_the_most_explicit_source_of_a_split_counts(tmp_path: Path) -> None:
         "names in the column split that are no split: 'no split' 1",
         "1 image without a split is a training image",
     )
-    by_folder = find_splits(tmp_path, files[1:], [Named("train/4.jpg")], by_table=False)
+    by_folder = find_splits(tmp_path, files[1:], [Named("train/4.jpg")])
     assert by_folder.of == {"train/4.jpg": "train"}
-    assert find_splits(tmp_path, [], [Named("a.jpg")], by_table=True).notes == ()
+    assert find_splits(tmp_path, [], [Named("a.jpg")]).notes == ()
 
 
 @pytest.mark.parametrize("content", ["image\na.jpg\n", "image,part\na.jpg,test\n", ""])
 def test_a_table_of_splits_without_its_columns(tmp_path: Path, content: str) -> None:
     write(tmp_path, {"splits.csv": content})
     with pytest.raises(InputError, match=r"splits.csv needs the columns image and split"):
-        find_splits(tmp_path, ["splits.csv"], [Named("a.jpg")], by_table=False)
+        find_splits(tmp_path, ["splits.csv"], [Named("a.jpg")])
