@@ -22,11 +22,6 @@ class Account:
     not_read: int | None
     unread: tuple[str, ...] = ()
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether every pair of the source is used or in one of the other two numbers."""
-        return self.not_read is not None and not self.unread
-
     def sentence(self) -> str:
         """The numbers, in words."""
         if self.not_read is None:

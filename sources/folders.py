@@ -57,7 +57,7 @@ def open_folder(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     files = list_files(root)
     found = find_captions(root, files, config)
     if not found.manifests:
-        raise InputError(_nothing_fits(root, files, found))
+        raise InputError(_nothing_fits(root, files, found, config))
     locator = Locator(root, files)
     pairs = _locate_pairs(found, locator)
     _check_addresses(root, found, pairs, files)
@@ -83,15 +83,18 @@ def _unnamed_note(files: Iterable[str], pairs: Iterable[FilePair]) -> list[str]:
     return [f"images that no row names, not read: {n:,}"] if n else []
 
 
-def _nothing_fits(root: Path, files: Collection[str], found: Captions) -> str:
+def _nothing_fits(root: Path, files: Collection[str], found: Captions, config: DataConfig) -> str:
     """An error that tells what was seen, and what would be read."""
     kinds = Counter(posixpath.splitext(file)[1].lower() or "no extension" for file in files)
     listed = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common(N_SHOWN))
     tables = "; ".join(found.unfit[:N_SHOWN])
     hints = [f"; it holds {listed}" if files else "; it is empty"]
     if tables:
+        flags = ("image_column", "caption_column")
+        given = [f"--{f} {v}" for f in flags if (v := getattr(config, f)) != getattr(DataConfig, f)]
+        names = f"by {' and '.join(given)}" if given else "by their names"
         hints.append(
-            f"; seen, but without images and captions by their names: {tables}; name the columns "
+            f"; seen, but without images and captions {names}: {tables}; name the columns "
             "with --image_column and --caption_column"
         )
     return (
@@ -185,14 +188,15 @@ def find_captions(root: Path, files: Collection[str], config: DataConfig) -> Cap
     candidates = _candidates(files)
     at_the_top = [name for name in candidates if "/" not in name]
     texts = texts_by_image(root, files)
+    unfit: list[str] = []
     for name in named:
         manifest = read_manifest(root, name, config)
         if manifest.rows:
             return _chosen([manifest], {*at_the_top, *metadata}, texts)
+        unfit.append(manifest.shown_columns())
     if metadata:
         manifests = [_read_metadata(root, name, config) for name in metadata]
         return _chosen(manifests, {*at_the_top}, texts)
-    unfit: list[str] = []
     for depth in range(MAX_DEPTH + 1):
         manifests = [
             read_manifest(root, name, config)

@@ -682,7 +682,7 @@ def test_every_pair_of_a_layout_is_counted(tmp_path: Path, name: str) -> None:
     assert account.used + account.skipped + (account.not_read or 0) == total
     assert (account.used, account.skipped) == (len(reader.pairs()), len(reader.skipped()))
     assert reader.skipped()["reason"].value_counts().to_dict() == dict(layout.skipped)
-    assert account.is_complete
+    assert (account.not_read is not None, account.unread) == (True, ())
     assert account.sentence().startswith(f"Of {total} captions of the source {account.used} are")
 
 
@@ -713,6 +713,13 @@ REFUSED: dict[str, tuple[Files, str]] = {
         "holds no captions",
     ),
 }
+
+
+def test_a_flag_that_names_no_column_is_told_with_the_columns(tmp_path: Path) -> None:
+    files = images() | {"captions.txt": csv_of("image,caption", "{name},of {i}")}
+    message = r"captions by --caption_column words: captions.txt \(image, caption\); name the col"
+    with pytest.raises(InputError, match=message):
+        open_layout(write(tmp_path, files), Layout({}, flags={"caption_column": "words"}))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -815,7 +822,7 @@ def test_data_sets_of_the_field(name: str) -> None:
     source, config = open_layout(FIELD / name, Layout({}), dataset=dataset)
     reader = read_everything(source, config)
     account = reader.account()
-    assert account.is_complete
+    assert (account.not_read is not None, account.unread) == (True, ())
     assert account.used + account.skipped + (account.not_read or 0) == n_captions
     assert account.skipped == n_skipped
     if splits is not None:
