@@ -71,6 +71,8 @@ INFLUENCE_VALIDATION = Stage(
 CURATION = Stage("curation", "stage3", number=3, version=1)
 LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3, version=1)
 EVALUATION = Stage("evaluation", "evaluation")
+PAIR_MAP = Stage("pair map", "report")
+PHOTOGRAPHS = Stage("photographs", "report", manifest="photographs_manifest.json")
 STAGES = (
     *(
         EMBEDDING,
@@ -82,7 +84,7 @@ STAGES = (
         CURATION,
         LEDGER,
     ),
-    EVALUATION,
+    *(EVALUATION, PAIR_MAP, PHOTOGRAPHS),
 )
 
 

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
-PATH_ENDINGS = ("_dir", "_file", "_data")  # of the names of settings that hold a path
+# Of the names of settings that hold a path.
+PATH_ENDINGS = ("_dir", "_file", "_data", "compare", "overrides")
 
 
 class InputError(ValueError):

@@ -20,6 +20,7 @@ from curation import CurationConfig
 from encoders.base import EmbeddingConfig
 from exporting.formats import NEED_IMAGES, ExportConfig
 from learner.training import TrainingConfig
+from reporting.report.settings import ReportConfig
 from sources.base import DataConfig
 from train_eval import EvaluationConfig
 
@@ -81,6 +82,7 @@ class Config(NamedTuple):
     training: TrainingConfig
     evaluation: EvaluationConfig
     export: ExportConfig
+    report: ReportConfig
     execution: ExecutionConfig
 
     def flat(self) -> dict[str, Any]:
@@ -109,6 +111,7 @@ GROUPS: Mapping[str, type[Settings]] = {
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
     "export": ExportConfig,
+    "report": ReportConfig,
     "execution control": ExecutionConfig,
 }
 

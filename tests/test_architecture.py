@@ -26,7 +26,10 @@ ARROWS: dict[str, set[str]] = {
     "baselines": {"artifacts", "attribution", "curation", "learner"},
     "train_eval": {"artifacts", "baselines", "embedding", "learner", "sources.captions"},
     "exporting": {"artifacts", "sources"},
-    "cli": {"artifacts", "attribution", "encoders", "exporting", "learner", "sources", *STAGES},
+    "cli": {
+        *("artifacts", "attribution", "encoders", "exporting", "learner", "sources", *STAGES),
+        "reporting.report.settings",
+    },
     "reporting": {"artifacts", "attribution", "learner", "sources", *STAGES},
     "visualize": {"reporting"},
 }
