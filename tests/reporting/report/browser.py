@@ -29,7 +29,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 PROGRAMS = ("chromium", "chromedriver")
-PATIENCE = 20.0  # seconds that a page, a condition or a download may take
+PATIENCE = 30.0  # seconds that a page, a condition or a download may take
 Target = WebElement | tuple[float, float]
 Message = dict[str, Any]
 
@@ -58,21 +58,21 @@ def missing_programs() -> str:
 
 
 @contextmanager
-def open_browser(downloads: Path, *, flags: Sequence[str] = ()) -> Iterator[Browser]:
+def open_browser(downloads: Path, *, patience: float = PATIENCE) -> Iterator[Browser]:
     """A browser with a profile of its own, closed at the end; downloads go below the folder."""
     options = ChromeOptions()
     options.binary_location = shutil.which(PROGRAMS[0]) or PROGRAMS[0]
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     # A driver killed by a test's time limit leaves files open; what is left is no failure.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in (*FLAGS, f"--user-data-dir={profile}", *flags):
+        for flag in (*FLAGS, f"--user-data-dir={profile}"):
             options.add_argument(flag)
         # Both paths are given, so that selenium asks no server for a browser. The driver is on this
         # machine, where no proxy leads.
         with mock.patch.dict(os.environ, no_proxy="localhost"):
             driver = Chrome(options, ChromeService(shutil.which(PROGRAMS[1]) or PROGRAMS[1]))
         try:
-            yield Browser(driver, downloads)
+            yield Browser(driver, downloads, patience)
         finally:
             driver.quit()
 
@@ -80,14 +80,14 @@ def open_browser(downloads: Path, *, flags: Sequence[str] = ()) -> Iterator[Brow
 class Browser:
     """One window of Chromium; `driver` is selenium's, for what is not here."""
 
-    def __init__(self, driver: Chrome, downloads: Path) -> None:
-        self.driver = driver
+    def __init__(self, driver: Chrome, downloads: Path, patience: float = PATIENCE) -> None:
+        self.driver, self.patience = driver, patience
         self._downloads, self._n_downloads = downloads, 0
         self._page = ""
         self._console: list[Message] = []
         self._network: list[Message] = []
-        driver.set_page_load_timeout(PATIENCE * 3)
-        driver.set_script_timeout(PATIENCE * 3)
+        driver.set_page_load_timeout(patience)
+        driver.set_script_timeout(patience)
 
     def open(
         self,
@@ -177,6 +177,7 @@ class Browser:
         wait_until(
             (folder / name).exists,
             lambda: f"no download {name!r}, but {sorted(p.name for p in folder.iterdir())}",
+            self.patience,
         )
         self._next_downloads()
         return folder / name
@@ -210,7 +211,9 @@ class Browser:
         Raises:
             TimeoutError: it stays false.
         """
-        return wait_until(lambda: self.run(script, *arguments), lambda: f"never true: {script}")
+        return wait_until(
+            lambda: self.run(script, *arguments), lambda: f"never true: {script}", self.patience
+        )
 
     def press(self, *keys: str) -> None:
         """Press keys one after another: `press("Tab", "Enter", "a", "Shift+Tab", "ArrowDown")`."""
@@ -282,13 +285,15 @@ def _key(name: str) -> str:
     return str(getattr(Keys, upper.get(name, name.upper())))
 
 
-def wait_until(condition: Callable[[], Any], complaint: Callable[[], str]) -> Any:
+def wait_until(
+    condition: Callable[[], Any], complaint: Callable[[], str], patience: float = PATIENCE
+) -> Any:
     """What a condition returns once that is true.
 
     Raises:
         TimeoutError: it stays false; the complaint is the message.
     """
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     while not (result := condition()):
         if time.monotonic() > until:
             raise TimeoutError(complaint())

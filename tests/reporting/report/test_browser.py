@@ -203,7 +203,7 @@ def test_a_download_of_the_same_name_comes_twice(browser: Browser, write: Write)
 def test_what_does_not_come_is_said(
     browser: Browser, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness, "PATIENCE", 0.1)
+    monkeypatch.setattr(browser, "patience", 0.1)
     browser.open(write("<p>nothing</p>"))
     with pytest.raises(TimeoutError, match=r"no download 'a\.csv', but \[\]"):
         browser.wait_for_download("a.csv")
