@@ -110,8 +110,8 @@ def cluster_embeddings(
     width = embeddings.shape[1] // 2
     images = embeddings[:, :width] if image_features is None else image_features
     # Copies share an image, not a caption: they are looked for where the images lie together.
-    image_groups = _nearest(embeddings[:, :width], centers[:, :width])
-    copies = better_copies(images, image_groups, clip_scores, config.near_copy_similarity)
+    groups = image_groups(embeddings, centers)
+    copies = better_copies(images, groups, clip_scores, config.near_copy_similarity)
     bands = agreement_bands(clip_scores, config.agreement_bands)
     cells = split_into_cells(assignments, bands, copies)
     clusters = describe_clusters(assignments, centers, embeddings, clip_scores, captions)
@@ -121,6 +121,14 @@ def cluster_embeddings(
     for cluster, its_cells in zip(clusters, described, strict=True):
         cluster["cells"] = its_cells
     return ClusterAssignment(assignments, cells, copies, centers, clusters)
+
+
+def image_groups(
+    embeddings: Float[np.ndarray, "n d2"], centers: Float[np.ndarray, "K d2"]
+) -> Int64[np.ndarray, " n"]:
+    """The cluster that each image is nearest to, whatever its caption: copies lie in one."""
+    width = embeddings.shape[1] // 2
+    return _nearest(embeddings[:, :width], centers[:, :width])
 
 
 def _nearest(

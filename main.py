@@ -49,9 +49,28 @@ from influence import judge_held_out, score_clusters, score_pairs_in_rounds
 from learner.pairs import TrainingPairs
 from reporting.console import console_summary
 from reporting.contact_sheets import draw_contact_sheets
-from reporting.explain import explain_pair
+from reporting.estimate import caution
+from reporting.explain import Told, explain_pair, topics
 from reporting.ledger import Ledger, curated_pairs, make_ledger
-from reporting.results import Chosen, Judged, Known, Proof, Results, summarize, write_results
+from reporting.report.pair_map import PairMap, map_pairs
+from reporting.report.photographs import (
+    Photographs,
+    make_photographs,
+    none_made,
+    wanted_photographs,
+)
+from reporting.report.write import Findings, Shown, gather, remove_report, write_report
+from reporting.results import (
+    Chosen,
+    Judged,
+    Known,
+    Proof,
+    Results,
+    finish,
+    summarize,
+    write_results,
+)
+from reporting.standing import guard
 from train_eval import EvaluationResult, Subset, evaluate_methods, retrieval_set
 
 logger = logging.getLogger(__name__)
@@ -304,6 +323,7 @@ def report(run: Run, results: Results, *, command: str, started: float) -> None:
             max_image_pixels=config.data.max_image_pixels,
             rng=run.rng("contact sheets"),
         )
+    shown = None if config.report.no_report else look(run, results)
     summary = summarize(
         *(results, run.about(command, started), config.curation, config.clustering),
         contact_sheets=sheets,
@@ -311,8 +331,73 @@ def report(run: Run, results: Results, *, command: str, started: float) -> None:
     )
     figures = visualize.figures(summary)
     summary = replace(summary, figures=tuple(figures))
-    write_results(run.store, summary, figures, started=started, log_file=config.run.log_file)
+    write_results(run.store, summary, figures)
+    if config.report.no_report:
+        remove_report(run.store)
+    else:
+        write_report(run.store, summary, shown)
+    finish(run.store, summary, started=started, log_file=config.run.log_file)
     print(console_summary(summary))
+
+
+def look(run: Run, results: Results) -> Shown | None:
+    """The pairs as the report shows them, on a map and with photographs; None without stage 3."""
+    config, found = run.config, findings(run, results)
+    if found is None:
+        return None
+    pairs, embedded = gather(found, run.rng("report")), results.known.embedded
+    read, most = embedded.value.pairs, config.report.report_images
+    within = set(pairs.table["image_sha256"][pairs.inside])
+    # Where not all photographs are shown, those are that belong to pairs in the page.
+    chosen_by: list[Saved[Any]] = (
+        [results.chosen.ledger] if read["image_sha256"].nunique() > most else []
+    )
+
+    def make(rng: np.random.Generator) -> Photographs:
+        return make_photographs(
+            *(wanted_photographs(read, within, most, rng), run.open_source(run.dataset())),
+            max_image_pixels=config.data.max_image_pixels,
+            n_workers=config.data.num_workers,
+        )
+
+    photographs, settings = none_made(), {"report_images": most} if chosen_by else {}
+    try:
+        if most:
+            after = [embedded, *chosen_by]
+            photographs = run.stage(
+                stages.PHOTOGRAPHS, Photographs, settings, after=after, compute=make
+            ).value
+    except InputError as error:  # the data were moved since; all else can be shown
+        logger.warning("report: it shows no photographs: %s", error)
+    return Shown(found, pairs, photographs)
+
+
+def findings(run: Run, results: Results) -> Findings | None:
+    """What the stages have found of pairs; None where they were not curated."""
+    (known, judged, chosen, proof), config = results, run.config
+    scored, curated, ledger = judged.scored.found, chosen.curated.found, chosen.ledger.found
+    if curated is None or ledger is None:
+        return None
+    e, clustered = known.embedded.value, known.clustered.value
+    mapped = run.stage(
+        stages.PAIR_MAP,
+        PairMap,
+        after=[known.embedded],
+        compute=lambda rng: map_pairs(e.concatenated_embeddings, rng=rng),
+    )
+    quality = None if scored is None else scored.quality
+    doubts = caution(quality), guard(quality)
+    ratio = config.curation.target_size_ratio
+    return Findings(
+        *(e, clustered, curated, ledger),
+        told=Told(ledger.cut, topics(curated.categorization), ratio, doubts),
+        subsets=proof.subsets,
+        pair_map=mapped.value,
+        near_copy_similarity=config.clustering.near_copy_similarity,
+        marks={},
+        kept_there=None,
+        fingerprint=chosen.ledger.fingerprint,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

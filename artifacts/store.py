@@ -91,18 +91,24 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def write_bytes(self, relative: str, data: bytes) -> Path:
+    def write_bytes(self, relative: str, data: bytes, *, lasting: bool = True) -> Path:
         """Write a whole file or nothing.
+
+        Args:
+            relative: its path in the output folder.
+            data: what is in it.
+            lasting: False for one of many that are easily made anew: it is not waited for until
+                the disk has it.
 
         Raises:
             InputError: the disk is full or the folder cannot be written to.
         """
-        with self.writing(relative) as file:
+        with self.writing(relative, lasting=lasting) as file:
             file.write(data)
         return self.root / relative
 
     @contextmanager
-    def writing(self, relative: str) -> Iterator[BinaryIO]:
+    def writing(self, relative: str, *, lasting: bool = True) -> Iterator[BinaryIO]:
         """A file to fill, which takes its name when it is whole and on the disk.
 
         On any error nothing of it remains; what had the name before stays. An `OSError` in the
@@ -118,7 +124,8 @@ class Store:
             with open(temporary, "wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if lasting:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException as error:
             with suppress(OSError):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
 # A pair is a near copy of another where their images are this much closer than its surroundings:
 # photographs of one scene are alike without being copies (drawn ones more so).
@@ -36,10 +39,41 @@ def better_copies(
         agreement: of image and caption, on any scale; ties go to the earlier row.
         similarity: least centred cosine of a near copy.
     """
+    better = np.zeros(len(image_features), dtype=np.int64)
+    for rows, near in _near_and_better(image_features, groups, agreement, similarity):
+        better[rows.of_block] = near.sum(axis=1)
+    return better
+
+
+def copy_links(
+    image_features: Float[np.ndarray, "n d_i"],
+    groups: Int64[np.ndarray, " n"],
+    agreement: Float[np.ndarray, " n"],
+    similarity: float,
+) -> Int64[np.ndarray, "m 2"]:
+    """The near copies that `better_copies` counts: (pair, near copy whose caption is better)."""
+    found = [np.zeros((0, 2), dtype=np.int64)]
+    for rows, near in _near_and_better(image_features, groups, agreement, similarity):
+        pair, other = np.nonzero(near)
+        found.append(np.stack([rows.of_block[pair], rows.of_group[other]], axis=1))
+    return np.concatenate(found)
+
+
+class _Rows(NamedTuple):
+    of_block: Int64[np.ndarray, " b"]
+    of_group: Int64[np.ndarray, " g"]
+
+
+def _near_and_better(
+    image_features: Float[np.ndarray, "n d_i"],
+    groups: Int64[np.ndarray, " n"],
+    agreement: Float[np.ndarray, " n"],
+    similarity: float,
+) -> Iterator[tuple[_Rows, Bool[np.ndarray, "b g"]]]:
+    """Block by block: whose near copy with a better caption which pair of the group is."""
     centred = image_features - image_features.mean(axis=0, dtype=np.float64).astype(np.float32)
     norms = np.linalg.norm(centred, axis=1, keepdims=True)
     unit = centred / np.maximum(norms, np.finfo(np.float32).tiny)
-    better = np.zeros(len(unit), dtype=np.int64)
     order = np.lexsort((np.arange(len(unit)), -agreement, groups))  # best first in each group
     for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
         points = unit[members]
@@ -50,8 +84,7 @@ def better_copies(
             near = 1 - cosines < np.maximum(reach[rows, None], reach[None, :])
             near &= cosines >= similarity
             earlier = np.arange(len(points))[None, :] < np.arange(len(points))[rows, None]
-            better[members[rows]] = (near & earlier).sum(axis=1)
-    return better
+            yield _Rows(members[rows], members), near & earlier
 
 
 def _reach(points: Float[np.ndarray, "g d_i"]) -> Float[np.ndarray, " g"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -95,20 +95,33 @@ def explain(
         InputError: there is no such pair.
     """
     rows = find_pairs(ledger.ledger, name)
-    doubts = (caution, guard)
+    told = Told(ledger.cut, topics(clusters), target_size_ratio, (caution, guard))
     return "\n\n".join(
-        _story({str(k): v for k, v in row.items()}, ledger, clusters, target_size_ratio, doubts)
-        for row in rows.to_dict("records")
+        _story({str(k): v for k, v in row.items()}, ledger, told) for row in rows.to_dict("records")
     )
 
 
-def _story(
-    row: Mapping[str, Any],
-    ledger: Ledger,
-    clusters: Sequence[Mapping[str, Any]],
-    target_size_ratio: float,
-    doubts: tuple[str, str],
-) -> str:
+class Told(NamedTuple):
+    """What the stories of all pairs of a run share."""
+
+    cut: float | None  # the highest value of a dropped pair
+    topics: Mapping[int, Mapping[str, Any]]  # see `topics`
+    target_size_ratio: float
+    doubts: tuple[str, str]  # caution and guard
+
+
+def topics(clusters: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The clusters of stage3/cluster_categorization.json by their numbers, cells by theirs."""
+    return {
+        int(cluster["cluster"]): {
+            **cluster,
+            "cells": {int(cell["cell"]): cell for cell in cluster["cells"]},
+        }
+        for cluster in clusters
+    }
+
+
+def _story(row: Mapping[str, Any], ledger: Ledger, told: Told) -> str:
     place = [str(row["shard"])] if row["shard"] else []
     place += [str(row["member"])] if row["member"] else []
     place += [f"row {row['row']}"] if row["row"] >= 0 else []
@@ -126,11 +139,14 @@ def _story(
         if row["duplicate_of"] >= 0:
             first = ledger.ledger[ledger.ledger["position"] == row["duplicate_of"]].iloc[0]
             lines.append(("instead", f"{first['key']}: {first['caption']}"))
-    elif row["split"] != "train":
-        lines += _held_out_story(row)
     else:
-        lines += _training_story(row, ledger.cut, clusters, target_size_ratio, doubts)
+        lines += story_of_read(row, told)
     return "\n".join(f"{name:<12}{text}" for name, text in lines)
+
+
+def story_of_read(row: Mapping[str, Any], told: Told) -> list[tuple[str, str]]:
+    """What happened to a pair that was read, by what it was judged: (name, text) each."""
+    return _held_out_story(row) if row["split"] != "train" else _training_story(row, told)
 
 
 def _log_odds(row: Mapping[str, Any]) -> str:
@@ -160,24 +176,20 @@ def _value_parts(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {part:+.2f}" for name, part in parts.items())
 
 
-def _training_story(
-    row: Mapping[str, Any],
-    cut: float | None,
-    clusters: Sequence[Mapping[str, Any]],
-    target_size_ratio: float,
-    doubts: tuple[str, str],
-) -> list[tuple[str, str]]:
-    cluster = next(entry for entry in clusters if entry["cluster"] == row["cluster"])
-    cell = next(cell for cell in cluster["cells"] if cell["cell"] == row["cell"])
+def _training_story(row: Mapping[str, Any], told: Told) -> list[tuple[str, str]]:
+    cluster, cut = told.topics[int(row["cluster"])], told.cut
+    cell = cluster["cells"][int(row["cell"])]
     how = "evaluated" if row["evaluated"] else "inferred from pairs like it"
     judged = f"it {'helps' if row['influence'] > 0 else 'hurts'} held-out data"
-    caution, guard = doubts
+    caution, guard = told.doubts
     if caution and not row["evaluated"]:
         judged = caution
     weighed = f"; {guard}" if guard else ""
     copies = int(row["better_copies"])
     agreement = ", ".join(filter(None, (f"CLIP score {row['clip_score']:.3f}", _log_odds(row))))
-    where = "" if cut is None else f"; the cut that keeps {target_size_ratio:.0%} is at {cut:+.2f}"
+    where = (
+        "" if cut is None else f"; the cut that keeps {told.target_size_ratio:.0%} is at {cut:+.2f}"
+    )
     fate = f", weight {row['weight']:.3f}" if row["decision"] == KEPT else ""
     return [
         (

@@ -208,21 +208,14 @@ def faults_of_methods(
 
 
 def write_results(
-    store: Store,
-    summary: Summary,
-    figures: Mapping[str, Callable[[], Figure]],
-    *,
-    started: float,
-    log_file: str,
+    store: Store, summary: Summary, figures: Mapping[str, Callable[[], Figure]]
 ) -> None:
-    """Tables, figures, the results page and run.json.
+    """Tables, figures and the results page.
 
     Args:
         store: the run's.
         summary: what they are made from.
         figures: a maker for each of its figures, by path.
-        started: when the run did, by `time.perf_counter`.
-        log_file: its name, for a copy beside the results.
     """
     store.write_json("evaluation/method_metrics.json", summary.metrics)
     if summary.trusted_metrics is not None:
@@ -242,6 +235,17 @@ def write_results(
     made = {*figures, *summary.contact_sheets, *trusted}
     optional = {*GAP_FIGURES, *SHEETS, TRUSTED_METRICS}
     store.remove_files(".", sorted(optional - made))  # an earlier run's
+
+
+def finish(store: Store, summary: Summary, *, started: float, log_file: str) -> None:
+    """run.json, and a copy of the log beside the results.
+
+    Args:
+        store: the run's.
+        summary: with what run.json says.
+        started: when the run did, by `time.perf_counter`.
+        log_file: its name.
+    """
     total_seconds = round(time.perf_counter() - started, 1)
     store.write_json("run.json", {**summary.run, "total_seconds": total_seconds})
     logger.info("done in %.1f s", total_seconds)

@@ -1,0 +1,344 @@
+"""Writing `results/report.html`, and beside it what does not fit into one file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Int64
+from tqdm import tqdm
+
+from artifacts.store import Store
+from baselines import FULL, INFLUENCESPACE
+from clustering import ClusterAssignment, image_groups
+from curation import CurationResult
+from embedding import EmbeddingResult
+from learner.near_copies import copy_links
+from reporting.explain import Told
+from reporting.ledger import KEPT, Ledger
+from reporting.report.figure import PALETTE, library, map_item
+from reporting.report.page import PageData, keeper_label, render
+from reporting.report.pair_map import PairMap
+from reporting.report.pairs import (
+    NOT_KNOWN,
+    OTHER_RUN,
+    THIS_RUN,
+    TrainingFacts,
+    columns,
+    kept_by_one_alone,
+    packed,
+    pair_table,
+    stratified,
+    vocabularies,
+)
+from reporting.report.photographs import EMBEDDED_BYTES, MIME_TYPE, N_EMBEDDED, Photographs
+from reporting.summary import Summary
+from train_eval import Subset
+
+PAGE = "results/report.html"
+FILES = "results/report_files"
+N_OTHERS = 3000  # held-out and skipped pairs within the page
+N_EXTREMES = 48  # of every order, that are in the page whatever the draw
+N_IN_FAMILIES = 400  # near copies, whole families of them
+CHUNK = 1000  # pairs a file
+FOLDER = 1000  # photographs a folder
+N_STRIP = 5  # photographs in a table
+
+
+class Findings(NamedTuple):
+    """What the stages have found of pairs, as far as the page shows it."""
+
+    embedded: EmbeddingResult
+    clustered: ClusterAssignment
+    curated: CurationResult
+    ledger: Ledger
+    told: Told
+    subsets: Mapping[str, Subset]
+    pair_map: PairMap
+    near_copy_similarity: float
+    marks: Mapping[str, str]  # by id, what the reviewer has said so far
+    kept_there: frozenset[str] | None  # ids that the other run keeps
+    fingerprint: str  # of the ledger
+
+
+class Pairs(NamedTuple):
+    """The pairs as the page shows them."""
+
+    table: pd.DataFrame  # see `pair_table`
+    inside: Bool[np.ndarray, " n"]  # those within the page
+    keeps: Mapping[str, Bool[np.ndarray, " m"]]  # who keeps which training pairs
+
+
+def gather(found: Findings, rng: np.random.Generator) -> Pairs:
+    """What is known of every pair, and which of them lie within the page.
+
+    Args:
+        found: by the stages.
+        rng: draws the pairs within the page where they are too many.
+    """
+    ledger = found.ledger.ledger
+    training = ledger[(ledger["split"] == "train") & (ledger["status"] == "read")]
+    keeps = _keeps(found, training)
+    copies = copy_links(
+        found.embedded.image_features,
+        image_groups(found.embedded.concatenated_embeddings, found.clustered.centers),
+        found.embedded.clip_scores,
+        found.near_copy_similarity,
+    )
+    faults = found.embedded.split_pairs("train")["fault"].tolist()
+    table = pair_table(ledger, TrainingFacts(found.pair_map, faults, keeps, copies), found.told)
+    return Pairs(table, _within_page(table, found.ledger.cut, rng), keeps)
+
+
+class Shown(NamedTuple):
+    """All that the page shows of pairs."""
+
+    found: Findings
+    pairs: Pairs
+    photographs: Photographs
+
+
+def write_report(store: Store, summary: Summary, shown: Shown | None, changes: str = "") -> None:
+    """The page, and files beside it where there is more than a page should hold.
+
+    Args:
+        store: the run's; the summary's figures are in it.
+        summary: the run's numbers.
+        shown: of the pairs; None where they were not curated.
+        changes: against another run, Markdown; "" where none was named.
+    """
+    figures = {
+        _from_results(path): (store.root / path).read_bytes()
+        for path in (*summary.figures, *summary.contact_sheets)
+    }
+    data, beside = PageData({}, [], [], {}, changes), iter(tuple[tuple[str, bytes]]())
+    if shown is not None:
+        data, beside = _contents(*shown, summary, changes)
+    store.write_text(PAGE, render(summary, data, figures))
+    written = set[str]()
+    for name, content in tqdm(beside, desc="report", unit="file", disable=None, leave=False):
+        store.write_bytes(f"{FILES}/{name}", content, lasting=False)
+        written.add(name)
+    _remove_others(store, written)
+
+
+def remove_report(store: Store) -> None:
+    """Remove what an earlier run has written."""
+    _remove_others(store, ())
+    store.remove_files(".", [PAGE])
+
+
+def _remove_others(store: Store, written: Collection[str]) -> None:
+    """Remove what an earlier report left beside the page."""
+    root = store.root / FILES
+    there = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    folder, name = FILES.split("/")
+    store.remove_files(folder, [f"{name}/{other}" for other in sorted(there.difference(written))])
+
+
+def _from_results(path: str) -> str:
+    """A figure's path as the results page links it."""
+    return path.removeprefix("results/") if path.startswith("results/") else f"../{path}"
+
+
+def _contents(
+    found: Findings, pairs: Pairs, photographs: Photographs, summary: Summary, changes: str
+) -> tuple[PageData, Iterator[tuple[str, bytes]]]:
+    """What the page holds, and the files beside it: (name, bytes) each."""
+    numbers = {sha256: row for row, sha256 in enumerate(photographs.image_sha256.tolist())}
+    photo = pairs.table["image_sha256"].map(numbers).fillna(NOT_KNOWN).astype(int)
+    table, inside = pairs.table.drop(columns="image_sha256").assign(photo=photo), pairs.inside
+    inline = _inline_photographs(table[inside], photographs)
+    words = vocabularies(table)
+    beside = chain(_chunks(table, inside, words), _photograph_files(photographs, inline))
+    meta = {
+        "words": words,
+        "clusters": [
+            [number, f"{number}: {', '.join(cluster['terms'][:5])}"]
+            for number, cluster in sorted(found.told.topics.items())
+        ],
+        "keepers": [[name, keeper_label(name)] for name in pairs.keeps],
+        "cut": found.ledger.cut,
+        "n": len(table),
+        "note": _note(table, inside),
+        "chunkSize": CHUNK,
+        "chunks": [] if inside.all() else table["id"].iloc[::CHUNK].tolist(),
+        "photos": inline.tolist(),
+        "ends": np.cumsum(photographs.sizes[inline]).tolist(),
+        "mime": MIME_TYPE,
+        "marks": dict(found.marks),
+        "palette": PALETTE,
+        "fingerprint": found.fingerprint[:16],
+    }
+    scripts = {
+        "meta": packed(meta),
+        "library": packed(library()),
+        "map": packed(map_item()),
+        "pairs": packed(columns(table[inside], words)),
+    }
+    if len(inline):
+        data = b"".join(photographs.file(row) for row in inline.tolist())
+        scripts["photos"] = base64.b64encode(data).decode("ascii")
+    clusters, cells = _tables(found, summary, _strips(table, inside, found))
+    return PageData(scripts, clusters, cells, pairs.keeps, changes), beside
+
+
+def _keeps(found: Findings, training: pd.DataFrame) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Who keeps which training pairs: methods, what influence or agreement would, another run."""
+    n = len(training)
+    kept = found.curated.training_weights(n) > 0
+    keeps = {INFLUENCESPACE: kept}
+    for name, subset in found.subsets.items():
+        if name not in (FULL, INFLUENCESPACE):
+            keeps[name] = np.isin(np.arange(n), subset.rows)
+    influence, agreement = (
+        training[f"{name}_part"].to_numpy(np.float64) for name in ("influence", "agreement")
+    )
+    keeps |= kept_by_one_alone(influence, agreement, int(kept.sum()))
+    if found.kept_there is not None:
+        keeps |= {THIS_RUN: kept, OTHER_RUN: training["id"].isin(found.kept_there).to_numpy()}
+    return keeps
+
+
+# --- Within the page or beside it -----------------------------------------------------------------
+
+
+def _within_page(
+    table: pd.DataFrame, cut: float | None, rng: np.random.Generator
+) -> Bool[np.ndarray, " n"]:
+    """The pairs within the page: all, or extremes, families and a draw from every stratum."""
+    inside = np.zeros(len(table), dtype=bool)
+    is_train = table["value"].notna().to_numpy()
+    train, others = np.flatnonzero(is_train), np.flatnonzero(~is_train)
+    for rows, most in ((train, N_EMBEDDED), (others, N_OTHERS)):
+        part = table.iloc[rows]
+        if len(rows) <= most:
+            inside[rows] = True
+            continue
+        strata = part.groupby(["split", "reason", "cell", "decision"], sort=True).ngroup()
+        if rows is train:
+            inside[rows[_worth_seeing(part, cut)]] = True
+        room = most - int(inside[rows].sum())
+        rest = np.flatnonzero(~inside[rows])
+        inside[rows[rest[stratified(strata.to_numpy()[rest], room, rng)]]] = True
+    return inside
+
+
+def _worth_seeing(part: pd.DataFrame, cut: float | None) -> Int64[np.ndarray, " m"]:
+    """Rows at the ends of every order, on both sides of the cut, and whole families of copies."""
+    rows = set[int]()
+    orders = [part[name] for name in ("value", "influence", "agreement")]
+    orders += [-order for order in orders] + [(part["value"] - (cut or 0.0)).abs()]
+    for decision in part["decision"].unique():
+        of_side = np.flatnonzero(part["decision"] == decision)
+        for order in orders:
+            best = np.argsort(order.to_numpy()[of_side], kind="stable")[:N_EXTREMES]
+            rows.update(of_side[best].tolist())
+    family = part["family"].to_numpy()
+    members = np.flatnonzero(family != NOT_KNOWN)
+    members = members[np.argsort(family[members], kind="stable")]
+    some = members[:N_IN_FAMILIES]
+    if len(members) > len(some):  # the last family would be cut
+        some = some[family[some] != family[members[len(some)]]]
+    return np.array(sorted({*rows, *some.tolist()}), dtype=np.int64)
+
+
+def _note(table: pd.DataFrame, inside: Bool[np.ndarray, " n"]) -> str:
+    """What the page says of pairs that are not in it; "" where all are."""
+    if inside.all():
+        return ""
+    return (
+        f"{int(inside.sum()):,} of {len(table):,} pairs are in this page: those at the ends of"
+        " every order, families of near copies, and a draw from every cluster, cell and decision."
+        " Counts, search and lasso know these."
+    )
+
+
+def _inline_photographs(part: pd.DataFrame, photographs: Photographs) -> Int64[np.ndarray, " m"]:
+    """The photographs within the page, as many as fit: those of training pairs first."""
+    first = part.assign(held_out=part["value"].isna()).sort_values("held_out", kind="stable")
+    wanted = first["photo"][first["photo"] != NOT_KNOWN].drop_duplicates().to_numpy(np.int64)
+    fits = np.cumsum(photographs.sizes[wanted]) <= EMBEDDED_BYTES
+    return np.sort(wanted[fits])
+
+
+def _chunks(
+    table: pd.DataFrame, inside: Bool[np.ndarray, " n"], words: Mapping[str, list[str]]
+) -> Iterator[tuple[str, bytes]]:
+    """The pairs that are not in the page, in files that a page can load without a server."""
+    starts = () if inside.all() else range(0, len(table), CHUNK)
+    for i, start in enumerate(starts):
+        rows = slice(start, start + CHUNK)
+        text = packed(columns(table.iloc[rows][~inside[rows]], words))
+        yield f"pairs/{i:05d}.js", f'influencespace.chunk({i},"{text}")\n'.encode("ascii")
+
+
+def _photograph_files(
+    photographs: Photographs, inline: Int64[np.ndarray, " m"]
+) -> Iterator[tuple[str, bytes]]:
+    """The photographs that are not in the page."""
+    for row in np.setdiff1d(np.arange(len(photographs)), inline).tolist():
+        yield f"photographs/{row // FOLDER}/{row}.avif", photographs.file(row)
+
+
+# --- Tables ---------------------------------------------------------------------------------------
+
+
+def _strips(
+    table: pd.DataFrame, inside: Bool[np.ndarray, " n"], found: Findings
+) -> dict[str, dict[int, list[int]]]:
+    """The pairs in the page that lie nearest their cluster's centre, by cluster and by cell."""
+    e, c = found.embedded, found.clustered
+    distances = np.linalg.norm(e.concatenated_embeddings - c.centers[c.cluster_assignments], axis=1)
+    ledger = found.ledger.ledger
+    is_train = (ledger["split"] == "train") & (ledger["status"] == "read")
+    by_id = pd.Series(distances, index=ledger["id"][is_train])
+    part = table[inside & table["value"].notna()]
+    part = part.assign(distance=part["id"].map(by_id)).sort_values("distance", kind="stable")
+    strips: dict[str, dict[int, list[int]]] = {"cluster": {}, "cell": {}}
+    for name, strip in strips.items():
+        for owner, number in zip(part[name].tolist(), part["number"].tolist(), strict=True):
+            strip.setdefault(owner, []).append(number)
+    return {
+        name: {owner: numbers[:N_STRIP] for owner, numbers in strip.items()}
+        for name, strip in strips.items()
+    }
+
+
+def _tables(
+    found: Findings, summary: Summary, strips: Mapping[str, Mapping[int, list[int]]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of the tables of clusters and of cells, most harmful first."""
+    weights, ledger = summary.cluster_weights or {}, found.ledger.ledger
+    cell_weights = ledger[ledger["decision"] == KEPT].groupby("cell")["weight"].mean()
+    clusters, cells = [], []
+    for entry in found.curated.categorization:
+        number = int(entry["cluster"])
+        strip = strips["cluster"].get(number, [])
+        row = _row(number, entry, entry["terms"], strip)
+        clusters.append({**row, "weight": f"{weights.get(str(number), 0.0):.2f}"})
+        for cell in entry["cells"]:
+            strip = strips["cell"].get(int(cell["cell"]), [])
+            row = _row(int(cell["cell"]), cell, entry["terms"], strip)
+            weight = cell_weights.get(row["number"], 0.0)
+            cells.append({**row, "cluster": number, "weight": f"{weight:.2f}"})
+    return clusters, sorted(cells, key=lambda row: float(row["influence"]))
+
+
+def _row(
+    number: int, entry: Mapping[str, Any], terms: list[str], strip: list[int]
+) -> dict[str, Any]:
+    return {
+        "number": number,
+        "terms": ", ".join(terms[:6]),
+        "category": entry["category"],
+        "size": entry["size"],
+        "influence": entry["influence_percent"],
+        "stderr": entry["stderr_percent"],
+        "kept_share": entry["pairs_kept"] / entry["size"],
+        "strip": strip,
+    }
