@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -350,8 +351,56 @@ def test_a_pair_without_copies_is_never_dropped_for_them() -> None:
     reasons = make_ledger(*case_of(weights=np.array([6.0, 0, 0, 0, 0, 0]))).ledger.set_index(
         "position"
     )["decision_reason"]
-    assert reasons[8] == ledger.DISAGREES  # all of its parts are positive, agreement the least
+    assert reasons[8] == ledger.OUTBID  # all of its parts are above the mean
     assert reasons[6] == ledger.NEAR_COPY
+
+
+def reasons_without(name: str, constant: float) -> dict[Hashable, str]:
+    """By position, why pairs are dropped where one part of their value is the same for all."""
+    case = case_of(weights=np.array([6.0, 0, 0, 0, 0, 0]))
+    parts = case.parts._replace(**{name: np.full(6, constant)})
+    curated = dataclasses.replace(case.curated, pair_values=parts.total)
+    made = make_ledger(*case._replace(parts=parts, curated=curated)).ledger
+    return made[made["decision"] == "dropped"].set_index("position")["decision_reason"].to_dict()
+
+
+@pytest.mark.parametrize("constant", [0.0, -9.1])
+def test_a_part_that_is_the_same_for_all_pairs_is_no_reason(constant: float) -> None:
+    # Without influence: agreement 0.5, -2.5, -0.2, -1.2, 0.1 of a mean of -0.38, three copies.
+    assert reasons_without("influence", constant) == {
+        0: ledger.OUTBID,
+        4: ledger.DISAGREES,
+        6: ledger.NEAR_COPY,
+        2: ledger.DISAGREES,
+        8: ledger.OUTBID,
+    }
+    # Without agreement: influence -3, 0.5, -0.1, 1, 0.2 of a mean of 0.1.
+    assert reasons_without("agreement", constant) == {
+        0: ledger.LOW_INFLUENCE,
+        4: ledger.OUTBID,
+        6: ledger.NEAR_COPY,
+        2: ledger.OUTBID,
+        8: ledger.OUTBID,
+    }
+    assert reasons_without("copies", constant)[6] == ledger.LOW_INFLUENCE
+    assert ledger.FAR_FROM_TARGET not in reasons_without("relevance", constant).values()
+
+
+def test_copies_that_cost_nothing_are_no_reason() -> None:
+    case = case_of(weights=np.array([6.0, 0, 0, 0, 0, 0]))
+    free = case._replace(parts=case.parts._replace(copies=-0.0 * case.pairs.better_copies))
+    reasons = [
+        made.ledger.set_index("position").at[6, "decision_reason"]
+        for made in (make_ledger(*case), make_ledger(*free))
+    ]
+    assert reasons == [ledger.NEAR_COPY, ledger.LOW_INFLUENCE]
+
+
+def test_of_pairs_that_are_alike_none_is_dropped_for_what_it_is() -> None:
+    case = case_of(weights=np.array([6.0, 0, 0, 0, 0, 0]))
+    alike = ValueParts(*np.zeros((4, 6)))
+    reasons = make_ledger(*case._replace(parts=alike)).ledger["decision_reason"]
+    assert (reasons == ledger.OUTBID).sum() == 5
 
 
 def test_ledgers_of_earlier_runs_can_be_explained(made: Ledger) -> None:
