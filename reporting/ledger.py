@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int8
 
 from attribution.results import PairInfluence
 from attribution.scores import standardised
 from attribution.trust import PairTrust
-from curation import CurationResult, ValueParts
+from curation import DROP, KEEP, CurationResult, ValueParts
 from learner.pairs import TrainingPairs
 
 KEPT, DROPPED, HELD_OUT, SKIPPED = "kept", "dropped", "held out", "skipped"
@@ -30,6 +30,8 @@ LOW_INFLUENCE = "its influence is low beside that of others"
 DISAGREES = "image and caption disagree"
 NEAR_COPY = "near copy of a better pair"
 FAR_FROM_TARGET = "far from what the held-out pairs show"
+KEPT_BY_REVIEW = "kept by the reviewer's say"
+DROPPED_BY_REVIEW = "dropped by the reviewer's say"
 OUTBID = "nothing weighs against it, but others are worth more"
 
 # What a held-out pair does; the last three say it of validation pairs that were judged.
@@ -57,7 +59,8 @@ class Ledger:
     """One row a pair seen, in the order of the source."""
 
     ledger: pd.DataFrame
-    cut: float | None  # the highest value of a dropped pair; None where none was dropped
+    # The highest value of a dropped pair, those of a reviewer aside; None where none was dropped
+    cut: float | None
 
 
 def make_ledger(
@@ -100,7 +103,7 @@ def make_ledger(
     )
     train = read.index[read["split"] == "train"]
     weights = curated.training_weights(len(train))
-    reasons, cut = _decisions(curated.pair_values, weights, parts)
+    reasons, cut = _decisions(curated.pair_values, weights, parts, curated.reviewed)
     read.loc[train, "decision"] = np.where(weights > 0, KEPT, DROPPED)
     read.loc[train, "decision_reason"] = reasons
     read.loc[train, "log_odds"] = influence.agreement
@@ -148,11 +151,16 @@ def _judge_held_out(read: pd.DataFrame, trust: PairTrust) -> None:
 
 
 def _decisions(
-    values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"], parts: ValueParts
+    values: Float[np.ndarray, " n"],
+    weights: Float[np.ndarray, " n"],
+    parts: ValueParts,
+    reviewed: Int8[np.ndarray, " n"] | None,
 ) -> tuple[np.ndarray, float | None]:
     """Why every training pair is kept or dropped, and the value at which pairs are cut."""
     kept = weights > 0
-    cut = None if kept.all() else float(values[~kept].max())
+    said = np.zeros(len(values), dtype=np.int8) if reviewed is None else reviewed
+    outbid = values[~kept & (said == 0)]
+    cut = float(outbid.max()) if len(outbid) else None
     reasons = _against(parts)
     if cut is None:
         reasons[kept] = UNCUT
@@ -161,6 +169,7 @@ def _decisions(
     if kept.any():  # a weight above the least one of the kept was raised
         raised = weights > weights[kept].min() * (1 + 1e-9)
         reasons[raised & (reasons != PROTECTED)] = RAISED
+    reasons[said == KEEP], reasons[said == DROP] = KEPT_BY_REVIEW, DROPPED_BY_REVIEW
     return reasons, cut
 
 

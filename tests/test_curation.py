@@ -197,7 +197,7 @@ def test_contradictory_thresholds_are_an_input_error(low: float, high: float) ->
         ("min_group_retention", 1.1, "<= 1"),
     ],
 )
-def test_wrong_settings_are_input_errors(setting: str, value: float, rule: str) -> None:
+def test_wrong_settings_are_input_errors(setting: str, value: Any, rule: str) -> None:
     with pytest.raises(InputError, match=f"--{setting} must be {rule}; got {value:g}"):
         CurationConfig(**{setting: value})
 
