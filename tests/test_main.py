@@ -29,6 +29,7 @@ from baselines import BASELINES, METHODS
 from cli import auto, config
 from cli import log as log_module
 from cli import run as run_module
+from curation import curate
 from data import open_source
 from reporting.figures import gaps
 from reporting.summary import Summary, faults_dropped
@@ -512,6 +513,7 @@ def reviewed(
         for name in ("embed_pairs", "cluster_embeddings", "score_clusters", "judge_held_out"):
             patch.setattr(main, name, _must_not_run)
         patch.setattr(main, "score_pairs_in_rounds", _must_not_run)
+        patch.setattr(visualize, "figures", lambda _: {})
         flags = ("--load_saved", "--overrides", file, "--export", "list", *FEW_METHODS)
         assert run(folder, *flags) == 0
     return folder, said
@@ -595,11 +597,10 @@ def test_the_same_review_under_another_name_is_reused_and_none_is_another(
         assert "was made with --overrides 4 keep, 3 drop (" in error
         assert "(now not set); repeat the flags it was made with" in error
     assert run(folder, "--load_saved") == 0
-    stage_3 = {n: d for n, d in timeless(finished).items() if n.startswith("stage3/")}
-    before = {
-        n: d for n, d in stage_3.items() if n not in ("stage3/kept.png", "stage3/dropped.png")
-    }
-    after = {n: d for n, d in timeless(folder).items() if n.startswith("stage3/")}
+    before, after = (
+        {n: d for n, d in timeless(f).items() if n.startswith("stage3/") and n[-4:] != ".png"}
+        for f in (finished, folder)
+    )
     assert after == before  # nothing of the review is left
     assert fingerprints(folder) == fingerprints(finished)
 
@@ -653,13 +654,27 @@ def test_a_review_that_does_not_fit_is_an_error(
     )
 
 
-def test_a_review_is_not_obeyed_between_rounds() -> None:
-    stage = (*TINY, "--rounds", "2")
-    given, plain = (
-        config.parse_arguments([*stage, *flags]).curation.fingerprint_settings()
-        for flags in (("--overrides", "o.csv"), ())
-    )
-    assert given == plain  # so that what stage 2 has found stays as it is
+def test_a_review_is_not_obeyed_between_rounds(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = pd.read_parquet(copied / "stage3/ledger.parquet")
+    refused = ledger.loc[ledger["decision"] == "kept", "id"].iloc[0]
+    file = write_review(tmp_path / "o.csv", {refused: "drop"})
+    n_reviewed: list[int] = []
+
+    def counting(*given: Any) -> Any:
+        reviewed = given[4] if len(given) > 4 else None
+        n_reviewed.append(0 if reviewed is None else np.count_nonzero(reviewed))
+        return curate(*given)
+
+    monkeypatch.setattr(main, "curate", counting)
+    flags = ("--load_saved", "--rounds", "2", *FEW_METHODS)
+    assert run(copied, *flags, "--overrides", file) == 0
+    assert n_reviewed == [0, 0, 1]
+    # So what stage 2 has found holds whatever is reviewed.
+    monkeypatch.setattr(main, "score_pairs_in_rounds", _must_not_run)
+    assert run(copied, *flags) == 0
+    assert n_reviewed == [0, 0, 1, 0]
 
 
 def test_skipped_stages_are_loaded(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
