@@ -15,12 +15,14 @@ cell whose pairs differ is not treated as one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64, Shaped
+from jaxtyping import Bool, Float, Float64, Int8, Int64, Shaped
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -32,6 +34,7 @@ from learner.pairs import TrainingPairs
 HARMFUL, NEUTRAL, BENEFICIAL = "harmful", "neutral", "beneficial"
 SMALLEST_SHARE = 0.05  # of a cluster that is kept unless its harm is certain
 RHO_BOUNDS = 1.0, 20.0
+KEEP, DROP = 1, -1  # what a reviewer says of a pair; 0 where nothing
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,14 @@ class CurationConfig(Settings):
         at_least=0,
         at_most=1,
     )
+    overrides: str | None = setting(
+        None,
+        "a reviewer's say: a CSV file with the columns id and decision (keep or drop), such as the "
+        "report's page downloads",
+        type=str,
+        affects_result=False,  # what it says does; see `cli.overrides`
+        added_later=True,
+    )
 
     def __post_init__(self) -> None:
         """Check the fields and that the thresholds do not contradict each other.
@@ -103,6 +114,9 @@ class CurationResult:
     categorization: list[dict[str, Any]] = field(metadata={"file": "cluster_categorization.json"})
     cluster_weights: dict[str, float] = field(metadata={"file": "cluster_weights.json"})
     group_retention: dict[str, dict[str, Any]] = field(metadata={"file": "group_retention.json"})
+    # KEEP, DROP or 0 of every training pair; None where no reviewer has spoken
+    reviewed: Int8[np.ndarray, " n"] | None = None
+    n_overruled: int = 0  # reviewed pairs that would have been decided otherwise
 
     def training_weights(self, n: int) -> Float64[np.ndarray, " n"]:
         """The weight of every one of n training pairs, 0 where it was dropped."""
@@ -135,6 +149,7 @@ def curate(
     scores: InfluenceResult,
     influence: PairInfluence,
     config: CurationConfig,
+    reviewed: Int8[np.ndarray, " n"] | None = None,
 ) -> CurationResult:
     """The curated subset of exactly `curated_size` pairs, with weights.
 
@@ -142,19 +157,22 @@ def curate(
     unless its harm is certain, and the best pairs of every demographic group, up to the share
     that is asked for. Raised are pairs of certainly beneficial cells in clusters that hold a
     larger share of the held-out pairs than of the training pairs, at most by that ratio.
+    A reviewer's say goes before all of this; the other places go by the same rules.
 
     Args:
         pairs: n training pairs in K clusters.
         scores: the influence of the clusters.
         influence: that of the pairs, and of the C cells that they are in.
         config: what is pruned, kept and raised.
+        reviewed: KEEP or DROP of the pairs that a reviewer has decided on, else 0.
 
     Raises:
-        InputError: the groups' shares need more pairs than are kept.
+        InputError: the groups or the reviewer want more pairs than are kept, or leave fewer.
     """
     cells, clusters = influence.cell_assignments, pairs.cluster_assignments
     n, sizes = len(cells), np.bincount(cells)
     target = curated_size(n, config.target_size_ratio)
+    said = _with_room(np.zeros(n, dtype=np.int8) if reviewed is None else reviewed, target, config)
     categories = categorize(scores.influence_scores, scores.influence_stderr, config)
     values = estimated_parts(pairs, influence, config).total
     spread = max(float(influence.pair_influence.std()), 1e-12)
@@ -164,16 +182,13 @@ def curate(
         influence.cell_influence_stderr,
         config,
     )
-    may_be_raised = (cell_categories[cells] == BENEFICIAL) & (categories[clusters] != HARMFUL)
-    represented = np.clip(pairs.represented[clusters], 1.0, config.max_weight)
-    weights = solve_weights(rho * values, np.where(may_be_raised, represented, 1.0), target)
-    protected = protected_rows(values, clusters, categories, pairs.groups, target, config)
-    rows = np.sort(np.lexsort((-values, ~protected))[:target]).astype(np.int64)
+    caps = _caps(pairs, cell_categories[cells], categories[clusters], config)
+    weights = solve_weights(rho * values, caps, target, said)
+    choose = partial(chosen_rows, clusters, categories, pairs.groups, target, config)
+    rows, n_overruled = _obey(said, values, choose)
     kept = np.bincount(cells[rows], minlength=len(sizes))
     raised = np.maximum(weights[rows], 1.0)  # a weight below one is met by dropping pairs
     sample_weights = raised / raised.mean()
-    kept_of_cluster = np.bincount(clusters[rows], minlength=len(categories))
-    weight_of_cluster = np.bincount(clusters[rows], sample_weights, minlength=len(categories))
     return CurationResult(
         curated_indices=pairs.indices[rows],
         sample_weights=sample_weights,
@@ -181,15 +196,72 @@ def curate(
         pair_values=values,
         rho=float(rho),
         categorization=_readable_categories(
-            *(pairs, scores, categories, kept_of_cluster),
+            *(pairs, scores, categories, np.bincount(clusters[rows], minlength=len(categories))),
             _readable_cells(pairs, influence, cell_categories, kept),
         ),
-        cluster_weights={
-            str(k): float(w / m) if m else 0.0
-            for k, (w, m) in enumerate(zip(weight_of_cluster, kept_of_cluster, strict=True))
-        },
+        cluster_weights=_mean_weights(clusters[rows], sample_weights, len(categories)),
         group_retention=group_retention(pairs.groups, rows),
+        reviewed=reviewed,
+        n_overruled=n_overruled,
     )
+
+
+def _caps(
+    pairs: TrainingPairs,
+    of_cells: Shaped[np.ndarray, " n"],
+    of_clusters: Shaped[np.ndarray, " n"],
+    config: CurationConfig,
+) -> Float64[np.ndarray, " n"]:
+    """The largest weight of every pair, by the categories of its cell and its cluster."""
+    may_be_raised = (of_cells == BENEFICIAL) & (of_clusters != HARMFUL)
+    represented = np.clip(pairs.represented[pairs.cluster_assignments], 1.0, config.max_weight)
+    return np.where(may_be_raised, represented, 1.0)
+
+
+def _mean_weights(
+    clusters: Int64[np.ndarray, " m"], weights: Float64[np.ndarray, " m"], n_clusters: int
+) -> dict[str, float]:
+    """The mean weight of each cluster's kept pairs, 0 where it keeps none."""
+    sums, kept = (np.bincount(clusters, w, minlength=n_clusters) for w in (weights, None))
+    return {
+        str(k): float(w / m) if m else 0.0 for k, (w, m) in enumerate(zip(sums, kept, strict=True))
+    }
+
+
+def _obey(
+    reviewed: Int8[np.ndarray, " n"],
+    values: Float[np.ndarray, " n"],
+    choose: Callable[[Float[np.ndarray, " n"]], Int64[np.ndarray, " m"]],
+) -> tuple[Int64[np.ndarray, " m"], int]:
+    """The rows that are kept, and how many reviewed pairs would have been decided otherwise."""
+    if not reviewed.any():
+        return choose(values), 0
+    unreviewed = np.full(len(values), DROP)
+    unreviewed[choose(values)] = KEEP
+    rows = choose(np.where(reviewed == 0, values, np.copysign(np.inf, reviewed)))
+    return rows, int(((reviewed != 0) & (reviewed != unreviewed)).sum())
+
+
+def _with_room(
+    reviewed: Int8[np.ndarray, " n"], target: int, config: CurationConfig
+) -> Int8[np.ndarray, " n"]:
+    """A reviewer's say; an InputError where no set of this size does what it asks for."""
+    n, n_keep = len(reviewed), int((reviewed == KEEP).sum())
+    n_left = n - int((reviewed == DROP).sum())
+    ratio = f"--target_size_ratio {config.target_size_ratio:g}"
+    if n_keep > target:
+        raise InputError(
+            f"--overrides marks {n_keep:,} training pairs keep, but {ratio} has room for {target:,}"
+            f" of {n:,}; raise it to {math.ceil(1e6 * n_keep / n) / 1e6:g} or mark fewer"
+        )
+    if n_left < target:
+        lower = math.floor(1e6 * n_left / n) / 1e6
+        raise InputError(
+            f"--overrides marks {n - n_left:,} of {n:,} training pairs drop, which leaves"
+            f" {n_left:,}, but {ratio} keeps {target:,}; "
+            + (f"lower it to {lower:g} or mark fewer" if lower else "mark fewer")
+        )
+    return reviewed
 
 
 def value_parts(
@@ -270,32 +342,53 @@ def categorize_cells(
 
 
 def solve_weights(
-    gains: Float[np.ndarray, " n"], caps: Float[np.ndarray, " n"], target: int
+    gains: Float[np.ndarray, " n"],
+    caps: Float[np.ndarray, " n"],
+    target: int,
+    reviewed: Int8[np.ndarray, " n"] | None = None,
 ) -> Float64[np.ndarray, " n"]:
     """The exact solution of the proximal programme whose budget keeps `target` pairs.
 
         w_i(mu) = clip(1 + gain_i - mu, 0, cap_i)
 
     mu, the price of a pair, is the root of sum_i min(w_i, 1) = target. A negative price keeps
-    pairs that the programme would drop, but raises no weight above one.
+    pairs that the programme would drop, but raises no weight above one. Pairs that a reviewer
+    keeps are whole at any price and raised as others are; those marked to be dropped weigh nothing.
 
     Args:
         gains: rho v_i, up to a constant.
         caps: largest weights, at least one.
         target: pairs to keep.
+        reviewed: KEEP, DROP or 0; at most `target` are kept, and as many are not dropped.
     """
+    said = np.zeros(len(gains), dtype=np.int8) if reviewed is None else reviewed
+    least, most = np.where(said == KEEP, 1.0, 0.0), np.where(said == DROP, 0.0, 1.0)
+    asked = gains[said != DROP]
 
     def shares_at(price: float) -> Float64[np.ndarray, " n"]:
-        return np.asarray(np.clip(1 + gains - price, 0, 1))
+        return np.asarray(np.clip(1 + gains - price, least, most))
 
     def surplus(price: float) -> float:
         return float(shares_at(price).sum() - target)
 
-    price, dearest = float(gains.min()), float(1 + gains.max())  # all pairs kept, none kept
+    price, dearest = float(asked.min()), float(1 + asked.max())  # all pairs kept, none kept
     if surplus(price) > 0:
         price = brentq(surplus, price, dearest, xtol=1e-12)
     raised = np.clip(gains - max(price, 0.0), 0, caps - 1)
-    return np.asarray(shares_at(price) + raised)
+    return np.asarray(shares_at(price) + raised * most)
+
+
+def chosen_rows(
+    cluster_assignments: Int64[np.ndarray, " n"],
+    categories: Shaped[np.ndarray, " K"],
+    groups: Mapping[str, Bool[np.ndarray, " n"]],
+    target: int,
+    config: CurationConfig,
+    values: Float[np.ndarray, " n"],
+) -> Int64[np.ndarray, " m"]:
+    """The protected pairs and of the others those of highest value; see `protected_rows`."""
+    protected = protected_rows(values, cluster_assignments, categories, groups, target, config)
+    return np.sort(np.lexsort((-values, ~protected))[:target]).astype(np.int64)
 
 
 def protected_rows(
@@ -309,20 +402,26 @@ def protected_rows(
     """Pairs that stay whatever their cell: the best of every group, and of every cluster.
 
     A twentieth of each cluster, at least one pair, unless its harm is certain; as far as the
-    target reaches, those of highest value first.
+    target reaches, those of highest value first. A pair of infinite value is one that a reviewer
+    has decided on: it is protected, and counts for its cluster and groups, or never.
 
     Raises:
-        InputError: the groups' shares alone need more pairs than are kept.
+        InputError: the groups' shares alone, with what a reviewer keeps, need more pairs than are
+            kept.
     """
     by_value = np.argsort(-values, kind="stable")
-    protected = np.zeros(len(values), dtype=bool)
+    protected, refused = np.isposinf(values), np.isneginf(values)
+    n_marked = int(protected.sum())
     for member in groups.values():
         needed = int(np.ceil(config.min_group_retention * member.sum() - 1e-9))
         protected[by_value[member[by_value]][:needed]] = True
+    protected &= ~refused
     if protected.sum() > target:
         raise InputError(
             f"--min_group_retention {config.min_group_retention:g} keeps {protected.sum()} pairs "
-            f"for the demographic groups, --target_size_ratio {config.target_size_ratio:g} only "
+            "for the demographic groups"
+            + (f" and the {n_marked} that --overrides marks" if n_marked else "")
+            + f", --target_size_ratio {config.target_size_ratio:g} only "
             f"{target} in all; lower the one or raise the other"
         )
     sizes = np.bincount(cluster_assignments, minlength=len(categories))
@@ -330,7 +429,7 @@ def protected_rows(
     order = by_value[np.argsort(cluster_assignments[by_value], kind="stable")]
     rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[cluster_assignments[order]]
     wanted = order[rank < quota[cluster_assignments[order]]]
-    wanted = wanted[~protected[wanted]]
+    wanted = wanted[~protected[wanted] & ~refused[wanted]]
     wanted = wanted[np.lexsort((wanted, -values[wanted]))]  # ties by row, not by cluster
     protected[wanted[: target - int(protected.sum())]] = True
     return protected

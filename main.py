@@ -38,6 +38,7 @@ from baselines import (
 from cli.auto import resolve_auto, warn_of_replacing
 from cli.config import Config, parse_arguments
 from cli.log import logging_to
+from cli.overrides import read_overrides
 from cli.preview import preview
 from cli.run import Run, resolve_device
 from clustering import ClusterAssignment, cluster_embeddings, training_pairs
@@ -80,8 +81,7 @@ def run_pipeline(config: Config, command: str) -> None:
     """Everything, from the data to the results page."""
     started = time.perf_counter()
     if config.run.dry_run:  # no folder is made and no log; warnings reach the terminal all the same
-        store = Store.at(config.run.output_dir)
-        print(preview(Run(config, store, resolve_device(config.run.device))))
+        print(preview(open_run(config, Store.at(config.run.output_dir))))
         return
     if config.run.explain is not None:
         print(explain_pair(Store.at(config.run.output_dir), config.run.explain))
@@ -89,7 +89,7 @@ def run_pipeline(config: Config, command: str) -> None:
     store = Store.open(config.run.output_dir)
     with logging_to(store, config.run.log_file):
         logger.info("%s", command)
-        run = Run(config, store, resolve_device(config.run.device))
+        run = open_run(config, store)
         warn_of_replacing(run)
         known = stage_1(run)
         judged = stage_2(run, known)
@@ -99,6 +99,12 @@ def run_pipeline(config: Config, command: str) -> None:
         report(run, Results(known, judged, chosen, proof), command=command, started=started)
         for line in exported.lines():
             print(line)
+
+
+def open_run(config: Config, store: Store) -> Run:
+    """What every stage shares; what is wrong with a reviewer's file is said before any work."""
+    overrides = read_overrides(config.curation.overrides)
+    return Run(config, store, resolve_device(config.run.device), overrides)
 
 
 def embed(run: Run) -> Saved[EmbeddingResult]:
@@ -189,7 +195,11 @@ def score_pairs(
     asked: TrainingPairs,
     influence: Saved[InfluenceResult],
 ) -> Saved[PairInfluence]:
-    """The influence of pairs and cells; what is curated between rounds decides what follows."""
+    """The influence of pairs and cells; what is curated between rounds decides what follows.
+
+    A reviewer's say is for the set that is handed out: between rounds it is not obeyed, so that a
+    review changes no value that it was made by.
+    """
     config, max_steps = run.config, run.config.influence.max_reference_steps
     in_rounds = config.pair_influence.rounds > 1
     return run.stage(
@@ -211,13 +221,16 @@ def score_pairs(
 def stage_3(run: Run, known: Known, judged: Judged) -> Chosen:
     """Which pairs are kept, with what weight, and what happened to every one."""
     config, e, asked, scored = run.config, known.embedded.value, judged.asked, judged.scored
+    reviewed = run.reviewed(e.split_pairs("train")["id"].tolist())
     curated = run.stage(
         stages.CURATION,
         CurationResult,
-        config.curation,
+        *(config.curation, run.overrides.settings()),
         after=[known.clustered, judged.influence, scored],
         needed_later=INFLUENCESPACE in config.evaluation.methods or bool(config.export.export),
-        compute=lambda _: curate(asked, judged.influence.value, scored.value, config.curation),
+        compute=lambda _: curate(
+            *(asked, judged.influence.value, scored.value, config.curation), reviewed
+        ),
     )
     ledger = run.stage(
         stages.LEDGER,

@@ -69,7 +69,7 @@ INFLUENCE_VALIDATION = Stage(
     "influence_validation", "stage2", manifest="influence_validation_manifest.json", number=2
 )
 CURATION = Stage("curation", "stage3", number=3, version=1)
-LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3, version=1)
+LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3, version=2)
 EVALUATION = Stage("evaluation", "evaluation")
 PAIR_MAP = Stage("pair map", "report")
 PHOTOGRAPHS = Stage("photographs", "report", manifest="photographs_manifest.json")

@@ -257,11 +257,19 @@ class Store:
             "seconds": round(seconds, 3),
         }
         encoded = json_bytes(manifest, indent=2) + b"\n"
+        self._remove_outdated(stage, contents)
         self.remove_temporary(stage.folder)
         self.path(manifest_name).unlink(missing_ok=True)
         for name, data in contents.items():
             self.write_bytes(f"{stage.folder}/{name}", data)
         self.write_bytes(manifest_name, encoded)
+
+    def _remove_outdated(self, stage: Stage, names: Iterable[str]) -> None:
+        """Remove the files of a stage's saved result that are not among these names."""
+        with suppress(StaleError):
+            saved = self.manifest(stage)["files"]
+            if isinstance(saved, dict):
+                self.remove_files(stage.folder, sorted(saved.keys() - set(names)))
 
     def manifest(self, stage: Stage) -> dict[str, Any]:
         """A stage's manifest.

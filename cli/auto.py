@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from artifacts.provenance import (
+    CURATION,
     EMBEDDING,
     INFLUENCE_VALIDATION,
     STAGES,
@@ -61,7 +62,8 @@ def warn_of_replacing(run: Run) -> None:
         except StaleError:
             continue
         replaced[stage.folder] = None
-        left_out = config.data.left_out_defaults() if stage is EMBEDDING else {}
+        settings = {EMBEDDING: config.data, CURATION: config.curation}.get(stage)
+        left_out = settings.left_out_defaults() if settings else {}
         saved = {**left_out, **manifest["settings"]}
         found = changed_settings(saved, _settings_now(run, saved))
         found += changed_settings({"seed": manifest.get("seed")}, {"seed": config.run.seed})
@@ -76,7 +78,7 @@ def warn_of_replacing(run: Run) -> None:
 
 def _settings_now(run: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of this run; `auto` is what it was when it was saved, where it can be that."""
-    now = run.config.flat()
+    now = run.config.flat() | {"overrides": None} | run.overrides.settings()
     now["precision"] = str(resolve_dtype(run.config.embedding.precision, run.device))
     for name, meant in MEANT_BY_AUTO.items():
         is_given = saved.get("embeddings_dir") is not None  # which then stands for both

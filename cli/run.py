@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Int8
 from safetensors.torch import save as to_safetensors
 
 from artifacts.provenance import (
@@ -28,6 +28,7 @@ from artifacts.provenance import (
 from artifacts.settings import InputError, Settings
 from artifacts.store import Checkpoints, Store
 from cli.config import Config
+from cli.overrides import Overrides
 from data import open_source
 from learner.model import Parameters
 from sources.base import PairSource
@@ -45,8 +46,9 @@ class Run:
     config: Config
     store: Store
     device: torch.device
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    warnings: list[str] = dataclasses.field(default_factory=list)
+    overrides: Overrides = field(default_factory=Overrides)
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def rng(self, name: str) -> np.random.Generator:
         """A stage's own generator."""
@@ -92,12 +94,22 @@ class Run:
         self, *settings: Settings | Mapping[str, Any], after: Sequence[Saved[Any]]
     ) -> Provenance:
         """What a result depends on: the seed, settings, and results by their names."""
-        merged: dict[str, Any] = {}
+        merged, left_out = dict[str, Any](), dict[str, Any]()
         for some in settings:
             merged |= some.fingerprint_settings() if isinstance(some, Settings) else some
-        return Provenance(
-            self.config.run.seed, merged, {saved.name: saved.fingerprint for saved in after}
-        )
+            left_out |= some.left_out_defaults() if isinstance(some, Settings) else {}
+        inputs = {saved.name: saved.fingerprint for saved in after}
+        return Provenance(self.config.run.seed, merged, inputs, left_out)
+
+    def reviewed(self, ids: Sequence[str]) -> Int8[np.ndarray, " n"] | None:
+        """What a reviewer says of the training pairs of these ids; None where nothing.
+
+        Decisions on other pairs are counted in a warning.
+        """
+        if warning := self.overrides.strangers(ids):
+            logger.warning(warning)
+            self.warnings.append(warning)
+        return self.overrides.of(ids)
 
     def have(
         self,

@@ -7,7 +7,7 @@ import posixpath
 from baselines import FULL, INFLUENCESPACE
 from reporting.estimate import doubts
 from reporting.figures.methods import rank_methods
-from reporting.kept import kept_sentence, skipped_sentence
+from reporting.kept import kept_sentence, review_sentence, skipped_sentence
 from reporting.standing import trust_warnings, wrong_captions_sentence
 from reporting.summary import Summary, recall
 from reporting.verdicts import against, compare
@@ -28,7 +28,8 @@ def console_summary(summary: Summary) -> str:
         lines.append(f"! and {len(warnings) - MAX_CONSOLE_WARNINGS} more warnings")
     doubt = doubts(summary) if summary.sample_weights is not None else ""
     sentences = (skipped_sentence(summary), wrong_captions_sentence(summary), doubt)
-    lines += [kept_sentence(summary), *filter(None, sentences)]
+    kept = f"{kept_sentence(summary)} {review_sentence(summary)}".rstrip()
+    lines += [kept, *filter(None, sentences)]
     lines += _console_table(summary)
     for comparison, methods in summary.metrics.items():
         if {INFLUENCESPACE, RANDOM} <= set(methods):

@@ -7,7 +7,7 @@ from typing import Any
 
 from baselines import FULL
 from reporting.estimate import caution_sentence, cells_beside_clusters
-from reporting.kept import kept_sentence, value_sentence, weights_sentence
+from reporting.kept import kept_sentence, review_sentence, value_sentence, weights_sentence
 from reporting.retraining import match_with_retraining
 from reporting.summary import Summary, image_link, image_links
 from reporting.words import (
@@ -54,6 +54,7 @@ def kept_section(summary: Summary) -> str:
     return paragraphs(
         (
             " ".join(filter(None, (kept_sentence(summary), value_sentence(summary)))),
+            escape(review_sentence(summary), 400),
             image_links(summary, "stage3/cells.png"),
             _kind_table(summary),
             _cell_tables(summary),

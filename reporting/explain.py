@@ -14,7 +14,7 @@ from artifacts.store import Store
 from attribution.results import PairInfluence
 from curation import CurationResult
 from reporting.estimate import caution
-from reporting.ledger import KEPT, SKIPPED, Ledger
+from reporting.ledger import DROPPED_BY_REVIEW, KEPT, KEPT_BY_REVIEW, SKIPPED, Ledger
 from reporting.standing import guard
 
 ID_DIGITS = 32
@@ -204,5 +204,15 @@ def _training_story(row: Mapping[str, Any], told: Told) -> list[tuple[str, str]]
         ("near copies", f"{copies} with a better caption" if copies else "none that is better"),
         *([("groups", str(row["group"]))] if row["group"] else []),
         ("value", f"{row['value']:+.2f} = {_value_parts(row)} (standard deviations){where}"),
-        ("decision", f"{row['decision']}{fate}: {row['decision_reason']}"),
+        ("decision", f"{row['decision']}{fate}: {row['decision_reason']}{_beside(row, cut)}"),
     ]
+
+
+def _beside(row: Mapping[str, Any], cut: float | None) -> str:
+    """What the value of a pair says that a reviewer has decided on; empty for other pairs."""
+    is_kept = row["decision_reason"] == KEPT_BY_REVIEW
+    if cut is None or not (is_kept or row["decision_reason"] == DROPPED_BY_REVIEW):
+        return ""
+    is_above = row["value"] >= cut
+    side = "above" if is_above else "below"
+    return f"; its value, {side} the cut, {'agrees' if is_above == is_kept else 'says otherwise'}"

@@ -6,11 +6,14 @@ from collections import Counter
 
 import numpy as np
 
+from curation import DROP, KEEP
 from reporting.standing import is_narrow
 from reporting.summary import Summary
 from reporting.verdicts import effective_size
+from reporting.widths import shorten
 from reporting.words import count, share
 
+MAX_PATH = 120  # columns of a file's name in a sentence
 N_REASONS = 4  # named in the printed summary
 
 
@@ -19,6 +22,19 @@ def kept_sentence(summary: Summary) -> str:
     return (
         f"Kept {summary.n_curated:,} of {summary.n_train:,} training pairs"
         f" ({share(summary.n_curated, summary.n_train)})."
+    )
+
+
+def review_sentence(summary: Summary) -> str:
+    """What a reviewer has decided; empty where nobody has."""
+    said = summary.pairs.reviewed
+    if said is None:
+        return ""
+    kept, dropped = (int((said == word).sum()) for word in (KEEP, DROP))
+    flag = f"--overrides {shorten(str(summary.run['settings']['overrides']), MAX_PATH)}"
+    return (
+        f"{count(kept, 'pair')} kept and {dropped:,} dropped by the reviewer's say ({flag});"
+        f" {summary.pairs.n_overruled:,} of them would have been decided otherwise."
     )
 
 

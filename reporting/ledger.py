@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int8
 
 from attribution.results import PairInfluence
+from attribution.scores import standardised
 from attribution.trust import PairTrust
-from curation import CurationResult, ValueParts
+from curation import DROP, KEEP, CurationResult, ValueParts
 from learner.pairs import TrainingPairs
 
 KEPT, DROPPED, HELD_OUT, SKIPPED = "kept", "dropped", "held out", "skipped"
@@ -29,6 +30,9 @@ LOW_INFLUENCE = "its influence is low beside that of others"
 DISAGREES = "image and caption disagree"
 NEAR_COPY = "near copy of a better pair"
 FAR_FROM_TARGET = "far from what the held-out pairs show"
+KEPT_BY_REVIEW = "kept by the reviewer's say"
+DROPPED_BY_REVIEW = "dropped by the reviewer's say"
+OUTBID = "nothing weighs against it, but others are worth more"
 
 # What a held-out pair does; the last three say it of validation pairs that were judged.
 MEASURES = "measures, does not train"
@@ -55,7 +59,8 @@ class Ledger:
     """One row a pair seen, in the order of the source."""
 
     ledger: pd.DataFrame
-    cut: float | None  # the highest value of a dropped pair; None where none was dropped
+    # The highest value of a dropped pair, those of a reviewer aside; None where none was dropped
+    cut: float | None
 
 
 def make_ledger(
@@ -98,7 +103,7 @@ def make_ledger(
     )
     train = read.index[read["split"] == "train"]
     weights = curated.training_weights(len(train))
-    reasons, cut = _decisions(curated.pair_values, weights, parts, pairs.better_copies)
+    reasons, cut = _decisions(curated.pair_values, weights, parts, curated.reviewed)
     read.loc[train, "decision"] = np.where(weights > 0, KEPT, DROPPED)
     read.loc[train, "decision_reason"] = reasons
     read.loc[train, "log_odds"] = influence.agreement
@@ -149,16 +154,14 @@ def _decisions(
     values: Float[np.ndarray, " n"],
     weights: Float[np.ndarray, " n"],
     parts: ValueParts,
-    better_copies: Int64[np.ndarray, " n"],
+    reviewed: Int8[np.ndarray, " n"] | None,
 ) -> tuple[np.ndarray, float | None]:
     """Why every training pair is kept or dropped, and the value at which pairs are cut."""
     kept = weights > 0
-    cut = None if kept.all() else float(values[~kept].max())
-    copies = values - parts.influence - parts.agreement - parts.relevance
-    copies = np.where(better_copies > 0, copies, np.inf)  # what is not there weighs nothing
-    nearness = parts.relevance if parts.relevance.any() else np.full(len(copies), np.inf)
-    worst = np.argmin([parts.influence, parts.agreement, copies, nearness], axis=0)
-    reasons = np.array([LOW_INFLUENCE, DISAGREES, NEAR_COPY, FAR_FROM_TARGET], dtype=object)[worst]
+    said = np.zeros(len(values), dtype=np.int8) if reviewed is None else reviewed
+    outbid = values[~kept & (said == 0)]
+    cut = float(outbid.max()) if len(outbid) else None
+    reasons = _against(parts)
     if cut is None:
         reasons[kept] = UNCUT
     else:
@@ -166,7 +169,27 @@ def _decisions(
     if kept.any():  # a weight above the least one of the kept was raised
         raised = weights > weights[kept].min() * (1 + 1e-9)
         reasons[raised & (reasons != PROTECTED)] = RAISED
+    reasons[said == KEEP], reasons[said == DROP] = KEPT_BY_REVIEW, DROPPED_BY_REVIEW
     return reasons, cut
+
+
+def _against(parts: ValueParts) -> np.ndarray:
+    """What weighs most against each pair: the least part of its value that is below the mean.
+
+    A part that is the same for all pairs, such as influence that does not count, tells none from
+    another. Near copies are a charge: who has one bears it, however many others do.
+    """
+    weighs = {
+        LOW_INFLUENCE: standardised(parts.influence) < 0,
+        DISAGREES: standardised(parts.agreement) < 0,
+        NEAR_COPY: standardised(parts.copies).any() & (parts.copies < 0),
+        FAR_FROM_TARGET: standardised(parts.relevance) < 0,
+    }
+    ordered = (parts.influence, parts.agreement, parts.copies, parts.relevance)
+    against = np.where(list(weighs.values()), ordered, np.inf)
+    reasons: np.ndarray = np.array([*weighs], dtype=object)[np.argmin(against, axis=0)]
+    reasons[np.isinf(against).all(axis=0)] = OUTBID
+    return reasons
 
 
 def _group_names(groups: Mapping[str, Bool[np.ndarray, " n"]], n: int) -> list[str]:

@@ -273,6 +273,8 @@ def summarize_pairs(
         cells=pair_influence.cell_assignments if pair_influence else None,
         values=curated.pair_values if curated else None,
         kept=curated.training_weights(len(faulty)) > 0 if curated else None,
+        reviewed=curated.reviewed if curated else None,
+        n_overruled=curated.n_overruled if curated else 0,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int8, Int64
 
 from attribution.scores import standardised
 from baselines import FULL, INFLUENCESPACE
@@ -74,6 +74,8 @@ def drop_examples(
     for row in rows[np.sort(first)][:n_examples]:
         reasons = [f"influence {influence[row]:+.1f} and agreement {agreement[row]:+.1f} standard"]
         reasons[0] += " deviations from the mean"
+        if result.reviewed is not None and result.reviewed[row] != 0:
+            reasons.insert(0, "by the reviewer's say")
         if copies := int(better_copies[row]):
             reasons.append(
                 f"{copies} near {'copy' if copies == 1 else 'copies'} with a better caption"
@@ -105,6 +107,8 @@ class PairSummary:
     cells: Int64[np.ndarray, " n"] | None = None  # of stage 2
     values: Float[np.ndarray, " n"] | None = None  # standard deviations
     kept: Bool[np.ndarray, " n"] | None = None
+    reviewed: Int8[np.ndarray, " n"] | None = None  # KEEP, DROP or 0, by a reviewer
+    n_overruled: int = 0  # of these, pairs that would have been decided otherwise
 
     def kinds(self) -> list[dict[str, Any]]:
         """How each kind of pair fares over all topics: band by band, near copies apart.
@@ -133,10 +137,12 @@ class PairSummary:
 
     @property
     def n_protected(self) -> int:
-        """Kept pairs whose value is below that of a dropped one."""
-        if self.values is None or self.kept is None or self.kept.all():
+        """Kept pairs whose value is below that of a dropped one, a reviewer's aside."""
+        if self.values is None or self.kept is None:
             return 0
-        return int((self.kept & (self.values < self.values[~self.kept].max())).sum())
+        free = np.ones(len(self.kept), dtype=bool) if self.reviewed is None else self.reviewed == 0
+        cut = self.values[free & ~self.kept].max(initial=-np.inf)
+        return int((free & self.kept & (self.values < cut)).sum())
 
     def band_of_cell(self) -> dict[int, str]:
         """The band of agreement that each cell lies in; empty where the cells are not known."""

@@ -17,7 +17,9 @@ from artifacts.settings import InputError
 from attribution.results import PairInfluence
 from curation import (
     BENEFICIAL,
+    DROP,
     HARMFUL,
+    KEEP,
     NEUTRAL,
     CurationConfig,
     CurationResult,
@@ -82,9 +84,11 @@ def pair_values(*given: Any, **more: Any) -> np.ndarray:
     return value_parts(*given, **more).total
 
 
-def curate(case: Case, config: CurationConfig) -> CurationResult:
+def curate(
+    case: Case, config: CurationConfig, reviewed: np.ndarray | None = None
+) -> CurationResult:
     scores = cluster_influence(case.influence_scores, case.influence_stderr)
-    return curate_pairs(case.pairs, scores, case.influence, config)
+    return curate_pairs(case.pairs, scores, case.influence, config, reviewed)
 
 
 def inputs_of(
@@ -170,6 +174,11 @@ RATIOS = st.floats(0.01, 1)
 property_test = hypothesis_settings(deadline=None, derandomize=True, max_examples=60)
 
 
+def said(*words: int) -> np.ndarray:
+    """What a reviewer says of each pair."""
+    return np.array(words, dtype=np.int8)
+
+
 # --- Settings and categories ------------------------------------------------------------------
 
 
@@ -197,7 +206,7 @@ def test_contradictory_thresholds_are_an_input_error(low: float, high: float) ->
         ("min_group_retention", 1.1, "<= 1"),
     ],
 )
-def test_wrong_settings_are_input_errors(setting: str, value: float, rule: str) -> None:
+def test_wrong_settings_are_input_errors(setting: str, value: Any, rule: str) -> None:
     with pytest.raises(InputError, match=f"--{setting} must be {rule}; got {value:g}"):
         CurationConfig(**{setting: value})
 
@@ -238,8 +247,10 @@ def test_a_cell_needs_a_certain_sign_and_no_threshold() -> None:
 # --- The programme ----------------------------------------------------------------------------
 
 
-def generic_solution(gains: np.ndarray, caps: np.ndarray, total: float) -> np.ndarray:
-    """The programme by SciPy's SLSQP: sum_i w_i = total, 0 <= w_i <= cap_i."""
+def generic_solution(
+    gains: np.ndarray, caps: np.ndarray, total: float, least: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """The programme by SciPy's SLSQP: sum_i w_i = total, least_i <= w_i <= cap_i."""
 
     def objective(w: np.ndarray) -> tuple[float, np.ndarray]:
         return float(((w - 1) ** 2 / 2 - w * gains).sum()), w - 1 - gains
@@ -248,7 +259,7 @@ def generic_solution(gains: np.ndarray, caps: np.ndarray, total: float) -> np.nd
         objective,
         np.minimum(caps, 1) * total / caps.clip(max=1).sum(),
         jac=True,
-        bounds=Bounds(np.zeros(len(caps)), caps),
+        bounds=Bounds(np.zeros(len(caps)) + least, caps),
         constraints=LinearConstraint(np.ones(len(caps)), total, total),
         method="SLSQP",
         options={"ftol": 1e-14, "maxiter": 500},
@@ -816,6 +827,172 @@ def test_readable_entries_by_hand() -> None:
     )
 
 
+# --- A reviewer's say ---------------------------------------------------------------------------
+
+
+@st.composite
+def reviews(draw: st.DrawFn, n: int, target: int) -> np.ndarray:
+    """A say on some of n pairs that a set of this size can do."""
+    order = draw(st.permutations(range(n)))
+    n_keep, n_drop = draw(st.integers(0, target)), draw(st.integers(0, n - target))
+    reviewed = np.zeros(n, dtype=np.int8)
+    reviewed[order[:n_keep]], reviewed[order[n_keep : n_keep + n_drop]] = KEEP, DROP
+    return reviewed
+
+
+@given(problem=problems(), ratio=RATIOS, data=st.data())
+@property_test
+def test_a_reviewer_is_obeyed_and_the_other_places_go_by_value(
+    problem: dict[str, Any], ratio: float, data: st.DataObject
+) -> None:
+    inputs, config = inputs_of(**problem), CurationConfig(target_size_ratio=ratio)
+    n, target = len(inputs.indices), curated_size(len(inputs.indices), ratio)
+    reviewed = data.draw(reviews(n, target))
+    result, unreviewed = curate(inputs, config, reviewed), curate(inputs, config)
+    kept, values = set(result.curated_rows.tolist()), result.pair_values
+    keep, drop = (set(np.flatnonzero(reviewed == word).tolist()) for word in (KEEP, DROP))
+    assert keep <= kept
+    assert not kept & drop
+    assert len(kept) == len(result.sample_weights) == target
+    assert values.tolist() == unreviewed.pair_values.tolist()
+    before = set(unreviewed.curated_rows.tolist())
+    assert result.n_overruled == len(keep - before) + len(drop & before)
+    # Of the others, those of highest value, after the best of clusters as far as there is room.
+    protected = set[int]()
+    for k, quota in quotas(inputs).items():
+        members = set(np.flatnonzero(inputs.cluster_assignments == k).tolist())
+        others = sorted(members - keep - drop, key=lambda row: (-values[row], row))
+        protected |= set(others[: max(0, quota - len(members & keep))])
+    assert protected <= kept or kept <= protected | keep
+    free, left = kept - protected - keep, set(range(n)) - kept - drop
+    if free and left:
+        assert min(values[list(free)]) >= max(values[list(left)])
+
+
+@given(problem=problems(), ratio=RATIOS, data=st.data())
+@property_test
+def test_reviewed_pairs_are_weighed_as_others_are(
+    problem: dict[str, Any], ratio: float, data: st.DataObject
+) -> None:
+    inputs = inputs_of(**problem)
+    config = CurationConfig(target_size_ratio=ratio, max_weight=3.0)
+    reviewed = data.draw(reviews(len(inputs.indices), curated_size(len(inputs.indices), ratio)))
+    result = curate(inputs, config, reviewed)
+    weights = result.sample_weights
+    assert weights.min() > 0
+    assert weights.mean() == pytest.approx(1, abs=1e-12)  # rounding of float64
+    assert weights.max() / weights.min() <= 3 * (1 + 1e-12)
+    # Pairs of one cell and one value weigh the same, whoever has kept them.
+    rows = result.curated_rows
+    kinds: dict[tuple[int, float], float] = {}
+    for row, weight in zip(rows.tolist(), weights.tolist(), strict=True):
+        kind = int(inputs.cell_assignments[row]), float(result.pair_values[row])
+        assert kinds.setdefault(kind, weight) == pytest.approx(weight, rel=1e-9)
+
+
+@given(problem=problems(), ratio=RATIOS)
+@property_test
+def test_a_reviewer_who_says_nothing_changes_nothing(problem: dict[str, Any], ratio: float) -> None:
+    inputs, config = inputs_of(**problem), CurationConfig(target_size_ratio=ratio)
+    silent = curate(inputs, config, np.zeros(len(inputs.indices), dtype=np.int8))
+    nobody = curate(inputs, config)
+    assert nobody.reviewed is None
+    for name in ("curated_rows", "sample_weights", "pair_values"):
+        assert getattr(silent, name).tobytes() == getattr(nobody, name).tobytes()
+    assert (silent.cluster_weights, silent.n_overruled) == (nobody.cluster_weights, 0)
+
+
+def test_a_reviewer_goes_before_clusters_and_groups() -> None:
+    influence = np.arange(20, dtype=np.float64)
+    clusters, women = np.repeat([0, 1], 10), np.arange(20) < 3
+    inputs = inputs_of(influence, clusters, scores=[0.0, 0.0], groups={"women": women})
+    config = CurationConfig(target_size_ratio=0.25, min_group_retention=0.3)
+    assert curate(inputs, config).curated_rows.tolist() == [2, 9, 17, 18, 19]
+    reviewed = np.zeros(20, dtype=np.int8)
+    reviewed[[2, 19]] = DROP
+    # The next of the group and of the values come in their places.
+    assert curate(inputs, config, reviewed).curated_rows.tolist() == [1, 9, 16, 17, 18]
+    reviewed[0], reviewed[3] = KEEP, KEEP  # one of the group, one of the cluster
+    result = curate(inputs, config, reviewed)
+    assert result.curated_rows.tolist() == [0, 3, 16, 17, 18]
+    assert result.n_overruled == 4
+    assert result.reviewed is reviewed
+    reviewed[:3] = DROP  # then nothing can be kept of it
+    assert curate(inputs, config, reviewed).group_retention["women"]["kept"] == 0
+    reviewed[:] = 0
+    reviewed[:10] = DROP
+    assert curate(inputs, config, reviewed).curated_rows.tolist() == [15, 16, 17, 18, 19]
+
+
+def test_a_reviewer_who_wants_what_does_not_fit_is_told_the_numbers() -> None:
+    women = np.arange(6) < 2
+    inputs = inputs_of(np.arange(6), np.zeros(6, dtype=np.int64), groups={"women": women})
+    config = CurationConfig(target_size_ratio=0.5)
+    with pytest.raises(
+        InputError,
+        match=r"--overrides marks 4 training pairs keep, but --target_size_ratio 0.5 has room for "
+        r"3 of 6; raise it to 0.666667 or mark fewer",
+    ):
+        curate(inputs, config, said(1, 1, 1, 1, 0, 0))
+    with pytest.raises(
+        InputError,
+        match=r"--overrides marks 4 of 6 training pairs drop, which leaves 2, but "
+        r"--target_size_ratio 0.5 keeps 3; lower it to 0.333333 or mark fewer",
+    ):
+        curate(inputs, config, said(-1, -1, -1, -1, 0, 0))
+    with pytest.raises(InputError, match=r"which leaves 0, but .* keeps 3; mark fewer$"):
+        curate(inputs, config, np.full(6, DROP, dtype=np.int8))
+    for ratio, reviewed in (
+        (0.666667, said(1, 1, 1, 1, 0, 0)),
+        (0.333333, said(-1, -1, -1, -1, 0, 0)),
+    ):
+        fits = curate(inputs, CurationConfig(target_size_ratio=ratio), reviewed)
+        assert len(fits.curated_rows) == round(6 * ratio)
+    grouped = dataclasses.replace(config, min_group_retention=1.0)
+    with pytest.raises(
+        InputError,
+        match=r"keeps 4 pairs for the demographic groups and the 2 that --overrides marks, "
+        r"--target_size_ratio 0.5 only 3 in all",
+    ):
+        curate(inputs, grouped, said(0, 0, 1, 1, 0, 0))
+
+
+def test_weights_of_reviewed_pairs_by_hand() -> None:
+    gains, caps = np.array([-0.5, 0.0, 0.5, 1.0]), np.full(4, 5.0)
+
+    def weights(target: int, *words: int) -> list[float]:
+        solved: list[float] = solve_weights(gains, caps, target, said(*words)).tolist()
+        return solved
+
+    # One of three places is taken; price 0.75: (0 + 1 - 0.75) + (1.5 - 0.75) + 1 = 2.
+    assert weights(3, 1, 0, 0, 0) == pytest.approx([1, 0.25, 0.75, 1.25], abs=1e-10)
+    # Without the best, all others stay: nothing is paid, and what is raised is at no price.
+    assert weights(3, 0, 0, 0, -1) == pytest.approx([1, 1, 1.5, 0], abs=1e-10)
+    # One that is kept by say and by value weighs as if nothing was said. Price 0.25, as above.
+    assert weights(3, 0, 0, 0, 1) == pytest.approx([0.25, 0.75, 1.25, 1.75], abs=1e-10)
+    assert weights(2, 1, -1, -1, 1) == pytest.approx([1, 0, 0, 2], abs=1e-10)  # all is decided
+    # No place is left: none of the others is worth one, and nothing is raised.
+    assert weights(1, 1, 0, 0, 0) == pytest.approx([1, 0, 0, 0], abs=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_weights_with_a_review_solve_the_programme_within_it(seed: int) -> None:
+    rng, gains, caps = random_programme(seed)
+    reviewed = rng.choice(said(0, 0, 0, 1, -1), size=len(gains))
+    reviewed[:3] = 0
+    n_keep = int((reviewed == KEEP).sum())
+    at_no_price = float(np.clip(1 + gains, reviewed == KEEP, reviewed != DROP).sum())
+    target = int(rng.integers(n_keep + 1, max(n_keep + 2, int(at_no_price) + 1)))
+    weights = solve_weights(gains, caps, target, reviewed)
+    assert np.minimum(weights, 1).sum() == pytest.approx(target, abs=1e-9)
+    least, most = (reviewed == KEEP).astype(float), np.where(reviewed == DROP, 0, caps)
+    # SLSQP stops at 1e-14 of the objective, so about its root in the weights.
+    asked = reviewed != DROP
+    expected = generic_solution(gains[asked], most[asked], float(weights.sum()), least[asked])
+    np.testing.assert_allclose(weights[asked], expected, atol=1e-6)
+    assert not weights[~asked].any()
+
+
 def test_group_retention_by_hand() -> None:
     groups = {
         "women": np.array([1, 1, 0, 1, 0]) > 0,
@@ -865,3 +1042,9 @@ def test_examples_of_dropped_pairs_are_the_worst_of_each_cluster() -> None:
     ]
     assert examples(1) == examples(5)[:1]
     assert examples(0) == []
+    result = curate(inputs, CurationConfig(target_size_ratio=1 / 3), said(0, 0, 0, 0, 0, -1))
+    assert examples(5)[-1] == (5, f"by the reviewer's say; influence +1.0 and agreement -1.0 {of}")
+    assert examples(5)[0] == (
+        4,
+        f"influence -1.0 and agreement -1.0 {of}; 1 near copy with a better caption",
+    )

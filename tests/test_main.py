@@ -8,7 +8,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from baselines import BASELINES, METHODS
 from cli import auto, config
 from cli import log as log_module
 from cli import run as run_module
+from curation import curate
 from data import open_source
 from reporting.figures import gaps
 from reporting.summary import Summary, faults_dropped
@@ -481,6 +482,199 @@ def test_a_setting_makes_stale_what_follows_from_it_and_nothing_else(
     assert n_evaluated == (24 if flag == "influence_budget" else 30)  # of 60
     settings = read_json(copied / "evaluation/manifest.json")["settings"]
     assert settings["weighting"] == ("sample" if flag == "weighting" else "loss")
+
+
+def write_review(path: Path, said: Mapping[str, str]) -> str:
+    """A reviewer's file, as the report's page downloads it."""
+    rows = [f'{name},{word},"a ""key""","<b>"' for name, word in said.items()]
+    path.write_text("\r\n".join(["\ufeffid,decision,key,caption", *rows, ""]))
+    return str(path)
+
+
+FEW_METHODS = ("--methods", "influencespace", "random")
+
+
+@pytest.fixture(scope="module")
+def reviewed(
+    finished: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, str]]:
+    """A finished run that a reviewer has gone over, and what was said."""
+    folder = tmp_path_factory.mktemp("reviewed") / "out"
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    ledger = pd.read_parquet(finished / "stage3/ledger.parquet")
+    of = {
+        d: ledger.loc[ledger["decision"] == d, "id"].tolist() for d in ledger["decision"].unique()
+    }
+    # Two that were dropped, one of them twice; two that were kept; one kept that is kept anyway.
+    said = dict.fromkeys([*of["dropped"][:2], of["kept"][2]], "keep")
+    said |= dict.fromkeys(of["kept"][:2], "drop") | {of["held out"][0]: "drop", "0f" * 16: "keep"}
+    file = write_review(folder.parent / "overrides.csv", said)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("embed_pairs", "cluster_embeddings", "score_clusters", "judge_held_out"):
+            patch.setattr(main, name, _must_not_run)
+        patch.setattr(main, "score_pairs_in_rounds", _must_not_run)
+        patch.setattr(visualize, "figures", lambda _: {})
+        flags = ("--load_saved", "--overrides", file, "--export", "list", *FEW_METHODS)
+        assert run(folder, *flags) == 0
+    return folder, said
+
+
+def test_a_reviewer_decides_after_stages_1_and_2(
+    finished: Path, reviewed: tuple[Path, dict[str, str]]
+) -> None:
+    folder, said = reviewed
+    before, after = fingerprints(finished), fingerprints(folder)
+    changed = {name.removesuffix("manifest.json") for name in after if after[name] != before[name]}
+    assert changed == {"stage3/", "stage3/ledger_", "evaluation/"}
+    then, now = (pd.read_parquet(f / "stage3/ledger.parquet") for f in (finished, folder))
+    assert now["id"].tolist() == then["id"].tolist()
+    now_by_id, then_by_id = now.set_index("id"), then.set_index("id")
+    in_training = [name for name in said if name in now_by_id.index[now_by_id["split"] == "train"]]
+    assert len(in_training) == 5
+    for name in in_training:
+        decision = "kept" if said[name] == "keep" else "dropped"
+        assert now_by_id.at[name, "decision"] == decision
+        assert now_by_id.at[name, "decision_reason"] == f"{decision} by the reviewer's say"
+    assert now["decision"].value_counts().to_dict() == then["decision"].value_counts().to_dict()
+    others = now_by_id.index.difference(in_training)
+    assert now_by_id.loc[others, "decision"].equals(then_by_id.loc[others, "decision"])
+    assert now["value"].equals(then["value"])
+    assert np.load(folder / "stage3/reviewed.npy").tolist().count(0) == 60 - 5
+    listed = pd.read_csv(folder / "curated/list/curated.csv")["id"].tolist()
+    assert sorted(listed) == sorted(now.loc[now["decision"] == "kept", "id"])
+    for name in in_training:
+        assert (name in listed) == (said[name] == "keep")
+
+
+def test_a_review_is_told_where_results_are(
+    reviewed: tuple[Path, dict[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, said = reviewed
+    file = folder.parent / "overrides.csv"
+    sentence = (
+        f"3 pairs kept and 2 dropped by the reviewer's say (--overrides {file}); 4 of them would"
+        " have been decided otherwise."
+    )
+    page = (folder / "results/results.md").read_text()
+    assert sentence in page.replace("\\", "")
+    assert "| train | kept | kept by the reviewer's say | 3 |" in page
+    assert "| train | dropped | dropped by the reviewer's say | 2 |" in page
+    log = (folder / "log.txt").read_text()
+    assert "made with --overrides not set (now 4 keep, 3 drop (" in log
+    warning = "2 of 7 ids are of no training pair of this run (held out, skipped or unknown)"
+    assert warning in log
+    assert warning in page
+    flags = ("--load_saved", "--overrides", str(file), *FEW_METHODS)
+    assert run(folder, *flags) == 0
+    shown = capsys.readouterr().out
+    assert sentence in shown
+    assert f"! --overrides {file}: {warning}" in shown
+    for name, word in [*said.items()][:5]:
+        assert main.main(["--output_dir", str(folder), "--explain", name]) == 0
+        decision = "kept" if word == "keep" else "dropped"
+        assert f": {decision} by the reviewer's say" in capsys.readouterr().out
+
+
+def test_the_same_review_under_another_name_is_reused_and_none_is_another(
+    reviewed: tuple[Path, dict[str, str]],
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(reviewed[0]), str(folder)], check=True)
+    with monkeypatch.context() as patch:
+        for name in ("curate", "make_ledger", "evaluate_methods"):
+            patch.setattr(main, name, _must_not_run)
+        again = write_review(tmp_path / "again.csv", dict(reversed(reviewed[1].items())))
+        assert run(folder, "--load_saved", "--overrides", again, *FEW_METHODS) == 0
+        assert fingerprints(folder) == fingerprints(reviewed[0])
+        assert f"--overrides {again}" in capsys.readouterr().out
+        assert run(folder, "--skip_stage", "1", "2", "3", *FEW_METHODS) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: --skip_stage 3:")
+        assert "was made with --overrides 4 keep, 3 drop (" in error
+        assert "(now not set); repeat the flags it was made with" in error
+    assert run(folder, "--load_saved") == 0
+    before, after = (
+        {n: d for n, d in timeless(f).items() if n.startswith("stage3/") and n[-4:] != ".png"}
+        for f in (finished, folder)
+    )
+    assert after == before  # nothing of the review is left
+    assert fingerprints(folder) == fingerprints(finished)
+
+
+def test_a_run_that_replaces_a_review_says_so(
+    reviewed: tuple[Path, dict[str, str]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder, said = reviewed
+
+    def notice(*flags: str) -> str:
+        caplog.clear()
+        now = config.parse_arguments([*TINY, *FEW_METHODS, *flags])
+        auto.warn_of_replacing(main.open_run(now, Store(folder)))
+        return "".join(caplog.messages)
+
+    assert notice("--overrides", write_review(tmp_path / "same.csv", said)) == ""
+    assert "with --overrides 4 keep, 3 drop (" in notice()
+    assert "(now not set); this run replaces" in notice()
+    other = write_review(tmp_path / "other.csv", dict([*said.items()][:1]))
+    assert "(now 1 keep, 0 drop (" in notice("--overrides", other)
+
+
+def test_what_is_wrong_with_a_review_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main, "embed", _must_not_run)
+    file = write_review(tmp_path / "o.csv", {"0f" * 16: "perhaps"})
+    for flags in ((), ("--dry_run",)):
+        assert run(tmp_path / "out", "--overrides", file, *flags) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error == (
+            f"error: --overrides {file}, line 2: the decision must be keep or drop; got 'perhaps'"
+        )
+    assert run(tmp_path / "out", "--overrides", str(tmp_path / "none.csv")) == 2
+    assert "none.csv does not exist" in capsys.readouterr().err
+
+
+def test_a_review_that_does_not_fit_is_an_error(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = pd.read_parquet(copied / "stage3/ledger.parquet").query("decision == 'kept'")["id"]
+    file = write_review(tmp_path / "o.csv", dict.fromkeys(ids, "keep"))
+    flags = ("--load_saved", "--overrides", file, "--target_size_ratio", "0.5")
+    assert run(copied, *flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == (
+        "error: --overrides marks 48 training pairs keep, but --target_size_ratio 0.5 has room for "
+        "30 of 60; raise it to 0.8 or mark fewer"
+    )
+
+
+def test_a_review_is_not_obeyed_between_rounds(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = pd.read_parquet(copied / "stage3/ledger.parquet")
+    refused = ledger.loc[ledger["decision"] == "kept", "id"].iloc[0]
+    file = write_review(tmp_path / "o.csv", {refused: "drop"})
+    n_reviewed: list[int] = []
+
+    def counting(*given: Any) -> Any:
+        reviewed = given[4] if len(given) > 4 else None
+        n_reviewed.append(0 if reviewed is None else np.count_nonzero(reviewed))
+        return curate(*given)
+
+    monkeypatch.setattr(main, "curate", counting)
+    flags = ("--load_saved", "--rounds", "2", *FEW_METHODS)
+    assert run(copied, *flags, "--overrides", file) == 0
+    assert n_reviewed == [0, 0, 1]
+    # So what stage 2 has found holds whatever is reviewed.
+    monkeypatch.setattr(main, "score_pairs_in_rounds", _must_not_run)
+    assert run(copied, *flags) == 0
+    assert n_reviewed == [0, 0, 1, 0]
 
 
 def test_skipped_stages_are_loaded(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ N, N_TRAIN = 60, 40
 THINGS = ("dog", "cat", "boat", "tree", "house")
 # Files that a run leaves only if it is asked for more than the one that is looked at here.
 ON_DEMAND = {"stage2/influence_validation.json", "stage2/influence_validation.png"}
+ON_DEMAND |= {"stage3/reviewed.npy"}
 
 
 def commands(text: str) -> list[str]:
@@ -164,6 +165,11 @@ def test_commands(command: str, folder: Path, capsys: pytest.CaptureFixture[str]
     words = small(command)
     if "--explain" in words:
         words[words.index("KEY")] = "003.png"
+    if "--overrides" in words:
+        before = pd.read_parquet("out/stage3/ledger.parquet")
+        kept, dropped = (before[before["decision"] == d]["id"].iloc[0] for d in ("kept", "dropped"))
+        review = f"id,decision,key,caption\n{kept},drop,,\n{dropped},keep,,\n"
+        Path(words[words.index("--overrides") + 1]).write_text(review)
     assert main.main(words) == 0
     printed = capsys.readouterr().out
     if "--dry_run" in words:
@@ -194,6 +200,11 @@ def test_commands(command: str, folder: Path, capsys: pytest.CaptureFixture[str]
         kept = ledger[ledger["decision"] == "kept"]
         for name in ("pairs", "same"):
             assert sorted(names[name]["id"]) == sorted(kept["id"])  # type: ignore[index]
+    if "--overrides" in words:
+        decisions = ledger.set_index("id")["decision_reason"]
+        assert decisions[kept] == "dropped by the reviewer's say"
+        assert decisions[dropped] == "kept by the reviewer's say"
+        assert "1 pair kept and 1 dropped by the reviewer's say" in printed
     if "--load_saved" in words and "--n_clusters 200" in command:
         log = (folder / "out/log.txt").read_text()
         assert re.findall(r"embedding +reuse", log), "it embeds nothing again"

@@ -245,6 +245,7 @@ def test_none_in_place_of_an_array_is_no_file(store: Store) -> None:
     store.stage(STAGE, Mode.RUN, PROVENANCE, Grown, grown)
     manifest = store.manifest(STAGE)
     assert "more.npy" not in manifest["files"]
+    assert not (store.root / "stage9" / "more.npy").exists()  # of the result before it
     assert manifest["values"]["more"] is None
     assert store.stage(STAGE, Mode.LOAD, PROVENANCE, Grown, fail).value.more is None
 

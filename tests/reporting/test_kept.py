@@ -6,12 +6,16 @@ import dataclasses
 
 import numpy as np
 
+from curation import DROP, KEEP
+from reporting.console import console_summary
 from reporting.findings import key_findings
 from reporting.kept import (
     kinds_sentence,
+    review_sentence,
     value_sentence,
     weights_sentence,
 )
+from reporting.page import results_markdown
 from reporting.summary import PairSummary
 from tests.reporting.test_summary import (
     SUMMARIES,
@@ -69,6 +73,29 @@ def test_the_value_in_one_sentence() -> None:
     assert "1 pair of lower value stays as the best" in value_sentence(
         make_summary(3, pairs=low_kept)
     )
+
+
+def test_a_reviewer_is_counted_and_protects_nobody() -> None:
+    summary = make_summary(3)
+    assert review_sentence(summary) == ""
+    n = summary.n_train
+    reviewed = np.zeros(n, dtype=np.int8)
+    reviewed[[0, 1, 2]], reviewed[[3, 4]] = KEEP, DROP
+    said = dataclasses.replace(summary.pairs, reviewed=reviewed, n_overruled=4)
+    told = make_summary(3, pairs=said)
+    told.run["settings"]["overrides"] = "reviews/over  rides.csv"
+    assert review_sentence(told) == (
+        "3 pairs kept and 2 dropped by the reviewer's say (--overrides reviews/over rides.csv); 4"
+        " of them would have been decided otherwise."
+    )
+    assert review_sentence(told) in console_summary(told)
+    assert len(console_summary(told).splitlines()) == len(console_summary(summary).splitlines())
+    told.run["settings"]["overrides"] = "a|b/*x*.csv"
+    page = results_markdown(told)
+    assert (
+        r"3 pairs kept and 2 dropped by the reviewer's say (--overrides a\|b/\*x\*.csv); 4" in page
+    )
+    assert "by the reviewer's say" not in results_markdown(summary)
 
 
 def test_the_kind_of_pair_that_is_dropped_is_named() -> None:

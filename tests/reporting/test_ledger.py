@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from artifacts.settings import InputError
 from attribution.results import PairInfluence
 from attribution.trust import PairTrust
-from curation import CurationResult, ValueParts
+from curation import DROP, KEEP, CurationResult, ValueParts
 from learner.pairs import TrainingPairs
 from reporting import ledger
 from reporting.explain import explain, find_pairs
@@ -110,6 +111,7 @@ def case_of(**changes: Any) -> Case:
     # values 3, -2.5, -2, -3.3, -0.2, 0.3; the fourth is kept although its value is the least
     weights = changes.get("weights", np.array([1.5, 0.0, 0.0, 0.75, 0.0, 0.75]))
     kept = np.flatnonzero(weights)
+    reviewed = changes.get("reviewed")
     curated = CurationResult(
         curated_indices=kept,
         sample_weights=weights[kept],
@@ -119,6 +121,7 @@ def case_of(**changes: Any) -> Case:
         categorization=CLUSTERS,
         cluster_weights={},
         group_retention={},
+        reviewed=None if reviewed is None else np.array(reviewed, dtype=np.int8),
     )
     case = Case(table, skipped, known, estimate, curated, parts)
     return case._replace(**{k: v for k, v in changes.items() if k in Case._fields})
@@ -350,8 +353,129 @@ def test_a_pair_without_copies_is_never_dropped_for_them() -> None:
     reasons = make_ledger(*case_of(weights=np.array([6.0, 0, 0, 0, 0, 0]))).ledger.set_index(
         "position"
     )["decision_reason"]
-    assert reasons[8] == ledger.DISAGREES  # all of its parts are positive, agreement the least
+    assert reasons[8] == ledger.OUTBID  # all of its parts are above the mean
     assert reasons[6] == ledger.NEAR_COPY
+
+
+# --- A reviewer's say -----------------------------------------------------------------------------
+
+
+def test_what_a_reviewer_decides_has_its_own_reasons_and_moves_no_others() -> None:
+    # Values 3, -2.5, -2, -3.3, -0.2, 0.3: the best is refused, the least but one wanted.
+    weights = np.array([0.0, 0.75, 0.0, 0.75, 1.5, 1.0])
+    made = make_ledger(*case_of(weights=weights, reviewed=[DROP, KEEP, 0, 0, 0, 0]))
+    assert made.cut == pytest.approx(-2)  # not the 3 of the pair that was refused
+    rows = made.ledger.set_index("position")
+    assert rows.loc[[10, 0, 4, 6, 2, 8], "decision"].tolist() == [
+        *("dropped", "kept", "dropped", "kept", "kept", "kept")
+    ]
+    assert rows.loc[[10, 0, 4, 6, 2, 8], "decision_reason"].tolist() == [
+        ledger.DROPPED_BY_REVIEW,
+        ledger.KEPT_BY_REVIEW,
+        ledger.DISAGREES,
+        ledger.PROTECTED,
+        ledger.RAISED,
+        ledger.RAISED,
+    ]
+    counts = {(c["decision"], c["reason"]): c["pairs"] for c in count_decisions(made.ledger)}
+    assert counts["kept", ledger.KEPT_BY_REVIEW] == 1
+    assert counts["dropped", ledger.DROPPED_BY_REVIEW] == 1
+    assert ledger.curated_pairs(made.ledger)["position"].tolist() == [0, 2, 6, 8]
+    assert (ledger.KEPT_BY_REVIEW, ledger.DROPPED_BY_REVIEW) == (
+        "kept by the reviewer's say",
+        "dropped by the reviewer's say",
+    )
+
+
+def test_a_raised_pair_that_a_reviewer_keeps_is_kept_by_the_say() -> None:
+    made = make_ledger(*case_of(reviewed=[KEEP, 0, 0, 0, 0, 0]))
+    reasons = made.ledger.set_index("position")["decision_reason"]
+    assert reasons[10] == ledger.KEPT_BY_REVIEW
+    assert made.cut == pytest.approx(-0.2)
+
+
+def test_where_only_a_reviewer_drops_there_is_no_cut() -> None:
+    weights = np.array([0.0, 1, 1, 1, 1, 1])
+    made = make_ledger(*case_of(weights=weights, reviewed=[DROP, 0, 0, 0, 0, KEEP]))
+    assert made.cut is None
+    rows = made.ledger.set_index("position")
+    assert set(rows.loc[[0, 4, 6, 2], "decision_reason"]) == {ledger.UNCUT}
+    assert rows.at[10, "decision_reason"] == ledger.DROPPED_BY_REVIEW
+    story = explain(made, digest("id 0")[:32], CLUSTERS, 0.8).splitlines()
+    assert "decision    dropped: dropped by the reviewer's say" in story
+
+
+def test_the_story_of_a_reviewed_pair_says_what_its_value_says() -> None:
+    weights = np.array([0.0, 0.75, 0.0, 0.75, 1.5, 1.0])
+    cases = {
+        # Of values 3, -2.5, -2, -3.3, -0.2, 0.3 the cut is at -2 or, in the second case, at 3.
+        ("id 0", (DROP, KEEP, 0, 0, 0, 0)): "dropped by the reviewer's say; its value, above the"
+        " cut, says otherwise",
+        ("id 1", (DROP, KEEP, 0, 0, 0, 0)): "kept by the reviewer's say; its value, below the cut,"
+        " says otherwise",
+        ("id 2", (0, 0, DROP, 0, KEEP, 0)): "dropped by the reviewer's say; its value, below the"
+        " cut, agrees",
+        ("id 4", (DROP, 0, 0, 0, KEEP, 0)): "kept by the reviewer's say; its value, above the cut,"
+        " agrees",
+    }
+    for (name, reviewed), told in cases.items():
+        made = make_ledger(*case_of(weights=weights, reviewed=reviewed))
+        story = explain(made, digest(name)[:32], CLUSTERS, 0.5).splitlines()
+        (decision,) = (line for line in story if line.startswith("decision"))
+        assert decision.endswith(f": {told}")
+    unreviewed = explain(make_ledger(*case_of(weights=weights)), "photo 5.jpg", CLUSTERS, 0.5)
+    assert "says otherwise" not in unreviewed
+
+
+# --- Parts that count for nothing -----------------------------------------------------------------
+
+
+def reasons_without(name: str, constant: float) -> dict[Hashable, str]:
+    """By position, why pairs are dropped where one part of their value is the same for all."""
+    case = case_of(weights=np.array([6.0, 0, 0, 0, 0, 0]))
+    parts = case.parts._replace(**{name: np.full(6, constant)})
+    curated = dataclasses.replace(case.curated, pair_values=parts.total)
+    made = make_ledger(*case._replace(parts=parts, curated=curated)).ledger
+    return made[made["decision"] == "dropped"].set_index("position")["decision_reason"].to_dict()
+
+
+@pytest.mark.parametrize("constant", [0.0, -9.1])
+def test_a_part_that_is_the_same_for_all_pairs_is_no_reason(constant: float) -> None:
+    # Without influence: agreement 0.5, -2.5, -0.2, -1.2, 0.1 of a mean of -0.38, three copies.
+    assert reasons_without("influence", constant) == {
+        0: ledger.OUTBID,
+        4: ledger.DISAGREES,
+        6: ledger.NEAR_COPY,
+        2: ledger.DISAGREES,
+        8: ledger.OUTBID,
+    }
+    # Without agreement: influence -3, 0.5, -0.1, 1, 0.2 of a mean of 0.1.
+    assert reasons_without("agreement", constant) == {
+        0: ledger.LOW_INFLUENCE,
+        4: ledger.OUTBID,
+        6: ledger.NEAR_COPY,
+        2: ledger.OUTBID,
+        8: ledger.OUTBID,
+    }
+    assert reasons_without("copies", constant)[6] == ledger.LOW_INFLUENCE
+    assert ledger.FAR_FROM_TARGET not in reasons_without("relevance", constant).values()
+
+
+def test_copies_that_cost_nothing_are_no_reason() -> None:
+    case = case_of(weights=np.array([6.0, 0, 0, 0, 0, 0]))
+    free = case._replace(parts=case.parts._replace(copies=-0.0 * case.pairs.better_copies))
+    reasons = [
+        made.ledger.set_index("position").at[6, "decision_reason"]
+        for made in (make_ledger(*case), make_ledger(*free))
+    ]
+    assert reasons == [ledger.NEAR_COPY, ledger.LOW_INFLUENCE]
+
+
+def test_of_pairs_that_are_alike_none_is_dropped_for_what_it_is() -> None:
+    case = case_of(weights=np.array([6.0, 0, 0, 0, 0, 0]))
+    alike = ValueParts(*np.zeros((4, 6)))
+    reasons = make_ledger(*case._replace(parts=alike)).ledger["decision_reason"]
+    assert (reasons == ledger.OUTBID).sum() == 5
 
 
 def test_ledgers_of_earlier_runs_can_be_explained(made: Ledger) -> None:

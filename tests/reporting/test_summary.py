@@ -353,6 +353,12 @@ def test_kinds_of_pairs_by_hand() -> None:
     assert unknown.band_of_cell() == {}
     assert unknown.n_protected == 0
     assert dataclasses.replace(pairs, kept=np.ones(5, dtype=bool)).n_protected == 0
+    # The pair that was dropped at -1, or the one that was kept at -1.5, by a reviewer.
+    for reviewed in ([0, -1, 0, 0, 0], [0, 0, 1, 0, 0], [-1, -1, 0, 0, 0]):
+        said = dataclasses.replace(pairs, reviewed=np.array(reviewed, dtype=np.int8))
+        assert said.n_protected == 0
+    helped = dataclasses.replace(pairs, reviewed=np.array([-1, 0, 0, 0, 1], dtype=np.int8))
+    assert helped.n_protected == 1
 
 
 # --- Trust --------------------------------------------------------------------------------------
