@@ -11,7 +11,7 @@ from reporting.evaluation_tables import efficiency_section, gaps_section, perfor
 from reporting.findings import answer, key_findings, limitations
 from reporting.standing import standing_section, warnings_on_top
 from reporting.summary import Summary, image_links
-from reporting.words import bullets, count, escape, paragraphs, seconds_text, table
+from reporting.words import bullets, count, escape, paragraphs, seconds_text, setting_text, table
 
 
 def results_markdown(summary: Summary) -> str:
@@ -84,7 +84,7 @@ def _reproduction(summary: Summary) -> str:
             "Settings:",
             table(
                 ["flag", "value"],
-                [[f"`--{k}`", escape(_setting(v), 400)] for k, v in run["settings"].items()],
+                [[f"`--{k}`", escape(setting_text(v), 400)] for k, v in run["settings"].items()],
                 2,
             ),
         )
@@ -93,8 +93,3 @@ def _reproduction(summary: Summary) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{escape(str(k).replace('_', ' '))} {escape(v)}" for k, v in values.items())
-
-
-def _setting(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text if value is not None and text else "not set"
