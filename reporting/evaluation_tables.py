@@ -124,8 +124,9 @@ def _steps(summary: Summary) -> str:
         size = f"{e['n_pairs']:,} pairs ({share(e['data_reduction'], 1)} saved)"
         alike.setdefault(f"{size}, steps {steps}", []).append(method)
     most = max(alike, key=lambda text: len(alike[text]))
+    others = "Every other method" if len(alike) > 1 and len(alike[most]) > 1 else names(alike[most])
     return " ".join(
-        f"{'Every other method' if len(alike) > 1 and text == most else names(methods)}: {text}."
+        f"{others if text == most else names(methods)}: {text}."
         for text, methods in sorted(alike.items(), key=lambda item: item[0] == most)
     )
 
@@ -161,7 +162,7 @@ def _group_sizes(summary: Summary) -> str:
             + (", too few to score" if state["too_small"] else "")
             for group, state in groups.items()
         ]
-        sentences.append(f"{escape(attribute).capitalize()}: {'; '.join(sizes)}.")
+        sentences.append(f"{escape(attribute).capitalize()} ({'; '.join(sizes)}).")
     return " ".join(sentences)
 
 

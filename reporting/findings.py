@@ -48,7 +48,7 @@ def answer(summary: Summary) -> str:
     if summary.sample_weights is not None and (doubt := doubts(summary)):
         sentences.append(doubt)
     for comparison in summary.metrics:
-        sentences += _answer_for(summary, comparison)
+        sentences += [s for s in _answer_for(summary, comparison) if s not in sentences]
     if summary.metrics:
         sentences.append(
             "Mean recall is over both directions at 1, 5 and 10, in percent of the queries on"
@@ -64,7 +64,7 @@ def _answer_for(summary: Summary, comparison: str) -> list[str]:
     methods = summary.metrics[comparison]
     where = f"With the {COMPARISON_LABELS[comparison].lower()}"
     if INFLUENCESPACE not in methods:
-        return [f"{where} InfluenceSpace was not among the methods trained."]
+        return ["InfluenceSpace was not among the methods trained."]
     own = recall(summary, comparison, INFLUENCESPACE)
     clauses = [f"{where} InfluenceSpace reaches a mean recall of **{own}**"]
     if summary.shows_trusted:
@@ -114,10 +114,10 @@ def _ranking_findings(summary: Summary) -> list[str]:
 def _ranking_finding(summary: Summary, comparison: str) -> str:
     """Who is ahead in one comparison, and who does not beat random."""
     ranking = summary.ranking(comparison)
-    if not ranking:
+    if len(ranking) < 2:
         return ""
     rivals = [m for m in ranking if m != INFLUENCESPACE]
-    if INFLUENCESPACE in ranking and rivals:
+    if INFLUENCESPACE in ranking:
         text = f"InfluenceSpace {_standing_among(summary, comparison, rivals)}."
     else:
         text = (

@@ -58,7 +58,9 @@ def _reproduction(summary: Summary) -> str:
     run = summary.run
     hardware = {k: v for k, v in run["hardware"].items() if k not in run["packages"]}
     seconds = ", ".join(  # those of the rivals stand under Efficiency
-        f"{escape(k)} {seconds_text(v)}" for k, v in run["seconds"].items() if k not in METHODS
+        f"{escape(k)} {seconds_text(v)}"
+        for k, v in run["seconds"].items()
+        if v and k not in METHODS
     )
     return paragraphs(
         (

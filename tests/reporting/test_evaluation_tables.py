@@ -88,6 +88,9 @@ def test_methods_of_other_sizes_are_told_apart() -> None:
     assert "Every other method: 4,000 pairs" in page
     alone = page_module.results_markdown(SUMMARIES["full data alone"])
     assert "Every other method" not in alone
+    two = page_module.results_markdown(SUMMARIES["two methods"])
+    assert "Random: 4,000 pairs" in two
+    assert "Full data: 5,000 pairs" in two
 
 
 def test_gap_table() -> None:

@@ -161,6 +161,9 @@ def test_reproduction() -> None:
     assert settings["`--methods`"].startswith("full influencespace")
     assert "all are in [run.json](../run.json)" in text
     assert "computed: embedding 80.0, influence 14.2. This run took 301.5." in text
+    run = make_summary().run | {"seconds": {"embedding": 80.0, "influence": 0.0, "semdedup": 1.0}}
+    fewer = page_module.results_markdown(make_summary(run=run))  # of no other stage or of a rival
+    assert "when it was computed: embedding 80.0. This run" in fewer
     assert "cpu cores 2" in text
     assert "torch 2.13.0" in text
 
