@@ -89,6 +89,11 @@ class Config(NamedTuple):
         """Every setting by flag name."""
         return {name: v for part in self for name, v in dataclasses.asdict(part).items()}
 
+    def changed(self) -> dict[str, Any]:
+        """Every setting that differs from its default, by flag name."""
+        defaults = Config(*(part() for part in GROUPS.values())).flat()  # type: ignore[arg-type]
+        return {name: value for name, value in self.flat().items() if value != defaults[name]}
+
     def needs_influence(self) -> bool:
         """Whether anything after stage 2 asks for its clusters' scores or reference models."""
         return (

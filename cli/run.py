@@ -165,6 +165,7 @@ class Run:
             "packages": package_versions(),
             "warnings": self.warnings,
             "settings": self.config.flat(),
+            "changed_settings": self.config.changed(),
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
             "total_seconds": round(time.perf_counter() - started, 1),
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 from baselines import FULL
 from reporting.estimate import caution_sentence, cells_beside_clusters
-from reporting.kept import kept_sentence, review_sentence, value_sentence, weights_sentence
+from reporting.kept import review_sentence, value_sentence, weights_sentence
 from reporting.retraining import match_with_retraining
 from reporting.summary import Summary, image_link, image_links
 from reporting.words import (
@@ -26,8 +26,8 @@ from reporting.words import (
     table,
 )
 
-N_LISTED = 8  # clusters listed at either end
-N_CELLS = 10  # cells listed at either end
+N_LISTED = 5  # clusters listed at either end; stage3/cluster_categorization.json has all
+N_CELLS = 5  # cells listed at either end
 
 
 def decision_table(summary: Summary) -> str:
@@ -53,7 +53,7 @@ def kept_section(summary: Summary) -> str:
     """What was kept and what was thrown away."""
     return paragraphs(
         (
-            " ".join(filter(None, (kept_sentence(summary), value_sentence(summary)))),
+            value_sentence(summary),
             escape(review_sentence(summary), 400),
             image_links(summary, "stage3/cells.png"),
             _kind_table(summary),
@@ -92,9 +92,8 @@ def _kind_table(summary: Summary) -> str:
         rows.append(row)
     doubt = caution_sentence(summary) if pairs.influence is not None else ""
     text = (
-        "What hurts is often spread over all topics: a kind of pair shows it, a topic's mean does"
-        " not. Near copies: the set has a copy of the image with a better caption. Influence:"
-        " leaving such a pair out changes the validation loss by this many percent over"
+        "Near copies: the set has a copy of the image with a better caption. Influence: leaving"
+        " such a pair out changes the validation loss by this many percent over"
         f" n = {summary.n_train:,}; positive helps, negative hurts."
         + (" Known faults: as planted, near copies among them." if pairs.faulty is not None else "")
         + (f" {doubt}" if doubt else "")
@@ -136,8 +135,8 @@ def _cell_tables(summary: Summary) -> str:
     )
     text = (
         f"Of {count(len(cells), 'cell')} (pairs of one topic, alike in agreement and copies)"
-        f" {certain} Influence: the first-order change of the validation loss if the cell were left"
-        " out, ± the standard error of the inference. A single pair's sign is never called certain."
+        f" {certain} Influence: the first-order change of the validation loss without the cell, ±"
+        " the standard error of the inference."
     )
     bands = summary.pairs.band_of_cell()
     parts = [f"### The most harmful and the most beneficial cells\n\n{text}"]
@@ -237,8 +236,7 @@ def _category_table(summary: Summary) -> str:
         return ""
     heading = (
         "### Clusters\n\nA cluster's category says what leaving the whole cluster out would do to"
-        " the validation loss. It does not say which pairs are dropped: their own values decide, so"
-        " a beneficial cluster loses its bad pairs and a harmful one may keep its good ones."
+        " the validation loss. It does not say which pairs are dropped: their own values decide."
     )
     rules = {
         "harmful": f"influence below {100 * summary.thresholds['harmful_threshold']:g} %",
@@ -261,10 +259,7 @@ def _cluster_tables(summary: Summary) -> str:
     entries = summary.categorization or summary.influence
     if not entries:
         return ""
-    unit = (
-        "Influence is the change of the validation loss if the cluster were left out, ± its"
-        " standard error: positive helps, negative hurts."
-    )
+    unit = "Influence: the change of the validation loss without the cluster, ± its standard error."
     if beside := cells_beside_clusters(summary):
         unit = f"{unit} {beside}"
     if len(entries) <= 2 * N_LISTED:
@@ -352,7 +347,7 @@ def _example_table(summary: Summary) -> str:
         [
             escape(e["caption"], 120),
             escape(e["key"], 60),
-            f"{e['cluster']}: {escape(', '.join(e['terms']), 50)}",
+            f"{e['cluster']}: {escape(', '.join(e['terms'][:3]), 50)}",
             escape(e["why"]),
             quantity(e["clip_score"], 3),
             f"{e['value']:+.1f}",
@@ -360,7 +355,7 @@ def _example_table(summary: Summary) -> str:
         for e in summary.dropped_examples
     ]
     text = (
-        "Of each of these clusters the dropped pair of lowest value; the mean pair has an influence"
-        " and an agreement of 0."
+        "Of each of these clusters the dropped pair of lowest value; influence and agreement in"
+        " standard deviations from the mean."
     )
     return paragraphs(("### Some of the dropped pairs", text, table(header, rows, 4), sheets))

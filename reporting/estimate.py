@@ -22,8 +22,7 @@ ESTIMATORS = {
     " inverse Hessian stands for the training",
 }
 CLUSTER_SCORES = {  # what their estimate asks of the pairs
-    "metagradient": "Cluster scores come from one reverse sweep over each reference training, which"
-    " gives the derivative for every pair at once",
+    "metagradient": "Cluster scores come from one reverse sweep over each reference training",
     "step": "Cluster scores come from one step for each cluster, with all of its pairs taken away",
     "first_order": "Cluster scores come from {n:,} sampled pairs ({part}), each of which stands for"
     " its share of the cluster",
@@ -56,7 +55,7 @@ def estimate(summary: Summary) -> list[str]:
     ]
     if "hessian" in info:
         items += _inverse_hessian(info)
-    if summary.influence:
+    if summary.influence and not n_undecided_signs(summary.influence):  # else a limitation
         items.append(undecided_signs(summary.influence))
     return items + _pair_estimate(summary)
 
@@ -149,8 +148,7 @@ def _pair_estimate(summary: Summary) -> list[str]:
         f"The pairs' own influence was evaluated for {evaluated:,} of {n:,} training pairs"
         f" ({share(evaluated, n)})"
         + (
-            f" and inferred for the other {n - evaluated:,} from what is known of every pair:"
-            " image-text agreement, losses of models that have not seen it, near copies, topic"
+            f" and inferred for the other {n - evaluated:,} from what is known of every pair"
             if evaluated < n
             else ""
         )
@@ -184,8 +182,7 @@ def _explained(explained: float) -> str:
     little = " **only**" if explained < EXPLAINS_LITTLE else ""
     return (
         f"The inference explains{little} {share(explained, 1)} of the variance of the evaluated"
-        " pairs' influence, each left out of the fit in its turn. Part of what is left is noise of"
-        " the measurement."
+        " pairs' influence, each left out of the fit in its turn."
     )
 
 
@@ -230,19 +227,10 @@ def caution(quality: Mapping[str, Any] | None) -> str:
 
 
 def cells_beside_clusters(summary: Summary) -> str:
-    """Why a cell and its cluster may have different signs; empty where not both are shown."""
+    """That a cell and its cluster may have different signs; empty where not both are shown."""
     if not any(cluster.get("cells") for cluster in summary.categorization or ()):
         return ""
-    corrected = (summary.influence_info or {}).get("removal_correction")
     return (
-        "A cell and its cluster may have different signs: a cell's influence adds up small,"
-        " first-order changes, one for each of its pairs and asked of models that have not trained"
-        " on it, whereas a cluster's influence predicts what leaving the whole cluster out of"
-        " training costs"
-        + (
-            ", with what retraining without it showed beyond the first order, where the pairs of"
-            " other clusters step in."
-            if corrected
-            else "."
-        )
+        "A cell and its cluster may have different signs: the one adds up small changes of its"
+        " pairs, the other leaves the whole cluster out (docs/method.md)."
     )

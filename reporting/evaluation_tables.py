@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import pandas as pd
 
 from reporting.figures.gaps import GAP_FIGURES
@@ -16,6 +13,7 @@ from reporting.summary import (
     Summary,
     gap_text,
     image_links,
+    recall,
     trusted_recall,
 )
 from reporting.verdicts import versus_random
@@ -27,6 +25,7 @@ from reporting.words import (
     mean_and_spread,
     method_label,
     method_name,
+    names,
     paragraphs,
     quantity,
     seconds_and_spread,
@@ -39,53 +38,50 @@ DIRECTIONS = {"image_to_text": "I→T", "text_to_image": "T→I"}
 
 
 def performance_section(summary: Summary) -> str:
-    """Recall of every method, with figures."""
+    """Mean recall of every method, with figures."""
     if not summary.metrics:
         return "No method was trained."
     averages = (f"evaluation/comparison_avg_recall@{k}.png" for k in RECALL_AT)
     return paragraphs(
         (
-            "Recall in percent of the queries, image to text (I→T: any of the image's captions is"
-            " found) and text to image (T→I)."
-            + (" ± is the standard deviation over training seeds." if summary.n_seeds > 1 else "")
+            "Mean recall as above; at 1, 5 and 10 and by direction:"
+            " [results_summary.md](results_summary.md). Against random: difference, in brackets its"
+            " size in standard errors. † marks the best rival of the same size."
             + (
                 " Trusted test pairs: captions that likely belong to their images, and images with"
                 " such a caption, each ranked among all."
                 if summary.shows_trusted
                 else ""
-            )
-            + " Against random: difference of the mean recalls, in brackets its size in standard"
-            " errors. † marks the best rival of the same size.",
-            image_links(summary, "results/performance_comparison.png"),
-            *(
-                f"### {COMPARISON_LABELS[c]}\n\n{_recall_table(summary, c)}"
-                for c in summary.metrics
             ),
+            _recall_table(summary),
+            image_links(summary, "results/performance_comparison.png"),
             image_links(summary, *averages, "results/training_progress.png"),
         )
     )
 
 
-def _recall_table(summary: Summary, comparison: str) -> str:
-    metrics = summary.metrics[comparison]
-    digits = {f"{d}_recall@{k}": 1 for d in DIRECTIONS for k in RECALL_AT} | {"mean_recall": 2}
+def _recall_table(summary: Summary) -> str:
+    """One row a method, by its recall in the first comparison; the comparisons side by side."""
     header = ["method", "pairs"]
-    header += [f"{label} @{k}" for label in DIRECTIONS.values() for k in RECALL_AT]
-    header += ["mean recall"]
-    header += ["mean recall, trusted test pairs"] if summary.shows_trusted else []
-    header += ["against random"]
+    for comparison in summary.metrics:
+        short = COMPARISON_SHORT[comparison]
+        header += [f"{short}: mean recall"]
+        header += [f"{short}: trusted test pairs"] if summary.shows_trusted else []
+        header += [f"{short}: against random"]
     rows = []
-    for method in summary.table_order(comparison):
-        mark = " †" if method == summary.best_rival(comparison) else ""
-        n_pairs = f"{summary.efficiency[method]['n_pairs']:,}"
-        cells = [mean_and_spread(metrics[method][c], n) for c, n in digits.items()]
-        cells += [trusted_recall(summary, comparison, method)] if summary.shows_trusted else []
-        versus = versus_random(summary, comparison, method)
-        rows.append([method_name(method) + mark, n_pairs, *cells, versus])
-    encoder = [quantity(summary.encoder_metrics.get(c), n) for c, n in digits.items()]
+    for method in summary.table_order(next(iter(summary.metrics))):
+        row = [method_name(method), f"{summary.efficiency[method]['n_pairs']:,}"]
+        for comparison in summary.metrics:
+            mark = " †" if method == summary.best_rival(comparison) else ""
+            row.append(recall(summary, comparison, method) + mark)
+            row += [trusted_recall(summary, comparison, method)] if summary.shows_trusted else []
+            row.append(versus_random(summary, comparison, method))
+        rows.append(row)
+    encoder = [quantity(summary.encoder_metrics.get("mean_recall"))]
     if summary.shows_trusted:
         encoder.append(quantity((summary.trusted_encoder_metrics or {}).get("mean_recall")))
-    rows.append([method_label(ENCODER), "–", *encoder, "–"])
+    encoder.append("–")
+    rows.append([method_label(ENCODER), "–", *(encoder * len(summary.metrics))])
     return table(header, rows)
 
 
@@ -93,48 +89,60 @@ def efficiency_section(summary: Summary) -> str:
     """What every method costs, with figures."""
     if not summary.efficiency:
         return ""
-    header = ["method", "pairs", "data saved", "choosing (s)"]
-    header += [
-        f"{short}: {what}"
-        for short in COMPARISON_SHORT.values()
-        for what in ("steps", "training (s)")
+    header = ["method", "choosing (s)"]
+    header += [f"{short}: training (s)" for short in COMPARISON_SHORT.values()]
+    rows = [
+        [
+            method_name(method),
+            seconds_text(e["curation_seconds"]),
+            *(
+                seconds_and_spread(e[comparison]["training_seconds"])
+                for comparison in COMPARISON_LABELS
+            ),
+        ]
+        for method, e in summary.efficiency.items()
     ]
-    rows = []
-    for method, e in summary.efficiency.items():
-        row = [method_name(method), f"{e['n_pairs']:,}", share(e["data_reduction"], 1)]
-        row.append(seconds_text(e["curation_seconds"]))
-        for comparison in COMPARISON_LABELS:
-            cost = e[comparison]
-            row.append(f"{cost['n_steps']:,} ({share(cost['relative_training_cost'], 1)})")
-            row.append(seconds_and_spread(cost["training_seconds"]))
-        rows.append(row)
     explanation = (
-        "Steps in brackets: of the full data's. Choosing does not include embedding the pairs,"
-        " which every method needs; per-pair influence and gradient similarity are given the"
-        " reference model, whose training counts as InfluenceSpace's. Training is one run on this"
-        " machine."
+        "Choosing leaves out the embedding, which every method needs, and for per-pair influence"
+        " and gradient similarity the reference model, whose training counts as InfluenceSpace's."
+        " Training: one run on this machine."
     )
     paths = ("results/efficiency_comparison.png", "results/performance_efficiency_tradeoff.png")
-    return paragraphs((explanation, table(header, rows), image_links(summary, *paths)))
+    return paragraphs(
+        (_steps(summary), explanation, table(header, rows), image_links(summary, *paths))
+    )
+
+
+def _steps(summary: Summary) -> str:
+    """What the methods train on and how long, those that do the same in one clause."""
+    alike: dict[str, list[str]] = {}
+    for method, e in summary.efficiency.items():
+        steps = ", ".join(
+            f"{e[c]['n_steps']:,} ({share(e[c]['relative_training_cost'], 1)}) with the {short}"
+            for c, short in COMPARISON_SHORT.items()
+        )
+        size = f"{e['n_pairs']:,} pairs ({share(e['data_reduction'], 1)} saved)"
+        alike.setdefault(f"{size}, steps {steps}", []).append(method)
+    most = max(alike, key=lambda text: len(alike[text]))
+    others = "Every other method" if len(alike) > 1 and len(alike[most]) > 1 else names(alike[most])
+    return " ".join(
+        f"{others if text == most else names(methods)}: {text}."
+        for text, methods in sorted(alike.items(), key=lambda item: item[0] == most)
+    )
 
 
 def gaps_section(summary: Summary) -> str:
-    """Recall by demographic group, and the gaps."""
+    """The gaps in recall between demographic groups."""
     if not summary.attributes:
         return "Not measured."
     parts = [
-        f"Text-to-image recall@{GAP_RECALL_AT} over test captions that speak of one group alone, by"
-        " a word list; in brackets the 95 % interval of the gap from a bootstrap over test images."
-        " A gap is never negative, so an interval near zero is compatible with no gap."
+        f"Gap in text-to-image recall@{GAP_RECALL_AT} between test captions that speak of one group"
+        " alone, by a word list; in brackets its 95 % interval from a bootstrap over test images. A"
+        " gap is never negative, so an interval near zero is compatible with no gap. Each group's"
+        " recall: [demographic_gaps.json](../evaluation/demographic_gaps.json).",
+        _group_sizes(summary),
+        _gap_table(summary),
     ]
-    for attribute, groups in summary.attributes.items():
-        parts.append(f"### {escape(attribute).capitalize()}")
-        small = [
-            f"{escape(g)}: {s['n_queries']:,} captions, too few to score."
-            for g, s in groups.items()
-            if s["too_small"]
-        ]
-        parts += [" ".join(small), _gap_table(summary, attribute, groups)]
     if summary.n_scored_groups == 0:
         parts.append("There are no figures: too few test captions speak of any group.")
     elif summary.n_scored_groups == 1:
@@ -145,24 +153,37 @@ def gaps_section(summary: Summary) -> str:
     return paragraphs([*parts, image_links(summary, *GAP_FIGURES)])
 
 
-def _gap_table(summary: Summary, attribute: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
-    scored = [g for g, state in groups.items() if not state["too_small"]]
-    if not scored:
+def _group_sizes(summary: Summary) -> str:
+    """How many test captions speak of each group."""
+    sentences = []
+    for attribute, groups in summary.attributes.items():
+        sizes = [
+            f"{escape(group)}: {state['n_queries']:,} captions"
+            + (", too few to score" if state["too_small"] else "")
+            for group, state in groups.items()
+        ]
+        sentences.append(f"{escape(attribute).capitalize()} ({'; '.join(sizes)}).")
+    return " ".join(sentences)
+
+
+def _gap_table(summary: Summary) -> str:
+    """One row a method, the attributes that have a gap side by side."""
+    measured = [
+        attribute
+        for attribute, groups in summary.attributes.items()
+        if sum(not state["too_small"] for state in groups.values()) > 1
+    ]
+    if not measured:
         return ""
     header = ["method"]
-    for comparison in summary.gaps:
-        short = COMPARISON_SHORT[comparison]
-        header += [f"{short}: {escape(g)} ({groups[g]['n_queries']:,})" for g in scored]
-        header.append(f"{short}: gap")
-    rows = []
-    for method in next(iter(summary.gaps.values())):
-        row = [method_name(method)]
-        for methods in summary.gaps.values():
-            state = methods[method][attribute]
-            key = f"text_to_image_recall@{GAP_RECALL_AT}"
-            row += [f"{state['groups'][g][key]:.1f}" for g in scored]
-            row.append(gap_text(state))
-        rows.append(row)
+    header += [f"{escape(a)}, {COMPARISON_SHORT[c]}" for a in measured for c in summary.gaps]
+    rows = [
+        [
+            method_name(method),
+            *(gap_text(methods[method][a]) for a in measured for methods in summary.gaps.values()),
+        ]
+        for method in next(iter(summary.gaps.values()))
+    ]
     return table(header, rows)
 
 
@@ -190,19 +211,31 @@ def summary_table(summary: Summary) -> pd.DataFrame:
 
 
 def summary_markdown(summary: Summary) -> str:
-    """The short table, `results/results_summary.md`."""
-    columns = [*(f"avg_recall@{k}" for k in RECALL_AT), "mean_recall"]
-    header = ["method", "pairs", *(c.replace("_", " ").replace("avg", "average") for c in columns)]
+    """The tables of recall by direction, `results/results_summary.md`."""
+    columns = {
+        f"{d}_recall@{k}": f"{label} @{k}" for d, label in DIRECTIONS.items() for k in RECALL_AT
+    }
+    averages = [*(f"avg_recall@{k}" for k in RECALL_AT), "mean_recall"]
+    header = ["method", "pairs", *columns.values()]
+    header += [c.replace("_", " ").replace("avg", "average") for c in averages]
     parts = ["# InfluenceSpace: summary", warnings_on_top(summary), kept_sentence(summary)]
     for comparison, methods in summary.metrics.items():
         rows = [
             [
                 method_name(method),
                 f"{summary.efficiency[method]['n_pairs']:,}",
-                *(mean_and_spread(methods[method][c], 2) for c in columns),
+                *(mean_and_spread(methods[method][c], 1) for c in columns),
+                *(mean_and_spread(methods[method][c], 2) for c in averages),
             ]
             for method in summary.table_order(comparison)
         ]
+        encoder = [quantity(summary.encoder_metrics.get(c), 1) for c in columns]
+        encoder += [quantity(summary.encoder_metrics.get(c)) for c in averages]
+        rows.append([method_label(ENCODER), "–", *encoder])
         parts.append(f"## {COMPARISON_LABELS[comparison]}\n\n{table(header, rows)}")
-    parts.append("Recall in percent. Everything else: [results.md](results.md).")
+    parts.append(
+        "Recall in percent of the queries, image to text (I→T: any of the image's captions is"
+        " found), text to image (T→I) and their average. Everything else:"
+        " [results.md](results.md)."
+    )
     return paragraphs(parts) + "\n"

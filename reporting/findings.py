@@ -6,7 +6,7 @@ Every sentence that judges is chosen by numbers; `verdicts` says when two of the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from baselines import FULL, INFLUENCESPACE
@@ -48,7 +48,7 @@ def answer(summary: Summary) -> str:
     if summary.sample_weights is not None and (doubt := doubts(summary)):
         sentences.append(doubt)
     for comparison in summary.metrics:
-        sentences += _answer_for(summary, comparison)
+        sentences += [s for s in _answer_for(summary, comparison) if s not in sentences]
     if summary.metrics:
         sentences.append(
             "Mean recall is over both directions at 1, 5 and 10, in percent of the queries on"
@@ -64,7 +64,7 @@ def _answer_for(summary: Summary, comparison: str) -> list[str]:
     methods = summary.metrics[comparison]
     where = f"With the {COMPARISON_LABELS[comparison].lower()}"
     if INFLUENCESPACE not in methods:
-        return [f"{where} InfluenceSpace was not among the methods trained."]
+        return ["InfluenceSpace was not among the methods trained."]
     own = recall(summary, comparison, INFLUENCESPACE)
     clauses = [f"{where} InfluenceSpace reaches a mean recall of **{own}**"]
     if summary.shows_trusted:
@@ -90,46 +90,67 @@ def _answer_for(summary: Summary, comparison: str) -> list[str]:
 
 def key_findings(summary: Summary) -> list[str]:
     """What this run's numbers say, each a sentence or two."""
-    findings: list[str] = []
-    for comparison in summary.metrics:
-        findings += _ranking_findings(summary, comparison)
-    findings += [*_against_full(summary), *_time_finding(summary), *_encoder_finding(summary)]
+    findings = [*_ranking_findings(summary), *_against_full(summary)]
+    findings += [*_time_finding(summary), *_encoder_finding(summary)]
     if kinds := kinds_sentence(summary):
         findings.append(kinds)
     findings += [*_fault_findings(summary), *_gap_findings(summary)]
     return findings or [kept_sentence(summary)]
 
 
-def _ranking_findings(summary: Summary, comparison: str) -> list[str]:
-    """Who is ahead at the same size, and who does not beat random."""
+def _ranking_findings(summary: Summary) -> list[str]:
+    """How InfluenceSpace stands at the same size; comparisons that say the same in one finding."""
+    told: dict[str, list[str]] = {}
+    for comparison in summary.metrics:
+        if text := _ranking_finding(summary, comparison):
+            told.setdefault(text, []).append(COMPARISON_LABELS[comparison].lower())
+    one_seed = " (one seed)" if summary.n_seeds == 1 else ""
+    return [
+        f"{(where := enumerate_words(labels))[0].upper()}{where[1:]}{one_seed}: {text}"
+        for text, labels in told.items()
+    ]
+
+
+def _ranking_finding(summary: Summary, comparison: str) -> str:
+    """Who is ahead in one comparison, and who does not beat random."""
     ranking = summary.ranking(comparison)
-    if not ranking:
-        return []
+    if len(ranking) < 2:
+        return ""
     rivals = [m for m in ranking if m != INFLUENCESPACE]
-    text = (
-        f"{COMPARISON_LABELS[comparison]}{' (one seed)' if summary.n_seeds == 1 else ''}:"
-        f" {method_name(ranking[0])} has the highest mean recall at the curated size,"
-        f" {recall(summary, comparison, ranking[0])}."
-    )
-    if INFLUENCESPACE in ranking and rivals:
-        outcomes = {
-            m: clear_outcome(compare(summary, comparison, INFLUENCESPACE, m)) for m in rivals
-        }
-        verbs = {"wins": "beats", "loses": "**loses to**", "undecided": "cannot be told from"}
-        clauses = [
-            f"{verb} {names([m for m in rivals if outcomes[m] == outcome])}"
-            for outcome, verb in verbs.items()
-            if outcome in outcomes.values()
-        ]
-        text += f" InfluenceSpace {enumerate_words(clauses)}."
+    if INFLUENCESPACE in ranking:
+        text = f"InfluenceSpace {_standing_among(summary, comparison, rivals)}."
+    else:
+        text = (
+            f"{method_name(ranking[0])} has the highest mean recall at the curated size,"
+            f" {recall(summary, comparison, ranking[0])}."
+        )
     if RANDOM in rivals:
-        others = [m for m in rivals if m != RANDOM]
         losers = [
-            m for m in others if clear_outcome(compare(summary, comparison, m, RANDOM)) == "loses"
+            m
+            for m in rivals
+            if m != RANDOM and clear_outcome(compare(summary, comparison, m, RANDOM)) == "loses"
         ]
         if losers:
             text += f" {names(losers)} {'lose' if losers[1:] else 'loses'} to random selection."
-    return [text]
+    return text
+
+
+def _standing_among(summary: Summary, comparison: str, rivals: Sequence[str]) -> str:
+    """Whom InfluenceSpace loses to, whom it cannot be told from, and that it beats the others."""
+    outcomes = {m: clear_outcome(compare(summary, comparison, INFLUENCESPACE, m)) for m in rivals}
+    verbs = {"loses": "**loses to**", "undecided": "cannot be told from"}
+    clauses = [
+        f"{verb} {names([m for m in rivals if outcomes[m] == outcome])}"
+        for outcome, verb in verbs.items()
+        if outcome in outcomes.values()
+    ]
+    beaten = [m for m in rivals if outcomes[m] == "wins"]
+    if len(beaten) == 1:
+        clauses.append(f"beats {names(beaten)}")
+    elif beaten:
+        whom = f"the other {len(beaten)} rivals" if clauses else f"all {len(beaten)} rivals"
+        clauses.append(f"beats {whom} of its size")
+    return enumerate_words(clauses)
 
 
 def _against_full(summary: Summary) -> list[str]:
@@ -205,8 +226,9 @@ def _fault_findings(summary: Summary) -> list[str]:
 
 
 def _gap_findings(summary: Summary) -> list[str]:
-    """Gaps that differ from the full data's beyond their intervals; the others in one sentence."""
-    findings, overlapping = [], []
+    """Gaps that differ from the full data's beyond their intervals; the others by name alone."""
+    changed: dict[str, list[str]] = {"wider": [], "narrower": []}
+    overlapping = []
     key = f"recall@{GAP_RECALL_AT}"
     for comparison, methods in summary.gaps.items():
         if not {FULL, INFLUENCESPACE} <= set(methods):
@@ -216,12 +238,17 @@ def _gap_findings(summary: Summary) -> list[str]:
             if full["gap"] is None or own["gap"] is None:
                 continue
             where = f"{escape(attribute)}, {COMPARISON_SHORT[comparison]}"
-            numbers = f"{gap_text(own)} points against {gap_text(full)}"
             change = gap_change(full["gap"][key], own["gap"][key])
             if change:
-                findings.append(f"The gap is {change} than the full data's for {where}: {numbers}.")
+                numbers = f"{gap_text(own)} points against {gap_text(full)}"
+                changed[change].append(f"{where}: {numbers}")
             else:
-                overlapping.append(f"{where}: {numbers}")
+                overlapping.append(where)
+    findings = [
+        f"The gap is {change} than the full data's for {'; '.join(where)}."
+        for change, where in changed.items()
+        if where
+    ]
     if overlapping:
         findings.append(
             "Demographic gaps: no change against the full data can be claimed where the intervals"

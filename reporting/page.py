@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from baselines import METHODS
 from reporting.curation_tables import decision_table, kept_section
 from reporting.estimate import estimate
 from reporting.evaluation_tables import efficiency_section, gaps_section, performance_section
 from reporting.findings import answer, key_findings, limitations
 from reporting.standing import standing_section, warnings_on_top
-from reporting.summary import Summary, image_links
-from reporting.words import bullets, count, escape, paragraphs, seconds_text, table
+from reporting.summary import Summary
+from reporting.words import bullets, escape, paragraphs, seconds_text, setting_text, table
 
 
 def results_markdown(summary: Summary) -> str:
@@ -20,12 +21,12 @@ def results_markdown(summary: Summary) -> str:
         "# InfluenceSpace: results",
         warnings_on_top(summary),
         answer(summary),
+        _report_link(summary),
         "## What this run stands on",
         standing_section(summary),
         "## Key findings",
         bullets(key_findings(summary)),
-        "## Data",
-        _data(summary),
+        summary.changes,
         "## What happened to every pair",
         decision_table(summary),
         "## What was kept and what was thrown away",
@@ -46,55 +47,43 @@ def results_markdown(summary: Summary) -> str:
     return paragraphs(sections) + "\n"
 
 
-def _data(summary: Summary) -> str:
-    run = summary.run
-    reasons = [f"{n:,} × {escape(reason)}" for reason, n in summary.skipped.items() if n]
-    skipped = (
-        f"Skipped and listed in `stage1/skipped.csv`: {', '.join(reasons)}."
-        if reasons
-        else ("" if summary.account else "No pair that was read was skipped.")
-    )
-    description = escape(run["dataset_description"], 1000).rstrip(".")
-    return paragraphs(
-        (
-            f"**{escape(run['dataset'])}**: {description}. Encoder: **{escape(run['encoder'])}**.",
-            f"{summary.n_train:,} training and {summary.n_validation:,} validation pairs;"
-            f" {summary.n_test_images:,} test images with {summary.n_test_captions:,} captions."
-            f" No image is in two of the three. {skipped}".rstrip(),
-            f"{escape(summary.account, 1000)}." if summary.account else "",
-            bullets([escape(note, 1000) for note in summary.notes]),
-            f"{escape(summary.cut_off, 1000)}." if summary.cut_off else "",
-            f"The training pairs form {count(len(summary.clusters), 'cluster')} by topic.",
-            image_links(summary, "stage1/cluster_sizes.png"),
-        )
-    )
+def _report_link(summary: Summary) -> str:
+    """Where the pairs can be looked at; empty where no report is written."""
+    if summary.run["settings"].get("no_report", False):
+        return ""
+    return "Look at the pairs: [report.html](report.html)."
 
 
 def _reproduction(summary: Summary) -> str:
     run = summary.run
-    seconds = {**run["seconds"], "total": run["total_seconds"]}
+    hardware = {k: v for k, v in run["hardware"].items() if k not in run["packages"]}
+    seconds = ", ".join(  # those of the rivals stand under Efficiency
+        f"{escape(k)} {seconds_text(v)}"
+        for k, v in run["seconds"].items()
+        if v and k not in METHODS
+    )
     return paragraphs(
         (
             f"```sh\n{run['command']}\n```",
-            table(["stage", "seconds"], [[escape(k), seconds_text(v)] for k, v in seconds.items()]),
-            "A stage that was reused shows the time it took when it was computed; the total is this"
-            " run's.",
-            f"Seed {run['seed']}. Hardware: {_pairs(run['hardware'])}. Versions:"
+            f"Seconds of each stage, when it was computed: {seconds}. This run took"
+            f" {seconds_text(run['total_seconds'])}.",
+            f"Seed {run['seed']}. Hardware: {_pairs(hardware)}. Versions:"
             f" {_pairs(run['packages'])}.",
-            "Settings:",
-            table(
-                ["flag", "value"],
-                [[f"`--{k}`", escape(_setting(v), 400)] for k, v in run["settings"].items()],
-                2,
-            ),
+            _settings(run.get("changed_settings", run["settings"])),
         )
+    )
+
+
+def _settings(changed: Mapping[str, Any]) -> str:
+    """The settings that differ from their defaults."""
+    if not changed:
+        return "Every setting has its default; all are in [run.json](../run.json)."
+    rows = [[f"`--{k}`", escape(setting_text(v), 400)] for k, v in changed.items()]
+    return (
+        "Settings that differ from their defaults; all are in [run.json](../run.json).\n\n"
+        + table(["flag", "value"], rows, 2)
     )
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{escape(str(k).replace('_', ' '))} {escape(v)}" for k, v in values.items())
-
-
-def _setting(value: Any) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return text if value is not None and text else "not set"

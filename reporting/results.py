@@ -48,7 +48,7 @@ from train_eval import (
 )
 
 logger = logging.getLogger(__name__)
-N_DROP_EXAMPLES = 12
+N_DROP_EXAMPLES = 6
 TRUSTED_METRICS = "evaluation/method_metrics_trusted.json"
 
 

@@ -14,7 +14,7 @@ from reporting.summary import (
     image_links,
     interval_text,
 )
-from reporting.words import count, enumerate_words, escape, paragraphs, share, table
+from reporting.words import bullets, count, enumerate_words, escape, paragraphs, share, table
 
 TRUST_FIGURE = "stage2/wrong_captions.png"
 WARN_SHARE, WARN_LOW = 0.10, 0.05  # of wrong held-out captions, and the low end of its interval
@@ -55,16 +55,50 @@ def trust_warnings(summary: Summary) -> list[str]:
 
 
 def standing_section(summary: Summary) -> str:
-    """Where held-out pairs come from, how many captions are wrong, and who is asked what helps."""
-    description = escape(summary.run["dataset_description"], 1000).rstrip(".")
+    """The data, the encoder, how many captions are wrong, and who is asked what helps."""
     return paragraphs(
         (
-            f"Training, validation and test pairs: {description}. {judged_sentence(summary)}",
+            *_data(summary),
+            judged_sentence(summary),
             _trust_table(summary),
             narrow_sentence(summary),
-            image_links(summary, TRUST_FIGURE),
+            image_links(summary, TRUST_FIGURE, "stage1/cluster_sizes.png"),
         )
     )
+
+
+def _data(summary: Summary) -> list[str]:
+    """Where the pairs come from, how they were read and what could not be used."""
+    run = summary.run
+    description = escape(run["dataset_description"], 1000).rstrip(".")
+    sentences = [
+        f"**{escape(run['dataset'])}**: {description}.",
+        f"{escape(summary.account, 1000)}." if summary.account else "",
+        _counts(summary) if summary.trust is None else "",  # else they stand in the table
+        "No image is in two of the splits.",
+        _skipped(summary),
+        f"Encoder: **{escape(run['encoder'])}**. The training pairs form"
+        f" {count(len(summary.clusters), 'cluster')} by topic.",
+    ]
+    return [
+        " ".join(filter(None, sentences)),
+        bullets([escape(note, 1000) for note in summary.notes]),
+        f"{escape(summary.cut_off, 1000)}." if summary.cut_off else "",
+    ]
+
+
+def _counts(summary: Summary) -> str:
+    return (
+        f"{summary.n_train:,} training and {summary.n_validation:,} validation pairs;"
+        f" {summary.n_test_images:,} test images with {summary.n_test_captions:,} captions."
+    )
+
+
+def _skipped(summary: Summary) -> str:
+    reasons = [f"{n:,} × {escape(reason)}" for reason, n in summary.skipped.items() if n]
+    if reasons:
+        return f"Skipped and listed in `stage1/skipped.csv`: {', '.join(reasons)}."
+    return "" if summary.account else "No pair that was read was skipped."
 
 
 def judged_sentence(summary: Summary) -> str:
@@ -176,9 +210,8 @@ def _trust_table(summary: Summary) -> str:
             ]
         )
     note = (
-        "Wrong captions: estimated from how well image and caption agree beside images with the"
-        " captions of others; boilerplate counts as wrong. The interval holds the sampling of the"
-        " pairs alone; the estimate assumes that the agreement of right pairs is normal."
+        "Wrong captions, boilerplate among them, are estimated from agreement (docs/method.md); the"
+        " interval holds the sampling of the pairs alone."
     )
     return f"{table(header, rows)}\n\n{note}"
 

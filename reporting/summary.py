@@ -55,6 +55,7 @@ def drop_examples(
     """Dropped pairs to look at, (row, why): the lowest value of each of as many clusters.
 
     Clusters come in the order of what they lose, so that the examples are spread over topics.
+    Influence and agreement are told in standard deviations from the mean.
 
     Args:
         result: what is dropped.
@@ -72,15 +73,14 @@ def drop_examples(
     _, first = np.unique(cluster_assignments[rows], return_index=True)
     examples = []
     for row in rows[np.sort(first)][:n_examples]:
-        reasons = [f"influence {influence[row]:+.1f} and agreement {agreement[row]:+.1f} standard"]
-        reasons[0] += " deviations from the mean"
+        reasons = [f"influence {influence[row]:+.1f}, agreement {agreement[row]:+.1f}"]
         if result.reviewed is not None and result.reviewed[row] != 0:
             reasons.insert(0, "by the reviewer's say")
         if copies := int(better_copies[row]):
             reasons.append(
                 f"{copies} near {'copy' if copies == 1 else 'copies'} with a better caption"
             )
-        examples.append((int(row), "; ".join(reasons)))
+        examples.append((int(row), ", ".join(reasons)))
     return examples
 
 
@@ -187,6 +187,7 @@ class Summary:
     histories: dict[str, list[dict[str, Any]]]  # method -> one loss history a seed
     faults: dict[str, dict[str, Any]] | None  # method -> fault -> in_data, dropped
     dropped_examples: list[dict[str, Any]]
+    changes: str = ""  # the page's section on another run that was compared
     cut_off: str = ""  # how many captions the encoder did not read to their ends
     contact_sheets: tuple[str, ...] = ()  # their paths in the tree, where they were drawn
     figures: tuple[str, ...] = ()  # the same of the figures

@@ -88,6 +88,12 @@ def seconds_and_spread(cell: Mapping[str, Any]) -> str:
     return f"{mean} ± {seconds_text(cell['std'], 1 if cell['mean'] >= 1 else 2)}"
 
 
+def setting_text(value: Any) -> str:
+    """A setting's value as on the command line, or that it was not set."""
+    text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if value is not None and text else "not set"
+
+
 def signed(value: float) -> str:
     """A number with its sign, with a decimal where it is small."""
     return f"{value:+,.{0 if abs(value) >= 10 else 1}f}"

@@ -1034,11 +1034,10 @@ def test_examples_of_dropped_pairs_are_the_worst_of_each_cluster() -> None:
         return drop_examples(result, influence, clip_scores, copies, clusters, n)
 
     # Values 2, -2, -2, 2, -3, 0: of cluster 1 the fifth pair comes before the third.
-    of = "standard deviations from the mean"
     assert examples(5) == [
-        (4, f"influence -1.0 and agreement -1.0 {of}; 1 near copy with a better caption"),
-        (1, f"influence -1.0 and agreement +1.0 {of}; 2 near copies with a better caption"),
-        (5, f"influence +1.0 and agreement -1.0 {of}"),
+        (4, "influence -1.0, agreement -1.0, 1 near copy with a better caption"),
+        (1, "influence -1.0, agreement +1.0, 2 near copies with a better caption"),
+        (5, "influence +1.0, agreement -1.0"),
     ]
     assert examples(1) == examples(5)[:1]
     assert examples(0) == []

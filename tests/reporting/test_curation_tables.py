@@ -33,7 +33,7 @@ def test_what_was_kept() -> None:
         assert row["kept"] == f"{sum(c['pairs_kept'] for c in members):,}"
         assert row["dropped"] == f"{sum(c['pairs_dropped'] for c in members):,}"
     lowest, highest = [t[2:] for t in parsed_tables(page) if t[0][:2] == ["cluster", "terms"]]
-    assert [row[0] for row in lowest] == [str(c["cluster"]) for c in summary.categorization[:8]]
+    assert [row[0] for row in lowest] == [str(c["cluster"]) for c in summary.categorization[:5]]
     assert highest[0][0] == str(summary.categorization[-1]["cluster"])
     first = summary.categorization[0]
     assert lowest[0][4] == f"{first['influence_percent']:+.3f} ± {first['stderr_percent']:.3f}"
@@ -71,13 +71,16 @@ def test_kinds_of_pairs() -> None:
 
 
 def test_cells_that_hurt_and_help_most() -> None:
-    summary = make_summary(100)
+    categorization = make_categorization(100)
+    all_cells = (cell for cluster in categorization for cell in cluster["cells"])
+    min(all_cells, key=lambda c: c["influence_percent"])["size"] = 1
+    summary = make_summary(100, categorization=categorization)
     assert summary.categorization is not None
     page = page_module.results_markdown(summary)
     cells = [cell for cluster in summary.categorization for cell in cluster["cells"]]
     harmful, beneficial = (t for t in parsed_tables(page) if t[0][:2] == ["topic", AGREEMENT])
     for listed, sign in ((harmful, 1), (beneficial, -1)):
-        strongest = sorted(cells, key=lambda c: sign * c["influence_percent"])[:10]
+        strongest = sorted(cells, key=lambda c: sign * c["influence_percent"])[:5]
         assert [row[6] for row in listed[2:]] == [
             f"{c['influence_percent']:+.3f} ± 0.020" for c in strongest
         ]
@@ -113,7 +116,7 @@ def test_no_sign_is_certain_where_the_inference_explains_little(explained: float
 
 def test_cells_and_clusters_are_told_apart() -> None:
     page = page_module.results_markdown(make_summary(20))
-    clusters = page.split("### The 8 clusters of lowest influence")[1].split("\n|")[0]
+    clusters = page.split("### The 5 clusters of lowest influence")[1].split("\n|")[0]
     assert "A cell and its cluster may have different signs" in clusters
 
 
@@ -170,7 +173,7 @@ def test_a_category_is_not_said_to_decide_what_is_dropped() -> None:
     assert "It does not say which pairs are dropped: their own values decide" in page
     (example,) = table_with(page, "caption", "why")
     assert example["value"] == "-2.3"
-    assert example["why"].startswith("influence -1.8 and agreement -1.1")
+    assert example["why"].startswith("influence -1.8, agreement -1.1")
 
 
 def test_few_clusters_are_all_in_one_table() -> None:

@@ -50,9 +50,7 @@ def test_how_much_influence_counts() -> None:
 def test_why_cells_and_clusters_may_differ_in_sign() -> None:
     text = cells_beside_clusters(make_summary(3))
     assert "may have different signs" in text
-    assert "pairs of other clusters step in" in text
-    first_order = make_summary(3, influence_info=make_influence_info(removal_correction=False))
-    assert cells_beside_clusters(first_order).endswith("out of training costs.")
+    assert "docs/method.md" in text
     assert cells_beside_clusters(SUMMARIES["stage 3 not loaded"]) == ""
 
 
@@ -83,7 +81,8 @@ def test_unknown_signs_are_counted() -> None:
     summary = make_summary(20)
     assert summary.influence is not None
     n = sum(e["stderr_percent"] >= abs(e["influence_percent"]) for e in summary.influence)
-    assert f"For {n} of 20 clusters" in " ".join(estimate(summary))
+    assert f"For {n} of 20 clusters" in " ".join(limitations(summary))
+    assert "of 20 clusters" not in " ".join(estimate(summary))  # said once
     known = [entry | {"stderr_percent": 0.0} for entry in summary.influence]
     certain = make_summary(20, influence=known)
     assert "Every cluster's score is larger than its standard error." in estimate(certain)

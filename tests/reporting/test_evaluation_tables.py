@@ -8,9 +8,7 @@ import visualize
 from reporting import evaluation_tables
 from reporting import page as page_module
 from reporting.figures import gaps as gaps_module
-from tests.reporting.test_figures import (
-    make_gaps,
-)
+from tests.reporting.test_figures import make_efficiency, make_gaps
 from tests.reporting.test_page import section, table_with
 from tests.reporting.test_summary import SUMMARIES, make_summary
 
@@ -22,9 +20,11 @@ def test_one_seed_shows_no_spread() -> None:
 
 def test_performance_table() -> None:
     summary = SUMMARIES["everything"]
-    rows = table_with(page_module.results_markdown(summary), "mean recall", "against random")
+    page = section(page_module.results_markdown(summary), "Performance")
+    assert "[results_summary.md](results_summary.md)" in page
+    rows = table_with(page, "same epochs: mean recall", "same steps: against random")
     assert [row["method"] for row in rows] == [
-        "CLIP score †",
+        "CLIP score",
         "**InfluenceSpace**",
         "Gradient similarity",
         "negCLIPLoss",
@@ -41,38 +41,64 @@ def test_performance_table() -> None:
     ]
     own = rows[1]
     assert own["pairs"] == "4,000"
-    assert own["mean recall"] == "30.90 ± 0.30"
-    assert own["I→T @1"] == "14.6 ± 0.3"  # 30.9 x 0.45 x 1.05
-    assert own["against random"] == "+2.70 (10.1)"  # 2.7 / sqrt((0.30^2 + 0.35^2) / 3)
-    assert rows[5]["against random"] == "–"
+    assert own["same epochs: mean recall"] == "30.90 ± 0.30"
+    assert own["same steps: mean recall"] == "31.50 ± 0.30"
+    # 2.7 / sqrt((0.30^2 + 0.35^2) / 3)
+    assert own["same epochs: against random"] == "+2.70 (10.1)"
+    assert rows[5]["same epochs: against random"] == "–"
+    assert [row["method"] for row in rows if "†" in row["same epochs: mean recall"]] == [
+        "CLIP score"
+    ]
+    assert rows[-1]["same steps: mean recall"] == "12.00"
 
 
 def test_recall_on_trusted_pairs_stands_beside_that_on_all() -> None:
-    column = "mean recall, trusted test pairs"
+    column = "same epochs: trusted test pairs"
     page = page_module.results_markdown(SUMMARIES["noisy held-out data"])
     rows = {row["method"]: row for row in table_with(page, column)}
     assert rows["**InfluenceSpace**"][column] == "38.20 ± 0.30"
-    assert rows["**InfluenceSpace**"]["mean recall"] == "30.90 ± 0.30"
+    assert rows["**InfluenceSpace**"]["same epochs: mean recall"] == "30.90 ± 0.30"
     assert rows["Encoder's own joint space"][column] == "14.00"
     assert "each ranked among all" in section(page, "Performance")
     assert column not in page_module.results_markdown(make_summary(3))
 
 
 def test_efficiency_table() -> None:
-    rows = table_with(page_module.results_markdown(SUMMARIES["everything"]), "data saved")
+    page = section(page_module.results_markdown(SUMMARIES["everything"]), "Efficiency")
+    assert (
+        "Full data: 5,000 pairs (0.0 % saved), steps 1,560 (100.0 %) with the same epochs" in page
+    )
+    assert (
+        "Every other method: 4,000 pairs (20.0 % saved), steps 1,248 (80.0 %) with the same epochs,"
+        " 1,560 (100.0 %) with the same steps." in page
+    )
+    rows = table_with(page, "choosing (s)")
     own = rows[1]
-    assert own["data saved"] == "20.0 %"
     assert own["choosing (s)"] == "14.2"
-    assert own["same epochs: steps"] == "1,248 (80.0 %)"
     assert own["same steps: training (s)"] == "8.1 ± 0.2"
     chosen = {row["method"]: row["choosing (s)"] for row in rows}
     assert (chosen["Full data"], chosen["Random"], chosen["Diversity"]) == ("0", "<0.01", "0.01")
 
 
+def test_methods_of_other_sizes_are_told_apart() -> None:
+    efficiency = make_efficiency()
+    efficiency["influencespace"] |= {"n_pairs": 4100, "data_reduction": 0.18}
+    page = page_module.results_markdown(make_summary(efficiency=efficiency))
+    assert "InfluenceSpace: 4,100 pairs (18.0 % saved), steps 1,248" in page
+    assert "Every other method: 4,000 pairs" in page
+    alone = page_module.results_markdown(SUMMARIES["full data alone"])
+    assert "Every other method" not in alone
+    two = page_module.results_markdown(SUMMARIES["two methods"])
+    assert "Random: 4,000 pairs" in two
+    assert "Full data: 5,000 pairs" in two
+
+
 def test_gap_table() -> None:
     page = page_module.results_markdown(make_summary())
-    rows = table_with(page, "same epochs: female (412)")
-    assert rows[1]["same epochs: gap"] == "3.2 (0.7 to 6.3)"
+    rows = table_with(page, "gender, same epochs", "age, same steps")
+    assert rows[1]["gender, same epochs"] == "3.2 (0.7 to 6.3)"
+    assert "female: 412 captions" in page
+    assert "(../evaluation/demographic_gaps.json)" in page
     small = page_module.results_markdown(make_summary(gaps=make_gaps(child=5)))
     assert "child: 5 captions, too few to score" in small
     assert "There is no figure" not in page + small
@@ -125,4 +151,7 @@ def test_short_table() -> None:
     )
     assert rows[0]["method"] == "CLIP score"
     assert rows[1]["mean recall"] == "30.90 ± 0.30"
-    assert rows[-1]["method"] == "Full data"
+    assert rows[1]["I→T @1"] == "14.6 ± 0.3"  # 30.9 x 0.45 x 1.05
+    assert rows[-2]["method"] == "Full data"
+    assert rows[-1]["method"] == "Encoder's own joint space"
+    assert (rows[-1]["T→I @5"], rows[-1]["mean recall"]) == ("12.0", "12.00")

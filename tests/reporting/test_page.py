@@ -77,8 +77,9 @@ def test_what_was_not_loaded_is_said() -> None:
 def test_captions_that_were_cut_off_are_told_with_the_data() -> None:
     sentence = "--encoder_model some/clip reads 77 tokens: 3 of 90 captions are longer"
     page = page_module.results_markdown(make_summary(9, cut_off=sentence))
-    assert f"\n\n{sentence}.\n\n" in section(page, "Data")
-    assert "tokens" not in section(page_module.results_markdown(make_summary(9)), "Data")
+    place = "What this run stands on"
+    assert f"\n\n{sentence}.\n\n" in section(page, place)
+    assert "tokens" not in section(page_module.results_markdown(make_summary(9)), place)
 
 
 def test_what_a_run_stands_on() -> None:
@@ -86,7 +87,10 @@ def test_what_a_run_stands_on() -> None:
     assert page.index("**Kept ") < page.index("## What this run stands on")
     assert page.index("## What this run stands on") < page.index("## Key findings")
     text = section(page, "What this run stands on")
-    assert "drawn scenes with known faults. Validation pairs were judged" in text
+    assert page.count("drawn scenes with known faults.") == 1
+    assert "**synthetic**: drawn scenes with known faults. Of 30 captions of the source" in text
+    assert "Encoder: **embedded**." in text
+    assert "\n\n- columns image, caption (title not used)\n\nValidation pairs were judged" in text
     assert table_with(text, "split", "wrong captions") == [
         {
             "split": "train",
@@ -120,6 +124,7 @@ def test_what_a_run_stands_on() -> None:
         page_module.results_markdown(make_summary(3, trust=None)), "What this run stands on"
     )
     assert "How many captions are wrong was not estimated." in none
+    assert "1,000 test images with 5,000 captions." in none
     assert "|" not in none
 
 
@@ -152,8 +157,52 @@ def test_reproduction() -> None:
     text = section(page_module.results_markdown(make_summary()), "How to repeat this run")
     assert "```sh\npython main.py --output_dir ./output --visualize\n```" in text
     settings = {row["flag"]: row["value"] for row in table_with(text, "flag")}
-    assert settings["`--data_dir`"] == "not set"
+    assert settings.keys() == {"`--visualize`", "`--methods`"}  # the others have their defaults
     assert settings["`--methods`"].startswith("full influencespace")
-    assert {row["stage"]: row["seconds"] for row in table_with(text, "stage")}["total"] == "301.5"
+    assert "all are in [run.json](../run.json)" in text
+    assert "computed: embedding 80.0, influence 14.2. This run took 301.5." in text
+    run = make_summary().run | {"seconds": {"embedding": 80.0, "influence": 0.0, "semdedup": 1.0}}
+    fewer = page_module.results_markdown(make_summary(run=run))  # of no other stage or of a rival
+    assert "when it was computed: embedding 80.0. This run" in fewer
     assert "cpu cores 2" in text
     assert "torch 2.13.0" in text
+
+
+def test_settings_at_their_defaults_are_not_listed() -> None:
+    run = make_summary(3).run
+    plain = page_module.results_markdown(make_summary(3, run=run | {"changed_settings": {}}))
+    text = section(plain, "How to repeat this run")
+    assert "Every setting has its default; all are in [run.json](../run.json)." in text
+    assert "|" not in text
+    del run["changed_settings"]
+    of_old = table_with(page_module.results_markdown(make_summary(3, run=run)), "flag")
+    assert {"flag": "`--data_dir`", "value": "not set"} in of_old
+
+
+def test_the_report_is_linked_below_the_answer_unless_there_is_none() -> None:
+    link, summary = "Look at the pairs: [report.html](report.html).", make_summary(3)
+    page = page_module.results_markdown(summary)
+    assert page.index("**Kept ") < page.index(link) < page.index("\n## ")
+    settings = summary.run["settings"] | {"no_report": True}
+    without = make_summary(3, run=summary.run | {"settings": settings})
+    assert "report.html" not in page_module.results_markdown(without)
+
+
+def test_another_run_that_was_compared_stands_below_the_findings() -> None:
+    page = page_module.results_markdown(make_summary(3, changes="## Changes against out\n\nNone."))
+    headings = re.findall("^## .*$", page, re.MULTILINE)
+    place = headings.index("## Changes against out")
+    assert headings[place - 1 : place + 2 : 2] == [
+        "## Key findings",
+        "## What happened to every pair",
+    ]
+
+
+def test_the_page_is_short() -> None:
+    """Nothing is listed without end, and no paragraph stands in two places."""
+    page = page_module.results_markdown(SUMMARIES["everything"])
+    assert len(page.splitlines()) < 340
+    texts = [t for t in page.split("\n\n") if not t.startswith(("|", "#", "!"))]
+    sentences = [s for t in texts for s in re.split(r"(?<=[.:]) |\n", t) if len(s) > 40]
+    assert len(sentences) > 60
+    assert len(set(sentences)) == len(sentences)

@@ -150,6 +150,7 @@ def make_summary(
             "seconds": {"embedding": 80.0, "influence": 14.2},
             "total_seconds": 301.5,
             "settings": {"output_dir": "./output", "data_dir": None, "methods": list(methods)},
+            "changed_settings": {"visualize": True, "methods": list(methods)},
         },
         "n_train": n_train,
         "n_validation": 1000,
@@ -235,7 +236,7 @@ def make_summary(
                 "value": -2.34,
                 "cluster": 3,
                 "terms": ["dog", "beach"],
-                "why": "influence -1.8 and agreement -1.1 standard deviations from the mean",
+                "why": "influence -1.8, agreement -1.1",
             }
         ],
     }
