@@ -11,7 +11,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -53,6 +53,9 @@ from reporting.contact_sheets import draw_contact_sheets
 from reporting.estimate import caution
 from reporting.explain import Told, explain_pair, topics
 from reporting.ledger import Ledger, curated_pairs, make_ledger
+from reporting.report.changes import Changes, read_changes
+from reporting.report.changes_page import changes_markdown
+from reporting.report.other_run import check_comparable
 from reporting.report.pair_map import PairMap, map_pairs
 from reporting.report.photographs import (
     Photographs,
@@ -72,7 +75,13 @@ from reporting.results import (
     write_results,
 )
 from reporting.standing import guard
-from train_eval import EvaluationResult, Subset, evaluate_methods, retrieval_set
+from train_eval import (
+    EvaluationResult,
+    Subset,
+    evaluate_methods,
+    method_metrics,
+    retrieval_set,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +98,7 @@ def run_pipeline(config: Config, command: str) -> None:
     store = Store.open(config.run.output_dir)
     with logging_to(store, config.run.log_file):
         logger.info("%s", command)
+        check_comparable(config.report.compare, config.run.output_dir)
         run = open_run(config, store)
         warn_of_replacing(run)
         known = stage_1(run)
@@ -336,14 +346,16 @@ def report(run: Run, results: Results, *, command: str, started: float) -> None:
             max_image_pixels=config.data.max_image_pixels,
             rng=run.rng("contact sheets"),
         )
-    shown = None if config.report.no_report else look(run, results)
+    changes = compare(run, results, run.about(command, started))
+    shown = None if config.report.no_report else look(run, results, changes)
     summary = summarize(
         *(results, run.about(command, started), config.curation, config.clustering),
         contact_sheets=sheets,
         rng=run.rng("demographic gaps"),
     )
     figures = visualize.figures(summary)
-    summary = replace(summary, figures=tuple(figures))
+    told = "" if changes is None else changes_markdown(changes)
+    summary = replace(summary, figures=tuple(figures), changes=told)
     write_results(run.store, summary, figures)
     if config.report.no_report:
         remove_report(run.store)
@@ -353,9 +365,22 @@ def report(run: Run, results: Results, *, command: str, started: float) -> None:
     print(console_summary(summary))
 
 
-def look(run: Run, results: Results) -> Shown | None:
+def compare(run: Run, results: Results, about: Mapping[str, Any]) -> Changes | None:
+    """What differs from the run of `--compare`; None where none is named."""
+    other, ledger = run.config.report.compare, results.chosen.ledger.found
+    if other is None:
+        return None
+    known, about = results.known, {**about, "encoder": results.known.embedded.value.encoder}
+    return read_changes(
+        *(other, None if ledger is None else ledger.ledger, about),
+        method_metrics(results.proof.evaluated.value),
+        known.clustered.value.clusters,
+    )
+
+
+def look(run: Run, results: Results, changes: Changes | None) -> Shown | None:
     """The pairs as the report shows them, on a map and with photographs; None without stage 3."""
-    config, found = run.config, findings(run, results)
+    config, found = run.config, findings(run, results, changes)
     if found is None:
         return None
     pairs, embedded = gather(found, run.rng("report")), results.known.embedded
@@ -385,7 +410,7 @@ def look(run: Run, results: Results) -> Shown | None:
     return Shown(found, pairs, photographs)
 
 
-def findings(run: Run, results: Results) -> Findings | None:
+def findings(run: Run, results: Results, changes: Changes | None) -> Findings | None:
     """What the stages have found of pairs; None where they were not curated."""
     (known, judged, chosen, proof), config = results, run.config
     scored, curated, ledger = judged.scored.found, chosen.curated.found, chosen.ledger.found
@@ -407,8 +432,7 @@ def findings(run: Run, results: Results) -> Findings | None:
         subsets=proof.subsets,
         pair_map=mapped.value,
         near_copy_similarity=config.clustering.near_copy_similarity,
-        marks={},
-        kept_there=None,
+        moved=None if changes is None else changes.moved,
         fingerprint=chosen.ledger.fingerprint,
     )
 

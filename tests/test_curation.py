@@ -1042,8 +1042,8 @@ def test_examples_of_dropped_pairs_are_the_worst_of_each_cluster() -> None:
     assert examples(1) == examples(5)[:1]
     assert examples(0) == []
     result = curate(inputs, CurationConfig(target_size_ratio=1 / 3), said(0, 0, 0, 0, 0, -1))
-    assert examples(5)[-1] == (5, f"by the reviewer's say; influence +1.0 and agreement -1.0 {of}")
+    assert examples(5)[-1] == (5, "by the reviewer's say, influence +1.0, agreement -1.0")
     assert examples(5)[0] == (
         4,
-        f"influence -1.0 and agreement -1.0 {of}; 1 near copy with a better caption",
+        "influence -1.0, agreement -1.0, 1 near copy with a better caption",
     )

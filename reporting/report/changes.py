@@ -171,6 +171,13 @@ class Changes:
     n_shared_test: int | None
     pairs: PairChanges | None  # None where this run has no ledger
 
+    @property
+    def moved(self) -> frozenset[str]:
+        """Ids of the pairs that moved in or out."""
+        if self.pairs is None:
+            return frozenset()
+        return frozenset(pair.id for pair in (*self.pairs.moved_in, *self.pairs.moved_out))
+
 
 def read_changes(
     other: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,6 @@ class PageData(NamedTuple):
     clusters: Sequence[Mapping[str, Any]]  # rows of the table
     cells: Sequence[Mapping[str, Any]]
     keeps: Mapping[str, Bool[np.ndarray, " n"]]  # who keeps which training pairs
-    changes: str  # Markdown; "" where no other run was named
 
 
 def render(summary: Summary, data: PageData, figures: Mapping[str, bytes]) -> str:
@@ -70,7 +70,7 @@ def render(summary: Summary, data: PageData, figures: Mapping[str, bytes]) -> st
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
     )
     images = {path: figure_address(png) for path, png in figures.items()}
-    has_pairs = "pairs" in data.scripts
+    rest, has_pairs = replace(summary, changes=""), "pairs" in data.scripts
     return environment.get_template("report.html.jinja").render(
         policy=POLICY,
         style=(HERE / "report.css").read_text(encoding="utf-8"),
@@ -96,8 +96,8 @@ def render(summary: Summary, data: PageData, figures: Mapping[str, bytes]) -> st
         table_columns=TABLE_COLUMNS,
         keepers=[(name, keeper_label(name)) for name in data.keeps],
         overlaps=overlaps(data.keeps),
-        changes=html(data.changes, {}) if data.changes else "",
-        results=html(results_markdown(summary).partition("\n## ")[2], images, above="## "),
+        changes=html(summary.changes, {}),
+        results=html(results_markdown(rest).partition("\n## ")[2], images, above="## "),
     )
 
 
@@ -218,7 +218,7 @@ def figure_address(png: bytes) -> str:
 def html(markdown: str, images: Mapping[str, str], above: str = "") -> str:
     """Markdown of ours as HTML, its headings a level lower, its figures from `images`."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = parser.parse(above + markdown)
+    tokens = parser.parse(above + markdown.replace("> [!WARNING]\n", ""))
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(int(token.tag[1]) + 1, 6)}"

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from artifacts.store import Store
 from baselines import FULL, INFLUENCESPACE
 from clustering import ClusterAssignment, image_groups
-from curation import CurationResult
+from curation import DROP, KEEP, CurationResult
 from embedding import EmbeddingResult
 from learner.near_copies import copy_links
 from reporting.explain import Told
@@ -60,8 +60,7 @@ class Findings(NamedTuple):
     subsets: Mapping[str, Subset]
     pair_map: PairMap
     near_copy_similarity: float
-    marks: Mapping[str, str]  # by id, what the reviewer has said so far
-    kept_there: frozenset[str] | None  # ids that the other run keeps
+    moved: frozenset[str] | None  # ids that moved in or out; None where no run was compared
     fingerprint: str  # of the ledger
 
 
@@ -102,22 +101,21 @@ class Shown(NamedTuple):
     photographs: Photographs
 
 
-def write_report(store: Store, summary: Summary, shown: Shown | None, changes: str = "") -> None:
+def write_report(store: Store, summary: Summary, shown: Shown | None) -> None:
     """The page, and files beside it where there is more than a page should hold.
 
     Args:
         store: the run's; the summary's figures are in it.
         summary: the run's numbers.
         shown: of the pairs; None where they were not curated.
-        changes: against another run, Markdown; "" where none was named.
     """
     figures = {
         _from_results(path): (store.root / path).read_bytes()
         for path in (*summary.figures, *summary.contact_sheets)
     }
-    data, beside = PageData({}, [], [], {}, changes), iter(tuple[tuple[str, bytes]]())
+    data, beside = PageData({}, [], [], {}), iter(tuple[tuple[str, bytes]]())
     if shown is not None:
-        data, beside = _contents(*shown, summary, changes)
+        data, beside = _contents(*shown, summary)
     store.write_text(PAGE, render(summary, data, figures))
     written = set[str]()
     for name, content in tqdm(beside, desc="report", unit="file", disable=None, leave=False):
@@ -146,7 +144,7 @@ def _from_results(path: str) -> str:
 
 
 def _contents(
-    found: Findings, pairs: Pairs, photographs: Photographs, summary: Summary, changes: str
+    found: Findings, pairs: Pairs, photographs: Photographs, summary: Summary
 ) -> tuple[PageData, Iterator[tuple[str, bytes]]]:
     """What the page holds, and the files beside it: (name, bytes) each."""
     numbers = {sha256: row for row, sha256 in enumerate(photographs.image_sha256.tolist())}
@@ -170,7 +168,7 @@ def _contents(
         "photos": inline.tolist(),
         "ends": np.cumsum(photographs.sizes[inline]).tolist(),
         "mime": MIME_TYPE,
-        "marks": dict(found.marks),
+        "marks": _marks(found),
         "palette": PALETTE,
         "fingerprint": found.fingerprint[:16],
     }
@@ -184,7 +182,7 @@ def _contents(
         data = b"".join(photographs.file(row) for row in inline.tolist())
         scripts["photos"] = base64.b64encode(data).decode("ascii")
     clusters, cells = _tables(found, summary, _strips(table, inside, found))
-    return PageData(scripts, clusters, cells, pairs.keeps, changes), beside
+    return PageData(scripts, clusters, cells, pairs.keeps), beside
 
 
 def _keeps(found: Findings, training: pd.DataFrame) -> dict[str, Bool[np.ndarray, " n"]]:
@@ -199,9 +197,19 @@ def _keeps(found: Findings, training: pd.DataFrame) -> dict[str, Bool[np.ndarray
         training[f"{name}_part"].to_numpy(np.float64) for name in ("influence", "agreement")
     )
     keeps |= kept_by_one_alone(influence, agreement, int(kept.sum()))
-    if found.kept_there is not None:
-        keeps |= {THIS_RUN: kept, OTHER_RUN: training["id"].isin(found.kept_there).to_numpy()}
+    if found.moved is not None:
+        keeps |= {THIS_RUN: kept, OTHER_RUN: kept ^ training["id"].isin(found.moved).to_numpy()}
     return keeps
+
+
+def _marks(found: Findings) -> dict[str, str]:
+    """What the reviewer has said so far, by id."""
+    reviewed = found.curated.reviewed
+    if reviewed is None:
+        return {}
+    ids = found.embedded.split_pairs("train")["id"].tolist()
+    words = {KEEP: "keep", DROP: "drop"}
+    return {ids[row]: words[int(reviewed[row])] for row in np.flatnonzero(reviewed)}
 
 
 # --- Within the page or beside it -----------------------------------------------------------------
