@@ -304,6 +304,13 @@ class Store:
         value = self._read_result(stage, manifest, result_type)
         return Saved(stage.name, value, fingerprint, float(manifest["seconds"]))
 
+    def is_current(self, stage: Stage, provenance: Provenance) -> bool:
+        """Whether a result of these settings and inputs is saved."""
+        try:
+            return bool(self.manifest(stage)["fingerprint"] == provenance.fingerprint(stage))
+        except StaleError:
+            return False
+
     def read(self, stage: Stage, result_type: type[Result]) -> Result:
         """A stage's result as it was saved, whatever the settings were.
 

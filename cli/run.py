@@ -79,15 +79,15 @@ class Run:
             settings: those that its result follows from.
             after: the stages' results that it follows from.
             compute: makes the result where it is not had otherwise.
-            needed_later: whether a stage that is skipped is loaded.
+            needed_later: whether a stage that is skipped is loaded. One that is saved is loaded all
+                the same where the report can show it.
         """
-        provenance = self.provenance(*settings, after=after)
+        provenance, mode = self.provenance(*settings, after=after), self.mode(stage, needed_later)
+        is_shown = not self.config.report.no_report
+        if mode is Mode.OMIT and is_shown and self.store.is_current(stage, provenance):
+            mode = Mode.LOAD
         return self.have(
-            stage,
-            result_type,
-            provenance,
-            partial(compute, self.rng(stage.name)),
-            self.mode(stage, needed_later),
+            stage, result_type, provenance, partial(compute, self.rng(stage.name)), mode
         )
 
     def provenance(

@@ -244,13 +244,15 @@ def _test_ids(ledger: pd.DataFrame) -> set[str]:
 def _setting_changes(
     theirs: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> tuple[SettingChange, ...]:
-    """Every setting that may matter and differs, in the order of this run's flags."""
+    """Every setting that may matter and differs, in the order of this run's flags.
+
+    A flag that one run does not know and the other leaves unset is none.
+    """
     names = [n for n in dict.fromkeys((*ours, *theirs)) if n not in IRRELEVANT]
     return tuple(
         SettingChange(str(name), *(_setting_of(side, name) for side in (theirs, ours)))
         for name in names
-        if (name in theirs) != (name in ours)
-        or _as_saved(theirs.get(name)) != _as_saved(ours.get(name))
+        if _as_saved(theirs.get(name)) != _as_saved(ours.get(name))
     )
 
 

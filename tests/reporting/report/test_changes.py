@@ -140,7 +140,7 @@ def test_the_sides(tmp_path: Path) -> None:
 def test_settings_that_differ(tmp_path: Path) -> None:
     changes = compared(
         tmp_path,
-        settings={"rank": 10, "rho": None, "seed": 1, "weights": ("a", "b"), "visualize": True},
+        settings={"rank": 10, "rho": None, "seed": 1, "weights": ("a", "b"), "new": None},
         their_settings={"rank": 10.0, "rho": 0.5, "old": True, "weights": ["a", "b"], "debug": 1},
     )
     assert changes.settings == (
