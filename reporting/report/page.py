@@ -197,7 +197,7 @@ def overlaps(keeps: Mapping[str, Bool[np.ndarray, " n"]]) -> list[dict[str, Any]
                     "other": other,
                     "label": keeper_label(other),
                     "n": (n := int((kept & ~others).sum())),
-                    "part": round(60 * n / max(most, 1)),
+                    "part": round(45 * n / max(most, 1)),
                 }
                 for other, others in keeps.items()
             ],
@@ -218,6 +218,8 @@ def figure_address(png: bytes) -> str:
 def html(markdown: str, images: Mapping[str, str], above: str = "") -> str:
     """Markdown of ours as HTML, its headings a level lower, its figures from `images`."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser.add_render_rule("table_open", lambda *_: '<div class="wide"><table>\n')
+    parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     tokens = parser.parse(above + markdown.replace("> [!WARNING]\n", ""))
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):

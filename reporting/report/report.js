@@ -211,11 +211,10 @@
   // --- The gallery ----------------------------------------------------------------------------
   function card(pair) {
     const caption = pair.caption || "no caption";
-    const told = pair.value === null ? pair.decision
-      : `value ${signed(pair.value)}, influence ${signed(pair.influence)}`;
-    return make("button", { class: "card", type: "button", "data-pair": pair.number, onclick: () => tell(pair),
-      "aria-label": `${caption}; ${pair.decision}; ${told}` }, photo(pair),
-    make("span", { class: "caption", dir: "auto" }, caption), make("span", { class: "numbers" }, told),
+    const told = pair.value === null ? "" : `, value ${signed(pair.value)}, influence ${signed(pair.influence)}`;
+    return make("button", { class: "card", type: "button", "data-pair": pair.number, onclick: () => tell(pair) },
+      photo(pair), make("span", { class: "caption", dir: "auto" }, caption),
+      make("span", { class: "numbers" }, `${pair.decision}${told}`),
     ...badge(marks.get(pair.id)));
   }
   function fill(list, rows, n) { // n more cards, and a button for the rest
@@ -229,7 +228,8 @@
   }
   function sides(rows, n) {
     return make("div", { class: "sides" }, ...sidesOf(rows).map(([name, part], i) => {
-      const list = make("ul", { class: "cards" }), title = make("h4", {}, `${name} (${number(part.length)})`);
+      const list = make("ul", { class: "cards" });
+      const title = make(filters.group ? "h4" : "h3", {}, `${name} (${number(part.length)})`);
       const side = make("div", { class: i ? "right" : "left" }, title, list);
       fill(list, part, n);
       return side;

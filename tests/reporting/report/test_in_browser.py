@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pandas as pd
 import pytest
 from selenium.webdriver.remote.webelement import WebElement
 
+from reporting.report import write
 from tests.reporting.report import runs
 from tests.reporting.report.browser import Browser
 from tests.small_models import narrow
@@ -166,17 +169,157 @@ def test_search_and_filters_find(page: Browser, ledger: pd.DataFrame) -> None:
 
 def test_views_sort_group_and_compare(page: Browser, ledger: pd.DataFrame) -> None:
     page.click(view(page, "Most harmful"))
-    first = page.find("#gallery .right .card").get_attribute("aria-label")
     dropped = trained(ledger)[trained(ledger)["decision"] == "dropped"]
-    assert str(first).startswith(dropped.sort_values("influence").iloc[0]["caption"])
+    harmful = dropped.sort_values("influence")["caption"].tolist()
+    assert captions(page, "#gallery .right .caption") == harmful
     page.click(view(page, "By reason"))
     counts = trained(ledger)["decision_reason"].value_counts()
-    assert captions(page, "#gallery h3")[0] == f"{counts.index[0]} ({counts.iloc[0]})"
+    assert captions(page, "#gallery > div > h3")[0] == f"{counts.index[0]} ({counts.iloc[0]})"
     page.click(page.find(".matrix tbody button"))
-    kept, other = captions(page, "#gallery h4")
+    kept, other = captions(page, "#gallery h3")
     assert re.fullmatch(r"Kept by InfluenceSpace, not by Random \(\d+\)", kept)
     assert re.fullmatch(r"Kept by Random, not by InfluenceSpace \(\d+\)", other)
 
 
 def view(page: Browser, name: str) -> WebElement:
     return next(b for b in page.find_all("#views button") if b.text == name)
+
+
+def test_tables_sort_and_filter_and_a_row_opens_the_cluster(
+    page: Browser, ledger: pd.DataFrame
+) -> None:
+    sizes = trained(ledger)["cluster"].value_counts()
+    header = next(b for b in page.find_all("table.sortable thead button") if b.text == "pairs")
+    page.click(header)
+    column = "table.sortable[data-what=cluster] tbody td:nth-child(4)"
+    assert [int(text) for text in captions(page, column)] == sorted(sizes)
+    assert page.run("return arguments[0].parentElement.ariaSort", header) == "ascending"
+    page.click(header)
+    assert [int(text) for text in captions(page, column)] == sorted(sizes, reverse=True)
+    page.click(page.find(".tools input"))
+    page.press(*"neutral")
+    rows = page.run(
+        "return [...document.querySelectorAll('[data-what=cluster] tbody tr')]"
+        ".map((row) => [row.hidden, row.cells[2].textContent])"
+    )
+    assert all(hidden == (category != "neutral") for hidden, category in rows)
+    page.run("arguments[0].value = ''; arguments[0].dispatchEvent(new Event('input'))",
+             page.find(".tools input"))  # fmt: skip
+    row = page.find("table.sortable tbody button")
+    page.click(row)
+    assert count(page) == sizes[int(row.get_attribute("textContent") or "")]
+
+
+def test_the_keyboard_alone_reaches_everything(page: Browser, ledger: pd.DataFrame) -> None:
+    wanted = page.run(
+        "const all = [...document.querySelectorAll('a, button, input, select, summary, textarea')]"
+        ".filter((e) => e.checkVisibility()); all.forEach((e, i) => { e.dataset.stop = i; });"
+        "return all.length"
+    )
+    reached = set()
+    for _ in range(wanted + 20):
+        page.press("Tab")
+        reached.add(page.run("return document.activeElement.dataset.stop"))
+    assert reached >= {str(i) for i in range(wanted)}
+    page.run("document.querySelector('#gallery .left .card').focus()")
+    page.press("Enter")
+    first = page.find("#told code").text
+    page.press("ArrowRight")
+    page.wait_for("return document.querySelector('#told code').textContent !== arguments[0]", first)
+    page.press("ArrowLeft", "d")
+    assert page.find("[data-mark=drop]").get_attribute("aria-pressed") == "true"
+    page.press("u", "Escape")
+    assert page.run("return document.querySelector('#story').open") is False
+    assert first in trained(ledger)["id"].tolist()
+
+
+def test_marks_go_out_and_come_back_in(
+    page: Browser, ledger: pd.DataFrame, data: Path, output: Path, tmp_path: Path
+) -> None:
+    chosen = {}
+    for side, key, word in ((".right", "k", "keep"), (".left", "d", "drop")):
+        page.click(page.find(f"#gallery {side} .card"))
+        chosen[page.find("#told code").text] = word
+        page.press(key, "Escape")
+    assert page.find("#marks").text == "1 marked keep, 1 marked drop."
+    page.reload()
+    page.wait_for(READY)
+    assert page.find("#marks").text == "1 marked keep, 1 marked drop."  # they are still there
+    page.click(page.find("#download"))
+    file = page.wait_for_download("overrides.csv")
+    with open(file, encoding="utf-8", newline="") as opened_file:
+        rows = list(csv.DictReader(opened_file))
+    assert {row["id"]: row["decision"] for row in rows} == chosen
+    again = tmp_path / "again"
+    shutil.copytree(output, again)
+    assert runs.run(data, again, "--load_saved", "--overrides", str(file)) == 0
+    after = pd.read_parquet(again / "stage3" / "ledger.parquet").set_index("id")
+    fate = {"keep": "kept", "drop": "dropped"}
+    assert {i: after.loc[i, "decision"] for i in chosen} == {i: fate[w] for i, w in chosen.items()}
+    assert (after["decision"] == "kept").sum() == (ledger["decision"] == "kept").sum()
+    opened(page, again)  # whose reviewer goes on where they stopped
+    assert page.find("#marks").text == "1 marked keep, 1 marked drop."
+    assert sum("by the reviewer's say" in text for text in captions(page, "[name=reason] *")) == 2
+
+
+def test_colours_follow_the_system_and_paper_has_no_buttons(browser: Browser, output: Path) -> None:
+    paper = "return getComputedStyle(document.body).backgroundColor"
+    light = opened(browser, output).run(paper)
+    dark = opened(browser, output, dark=True).run(paper)
+    assert [sum(map(int, re.findall(r"\d+", c))) > 380 for c in (light, dark)] == [True, False]
+    opened(browser, output, media="print")
+    assert not browser.find("#filters").is_displayed()
+    assert browser.find("#answer table").is_displayed()
+
+
+@pytest.mark.parametrize("width", [400, 900, 1440])
+def test_nothing_is_wider_than_the_page(browser: Browser, output: Path, width: int) -> None:
+    opened(browser, output, width=width)
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_without_photographs_none_are_in_it(
+    browser: Browser, data: Path, output: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(output, folder)
+    assert runs.run(data, folder, "--load_saved", "--report_images", "0") == 0
+    opened(browser, folder)
+    assert browser.run("return document.querySelectorAll('#gallery img').length") == 0
+    assert captions(browser, "#gallery .photo")[0] == "no photograph"
+    assert browser.console_errors() == []
+
+
+def test_what_is_too_much_for_a_page_lies_beside_it(
+    browser: Browser,
+    ledger: pd.DataFrame,
+    data: Path,
+    output: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"N_EMBEDDED": 20, "N_OTHERS": 6, "N_EXTREMES": 1, "CHUNK": 16}.items():
+        monkeypatch.setattr(write, name, value)
+    monkeypatch.setattr(write, "EMBEDDED_BYTES", 8000)
+    folder = tmp_path / "out"
+    shutil.copytree(output, folder)
+    assert runs.run(data, folder, "--load_saved") == 0
+    opened(browser, folder)
+    here = browser.run("return document.querySelector('#ids textarea').value").split("\n")
+    assert len(here) == 20
+    assert "26 of 96 pairs are in this page" in browser.find("#rest").text
+    away = trained(ledger)[~trained(ledger)["id"].isin(here)].iloc[0]
+    opened(browser, folder, fragment=away["id"])
+    assert browser.wait_for("return document.querySelector('#told code').textContent") == away["id"]
+    assert browser.wait_for("return document.querySelector('#told img').naturalWidth") > 30
+    browser.press("Escape")
+    browser.click(browser.find("#rest button"))
+    browser.wait_for("return document.querySelector('#rest').textContent === ''")
+    assert count(browser) == len(trained(ledger))
+    beside = (folder / "results" / "report_files").as_uri()
+    asked = browser.requests()
+    assert len(asked) > 6
+    assert all(address.startswith(beside) for address in asked)
+    assert browser.console_errors() == []
+    assert runs.run(data, folder, "--load_saved", "--no_report") == 0  # nothing of it is left
+    assert not list((folder / "results").glob("report*"))
