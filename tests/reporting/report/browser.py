@@ -123,7 +123,11 @@ class Browser:
                 "Emulation.setEmulatedMedia",
                 {
                     "media": media,
-                    "features": [{"name": "prefers-color-scheme", "value": scheme}],
+                    "features": [
+                        {"name": "prefers-color-scheme", "value": scheme},
+                        # Nothing glides away from under the mouse.
+                        {"name": "prefers-reduced-motion", "value": "reduce"},
+                    ],
                 },
             ),
         ):

@@ -298,9 +298,9 @@ def test_what_is_too_much_for_a_page_lies_beside_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in {"N_EMBEDDED": 20, "N_OTHERS": 6, "N_EXTREMES": 1, "CHUNK": 16}.items():
+    limits = {"N_EMBEDDED": 20, "N_OTHERS": 6, "N_EXTREMES": 1, "N_IN_FAMILIES": 4}
+    for name, value in (limits | {"CHUNK": 16, "EMBEDDED_BYTES": 8000}).items():
         monkeypatch.setattr(write, name, value)
-    monkeypatch.setattr(write, "EMBEDDED_BYTES", 8000)
     folder = tmp_path / "out"
     shutil.copytree(output, folder)
     assert runs.run(data, folder, "--load_saved") == 0
