@@ -123,7 +123,7 @@ def test_a_card_tells_what_explain_tells_and_its_address_can_be_sent(
     assert f"CLIP score {pair['clip_score']:.3f}" in lines["agreement"]
     assert page.wait_for("return document.querySelectorAll('#told .row .card').length") >= 8
     page.press("Escape")
-    assert page.run("return location.hash") == ""
+    page.wait_for("return location.hash === ''")
     colleague = opened(page, output, fragment=str(pair.name))
     assert colleague.find("#told code").text == pair.name
 
@@ -216,11 +216,13 @@ def test_the_keyboard_alone_reaches_everything(page: Browser, ledger: pd.DataFra
         ".filter((e) => e.checkVisibility()); all.forEach((e, i) => { e.dataset.stop = i; });"
         "return all.length"
     )
-    reached = set()
-    for _ in range(wanted + 20):
+    stops, reached = {str(i) for i in range(wanted)}, set[str]()
+    for _ in range(3 * wanted):  # photographs come into tables as these come into sight
         page.press("Tab")
         reached.add(page.run("return document.activeElement.dataset.stop"))
-    assert reached >= {str(i) for i in range(wanted)}
+        if reached >= stops:
+            break
+    assert reached >= stops
     page.run("document.querySelector('#gallery .left .card').focus()")
     page.press("Enter")
     first = page.find("#told code").text
