@@ -96,9 +96,18 @@ def explain(
     """
     rows = find_pairs(ledger.ledger, name)
     told = Told(ledger.cut, topics(clusters), target_size_ratio, (caution, guard))
-    return "\n\n".join(
-        _story({str(k): v for k, v in row.items()}, ledger, told) for row in rows.to_dict("records")
-    )
+    instead = stayed(ledger.ledger)
+    stories = []
+    for found in rows.to_dict("records"):
+        row = {str(k): v for k, v in found.items()}
+        lines = [
+            ("key", row["key"]),
+            ("id", row["id"] or "none: its image or caption cannot be used"),
+            ("caption", row["caption"] or "none"),
+            *story(row, told, instead),
+        ]
+        stories.append("\n".join(f"{name:<12}{text}" for name, text in lines))
+    return "\n\n".join(stories)
 
 
 class Told(NamedTuple):
@@ -121,32 +130,34 @@ def topics(clusters: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
     }
 
 
-def _story(row: Mapping[str, Any], ledger: Ledger, told: Told) -> str:
+def stayed(ledger: pd.DataFrame) -> dict[int, str]:
+    """Key and caption of the pairs that stayed in the place of duplicates, by their positions."""
+    found = ledger[ledger["position"].isin(ledger["duplicate_of"])]
+    rows = zip(found["position"], found["key"], found["caption"], strict=True)
+    return {int(position): f"{key}: {caption}" for position, key, caption in rows}
+
+
+def story(row: Mapping[str, Any], told: Told, instead: Mapping[int, str]) -> list[tuple[str, str]]:
+    """What happened to a pair and by what it was judged: (name, text) each.
+
+    Args:
+        row: of the ledger.
+        told: what the stories of all pairs share.
+        instead: see `stayed`.
+    """
     place = [str(row["shard"])] if row["shard"] else []
     place += [str(row["member"])] if row["member"] else []
     place += [f"row {row['row']}"] if row["row"] >= 0 else []
-    lines = [
-        ("key", row["key"]),
-        ("id", row["id"] or "none: its image or caption cannot be used"),
-        ("caption", row["caption"] or "none"),
-        ("source", ", ".join(place) or "drawn"),
-    ]
-    if row["status"] == SKIPPED:
-        detail = f" ({row['detail']})" if row["detail"] else ""
-        lines.append(
-            ("skipped", f"{row['reason']}{detail}, while reading the {row['split']} split")
+    lines = [("source", ", ".join(place) or "drawn")]
+    if row["status"] != SKIPPED:
+        return lines + (
+            _training_story(row, told) if row["split"] == "train" else _held_out_story(row)
         )
-        if row["duplicate_of"] >= 0:
-            first = ledger.ledger[ledger.ledger["position"] == row["duplicate_of"]].iloc[0]
-            lines.append(("instead", f"{first['key']}: {first['caption']}"))
-    else:
-        lines += story_of_read(row, told)
-    return "\n".join(f"{name:<12}{text}" for name, text in lines)
-
-
-def story_of_read(row: Mapping[str, Any], told: Told) -> list[tuple[str, str]]:
-    """What happened to a pair that was read, by what it was judged: (name, text) each."""
-    return _held_out_story(row) if row["split"] != "train" else _training_story(row, told)
+    detail = f" ({row['detail']})" if row["detail"] else ""
+    lines.append(("skipped", f"{row['reason']}{detail}, while reading the {row['split']} split"))
+    if row["duplicate_of"] in instead:
+        lines.append(("instead", instead[row["duplicate_of"]]))
+    return lines
 
 
 def _log_odds(row: Mapping[str, Any]) -> str:

@@ -18,13 +18,12 @@ from jaxtyping import Bool, Int64
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from reporting.explain import Told, story_of_read
-from reporting.ledger import SKIPPED
+from reporting.explain import Told, stayed, story
 from reporting.report.pair_map import PairMap
 
 NOT_KNOWN = -1
 CODED = ("split", "decision", "reason", "fault", "group")  # columns of few words
-# What a story says that a column of its own says too.
+# After the decimal point of numbers.
 DIGITS = {"value": 3, "influence": 4, "agreement": 2, "clip_score": 3, "weight": 3, "x": 4, "y": 4}
 # Who keeps pairs, beside methods.
 INFLUENCE_ALONE, AGREEMENT_ALONE = "influence_alone", "agreement_alone"
@@ -53,7 +52,7 @@ def pair_table(ledger: pd.DataFrame, facts: TrainingFacts, told: Told) -> pd.Dat
     is_train = ((ledger["split"] == "train") & (ledger["status"] == "read")).to_numpy()
     rows, n = np.flatnonzero(is_train), len(facts.faults)
     assert len(rows) == n, "the ledger is of other training pairs"
-    numbers = number[rows]
+    numbers, instead = number[rows], stayed(ledger)
     pairs = ledger.assign(id=ids)
     agreement = pairs["log_odds"].fillna(pairs["clip_score"])
     table = pd.DataFrame(
@@ -67,7 +66,7 @@ def pair_table(ledger: pd.DataFrame, facts: TrainingFacts, told: Told) -> pd.Dat
             "agreement": agreement,
             "group": pairs["group"].fillna("").astype(str),
             "image_sha256": pairs["image_sha256"].fillna("").astype(str),
-            "story": [_story(row, told) for row in _rows(ledger)],
+            "story": [story(row, told, instead) for row in _rows(ledger)],
         }
     )
     table["fault"], table["keeps"], table["family"] = "", 0, NOT_KNOWN
@@ -87,13 +86,6 @@ def _rows(ledger: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """The rows of a ledger, by name."""
     names = ledger.columns.tolist()
     return (dict(zip(names, row, strict=True)) for row in ledger.itertuples(index=False, name=None))
-
-
-def _story(row: Mapping[str, Any], told: Told) -> list[list[str]]:
-    if row["status"] == SKIPPED:
-        detail = f" ({row['detail']})" if row["detail"] else ""
-        return [["skipped", f"{row['reason']}{detail}, while reading the {row['split']} split"]]
-    return [[name, text] for name, text in story_of_read(row, told)]
 
 
 def _scattered(n: int, rows: Int64[np.ndarray, " m"], values: Sequence[Any]) -> list[Any]:
