@@ -10,8 +10,8 @@ stops the benchmark. Pages take turns in five rounds, so that what else the mach
 alike, each visit in a browser of its own; given are medians, in brackets the lowest and the
 highest, with the load of the machine that the visits met. A page counts as drawn when a screenshot
 shows all ten colours; an empty page tells what opening, the screenshot and the mouse take by
-themselves. There is no graphics card: WebGL is drawn by the processor here, as in a remote desktop,
-and would be faster on most laptops.
+themselves. The results were made without a graphics card: WebGL is drawn by the processor, as in a
+remote desktop, and would be faster on most laptops.
 """
 
 from __future__ import annotations
@@ -206,7 +206,10 @@ def measure_empty(browser: Browser, file: Path) -> dict[str, float]:
 
 
 def measure_table(browser: Browser, file: Path) -> dict[str, float]:
-    """One visit: seconds until drawn and sorted by a click, and what is there for whom."""
+    """One visit: seconds until drawn and sorted by a click, and what is there for whom.
+
+    Rows that the page does not hold when it is printed cannot come out of the printer.
+    """
     started = time.perf_counter()
     browser.open(file)
     browser.run("return ready")
