@@ -52,6 +52,7 @@ def map_item() -> dict[str, Any]:
     points.nonselection_glyph = points.selection_glyph = None  # the page says what is pale
     hover = HoverTool(
         renderers=[points],
+        limit=1,
         tooltips=None,
         callback=CustomJS(
             code="influencespace.hovered(cb_data.index.indices, cb_data.geometry.sx,"

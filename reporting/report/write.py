@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import posixpath
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
@@ -110,7 +111,7 @@ def write_report(store: Store, summary: Summary, shown: Shown | None) -> None:
         shown: of the pairs; None where they were not curated.
     """
     figures = {
-        _from_results(path): (store.root / path).read_bytes()
+        posixpath.relpath(path, "results"): (store.root / path).read_bytes()
         for path in (*summary.figures, *summary.contact_sheets)
     }
     data, beside = PageData({}, [], [], {}), iter(tuple[tuple[str, bytes]]())
@@ -136,11 +137,6 @@ def _remove_others(store: Store, written: Collection[str]) -> None:
     there = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
     folder, name = FILES.split("/")
     store.remove_files(folder, [f"{name}/{other}" for other in sorted(there.difference(written))])
-
-
-def _from_results(path: str) -> str:
-    """A figure's path as the results page links it."""
-    return path.removeprefix("results/") if path.startswith("results/") else f"../{path}"
 
 
 def _contents(
