@@ -24,7 +24,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from artifacts.settings import InputError, Settings, setting
 from embedding import EmbeddingResult
-from learner.near_copies import better_copies
+from learner.near_copies import near_copies
 from learner.pairs import TrainingPairs, fit_feature_scaling, nearest_clusters, representation
 from learner.terms import distinctive_terms
 from sources.captions import caption_groups
@@ -64,6 +64,8 @@ class ClusterAssignment:
     better_copies: Int64[np.ndarray, " n"]  # near copies with a better caption, of each pair
     centers: Float[np.ndarray, "K d2"]
     clusters: list[dict[str, Any]] = field(metadata={"file": "clusters.json"})
+    # (pair, near copy with a better caption); results saved before this existed have none.
+    copy_links: Int64[np.ndarray, "m 2"] | None = None
 
 
 def cluster_embeddings(
@@ -111,7 +113,7 @@ def cluster_embeddings(
     images = embeddings[:, :width] if image_features is None else image_features
     # Copies share an image, not a caption: they are looked for where the images lie together.
     groups = image_groups(embeddings, centers)
-    copies = better_copies(images, groups, clip_scores, config.near_copy_similarity)
+    copies, links = near_copies(images, groups, clip_scores, config.near_copy_similarity)
     bands = agreement_bands(clip_scores, config.agreement_bands)
     cells = split_into_cells(assignments, bands, copies)
     clusters = describe_clusters(assignments, centers, embeddings, clip_scores, captions)
@@ -120,7 +122,7 @@ def cluster_embeddings(
     )
     for cluster, its_cells in zip(clusters, described, strict=True):
         cluster["cells"] = its_cells
-    return ClusterAssignment(assignments, cells, copies, centers, clusters)
+    return ClusterAssignment(assignments, cells, copies, centers, clusters, links)
 
 
 def image_groups(

@@ -13,7 +13,15 @@ from jaxtyping import Bool, Float, Int64
 CLOSER = 0.3  # cosine distance to a copy, as a share of that to the `SURROUNDINGS`-th nearest
 SURROUNDINGS = 20
 IDENTICAL = 1e-5  # cosine distance of equal images, but for rounding, whatever their surroundings
+MOST_LINKS = 8  # that are kept of a pair, however large its family
 SIMILARITIES_AT_ONCE = 1024  # of a similarity matrix
+
+
+class NearCopies(NamedTuple):
+    """The near copies of n pairs that have a better caption."""
+
+    better: Int64[np.ndarray, " n"]  # how many each has
+    links: Int64[np.ndarray, "m 2"]  # (pair, near copy), the best `MOST_LINKS` of each pair
 
 
 def better_copies(
@@ -23,6 +31,19 @@ def better_copies(
     similarity: float,
 ) -> Int64[np.ndarray, " n"]:
     """How many near copies of its image each pair has whose own caption agrees better.
+
+    See `near_copies`.
+    """
+    return near_copies(image_features, groups, agreement, similarity).better
+
+
+def near_copies(
+    image_features: Float[np.ndarray, "n d_i"],
+    groups: Int64[np.ndarray, " n"],
+    agreement: Float[np.ndarray, " n"],
+    similarity: float,
+) -> NearCopies:
+    """The near copies of its image that each pair has whose own caption agrees better.
 
     Images i and j are near copies where their centred cosine s_ij is at least `similarity` and
 
@@ -39,24 +60,15 @@ def better_copies(
         agreement: of image and caption, on any scale; ties go to the earlier row.
         similarity: least centred cosine of a near copy.
     """
-    better = np.zeros(len(image_features), dtype=np.int64)
+    better, links = np.zeros(len(image_features), dtype=np.int64), [np.zeros((0, 2), np.int64)]
     for rows, near in _near_and_better(image_features, groups, agreement, similarity):
         better[rows.of_block] = near.sum(axis=1)
-    return better
-
-
-def copy_links(
-    image_features: Float[np.ndarray, "n d_i"],
-    groups: Int64[np.ndarray, " n"],
-    agreement: Float[np.ndarray, " n"],
-    similarity: float,
-) -> Int64[np.ndarray, "m 2"]:
-    """The near copies that `better_copies` counts: (pair, near copy whose caption is better)."""
-    found = [np.zeros((0, 2), dtype=np.int64)]
-    for rows, near in _near_and_better(image_features, groups, agreement, similarity):
-        pair, other = np.nonzero(near)
-        found.append(np.stack([rows.of_block[pair], rows.of_group[other]], axis=1))
-    return np.concatenate(found)
+        pair, other = np.nonzero(near)  # of each pair the best first
+        first = np.flatnonzero(np.diff(pair, prepend=-1))
+        rank = np.arange(len(pair)) - np.repeat(first, np.diff(first, append=len(pair)))
+        pair, other = pair[rank < MOST_LINKS], other[rank < MOST_LINKS]
+        links.append(np.stack([rows.of_block[pair], rows.of_group[other]], axis=1))
+    return NearCopies(better, np.concatenate(links))
 
 
 class _Rows(NamedTuple):

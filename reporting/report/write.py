@@ -18,7 +18,7 @@ from baselines import FULL, INFLUENCESPACE
 from clustering import ClusterAssignment, image_groups
 from curation import DROP, KEEP, CurationResult
 from embedding import EmbeddingResult
-from learner.near_copies import copy_links
+from learner.near_copies import near_copies
 from reporting.explain import Told
 from reporting.ledger import KEPT, Ledger
 from reporting.report.figure import PALETTE, library, map_item
@@ -83,14 +83,16 @@ def gather(found: Findings, rng: np.random.Generator) -> Pairs:
     ledger = found.ledger.ledger
     training = ledger[(ledger["split"] == "train") & (ledger["status"] == "read")]
     keeps = _keeps(found, training)
-    copies = copy_links(
-        found.embedded.image_features,
-        image_groups(found.embedded.concatenated_embeddings, found.clustered.centers),
-        found.embedded.clip_scores,
-        found.near_copy_similarity,
-    )
+    links = found.clustered.copy_links
+    if links is None:  # of a run that did not save them
+        links = near_copies(
+            found.embedded.image_features,
+            image_groups(found.embedded.concatenated_embeddings, found.clustered.centers),
+            found.embedded.clip_scores,
+            found.near_copy_similarity,
+        ).links
     faults = found.embedded.split_pairs("train")["fault"].tolist()
-    table = pair_table(ledger, TrainingFacts(found.pair_map, faults, keeps, copies), found.told)
+    table = pair_table(ledger, TrainingFacts(found.pair_map, faults, keeps, links), found.told)
     return Pairs(table, _within_page(table, found.ledger.cut, rng), keeps)
 
 

@@ -164,3 +164,19 @@ def test_the_order_of_the_rows_does_not_matter() -> None:
     assert found.sum() == 0 + 1 + 2 + 1
     again = better_copies(images[order], groups[order], scores[order], SIMILARITY)
     assert again.tolist() == found[order].tolist()
+
+
+def test_links_name_the_copies_that_are_counted_the_best_of_them_first() -> None:
+    images = pictures(60, seed=0)
+    images[:12] = images[0]
+    images[[20, 30]] = images[40]
+    scores = np.linspace(0, 1, 60)
+    found = near_copies.near_copies(images, one_group(60), scores, SIMILARITY)
+    links: dict[int, list[int]] = {}
+    for pair, copy in found.links.tolist():
+        links.setdefault(pair, []).append(copy)
+    assert {pair: len(copies) for pair, copies in links.items()} == {
+        pair: min(n, 8) for pair, n in enumerate(found.better.tolist()) if n
+    }
+    assert links[0] == [11, 10, 9, 8, 7, 6, 5, 4]
+    assert (links[20], links[30]) == ([40, 30], [40])

@@ -58,8 +58,8 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def page_of(summary: Summary, data: PageData = NOTHING, **figures: bytes) -> Reader:
-    return Reader(render(summary, data, figures))
+def page_of(summary: Summary, data: PageData = NOTHING) -> Reader:
+    return Reader(render(summary, data, {}))
 
 
 def figures_of(summary: Summary) -> dict[str, bytes]:
@@ -117,7 +117,7 @@ def test_what_strangers_wrote_is_text() -> None:
 
 
 def test_nothing_may_be_loaded_from_elsewhere() -> None:
-    page = page_of(make_summary(), **figures_of(make_summary()))
+    page = Reader(render(make_summary(), NOTHING, figures_of(make_summary())))
     policy = next(a for a in page.all("meta") if a.get("http-equiv"))["content"] or ""
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
@@ -128,7 +128,7 @@ def test_nothing_may_be_loaded_from_elsewhere() -> None:
 
 
 def test_figures_are_in_the_page_and_described() -> None:
-    page = page_of(make_summary(), **figures_of(make_summary()))
+    page = Reader(render(make_summary(), NOTHING, figures_of(make_summary())))
     assert len(page.all("img")) > 8
     for image in page.all("img"):
         assert str(image["src"]).startswith("data:image/webp")
