@@ -28,6 +28,7 @@ from cli.sizes import (
     Sample,
     Sizes,
     n_folds,
+    n_photographs,
     n_trained,
     reference_steps,
 )
@@ -53,6 +54,8 @@ CLUSTERING_PASSES = 180  # over all pairs and clusters; with mini-batches a tent
 DESCRIBING_SECONDS = 4e-4  # a pair, for the words of clusters and cells
 CURATION_SECONDS = 1e-4  # a pair, the ledger included
 RESULTS_SECONDS = 10.0  # figures and tables
+MAP_SECONDS = 2.5e-3  # a pair of the report's map, its neighbours included
+PHOTOGRAPH_SECONDS = 5e-3  # a small photograph, from reading the large one to the page
 
 
 # --- Time -----------------------------------------------------------------------------------------
@@ -161,6 +164,7 @@ STAGES = (  # as `expected_seconds` names them, with the number that `--skip_sta
     ("evaluation", None),
     ("export", None),
     ("results", None),
+    ("report", None),
 )
 
 
@@ -185,6 +189,7 @@ def expected_seconds(config: Config, sizes: Sizes, speed: Speed) -> dict[str, fl
         _evaluation_seconds(config, sizes, speed),
         _export_seconds(config, sizes, speed),
         RESULTS_SECONDS,
+        _report_seconds(config, sizes),
     )
     skipped = config.execution.skip_stage
     return {
@@ -289,3 +294,9 @@ def _export_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     n_formats = len(set(config.export.export) & set(NEED_IMAGES))
     kept = curated_size(sizes.train, config.curation.target_size_ratio)
     return n_formats * kept / speed.images_per_second
+
+
+def _report_seconds(config: Config, sizes: Sizes) -> float:
+    if config.report.no_report:
+        return 0.0
+    return MAP_SECONDS * sizes.train + PHOTOGRAPH_SECONDS * n_photographs(config, sizes)

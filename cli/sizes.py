@@ -27,6 +27,9 @@ TRAINING_BYTES = 1100  # of losses on the way
 FIGURE_BYTES = 2_600_000  # all figures and pages
 PHOTOGRAPH_BYTES = 100_000  # on a contact sheet
 PHOTOGRAPHS = 108  # on the contact sheets, at most
+REPORT_BYTES = 1_500_000  # the library that draws, and figures again
+REPORT_ROW = 400  # of a training pair: its story, its place and its neighbours, twice
+SMALL_PHOTOGRAPH_BYTES = 3500  # saved, in the page and in the atlas
 
 
 class ImageFile(NamedTuple):
@@ -141,6 +144,12 @@ def n_trained(config: Config) -> int:
 # --- Disk -----------------------------------------------------------------------------------------
 
 
+def n_photographs(config: Config, sizes: Sizes) -> int:
+    """How many photographs the report shows."""
+    n_images = sizes.train + sizes.validation + sizes.test_images
+    return min(n_images, config.report.report_images)
+
+
 def stage1_arrays(sizes: Sizes, widths: Widths, n_clusters: int) -> dict[str, int]:
     """Bytes of every array file of stage 1, by name.
 
@@ -201,6 +210,9 @@ def expected_bytes(config: Config, sizes: Sizes, sample: Sample) -> dict[str, in
         "figures, pages": FIGURE_BYTES
         + (PHOTOGRAPHS * PHOTOGRAPH_BYTES if config.execution.visualize else 0),
     }
+    if not config.report.no_report:
+        small = SMALL_PHOTOGRAPH_BYTES * n_photographs(config, sizes)
+        needed["report"] = REPORT_BYTES + small + round(n * (REPORT_ROW + text))
     if config.execution.save_checkpoints:
         needed["trained models"] = n_trainings * model
     kept = curated_size(n, config.curation.target_size_ratio)

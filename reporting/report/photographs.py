@@ -35,7 +35,7 @@ AT_ONCE = 256
 class Photographs:
     """m small photographs, one file after the other in `files`."""
 
-    image_sha256: Shaped[np.ndarray, " m"]  # of the image files, as text; each once
+    image_sha256: Shaped[np.ndarray, " m"]  # of the image files, hexadecimal bytes; each once
     ends: Int64[np.ndarray, " m"]  # of each in `files`
     files: UInt8[np.ndarray, " bytes"]
     n_missing: int  # photographs that could not be read again
@@ -59,7 +59,7 @@ def none_made(n_missing: int = 0) -> Photographs:
     """No photographs."""
     nothing = np.zeros(0, dtype=np.int64)
     return Photographs(
-        np.zeros(0, dtype="U64"), nothing, nothing.astype(np.uint8), n_missing, QUALITIES[0]
+        np.zeros(0, dtype="S64"), nothing, nothing.astype(np.uint8), n_missing, QUALITIES[0]
     )
 
 
@@ -103,7 +103,7 @@ def make_photographs(
     if not files:
         return none_made(len(sha256))
     return Photographs(
-        image_sha256=np.array([sha256[key] for key in files]),
+        image_sha256=np.array([sha256[key] for key in files], dtype="S64"),
         ends=np.cumsum([len(data) for data in files.values()]).astype(np.int64),
         files=np.frombuffer(b"".join(files.values()), dtype=np.uint8),
         n_missing=len(sha256) - len(files),

@@ -145,7 +145,9 @@ def _contents(
     found: Findings, pairs: Pairs, photographs: Photographs, summary: Summary
 ) -> tuple[PageData, Iterator[tuple[str, bytes]]]:
     """What the page holds, and the files beside it: (name, bytes) each."""
-    numbers = {sha256: row for row, sha256 in enumerate(photographs.image_sha256.tolist())}
+    numbers = {
+        sha256: row for row, sha256 in enumerate(photographs.image_sha256.astype(str).tolist())
+    }
     photo = pairs.table["image_sha256"].map(numbers).fillna(NOT_KNOWN).astype(int)
     table, inside = pairs.table.drop(columns="image_sha256").assign(photo=photo), pairs.inside
     inline = _inline_photographs(table[inside], photographs)

@@ -29,7 +29,7 @@ from cli import auto
 from cli import preview as preview_module
 from cli.auto import OpenData
 from cli.config import Config, parse_arguments
-from cli.costs import STAGES, Speed, expected_seconds
+from cli.costs import PHOTOGRAPH_SECONDS, STAGES, Speed, expected_seconds
 from cli.preview import (
     count_splits,
     open_data,
@@ -514,7 +514,12 @@ def test_stages_that_are_skipped_take_no_time() -> None:
     sizes = Sizes(800, 100, 100, 500)
     seconds = expected_seconds(tiny("--skip_stage", "1", "2"), sizes, STEPS_ALONE)
     taken = {name for name, s in seconds.items() if s > 0}
-    assert taken == {"curation", "baselines", "evaluation", "results"}
+    assert taken == {"curation", "baselines", "evaluation", "results", "report"}
+    without = expected_seconds(tiny("--no_report"), sizes, STEPS_ALONE)
+    assert without["report"] == 0
+    few = expected_seconds(tiny("--report_images", "100"), sizes, STEPS_ALONE)["report"]
+    many = expected_seconds(tiny(), sizes, STEPS_ALONE)["report"]
+    assert many - few == pytest.approx(900 * PHOTOGRAPH_SECONDS)  # of a thousand images
 
 
 @settings(max_examples=50, deadline=None)

@@ -60,7 +60,7 @@ def made(source: PairSource, n_workers: int = 2) -> Photographs:
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_small_copies_of_what_can_be_read(n_workers: int) -> None:
     found = made(Source(), n_workers)
-    assert found.image_sha256.tolist() == [f"sha of {i}" for i in (0, 1, 2, 5, 6)]
+    assert found.image_sha256.tolist() == [b"sha of %d" % i for i in (0, 1, 2, 5, 6)]
     assert found.n_missing == 2
     for row, key in enumerate((0, 1, 2, 5, 6)):
         with PIL.Image.open(io.BytesIO(found.file(row))) as image:
