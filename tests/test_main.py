@@ -79,6 +79,7 @@ results/performance_efficiency_tradeoff.png log.txt run.json
 """.split()
 # Files in which the time of day or a duration stands.
 WITH_TIMES = (
+    "report.html",
     "log.txt",
     "run.json",
     "manifest.json",
@@ -407,7 +408,7 @@ def test_a_run_with_other_settings_says_what_it_replaces(
     assert notice.startswith(f"{copied} holds the results of another run, made with ")
     assert "--seed 42 (now 7)" in notice
     assert "--num_epochs 2 (now 3)" in notice
-    assert "this run replaces stage1, stage2, stage3, evaluation;" in notice
+    assert "this run replaces stage1, stage2, stage3, evaluation, report;" in notice
     log = (copied / "log.txt").read_text()
     assert log.startswith(earlier)
     assert log.count(log_module.NEXT_RUN) == 1

@@ -21,6 +21,7 @@ from embedding import EmbeddingResult
 from learner.near_copies import near_copies
 from reporting.explain import Told
 from reporting.ledger import KEPT, Ledger
+from reporting.report.atlas import write_atlas
 from reporting.report.figure import PALETTE, library, map_item
 from reporting.report.page import PageData, keeper_label, render
 from reporting.report.pair_map import PairMap
@@ -42,6 +43,7 @@ from train_eval import Subset
 
 PAGE = "results/report.html"
 FILES = "results/report_files"
+ATLAS = "results/atlas.parquet"
 N_OTHERS = 3000  # held-out and skipped pairs within the page
 N_EXTREMES = 48  # of every order, that are in the page whatever the draw
 N_IN_FAMILIES = 400  # near copies, whole families of them
@@ -81,8 +83,7 @@ def gather(found: Findings, rng: np.random.Generator) -> Pairs:
         rng: draws the pairs within the page where they are too many.
     """
     ledger = found.ledger.ledger
-    training = ledger[(ledger["split"] == "train") & (ledger["status"] == "read")]
-    keeps = _keeps(found, training)
+    keeps = _keeps(found, _training_rows(ledger))
     links = found.clustered.copy_links
     if links is None:  # of a run that did not save them
         links = near_copies(
@@ -117,8 +118,11 @@ def write_report(store: Store, summary: Summary, shown: Shown | None) -> None:
         for path in (*summary.figures, *summary.contact_sheets)
     }
     data, beside = PageData({}, [], [], {}), iter(tuple[tuple[str, bytes]]())
-    if shown is not None:
+    if shown is None:
+        store.remove_files(".", [ATLAS])
+    else:
         data, beside = _contents(*shown, summary)
+        _write_atlas(store, *shown)
     store.write_text(PAGE, render(summary, data, figures))
     written = set[str]()
     for name, content in tqdm(beside, desc="report", unit="file", disable=None, leave=False):
@@ -127,10 +131,34 @@ def write_report(store: Store, summary: Summary, shown: Shown | None) -> None:
     _remove_others(store, written)
 
 
+def _write_atlas(store: Store, found: Findings, pairs: Pairs, photographs: Photographs) -> None:
+    """The training pairs for another viewer."""
+    training = _training_rows(found.ledger.ledger)
+    files = {name: photographs.file(row) for name, row in _numbers(photographs).items()}
+    of_rows = {
+        row: files[name]
+        for row, name in enumerate(training["image_sha256"].tolist())
+        if name in files
+    }
+    with store.writing(ATLAS) as file:
+        write_atlas(file, training, found.pair_map, of_rows)
+
+
 def remove_report(store: Store) -> None:
     """Remove what an earlier run has written."""
     _remove_others(store, ())
-    store.remove_files(".", [PAGE])
+    store.remove_files(".", [PAGE, ATLAS])
+
+
+def _training_rows(ledger: pd.DataFrame) -> pd.DataFrame:
+    """The ledger's rows of the training pairs, in the order of the stages' arrays."""
+    return ledger[(ledger["split"] == "train") & (ledger["status"] == "read")]
+
+
+def _numbers(photographs: Photographs) -> dict[str, int]:
+    """The row of each photograph by its image's hash."""
+    names = photographs.image_sha256.astype(str).tolist()
+    return {name: row for row, name in enumerate(names)}
 
 
 def _remove_others(store: Store, written: Collection[str]) -> None:
@@ -302,9 +330,7 @@ def _strips(
     """The pairs in the page that lie nearest their cluster's centre, by cluster and by cell."""
     e, c = found.embedded, found.clustered
     distances = np.linalg.norm(e.concatenated_embeddings - c.centers[c.cluster_assignments], axis=1)
-    ledger = found.ledger.ledger
-    is_train = (ledger["split"] == "train") & (ledger["status"] == "read")
-    by_id = pd.Series(distances, index=ledger["id"][is_train])
+    by_id = pd.Series(distances, index=_training_rows(found.ledger.ledger)["id"])
     part = table[inside & table["value"].notna()]
     part = part.assign(distance=part["id"].map(by_id)).sort_values("distance", kind="stable")
     strips: dict[str, dict[int, list[int]]] = {"cluster": {}, "cell": {}}

@@ -400,6 +400,7 @@ def test_the_sample_is_within_the_limits(most: tuple[int, int, int]) -> None:
 
 def test_stage_1_takes_the_bytes_that_are_foretold(embedded: Run) -> None:
     saved = {p.name: p.stat().st_size for p in (embedded.store.root / "stage1").glob("*.npy")}
+    saved.pop("copy_links.npy")  # which copies there are is not known before they are looked for
     data = open_data(embedded)
     sample = read_sample(data, embedded.config)
     sizes = sizes_of(count_splits(data.source, sample, embedded.config.data))
