@@ -16,6 +16,8 @@ from safetensors.torch import save as to_safetensors
 
 from artifacts.provenance import (
     EMBEDDING,
+    PAIR_MAP,
+    PHOTOGRAPHS,
     Mode,
     Provenance,
     Saved,
@@ -55,11 +57,14 @@ class Run:
         return stage_rng(self.config.run.seed, name)
 
     def mode(self, stage: Stage, needed_later: bool = True) -> Mode:
-        """How a stage is to be had."""
+        """How a stage is to be had; what the report makes of stage 1 is reused along with that."""
+        config = self.config.execution
+        is_of_stage_1 = stage in (PAIR_MAP, PHOTOGRAPHS)
         return stage_mode(
-            skipped=stage.number in self.config.execution.skip_stage,
+            skipped=stage.number in config.skip_stage,
             needed_later=needed_later,
-            load_saved=self.config.execution.load_saved,
+            load_saved=config.load_saved
+            or (is_of_stage_1 and EMBEDDING.number in config.skip_stage),
         )
 
     def stage(
