@@ -414,7 +414,7 @@ def test_a_run_with_other_settings_says_what_it_replaces(
     assert log.count(log_module.NEXT_RUN) == 1
     assert notice in log.removeprefix(earlier)
     assert run(copied, "--num_epochs", "3", "--skip_stage", "1", "2") == 2
-    assert "this run replaces stage3, evaluation;" in capsys.readouterr().err
+    assert "this run replaces stage3, evaluation, report;" in capsys.readouterr().err
     for same in ("", "--load_saved --seed 7", "--num_workers 1"):
         assert run(copied, *same.split()) == 2
         assert "another run" not in capsys.readouterr().err

@@ -298,8 +298,7 @@
     const id = location.hash.slice(1);
     if (!/^[0-9a-f]{32}$/.test(id)) return;
     const pair = await pairWithId(id);
-    if (pair) tell(pair);
-    else $("#count").textContent = `No pair ${id} in this run.`;
+    if (pair) tell(pair); else $("#count").textContent = `No pair ${id} in this run.`;
   }
 
   // --- The map --------------------------------------------------------------------------------
@@ -371,12 +370,13 @@
   $("#copy").addEventListener("click", () => { $("#ids textarea").select(); document.execCommand("copy"); });
 
   // --- Begin ----------------------------------------------------------------------------------
-  const strips = new IntersectionObserver((entries) => { // filled when they come into sight
-    for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
-      strips.unobserve(target);
-      target.append(...target.dataset.pairs.split(" ").filter(Boolean).map((n) => card(byNumber.get(Number(n)))));
-    }
-  });
+  const fillStrip = (cell) => {
+    strips.unobserve(cell);
+    cell.append(...cell.dataset.pairs.split(" ").filter(Boolean).map((n) => card(byNumber.get(Number(n)))));
+  };
+  const strips = new IntersectionObserver((entries) => // filled when they come into sight, and for paper
+    entries.filter((entry) => entry.isIntersecting).forEach((entry) => fillStrip(entry.target)));
+  window.addEventListener("beforeprint", () => $$("details[open] .strip:empty").forEach(fillStrip));
   for (const cell of $$(".strip")) strips.observe(cell);
   const missing = meta.n - pairs.length;
   if (missing) $("#rest").append(meta.note, " ", button(`Load the other ${number(missing)} pairs`, async (event) => {

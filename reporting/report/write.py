@@ -295,9 +295,14 @@ def _note(table: pd.DataFrame, inside: Bool[np.ndarray, " n"]) -> str:
 
 
 def _inline_photographs(part: pd.DataFrame, photographs: Photographs) -> Int64[np.ndarray, " m"]:
-    """The photographs within the page, as many as fit: those of training pairs first."""
-    first = part.assign(held_out=part["value"].isna()).sort_values("held_out", kind="stable")
-    wanted = first["photo"][first["photo"] != NOT_KNOWN].drop_duplicates().to_numpy(np.int64)
+    """The photographs within the page, as many as fit.
+
+    Those of training pairs first, then of held-out pairs whose image and caption agree least.
+    """
+    held_out = part["value"].isna()
+    order = np.lexsort((part["agreement"].where(held_out, 0.0), held_out))
+    wanted = part["photo"].iloc[order]
+    wanted = wanted[wanted != NOT_KNOWN].drop_duplicates().to_numpy(np.int64)
     fits = np.cumsum(photographs.sizes[wanted]) <= EMBEDDED_BYTES
     return np.sort(wanted[fits])
 

@@ -77,6 +77,8 @@ def test_photographs_of_training_pairs_come_first(monkeypatch: pytest.MonkeyPatc
     inline = write._inline_photographs(rows, photographs)
     assert len(inline) == 203  # all two hundred of training pairs, and three others
     assert set(range(200)) < set(inline.tolist())
+    held_out = rows[rows["split"] != "train"].sort_values("agreement")
+    assert set(inline.tolist()) - set(range(200)) == set(held_out["photo"].unique()[:3])
 
 
 def test_files_of_an_earlier_report_go(tmp_path: Path) -> None:
