@@ -21,6 +21,7 @@ HOSTILE = (
     '=HYPERLINK("http://localhost/","click") a boat',
     "--><!-- a comment about a train",
     "a\u2028line\u2029separator and a bicycle",
+    "a NUL \0 in the middle of a mountain",
 )
 FLAGS = (
     "--dataset folder --encoder_model embedded --max_train_samples 60 --max_val_samples 18 "
@@ -43,7 +44,7 @@ def data_of(folder: Path) -> Path:
         image = PIL.Image.fromarray(pixels).resize((50, 40), PIL.Image.Resampling.BICUBIC)
         caption = f"A {THINGS[i % 6]} {PLACES[i % 5]}, number {i}."
         caption = HOSTILE[i] if i < len(HOSTILE) else caption
-        name = f"{i:02d}'\"<i>&amp;.png" if i < 3 else f"photo {i:02d}.png"
+        name = f"{i:02d}'\"<i>&amp;\u202e.png" if i < 3 else f"photo {i:02d}.png"
         (folder / name).write_bytes(encode(image))
         split = "test" if i >= N - 18 else "val" if i >= N - 36 else "train"
         rows.append({"image": name, "caption": caption, "split": split})
