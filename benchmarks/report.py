@@ -48,13 +48,14 @@ from reporting.explain import Told, topics
 from reporting.ledger import Ledger
 from reporting.report.pair_map import PairMap
 from reporting.report.photographs import Photographs
-from reporting.report.write import FILES, PAGE, Findings, Shown, gather, write_report
+from reporting.report.write import ATLAS, FILES, PAGE, Findings, Shown, gather, write_report
 from tests.reporting.report.browser import missing_programs, open_browser
 from tests.reporting.test_summary import make_summary
 from train_eval import Subset
 
 RESULTS = ROOT / "benchmarks/results/report.json"
 REPEATS = 5
+N_PHOTOGRAPHS = 20_000  # the default of --report_images
 READY = "return document.documentElement.dataset.ready"
 
 
@@ -70,6 +71,7 @@ def repeated(store: Store, n: int, rng: np.random.Generator) -> tuple[Findings, 
     many = training.iloc[rows].reset_index(drop=True)
     many["position"] = np.arange(n)
     many["id"] = [f"{high:016x}{low:016x}" for high, low in rng.integers(0, 2**62, (n, 2))]
+    many.loc[N_PHOTOGRAPHS:, "image_sha256"] = ""  # of more pairs a report shows none
     pairs = e.split_pairs("train").iloc[rows].reset_index(drop=True)
     pairs["id"] = many["id"]
     kept = np.flatnonzero(many["weight"] > 0)
@@ -118,6 +120,7 @@ def measure(store: Store, n: int, work: Path) -> dict[str, Any]:
         "write_seconds": round(written - gathered, 2),
         "page_bytes": (target.root / PAGE).stat().st_size,
         "pairs_within": int(pairs.inside.sum()),
+        "atlas_bytes": (target.root / ATLAS).stat().st_size,
         "files_beside": len(beside),
         "bytes_beside": sum(p.stat().st_size for p in beside),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,

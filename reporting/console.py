@@ -37,6 +37,8 @@ def console_summary(summary: Summary) -> str:
             lines.append(f"{COMPARISON_LABELS[comparison]}: InfluenceSpace {against(v, 'random')}.")
     folder = str(summary.run["settings"].get("output_dir", "."))
     lines.append(f"Results: {posixpath.join(folder, 'results/results.md')}")
+    if not summary.run["settings"].get("no_report"):
+        lines.append(f"Look at the pairs: {posixpath.join(folder, 'results/report.html')}")
     lines.append(f"Curated pairs: {posixpath.join(folder, 'stage3/curated_indices.npy')}")
     return "\n".join(lines)
 

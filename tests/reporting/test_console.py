@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -42,3 +43,16 @@ def test_what_methods_are_compared_with_is_always_shown() -> None:
     assert len(rows) == console_module.MAX_CONSOLE_METHODS < len(METHODS)
     for name in worst:
         assert any(row.startswith(METHODS[name].label) for row in rows)
+
+
+def test_the_page_to_look_at_is_named_where_there_is_one() -> None:
+    summary = make_summary()
+    last = console_module.console_summary(summary).splitlines()[-3:]
+    assert last == [
+        "Results: ./output/results/results.md",
+        "Look at the pairs: ./output/results/report.html",
+        "Curated pairs: ./output/stage3/curated_indices.npy",
+    ]
+    settings = {**summary.run["settings"], "no_report": True}
+    without = dataclasses.replace(summary, run={**summary.run, "settings": settings})
+    assert "report.html" not in console_module.console_summary(without)
