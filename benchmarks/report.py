@@ -109,6 +109,9 @@ def measure(store: Store, n: int, work: Path) -> dict[str, Any]:
     started = time.perf_counter()
     pairs = gather(found, rng)
     gathered = time.perf_counter()
+    # A run makes photographs of what is in the page before it makes others.
+    names = np.resize(photographs.image_sha256.astype(str), int(pairs.inside.sum()))
+    pairs.table.loc[pairs.inside, "image_sha256"] = names
     summary = replace(make_summary(), figures=(), contact_sheets=())
     write_report(target, summary, Shown(found, pairs, photographs))
     written = time.perf_counter()

@@ -54,7 +54,9 @@ CLUSTERING_PASSES = 180  # over all pairs and clusters; with mini-batches a tent
 DESCRIBING_SECONDS = 4e-4  # a pair, for the words of clusters and cells
 CURATION_SECONDS = 1e-4  # a pair, the ledger included
 RESULTS_SECONDS = 10.0  # figures and tables
-MAP_SECONDS = 2.5e-3  # a pair of the report's map, its neighbours included
+N_LANDMARKS = 5_000  # of the report's map, at most
+LANDMARK_SECONDS = 2.3e-3  # whose place is looked for
+NEIGHBOURS_SECONDS = 3e-4  # a pair, for its neighbours and its place among the landmarks
 PHOTOGRAPH_SECONDS = 5e-3  # a small photograph, from reading the large one to the page
 
 
@@ -299,4 +301,6 @@ def _export_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
 def _report_seconds(config: Config, sizes: Sizes) -> float:
     if config.report.no_report:
         return 0.0
-    return MAP_SECONDS * sizes.train + PHOTOGRAPH_SECONDS * n_photographs(config, sizes)
+    n = sizes.train
+    mapped = LANDMARK_SECONDS * min(n, N_LANDMARKS) + NEIGHBOURS_SECONDS * n
+    return mapped + PHOTOGRAPH_SECONDS * n_photographs(config, sizes)
