@@ -3,7 +3,8 @@
     python benchmarks/pair_map.py --run flickr8k output_flickr8k --run drawn output
 
 Each --run names the embeddings of a finished run, for the results, and its output folder. openTSNE
-and UMAP are measured where they are installed. All run in one thread but for matrix products.
+and UMAP are measured where they are installed; UMAP's first seed includes its compilation. All run
+in one thread but for matrix products.
 
 Of each variant and seed: the share of the ten nearest on the map that are among the fifty nearest
 by cosine of the joint embeddings (`near`), and that are in the same cluster (`cluster`). Of large
