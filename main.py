@@ -54,7 +54,7 @@ from reporting.estimate import caution
 from reporting.explain import Told, explain_pair, topics
 from reporting.ledger import Ledger, curated_pairs, make_ledger
 from reporting.report.changes import Changes, read_changes
-from reporting.report.changes_page import changes_markdown
+from reporting.report.changes_page import changes_markdown, not_comparable
 from reporting.report.other_run import check_comparable
 from reporting.report.pair_map import PairMap, map_pairs
 from reporting.report.photographs import (
@@ -371,11 +371,14 @@ def compare(run: Run, results: Results, about: Mapping[str, Any]) -> Changes | N
     if other is None:
         return None
     known, about = results.known, {**about, "encoder": results.known.embedded.value.encoder}
-    return read_changes(
+    changes = read_changes(
         *(other, None if ledger is None else ledger.ledger, about),
         method_metrics(results.proof.evaluated.value),
         known.clustered.value.clusters,
     )
+    if text := not_comparable(changes):
+        logger.warning("--compare %s: %s", other, text)
+    return changes
 
 
 def look(run: Run, results: Results, changes: Changes | None) -> Shown | None:

@@ -209,7 +209,8 @@ class Store:
             except StaleError as error:
                 folder = self.root / stage.folder
                 if mode is Mode.LOAD:
-                    repeat = isinstance(error, OtherSettingsError)
+                    is_older = "stage version" in str(error)  # which no flags can bring back
+                    repeat = isinstance(error, OtherSettingsError) and not is_older
                     raise InputError(
                         f"--skip_stage {stage.number}: {folder} {error}; "
                         + ("repeat the flags it was made with or " if repeat else "")

@@ -181,6 +181,7 @@ def _value_parts(row: Mapping[str, Any]) -> str:
     nearness = row.get("relevance_part")
     nearness = 0.0 if pd.isna(nearness) else float(nearness)
     copies = row["value"] - row["influence_part"] - row["agreement_part"] - nearness
+    copies = round(copies, 6) + 0.0  # a zero without a sign
     parts = {"influence": row["influence_part"], "agreement": row["agreement_part"]}
     parts |= {"nearness to held-out pairs": nearness} if nearness else {}
     parts["near copies"] = copies
@@ -220,10 +221,7 @@ def _training_story(row: Mapping[str, Any], told: Told) -> list[tuple[str, str]]
 
 
 def _beside(row: Mapping[str, Any], cut: float | None) -> str:
-    """What the value of a pair says that a reviewer has decided on; empty for other pairs."""
-    is_kept = row["decision_reason"] == KEPT_BY_REVIEW
-    if cut is None or not (is_kept or row["decision_reason"] == DROPPED_BY_REVIEW):
+    """Where the value of a pair stands that a reviewer has decided on; empty for other pairs."""
+    if cut is None or row["decision_reason"] not in (KEPT_BY_REVIEW, DROPPED_BY_REVIEW):
         return ""
-    is_above = row["value"] >= cut
-    side = "above" if is_above else "below"
-    return f"; its value, {side} the cut, {'agrees' if is_above == is_kept else 'says otherwise'}"
+    return f"; its value is {'above' if row['value'] >= cut else 'below'} the cut of the others"

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from baselines import FULL
-from reporting.ledger import DROPPED, HELD_OUT, KEPT
+from reporting.ledger import DROPPED, DROPPED_BY_REVIEW, HELD_OUT, KEPT
 from reporting.report.other_run import OtherRun, narrowed, read_other
 from reporting.verdicts import clear_outcome, verdict
 from reporting.words import setting_text
@@ -46,7 +46,7 @@ class Side:
     encoder: str
     n_train: int | None
     n_kept: int | None
-    cut: float | None  # the highest value of a dropped pair
+    cut: float | None  # the highest value of a dropped pair, those of a reviewer aside
     n_test: int | None  # test pairs
 
 
@@ -224,7 +224,8 @@ def _side(folder: str, run: Mapping[str, Any], ledger: pd.DataFrame | None) -> S
     if ledger is None:
         return Side(folder, dataset, encoder, None, None, None, None)
     train = ledger[ledger["split"] == "train"]
-    dropped = train.loc[train["decision"] == DROPPED, "value"].max()
+    by_value = (train["decision"] == DROPPED) & (train["decision_reason"] != DROPPED_BY_REVIEW)
+    dropped = train.loc[by_value, "value"].max()
     return Side(
         folder,
         dataset,

@@ -63,7 +63,12 @@ def map_item() -> dict[str, Any]:
         behavior="inspect",
         callback=CustomJS(code="influencespace.tapped(cb_data.source.inspected.indices)"),
     )
-    lasso, wheel, pan = LassoSelectTool(continuous=False), WheelZoomTool(), PanTool()
+    # The wheel alone scrolls the page, which would else be caught by a map as wide as it.
+    lasso, wheel, pan = (
+        LassoSelectTool(continuous=False),
+        WheelZoomTool(modifiers="ctrl"),
+        PanTool(),
+    )
     plot.add_tools(lasso, pan, wheel, hover, tap, ResetTool())
     plot.toolbar.active_drag, plot.toolbar.active_scroll = lasso, wheel
     plot.toolbar.logo = None

@@ -17,10 +17,21 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from baselines import FULL, INFLUENCESPACE
+from reporting.estimate import doubts
+from reporting.findings import answer
+from reporting.kept import review_sentence
 from reporting.page import results_markdown
 from reporting.report.pairs import AGREEMENT_ALONE, INFLUENCE_ALONE, OTHER_RUN, THIS_RUN
 from reporting.standing import judged_sentence, trust_warnings
-from reporting.summary import TEST, TRAIN, VALIDATION, Summary, estimated_share, recall
+from reporting.summary import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Summary,
+    estimated_share,
+    recall,
+    trusted_recall,
+)
 from reporting.verdicts import CLEAR, clear_outcome, compare
 from reporting.words import COMPARISON_LABELS, RANDOM, method_label, share
 
@@ -71,6 +82,7 @@ def render(summary: Summary, data: PageData, figures: Mapping[str, bytes]) -> st
     )
     images = {path: figure_address(png) for path, png in figures.items()}
     rest, has_pairs = replace(summary, changes=""), "pairs" in data.scripts
+    found, plain_doubts = standings(summary), doubts(summary).replace("*", "")
     return environment.get_template("report.html.jinja").render(
         policy=POLICY,
         style=(HERE / "report.css").read_text(encoding="utf-8"),
@@ -79,14 +91,21 @@ def render(summary: Summary, data: PageData, figures: Mapping[str, bytes]) -> st
         has_pairs=has_pairs,
         dataset=summary.run["dataset"],
         command=summary.run["command"],
-        warnings=[*summary.run["warnings"], *trust_warnings(summary)],
+        warnings=[
+            *summary.run["warnings"],
+            *trust_warnings(summary),
+            *filter(None, [plain_doubts]),
+        ],
+        review=review_sentence(summary),
+        answer="" if found else html(answer(summary), {}),
+        shows_trusted=summary.shows_trusted,
         n_kept=summary.n_curated,
         n_train=summary.n_train,
         share=share(summary.n_curated, summary.n_train),
         share_width=100 * summary.n_curated / summary.n_train,
         n_seeds=summary.n_seeds,
         n_test_images=summary.n_test_images,
-        standings=standings(summary),
+        standings=found,
         facts=facts(summary),
         views=[view for view in VIEWS if view[1].get("a", INFLUENCESPACE) in data.keeps],
         sorts=SORTS,
@@ -122,7 +141,11 @@ COMMON = [("category", ""), ("pairs", "number"), ("influence (%)", "number")]
 COMMON += [("kept", "number"), ("weight", "number"), ("photographs", "plain")]
 TABLE_COLUMNS = {
     "cluster": [("cluster", ""), ("terms", ""), *COMMON],
-    "cell": [("cell", ""), ("cluster", ""), ("terms", ""), *COMMON],
+    "cell": [
+        *(("cell", ""), ("cluster", ""), ("terms", "")),
+        *(("agreement", ""), ("copies", ""), ("CLIP score", "number")),
+        *COMMON,
+    ],
 }
 
 
@@ -164,6 +187,8 @@ def standings(summary: Summary) -> list[dict[str, str]]:
                     "own": recall(summary, comparison, INFLUENCESPACE),
                     "other": method_label(other) + (", the best rival" if other == best else ""),
                     "recall": recall(summary, comparison, other),
+                    "own_trusted": trusted_recall(summary, comparison, INFLUENCESPACE),
+                    "trusted": trusted_recall(summary, comparison, other),
                     "difference": f"{v.difference:+.2f}{spread}",
                     "outcome": outcome,
                     "verdict": OUTCOMES[outcome],

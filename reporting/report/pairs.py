@@ -65,6 +65,7 @@ def pair_table(ledger: pd.DataFrame, facts: TrainingFacts, told: Told) -> pd.Dat
             **{name: pairs[name] for name in ("value", "influence", "clip_score", "weight")},
             "agreement": agreement,
             "group": pairs["group"].fillna("").astype(str),
+            "trusted": pairs["trusted"].astype("boolean").fillna(False).astype(bool),
             "image_sha256": pairs["image_sha256"].fillna("").astype(str),
             "story": [story(row, told, instead) for row in _rows(ledger)],
         }

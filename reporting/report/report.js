@@ -67,8 +67,7 @@
       for (const [name, column] of entries) pair[name] = column[row];
       pair.text = `${pair.caption}\n${pair.key}`.toLowerCase();
       pair.distance = pair.value === null ? null : Math.abs(pair.value - (meta.cut ?? pair.value));
-      pairs.push(pair);
-      byNumber.set(n, pair);
+      byNumber.set(n, pairs[pairs.push(pair) - 1]);
     });
   }
   add(await unpack(data("pairs")));
@@ -84,7 +83,7 @@
   }
   const pairOf = async (n) => (byNumber.has(n) || await load(Math.floor(n / meta.chunkSize)), byNumber.get(n));
   async function pairWithId(id) { // a skipped duplicate has the id of the pair that stayed
-    const here = () => pairs.filter((pair) => pair.id === id)
+    const here = () => pairs.filter((pair) => pair.id.startsWith(id))
       .sort((p, q) => compare(p.decision === "skipped", q.decision === "skipped"))[0];
     const i = meta.chunks.findLastIndex((first) => first <= id);
     if (!here() && i >= 0) await load(i);
@@ -112,7 +111,8 @@
   let marks = new Map(Object.entries(meta.marks)), shown = null; // the pair whose story is open
   try { marks = new Map(JSON.parse(localStorage.getItem(shelf)) ?? marks); } catch { /* none are kept */ }
   function mark(pair, what) {
-    if (what && ["kept", "dropped"].includes(pair.decision)) marks.set(pair.id, what); else marks.delete(pair.id);
+    if (!["kept", "dropped"].includes(pair.decision)) return; // only training pairs can be marked
+    if (what) marks.set(pair.id, what); else marks.delete(pair.id);
     showMarks();
   }
   const badge = (what) => (what ? [make("span", { class: "badge" }, what)] : []);
@@ -127,6 +127,7 @@
     }
     for (const choice of $$("[data-mark]")) {
       choice.setAttribute("aria-pressed", (marks.get(shown?.id) ?? "") === choice.dataset.mark);
+      choice.disabled = !["kept", "dropped"].includes(shown?.decision);
     }
   }
   $("#download").addEventListener("click", async () => {
@@ -136,17 +137,14 @@
       const pair = await pairWithId(id);
       rows.push([id, what, cell(pair?.key), cell(pair?.caption)].join(","));
     }
-    const file = new Blob([rows.join("\r\n") + "\r\n"], { type: "text/csv" });
-    make("a", { href: URL.createObjectURL(file), download: "overrides.csv" }).click();
+    const href = URL.createObjectURL(new Blob([rows.join("\r\n") + "\r\n"], { type: "text/csv" }));
+    make("a", { href, download: "overrides.csv" }).click();
   });
-  $("#forget").addEventListener("click", () => {
-    if (confirm("Forget all marks?")) marks.clear();
-    showMarks();
-  });
+  $("#forget").addEventListener("click", () => { if (confirm("Forget all marks?")) marks.clear(); showMarks(); });
 
   // --- Which pairs are shown ------------------------------------------------------------------
   const form = $("#filters"), filters = {}; // the form's values, as strings
-  let chosen = {}, listed = []; // what the form has no field for: lasso, cell, marked; the pairs shown, in order
+  let chosen = {}, listed = [], order = []; // what has no field: lasso, cell, marked; pairs shown; what arrows follow
   const words = (name) => meta.words[name].filter(Boolean).map((word) => [word, spaced(word)]);
   const choices = { split: words("split"), decision: words("decision"), reason: words("reason"),
     fault: words("fault"), cluster: meta.clusters, a: meta.keepers, b: meta.keepers };
@@ -169,39 +167,41 @@
     if (!choice) return;
     dialog.close();
     look(JSON.parse(choice.dataset.view));
-    choice.setAttribute("aria-pressed", "true");
-    if (!choice.closest("#views")) $("#look").scrollIntoView();
+    if (choice.closest("#views")) choice.ariaPressed = "true"; else $("#look").scrollIntoView();
   });
 
   function isShown(pair) {
-    const { a, b } = filters, wanted = filters.search.toLowerCase();
+    const { a, b } = filters, wanted = filters.search.toLowerCase().split(" ").filter(Boolean);
     const fits = (name) => !filters[name] || String(pair[name]) === filters[name];
     return ["split", "decision", "reason", "fault", "cluster"].every(fits)
-      && (chosen.cell === undefined || pair.cell === chosen.cell)
+      && (chosen.cell === undefined || String(pair.cell) === chosen.cell)
       && (!chosen.marked || marks.has(pair.id))
       && (!chosen.lasso || chosen.lasso.has(pair.number))
       && (filters.group !== "family" || pair.family !== NONE)
       && (a && b ? keeps(pair, a) !== keeps(pair, b) : (!a || keeps(pair, a)) && (!b || !keeps(pair, b)))
-      && (!wanted || pair.text.includes(wanted) || pair.id.startsWith(wanted));
+      && wanted.every((word) => pair.text.includes(word) || pair.id.startsWith(word));
   }
   function sidesOf(rows) {
     const { a, b } = filters, label = Object.fromEntries(meta.keepers);
-    if (a && b) return [[`Kept by ${label[a]}, not by ${label[b]}`, rows.filter((pair) => keeps(pair, a))],
-      [`Kept by ${label[b]}, not by ${label[a]}`, rows.filter((pair) => !keeps(pair, a))]];
-    const kept = (pair) => pair.decision === "kept", rest = rows.filter((pair) => !kept(pair));
-    return [["Kept", rows.filter(kept)],
-      [rest.every((pair) => pair.decision === "dropped") ? "Dropped" : "Not trained on", rest]];
+    const parts = (title, other, is, ...looks) => [[title, rows.filter(is), looks[0]],
+      [other, rows.filter((pair) => !is(pair)), looks[1]]];
+    const only = (one, two) => `${label[one]} keeps, ${label[two]} does not`;
+    if (a && b) return parts(only(a, b), only(b, a), (pair) => keeps(pair, a));
+    if (filters.split && filters.split !== "train") return parts("Trusted", "Not trusted", (pair) => pair.trusted);
+    const other = rows.every((pair) => ["kept", "dropped"].includes(pair.decision)) ? "Dropped" : "Not trained on";
+    return parts("Kept", other, (pair) => pair.decision === "kept", "kept", "dropped");
   }
   function render() {
     Object.assign(filters, Object.fromEntries(new FormData(form)));
     for (const choice of $$("#views [aria-pressed=true]")) choice.setAttribute("aria-pressed", "false");
     const sign = filters.sort.endsWith("-") ? -1 : 1, by = filters.sort.replace("-", "");
-    const order = (p, q) => compare(p[by] === null, q[by] === null) || sign * compare(p[by], q[by]);
-    listed = pairs.filter(isShown).sort(order);
+    const inOrder = (p, q) => compare(p[by] === null, q[by] === null) || sign * compare(p[by], q[by]);
+    listed = pairs.filter(isShown).sort(inOrder);
     const n = (word) => listed.filter((pair) => pair.decision === word).length;
     const counts = meta.words.decision.filter(n).map((word) => `${number(n(word))} ${word}`);
-    $("#count").textContent = `${number(listed.length)} of ${number(pairs.length)} pairs${
-      chosen.cell === undefined ? "" : ` in cell ${chosen.cell}`}: ${counts.join(", ") || "none"}`;
+    const where = (chosen.cell === undefined ? "" : ` in cell ${chosen.cell}`) + (chosen.lasso ? " in the lasso" : "");
+    $("#count").textContent = `${number(listed.length)} of ${number(pairs.length)} pairs${where}: ${
+      counts.join(", ") || `none ${chosen.marked ? "is marked: open one, press Keep or Drop" : "fits"}`}`;
     $("#ids textarea").value = listed.map((pair) => pair.id).filter(Boolean).join("\n");
     showGallery();
     drawMap();
@@ -209,17 +209,20 @@
   }
 
   // --- The gallery ----------------------------------------------------------------------------
-  function card(pair) {
+  function card(pair, sequence) { // that the arrows follow in its story
     const caption = pair.caption || "no caption";
-    const told = pair.value === null ? "" : `, value ${signed(pair.value)}, influence ${signed(pair.influence)}`;
-    return make("button", { class: "card", type: "button", "data-pair": pair.number, onclick: () => tell(pair) },
+    const shownToo = filters.sort.startsWith("agreement") ? "agreement" : "influence";
+    const told = ["value", shownToo].filter((name) => typeof pair[name] === "number")
+      .map((name) => `, ${name} ${signed(pair[name])}`).join("");
+    return make("button", { class: "card", type: "button", "data-pair": pair.number,
+      onclick: () => { order = Array.isArray(sequence) ? sequence : listed; tell(pair); } },
       photo(pair), make("span", { class: "caption", dir: "auto" }, caption),
       make("span", { class: "numbers" }, `${pair.decision}${told}`),
     ...badge(marks.get(pair.id)));
   }
   function fill(list, rows, n) { // n more cards, and a button for the rest
     const from = list.childElementCount, left = rows.length - from - n;
-    list.append(...rows.slice(from, from + n).map((pair) => make("li", {}, card(pair))));
+    list.append(...rows.slice(from, from + n).map((pair) => make("li", {}, card(pair, rows))));
     list.nextElementSibling?.remove();
     if (left > 0) list.after(button(`${number(left)} more`, () => {
       fill(list, rows, n);
@@ -227,10 +230,10 @@
     }));
   }
   function sides(rows, n) {
-    return make("div", { class: "sides" }, ...sidesOf(rows).map(([name, part], i) => {
+    return make("div", { class: "sides" }, ...sidesOf(rows).map(([name, part, look = ""]) => {
       const list = make("ul", { class: "cards" });
       const title = make(filters.group ? "h4" : "h3", {}, `${name} (${number(part.length)})`);
-      const side = make("div", { class: i ? "right" : "left" }, title, list);
+      const side = make("div", { class: `side ${look}` }, title, list);
       fill(list, part, n);
       return side;
     }));
@@ -269,20 +272,18 @@
       "data-view": JSON.stringify({ cluster: String(pair.cluster) }) }, `Look at cluster ${pair.cluster}`)];
     const lines = pair.story.flatMap(([name, text]) => [make("dt", {}, name), make("dd", { dir: "auto" }, text)]);
     $("#told").replaceChildren(make("div", { class: "head" }, photo(pair, pair.caption), make("div", {},
-      make("h2", { id: "story-title", class: "caption", dir: "auto" }, pair.caption || "no caption"),
+      make("h2", { id: "story-title", class: "caption", dir: "auto", tabindex: "-1" }, pair.caption || "no caption"),
       make("p", { class: "key", dir: "auto" }, pair.key), make("p", {}, make("code", {}, pair.id || "no id")),
       ...fault, ...cluster)), make("dl", {}, ...lines));
-    if (!dialog.open) dialog.showModal();
+    if (dialog.open) $("#story-title").focus(); else dialog.showModal(); // read aloud
     history.replaceState(null, "", `#${pair.id}`);
     showMarks();
     const rows = [...await strip("Better near copies", pair.copies), ...await strip("Nearest pairs", pair.near)];
     if (shown === pair) $("#told").append(...rows);
   }
-  const step = (by) => tell(listed[listed.indexOf(shown) + by] ?? shown);
-  dialog.addEventListener("close", () => {
-    shown = null;
-    history.replaceState(null, "", location.pathname + location.search);
-  });
+  const step = (by) => tell(order[order.indexOf(shown) + by] ?? shown);
+  const leave = () => { shown = null; history.replaceState(null, "", location.pathname + location.search); };
+  dialog.addEventListener("close", leave);
   $("#close").addEventListener("click", () => dialog.close());
   for (const choice of $$("[data-step]")) choice.addEventListener("click", () => step(Number(choice.dataset.step)));
   for (const choice of $$("[data-mark]")) choice.addEventListener("click", () => mark(shown, choice.dataset.mark));
@@ -295,14 +296,16 @@
     keys[event.key]();
   });
   async function follow() { // the address names a pair
-    const id = location.hash.slice(1);
-    if (!/^[0-9a-f]{32}$/.test(id)) return;
+    const id = location.hash.slice(1).toLowerCase();
+    if (!/^[0-9a-f]{6,32}$/.test(id)) return;
     const pair = await pairWithId(id);
-    if (pair) tell(pair); else $("#count").textContent = `No pair ${id} in this run.`;
+    if (pair) return tell(pair);
+    $("#count").textContent = `No pair ${id} in this run.`;
+    $("#count").scrollIntoView({ block: "center" });
   }
 
   // --- The map --------------------------------------------------------------------------------
-  let plot = null, mapped = [], axes = [], palette = null;
+  let plot = null, mapped = [], axes = [], palette = null; // mapped: what its points are
   function byRank(name) { // so that a few extremes do not take all colours
     const sorted = mapped.map((pair) => pair[name]).sort((p, q) => p - q), last = sorted.length - 1;
     const rank = new Map(sorted.map((value, i) => [value, i / Math.max(1, last)]));
@@ -343,16 +346,12 @@
       make("span", { class: "swatch", style: `background: ${colour}` }), text]));
     drawMap();
   }
-  function remap() {
-    mapped = pairs.filter((pair) => pair.x !== null);
-    fit();
-  }
+  const remap = () => { mapped = pairs.filter((pair) => pair.x !== null); fit(); };
   window.influencespace = { // what scripts beside the page and the map call
     chunk: (i, text) => waiting[i](text),
     tapped: (rows) => rows.length && tell(mapped[rows[0]]),
     lassoed: (rows) => {
-      chosen.lasso = rows.length ? new Set(rows.map((row) => mapped[row].number)) : undefined;
-      render();
+      chosen.lasso = rows.length ? new Set(rows.map((row) => mapped[row].number)) : undefined; render();
     },
     hovered: (rows, x, y) => {
       const box = $("#card"), pair = mapped[rows[0]], area = $("#plot").getBoundingClientRect();
@@ -373,6 +372,7 @@
   const fillStrip = (cell) => {
     strips.unobserve(cell);
     cell.append(...cell.dataset.pairs.split(" ").filter(Boolean).map((n) => card(byNumber.get(Number(n)))));
+    for (const photo of cell.children) photo.tabIndex = -1; // the row's button opens them all
   };
   const strips = new IntersectionObserver((entries) => // filled when they come into sight, and for paper
     entries.filter((entry) => entry.isIntersecting).forEach((entry) => fillStrip(entry.target)));

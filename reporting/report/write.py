@@ -354,7 +354,7 @@ def _tables(
     """The rows of the tables of clusters and of cells, most harmful first."""
     weights, ledger = summary.cluster_weights or {}, found.ledger.ledger
     cell_weights = ledger[ledger["decision"] == KEPT].groupby("cell")["weight"].mean()
-    clusters, cells = [], []
+    clusters, cells, bands = [], [], summary.pairs.band_of_cell()
     for entry in found.curated.categorization:
         number = int(entry["cluster"])
         strip = strips["cluster"].get(number, [])
@@ -364,6 +364,11 @@ def _tables(
             strip = strips["cell"].get(int(cell["cell"]), [])
             row = _row(int(cell["cell"]), cell, entry["terms"], strip)
             weight = cell_weights.get(row["number"], 0.0)
+            row |= {
+                "agreement": bands.get(row["number"], ""),
+                "copies": "near copies" if cell["near_copies"] else "",
+                "clip_score": f"{cell['mean_clip_score']:.2f}",
+            }
             cells.append({**row, "cluster": number, "weight": f"{weight:.2f}"})
     return clusters, sorted(cells, key=lambda row: float(row["influence"]))
 

@@ -409,14 +409,14 @@ def test_the_story_of_a_reviewed_pair_says_what_its_value_says() -> None:
     weights = np.array([0.0, 0.75, 0.0, 0.75, 1.5, 1.0])
     cases = {
         # Of values 3, -2.5, -2, -3.3, -0.2, 0.3 the cut is at -2 or, in the second case, at 3.
-        ("id 0", (DROP, KEEP, 0, 0, 0, 0)): "dropped by the reviewer's say; its value, above the"
-        " cut, says otherwise",
-        ("id 1", (DROP, KEEP, 0, 0, 0, 0)): "kept by the reviewer's say; its value, below the cut,"
-        " says otherwise",
-        ("id 2", (0, 0, DROP, 0, KEEP, 0)): "dropped by the reviewer's say; its value, below the"
-        " cut, agrees",
-        ("id 4", (DROP, 0, 0, 0, KEEP, 0)): "kept by the reviewer's say; its value, above the cut,"
-        " agrees",
+        ("id 0", (DROP, KEEP, 0, 0, 0, 0)): "dropped by the reviewer's say; its value is above the"
+        " cut of the others",
+        ("id 1", (DROP, KEEP, 0, 0, 0, 0)): "kept by the reviewer's say; its value is below the cut"
+        " of the others",
+        ("id 2", (0, 0, DROP, 0, KEEP, 0)): "dropped by the reviewer's say; its value is below the"
+        " cut of the others",
+        ("id 4", (DROP, 0, 0, 0, KEEP, 0)): "kept by the reviewer's say; its value is above the cut"
+        " of the others",
     }
     for (name, reviewed), told in cases.items():
         made = make_ledger(*case_of(weights=weights, reviewed=reviewed))
@@ -424,7 +424,7 @@ def test_the_story_of_a_reviewed_pair_says_what_its_value_says() -> None:
         (decision,) = (line for line in story if line.startswith("decision"))
         assert decision.endswith(f": {told}")
     unreviewed = explain(make_ledger(*case_of(weights=weights)), "photo 5.jpg", CLUSTERS, 0.5)
-    assert "says otherwise" not in unreviewed
+    assert "of the others" not in unreviewed
 
 
 # --- Parts that count for nothing -----------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_the_map_shows_a_photograph_under_the_mouse_and_a_story_at_a_click(
 def test_a_card_tells_what_explain_tells_and_its_address_can_be_sent(
     page: Browser, ledger: pd.DataFrame, output: Path
 ) -> None:
-    page.click(page.find("#gallery .right .card"))
+    page.click(page.find("#gallery .dropped .card"))
     pair = trained(ledger).set_index("id").loc[page.find("#told code").text]
     assert pair["decision"] == "dropped"
     lines = dict(zip(captions(page, "#told dt"), captions(page, "#told dd"), strict=True))
@@ -130,7 +130,7 @@ def test_a_card_tells_what_explain_tells_and_its_address_can_be_sent(
     assert page.wait_for("return document.querySelectorAll('#told .row .card').length") >= 8
     page.press("Escape")
     page.wait_for("return location.hash === ''")
-    colleague = opened(page, output, fragment=str(pair.name))
+    colleague = opened(page, output, fragment=str(pair.name)[:8].upper())
     assert colleague.find("#told code").text == pair.name
 
 
@@ -157,6 +157,19 @@ def test_a_lasso_counts_and_lists_the_ids(page: Browser, ledger: pd.DataFrame) -
     assert f"{kept} kept" in page.find("#count").text
 
 
+def test_held_out_pairs_are_shown_by_trust_and_cannot_be_marked(
+    page: Browser, ledger: pd.DataFrame
+) -> None:
+    page.click(view(page, "Held out"))
+    held_out = ledger[ledger["split"] == "validation"]
+    n_trusted = int(held_out["trusted"].sum())
+    heads = [f"Trusted ({n_trusted})", f"Not trusted ({len(held_out) - n_trusted})"]
+    assert captions(page, "#gallery h3") == heads
+    page.click(page.find("#gallery .card"))
+    page.press("k", "Escape")
+    assert page.find("#marks").text == "0 marked keep, 0 marked drop."
+
+
 def test_search_and_filters_find(page: Browser, ledger: pd.DataFrame) -> None:
     field = page.find("[name=search]")
     page.press("/")
@@ -164,6 +177,10 @@ def test_search_and_filters_find(page: Browser, ledger: pd.DataFrame) -> None:
     wanted = trained(ledger)["caption"].str.contains("bicycle")
     assert count(page) == int(wanted.sum())
     assert field.get_attribute("value") == "BICYCLE"
+    page.press(*" the")
+    both = wanted & trained(ledger)["caption"].str.contains("the")
+    assert count(page) == int(both.sum()) < int(wanted.sum())
+    page.press(*(["Backspace"] * 4))
     page.run(
         "const form = document.querySelector('#filters'); form.decision.value = 'dropped';"
         "form.dispatchEvent(new Event('input'))"
@@ -177,14 +194,14 @@ def test_views_sort_group_and_compare(page: Browser, ledger: pd.DataFrame) -> No
     page.click(view(page, "Most harmful"))
     dropped = trained(ledger)[trained(ledger)["decision"] == "dropped"]
     harmful = dropped.sort_values("influence")["caption"].tolist()
-    assert captions(page, "#gallery .right .caption")[: len(harmful)] == harmful
+    assert captions(page, "#gallery .dropped .caption")[: len(harmful)] == harmful
     page.click(view(page, "By reason"))
     counts = trained(ledger)["decision_reason"].value_counts()
     assert captions(page, "#gallery > div > h3")[0] == f"{counts.index[0]} ({counts.iloc[0]})"
     page.click(page.find(".matrix tbody button"))
     kept, other = captions(page, "#gallery h3")
-    assert re.fullmatch(r"Kept by InfluenceSpace, not by Random \(\d+\)", kept)
-    assert re.fullmatch(r"Kept by Random, not by InfluenceSpace \(\d+\)", other)
+    assert re.fullmatch(r"InfluenceSpace keeps, Random does not \(\d+\)", kept)
+    assert re.fullmatch(r"Random keeps, InfluenceSpace does not \(\d+\)", other)
 
 
 def view(page: Browser, name: str) -> WebElement:
@@ -214,6 +231,12 @@ def test_tables_sort_and_filter_and_a_row_opens_the_cluster(
     row = page.find("table.sortable tbody button")
     page.click(row)
     assert count(page) == sizes[int(row.get_attribute("textContent") or "")]
+    page.click(page.find_all("#clusters summary")[1])
+    cell = page.find("table[data-what=cell] tbody button")
+    page.click(cell)
+    number = int(cell.get_attribute("textContent") or "")
+    assert count(page) == (trained(ledger)["cell"] == number).sum() > 0
+    assert f"in cell {number}" in page.find("#count").text
 
 
 def test_the_keyboard_alone_reaches_everything(page: Browser, ledger: pd.DataFrame) -> None:
@@ -229,7 +252,7 @@ def test_the_keyboard_alone_reaches_everything(page: Browser, ledger: pd.DataFra
         if reached >= stops:
             break
     assert reached >= stops
-    page.run("document.querySelector('#gallery .left .card').focus()")
+    page.run("document.querySelector('#gallery .kept .card').focus()")
     page.press("Enter")
     first = page.find("#told code").text
     page.press("ArrowRight")
@@ -245,7 +268,7 @@ def test_marks_go_out_and_come_back_in(
     page: Browser, ledger: pd.DataFrame, data: Path, output: Path, tmp_path: Path
 ) -> None:
     chosen = {}
-    for side, key, word in ((".right", "k", "keep"), (".left", "d", "drop")):
+    for side, key, word in ((".dropped", "k", "keep"), (".kept", "d", "drop")):
         page.click(page.find(f"#gallery {side} .card"))
         chosen[page.find("#told code").text] = word
         page.press(key, "Escape")

@@ -108,6 +108,7 @@ def test_what_strangers_wrote_is_text() -> None:
     row: dict[str, Any] = {
         **{"number": 0, "terms": evil, "category": "neutral", "size": 3, "influence": 0.5},
         **{"stderr": 0.1, "kept_share": 0.5, "weight": "1.00", "strip": [], "cluster": 0},
+        **{"agreement": evil, "copies": "", "clip_score": "0.25"},
     }
     page = page_of(replace(summary, run=run), PageData({}, [row], [row], {}))
     assert not [a for a in page.all("img") if a.get("src") == "x"]
@@ -168,3 +169,24 @@ def test_who_keeps_what_others_drop() -> None:
         [2, 2, 0],
     ]
     assert [row["label"] for row in rows] == ["InfluenceSpace", "Random", "influence alone"]
+
+
+def test_doubts_about_influence_and_a_review_stand_in_the_answer() -> None:
+    def answer_of(summary: Summary) -> str:
+        return " ".join(" ".join(page_of(summary).text).split()).split("Data ")[0]
+
+    summary = make_summary()
+    quality = {**(summary.pair_quality or {}), "explained": -0.1}
+    assert "explains nothing" in answer_of(replace(summary, pair_quality=quality))
+    assert "explains nothing" not in answer_of(summary)
+    reviewed = np.zeros(summary.n_train, dtype=np.int8)
+    reviewed[:3] = (1, 1, -1)
+    settings = {**summary.run["settings"], "overrides": "mine.csv"}
+    after = replace(
+        summary,
+        pairs=replace(summary.pairs, reviewed=reviewed, n_overruled=1),
+        run={**summary.run, "settings": settings},
+    )
+    told = "2 pairs kept and 1 dropped by the reviewer's say (--overrides mine.csv)"
+    assert told in answer_of(after)
+    assert "reviewer" not in answer_of(summary)
