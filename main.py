@@ -59,8 +59,10 @@ from reporting.report.other_run import check_comparable
 from reporting.report.pair_map import PairMap, map_pairs
 from reporting.report.photographs import (
     Photographs,
+    keep_small,
     make_photographs,
     none_made,
+    read_copies,
     wanted_photographs,
 )
 from reporting.report.write import Findings, Shown, gather, remove_report, write_report
@@ -123,7 +125,8 @@ def embed(run: Run) -> Saved[EmbeddingResult]:
     data = resolve_auto(run, mode)
 
     def compute() -> EmbeddingResult:
-        source, encoder, decode = data.opened(run)
+        most = 0 if run.config.report.no_report else run.config.report.report_images
+        source, encoder, decode = data.opened(run, keep_small(run.small_copies, most))
         reader = PairReader(source, run.config.data, decode=decode)
         return embed_pairs(reader, encoder, run.config.embedding, rng=run.rng(stage.name))
 
@@ -395,8 +398,13 @@ def look(run: Run, results: Results, changes: Changes | None) -> Shown | None:
     )
 
     def make(rng: np.random.Generator) -> Photographs:
+        wanted = wanted_photographs(read, within, most, rng)
+        if wanted["image_sha256"].isin(run.small_copies.keys()).all():  # a stream is read once
+            readers = read_copies(wanted, run.small_copies)
+        else:
+            readers = run.open_source(run.dataset()).read_again(wanted["key"].tolist())
         return make_photographs(
-            *(wanted_photographs(read, within, most, rng), run.open_source(run.dataset())),
+            *(wanted, readers),
             max_image_pixels=config.data.max_image_pixels,
             n_workers=config.data.num_workers,
         )

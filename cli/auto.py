@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL.Image import Image
 
 from artifacts.provenance import (
     CURATION,
@@ -110,15 +111,18 @@ class StageOneData:
         inputs = {"data set": self.fingerprint}
         return Provenance(config.run.seed, settings, inputs, config.data.left_out_defaults())
 
-    def opened(self, run: Run) -> OpenData:
-        """The source and what it is embedded by, opened now where they are not yet."""
+    def opened(self, run: Run, watch: Callable[[bytes, Image], None] | None = None) -> OpenData:
+        """The source and what it is embedded by, opened now where they are not yet.
+
+        `watch` is shown every image that is decoded.
+        """
         config = run.config
         if self.given is not None:
             features = GivenEmbeddings(self.given.name, self.given.texts_at)
             return OpenData(self.given.source, features, self.given.decode)
         chosen = replace(config.embedding, encoder_model=self.encoder_model)
         encoder = self.encoder or load_encoder(chosen, device=run.device)
-        decode = decode_pixels(encoder.preprocess, config.data.max_image_pixels)
+        decode = decode_pixels(encoder.preprocess, config.data.max_image_pixels, watch)
         return OpenData(self.source or run.open_source(self.dataset), encoder, decode)
 
 

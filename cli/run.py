@@ -51,6 +51,8 @@ class Run:
     overrides: Overrides = field(default_factory=Overrides)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    # Small copies of the images that stage 1 has read, by the SHA-256 of their files.
+    small_copies: dict[str, bytes] = field(default_factory=dict)
 
     def rng(self, name: str) -> np.random.Generator:
         """A stage's own generator."""

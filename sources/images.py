@@ -140,12 +140,19 @@ class DecodedImage:
 
 
 def decode_pixels(
-    preprocess: Callable[[PIL.Image.Image], np.ndarray], max_pixels: int
+    preprocess: Callable[[PIL.Image.Image], np.ndarray],
+    max_pixels: int,
+    watch: Callable[[bytes, PIL.Image.Image], None] | None = None,
 ) -> Callable[[bytes], np.ndarray]:
-    """What makes an encoder's input of an image file; it raises `UnusableImage`."""
+    """What makes an encoder's input of an image file; it raises `UnusableImage`.
+
+    `watch` is shown every file and its image, in whatever thread decodes it.
+    """
 
     def decode(data: bytes) -> np.ndarray:
         image = decode_image(data, max_pixels)
+        if watch is not None:
+            watch(data, image)
         try:
             return preprocess(image)
         except MemoryError as error:  # any other error of it is the program's, not the image's

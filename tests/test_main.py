@@ -992,3 +992,25 @@ def test_a_closed_pipe_ends_the_run_without_a_traceback() -> None:
     )
     os.close(write_end)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_run_opens_its_data_once_the_photographs_of_the_report_included(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def counted(*given: Any, **more: Any) -> PairSource:
+        opened.append("once")
+        return open_source(*given, **more)
+
+    monkeypatch.setattr(run_module, "open_source", counted)
+    monkeypatch.setattr(auto, "open_source", counted, raising=False)
+    assert run(tmp_path / "out", "--methods", "influencespace") == 0
+    assert len(opened) == 1
+    names = np.load(tmp_path / "out/report/image_sha256.npy")
+    assert len(set(names.tolist())) == 60 + 24 + 24
+    files = (tmp_path / "out/report/files.npy").read_bytes()
+    (tmp_path / "out/report/photographs_manifest.json").unlink()
+    assert run(tmp_path / "out", "--methods", "influencespace", "--load_saved") == 0
+    assert (tmp_path / "out/report/files.npy").read_bytes() == files  # read again, the very same
+    assert len(opened) > 1

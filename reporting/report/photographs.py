@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ import PIL.Image
 from jaxtyping import Int64, Shaped, UInt8
 from tqdm import tqdm
 
-from sources.base import PairSource, UnusableImage
+from sources.base import UnusableImage
 from sources.images import decode_image
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,37 @@ class Photographs:
         return np.diff(self.ends, prepend=0)
 
 
+Reader = tuple[str, Callable[[], bytes]]  # a key, and what reads its image
+
+
+def keep_small(kept: dict[str, bytes], most: int) -> Callable[[bytes, PIL.Image.Image], None]:
+    """What keeps a small copy of every image that it is shown, up to a number, without loss.
+
+    A stream so need not be read a second time; from the copies come the very photographs that
+    come from the images.
+
+    Args:
+        kept: image files by the SHA-256 of the large ones.
+        most: that are kept.
+    """
+
+    def keep(data: bytes, image: PIL.Image.Image) -> None:
+        if len(kept) >= most:
+            return
+        small, buffer = image.copy(), io.BytesIO()
+        small.thumbnail((SIDE, SIDE))
+        small.save(buffer, "WEBP", lossless=True, method=0)
+        kept[hashlib.sha256(data).hexdigest()] = buffer.getvalue()
+
+    return keep
+
+
+def read_copies(wanted: pd.DataFrame, kept: Mapping[str, bytes]) -> Iterator[Reader]:
+    """What `PairSource.read_again` would give, of small copies."""
+    for key, sha256 in zip(wanted["key"], wanted["image_sha256"], strict=True):
+        yield key, partial(kept.__getitem__, sha256)
+
+
 def none_made(n_missing: int = 0) -> Photographs:
     """No photographs."""
     nothing = np.zeros(0, dtype=np.int64)
@@ -64,21 +96,21 @@ def none_made(n_missing: int = 0) -> Photographs:
 
 
 def make_photographs(
-    wanted: pd.DataFrame, source: PairSource, *, max_image_pixels: int, n_workers: int
+    wanted: pd.DataFrame, readers: Iterator[Reader], *, max_image_pixels: int, n_workers: int
 ) -> Photographs:
-    """Small copies of images, which are read again, in the order given as far as the source can.
+    """Small copies of images, in the order in which they are read.
 
     Of the qualities the best one is taken with which all of them, or as many as go into the page,
     are small enough for it. An image that cannot be read again is counted.
 
     Args:
         wanted: a row an image, with key and image_sha256.
-        source: not read yet.
+        readers: keys and what reads their images, as `PairSource.read_again` gives them.
         max_image_pixels: of an image that is decoded.
         n_workers: threads; 0 reads in the main one.
     """
     sha256 = dict(zip(wanted["key"], wanted["image_sha256"], strict=True))
-    readers = _until_it_fails(source.read_again(list(sha256)))
+    readers = _until_it_fails(readers)
     make: Any = map
     executor = ThreadPoolExecutor(n_workers) if n_workers else None
     if executor is not None:
@@ -116,9 +148,6 @@ def encode(image: PIL.Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, FORMAT, quality=quality, speed=EFFORT)
     return buffer.getvalue()
-
-
-Reader = tuple[str, Callable[[], bytes]]
 
 
 def _until_it_fails(readers: Iterator[Reader]) -> Iterator[Reader]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,7 +13,13 @@ import PIL.Image
 import pytest
 
 from reporting.report import photographs
-from reporting.report.photographs import Photographs, make_photographs, wanted_photographs
+from reporting.report.photographs import (
+    Photographs,
+    keep_small,
+    make_photographs,
+    read_copies,
+    wanted_photographs,
+)
 from sources.base import PairSource
 from tests.helpers import encode
 
@@ -54,7 +61,8 @@ def wanted() -> pd.DataFrame:
 
 
 def made(source: PairSource, n_workers: int = 2) -> Photographs:
-    return make_photographs(wanted(), source, max_image_pixels=10**6, n_workers=n_workers)
+    readers = source.read_again(wanted()["key"].tolist())
+    return make_photographs(wanted(), readers, max_image_pixels=10**6, n_workers=n_workers)
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
@@ -72,6 +80,20 @@ def test_small_copies_of_what_can_be_read(n_workers: int) -> None:
         assert np.abs(small - close).mean() < 4  # of 255
         assert np.abs(small - close[::-1]).mean() > 20
     assert found.sizes.tolist() == [len(found.file(row)) for row in range(5)]
+
+
+def test_copies_kept_on_the_way_give_the_very_same_photographs() -> None:
+    kept: dict[str, bytes] = {}
+    keep = keep_small(kept, 3)
+    for i in (0, 1, 2, 5):
+        with PIL.Image.open(io.BytesIO(patches(i))) as image:
+            keep(patches(i), image)
+            assert image.size == (300, 200)  # an encoder is yet to see it
+    assert list(kept) == [hashlib.sha256(patches(i)).hexdigest() for i in (0, 1, 2)]
+    rows = pd.DataFrame({"key": ["a", "b", "c"], "image_sha256": list(kept)})
+    found = make_photographs(rows, read_copies(rows, kept), max_image_pixels=10**6, n_workers=0)
+    again = made(Source())
+    assert [found.file(row) for row in range(3)] == [again.file(row) for row in range(3)]
 
 
 def test_a_source_that_fails_leaves_what_was_read(caplog: pytest.LogCaptureFixture) -> None:
