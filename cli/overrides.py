@@ -6,6 +6,7 @@ two are read. It may have been through a spreadsheet since.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
@@ -25,6 +26,7 @@ ID, DECISION = "id", "decision"
 WORDS: Mapping[str, int] = {"keep": KEEP, "drop": DROP}
 DELIMITERS = ",;\t"  # a spreadsheet writes what its language is used to
 DIGEST_DIGITS = 16  # enough to tell one review from another in a message
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as a spreadsheet's "Unicode text"
 N_SHOWN = 3
 MAX_SHOWN = 40  # characters of a cell in a message
 
@@ -77,7 +79,9 @@ class Overrides:
 
 
 def read_overrides(path: str | None) -> Overrides:
-    """What a reviewer has decided, from a CSV file in UTF-8 with the columns id and decision.
+    """What a reviewer has decided, from a CSV file with the columns id and decision.
+
+    In UTF-8, or in UTF-16 with its mark.
 
     Tolerated is what spreadsheets do: a byte order mark, semicolons or tabs in place of commas,
     capitals and spaces, quotes, empty rows, and other columns in another encoding.
@@ -111,12 +115,14 @@ def read_overrides(path: str | None) -> Overrides:
 
 
 def _read_text(path: str) -> str:
-    """The text of a file; what is not UTF-8 can only be in columns that are not read."""
+    """The text of a file; what is not Unicode can only be in columns that are not read."""
     try:
         if not Path(path).is_file():  # a device may be read without end
             problem = "is no file" if Path(path).exists() else "does not exist"
             raise InputError(f"--overrides {path} {problem}; name a CSV file")
-        return Path(path).read_bytes().decode("utf-8-sig", "replace").replace("\0", "")
+        data = Path(path).read_bytes()
+        encoding = "utf-16" if data.startswith(UTF_16_MARKS) else "utf-8-sig"
+        return data.decode(encoding, "replace").replace("\0", "")
     except OSError as error:
         raise InputError(f"--overrides {path} cannot be read ({error.strerror})") from error
 

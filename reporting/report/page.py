@@ -175,6 +175,7 @@ def standings(summary: Summary) -> list[dict[str, str]]:
         if INFLUENCESPACE not in methods:
             continue
         best = summary.best_rival(comparison)
+        has_rivals = len({*methods} - {INFLUENCESPACE, FULL}) > 1  # of whom one can be the best
         for other in dict.fromkeys(filter(None, (RANDOM, best, FULL))):
             if other not in methods:
                 continue
@@ -185,7 +186,8 @@ def standings(summary: Summary) -> list[dict[str, str]]:
                 {
                     "comparison": COMPARISON_LABELS[comparison].lower(),
                     "own": recall(summary, comparison, INFLUENCESPACE),
-                    "other": method_label(other) + (", the best rival" if other == best else ""),
+                    "other": method_label(other)
+                    + (", the best rival" if has_rivals and other == best else ""),
                     "recall": recall(summary, comparison, other),
                     "own_trusted": trusted_recall(summary, comparison, INFLUENCESPACE),
                     "trusted": trusted_recall(summary, comparison, other),

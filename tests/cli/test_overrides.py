@@ -48,6 +48,7 @@ def test_without_a_file_nothing_is_said() -> None:
         f"id,decision\n{A},keep\n{B},drop\n{A},keep\n",  # the same twice
         f"id,decision\r{A},keep\r{B},drop\r",
         f"id,decision,caption\n{A},keep,caf\xe9\n{B},drop,\n".encode("latin-1"),
+        f"id\tdecision\tcaption\r\n{A}\tkeep\tcaf\xe9\r\n{B}\tdrop\t\r\n".encode("utf-16"),
         f"id,decision,caption\n{A},keep,\0</script>\u202e\n{B},drop,\n",
         f"id,decision,caption\n{A},keep,{'long ' * 40_000}\n{B},drop,\n",
     ],

@@ -99,6 +99,8 @@ def test_the_answer_by_hand() -> None:
     assert sum("the best rival" in name for name in rivals) == len(rivals) / 3
     assert "Full data" in rivals
     assert standings(replace(summary, metrics={})) == []
+    alone = make_summary(methods=("full", "influencespace", "random"))
+    assert {row["other"] for row in standings(alone)} == {"Random", "Full data"}
 
 
 def test_what_strangers_wrote_is_text() -> None:
