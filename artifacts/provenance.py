@@ -140,6 +140,10 @@ class MissingError(StaleError):
     """Nothing is saved."""
 
 
+class OtherProgramError(StaleError):
+    """It was made by another version of the program, which no settings bring back."""
+
+
 class OtherSettingsError(StaleError):
     """It was made with other settings or inputs."""
 

@@ -31,6 +31,7 @@ from artifacts.provenance import (
     SCHEMA_VERSION,
     MissingError,
     Mode,
+    OtherProgramError,
     OtherSettingsError,
     Provenance,
     Saved,
@@ -209,8 +210,7 @@ class Store:
             except StaleError as error:
                 folder = self.root / stage.folder
                 if mode is Mode.LOAD:
-                    is_older = "stage version" in str(error)  # which no flags can bring back
-                    repeat = isinstance(error, OtherSettingsError) and not is_older
+                    repeat = isinstance(error, OtherSettingsError)
                     raise InputError(
                         f"--skip_stage {stage.number}: {folder} {error}; "
                         + ("repeat the flags it was made with or " if repeat else "")
@@ -301,7 +301,10 @@ class Store:
         manifest = self.manifest(stage)
         fingerprint = provenance.fingerprint(stage)
         if manifest.get("fingerprint") != fingerprint:
-            raise OtherSettingsError(f"was made with {list_changes(manifest, stage, provenance)}")
+            versions = manifest.get("schema_version"), manifest.get("stage_version", 0)
+            is_ours = versions == (SCHEMA_VERSION, stage.version)
+            stale = OtherSettingsError if is_ours else OtherProgramError
+            raise stale(f"was made with {list_changes(manifest, stage, provenance)}")
         value = self._read_result(stage, manifest, result_type)
         return Saved(stage.name, value, fingerprint, float(manifest["seconds"]))
 

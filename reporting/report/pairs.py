@@ -22,9 +22,9 @@ from reporting.explain import Told, stayed, story
 from reporting.report.pair_map import PairMap
 
 NOT_KNOWN = -1
-CODED = ("split", "decision", "reason", "fault", "group")  # columns of few words
+CODED = ("split", "decision", "reason", "fault")  # columns of few words
 # After the decimal point of numbers.
-DIGITS = {"value": 3, "influence": 4, "agreement": 2, "clip_score": 3, "weight": 3, "x": 4, "y": 4}
+DIGITS = {"value": 3, "influence": 4, "agreement": 2, "weight": 3, "x": 4, "y": 4}
 # Who keeps pairs, beside methods.
 INFLUENCE_ALONE, AGREEMENT_ALONE = "influence_alone", "agreement_alone"
 THIS_RUN, OTHER_RUN = "this_run", "other_run"
@@ -54,7 +54,6 @@ def pair_table(ledger: pd.DataFrame, facts: TrainingFacts, told: Told) -> pd.Dat
     assert len(rows) == n, "the ledger is of other training pairs"
     numbers, instead = number[rows], stayed(ledger)
     pairs = ledger.assign(id=ids)
-    agreement = pairs["log_odds"].fillna(pairs["clip_score"])
     table = pd.DataFrame(
         {
             "number": number,
@@ -62,9 +61,8 @@ def pair_table(ledger: pd.DataFrame, facts: TrainingFacts, told: Told) -> pd.Dat
             "reason": pairs["decision_reason"].astype(str),
             "cluster": pairs["cluster"].astype("Int64").fillna(NOT_KNOWN).astype(int),
             "cell": pairs["cell"].astype("Int64").fillna(NOT_KNOWN).astype(int),
-            **{name: pairs[name] for name in ("value", "influence", "clip_score", "weight")},
-            "agreement": agreement,
-            "group": pairs["group"].fillna("").astype(str),
+            **{name: pairs[name] for name in ("value", "influence", "weight")},
+            "agreement": pairs["log_odds"].fillna(pairs["clip_score"]),
             "trusted": pairs["trusted"].astype("boolean").fillna(False).astype(bool),
             "image_sha256": pairs["image_sha256"].fillna("").astype(str),
             "story": [story(row, told, instead) for row in _rows(ledger)],
@@ -131,29 +129,6 @@ def kept_by_one_alone(
         kept[np.argsort(-part, kind="stable")[:n_kept]] = True
         keeps[name] = kept
     return keeps
-
-
-# --- Which of them lie in the page ----------------------------------------------------------------
-
-
-def stratified(
-    strata: Int64[np.ndarray, " n"], size: int, rng: np.random.Generator
-) -> Int64[np.ndarray, " m"]:
-    """Rows drawn at random from every stratum by its size, one at least as far as they reach.
-
-    Args:
-        strata: of each row, any numbers.
-        size: rows drawn, at most.
-        rng: the draw.
-    """
-    order = rng.permutation(len(strata))
-    _, index, sizes = np.unique(strata[order], return_inverse=True, return_counts=True)
-    by_stratum = np.argsort(index, kind="stable")
-    rank = np.empty(len(order))
-    rank[by_stratum] = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[index[by_stratum]]
-    turn = np.where(rank == 0, 0, (rank + 0.5) / sizes[index])  # the first of each come first
-    drawn: np.ndarray = order[np.lexsort((-sizes[index], turn))][:size]
-    return np.sort(drawn)
 
 
 # --- How they travel ------------------------------------------------------------------------------

@@ -34,19 +34,16 @@ from reporting.report.pairs import (
     kept_by_one_alone,
     packed,
     pair_table,
-    stratified,
     vocabularies,
 )
-from reporting.report.photographs import EMBEDDED_BYTES, MIME_TYPE, N_EMBEDDED, Photographs
+from reporting.report.photographs import EMBEDDED_BYTES, MIME_TYPE, Photographs
+from reporting.report.within import within_page
 from reporting.summary import Summary
 from train_eval import Subset
 
 PAGE = "results/report.html"
 FILES = "results/report_files"
 ATLAS = "results/atlas.parquet"
-N_OTHERS = 3000  # held-out and skipped pairs within the page
-N_EXTREMES = 48  # of every order, that are in the page whatever the draw
-N_IN_FAMILIES = 400  # near copies, whole families of them
 CHUNK = 1000  # pairs a file
 FOLDER = 1000  # photographs a folder
 N_STRIP = 5  # photographs in a table
@@ -94,7 +91,7 @@ def gather(found: Findings, rng: np.random.Generator) -> Pairs:
         ).links
     faults = found.embedded.split_pairs("train")["fault"].tolist()
     table = pair_table(ledger, TrainingFacts(found.pair_map, faults, keeps, links), found.told)
-    return Pairs(table, _within_page(table, found.ledger.cut, rng), keeps)
+    return Pairs(table, within_page(table, found.ledger.cut, rng), keeps)
 
 
 class Shown(NamedTuple):
@@ -173,10 +170,7 @@ def _contents(
     found: Findings, pairs: Pairs, photographs: Photographs, summary: Summary
 ) -> tuple[PageData, Iterator[tuple[str, bytes]]]:
     """What the page holds, and the files beside it: (name, bytes) each."""
-    numbers = {
-        sha256: row for row, sha256 in enumerate(photographs.image_sha256.astype(str).tolist())
-    }
-    photo = pairs.table["image_sha256"].map(numbers).fillna(NOT_KNOWN).astype(int)
+    photo = pairs.table["image_sha256"].map(_numbers(photographs)).fillna(NOT_KNOWN).astype(int)
     table, inside = pairs.table.drop(columns="image_sha256").assign(photo=photo), pairs.inside
     inline = _inline_photographs(table[inside], photographs)
     words = vocabularies(table)
@@ -241,46 +235,6 @@ def _marks(found: Findings) -> dict[str, str]:
 
 
 # --- Within the page or beside it -----------------------------------------------------------------
-
-
-def _within_page(
-    table: pd.DataFrame, cut: float | None, rng: np.random.Generator
-) -> Bool[np.ndarray, " n"]:
-    """The pairs within the page: all, or extremes, families and a draw from every stratum."""
-    inside = np.zeros(len(table), dtype=bool)
-    is_train = table["value"].notna().to_numpy()
-    train, others = np.flatnonzero(is_train), np.flatnonzero(~is_train)
-    for rows, most in ((train, N_EMBEDDED), (others, N_OTHERS)):
-        part = table.iloc[rows]
-        if len(rows) <= most:
-            inside[rows] = True
-            continue
-        strata = part.groupby(["split", "reason", "cell", "decision"], sort=True).ngroup()
-        if rows is train:
-            inside[rows[_worth_seeing(part, cut)]] = True
-        room = most - int(inside[rows].sum())
-        rest = np.flatnonzero(~inside[rows])
-        inside[rows[rest[stratified(strata.to_numpy()[rest], room, rng)]]] = True
-    return inside
-
-
-def _worth_seeing(part: pd.DataFrame, cut: float | None) -> Int64[np.ndarray, " m"]:
-    """Rows at the ends of every order, on both sides of the cut, and whole families of copies."""
-    rows = set[int]()
-    orders = [part[name] for name in ("value", "influence", "agreement")]
-    orders += [-order for order in orders] + [(part["value"] - (cut or 0.0)).abs()]
-    for decision in part["decision"].unique():
-        of_side = np.flatnonzero(part["decision"] == decision)
-        for order in orders:
-            best = np.argsort(order.to_numpy()[of_side], kind="stable")[:N_EXTREMES]
-            rows.update(of_side[best].tolist())
-    family = part["family"].to_numpy()
-    members = np.flatnonzero(family != NOT_KNOWN)
-    members = members[np.argsort(family[members], kind="stable")]
-    some = members[:N_IN_FAMILIES]
-    if len(members) > len(some):  # the last family would be cut
-        some = some[family[some] != family[members[len(some)]]]
-    return np.array(sorted({*rows, *some.tolist()}), dtype=np.int64)
 
 
 def _note(table: pd.DataFrame, inside: Bool[np.ndarray, " n"]) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from selenium.webdriver.remote.webelement import WebElement
 
-from reporting.report import write
+from reporting.report import within, write
 from tests.reporting.report import runs
 from tests.reporting.report.browser import Browser
 from tests.small_models import narrow
@@ -329,9 +329,11 @@ def test_what_is_too_much_for_a_page_lies_beside_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    limits = {"N_EMBEDDED": 20, "N_OTHERS": 6, "N_EXTREMES": 1, "N_IN_FAMILIES": 4}
-    for name, value in (limits | {"CHUNK": 16, "EMBEDDED_BYTES": 8000}).items():
-        monkeypatch.setattr(write, name, value)
+    limits = {"N_TRAINING": 20, "N_OTHERS": 6, "N_EXTREMES": 1, "N_IN_FAMILIES": 4}
+    for name, value in limits.items():
+        monkeypatch.setattr(within, name, value)
+    monkeypatch.setattr(write, "CHUNK", 16)
+    monkeypatch.setattr(write, "EMBEDDED_BYTES", 8000)
     folder = tmp_path / "out"
     shutil.copytree(output, folder)
     assert runs.run(data, folder, "--load_saved") == 0

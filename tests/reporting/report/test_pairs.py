@@ -7,14 +7,11 @@ import gzip
 import html
 import json
 import math
-from collections import Counter
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from reporting.explain import Told, explain, topics
 from reporting.ledger import Ledger, make_ledger
@@ -28,7 +25,6 @@ from reporting.report.pairs import (
     kept_by_one_alone,
     packed,
     pair_table,
-    stratified,
     vocabularies,
 )
 from tests.reporting.test_ledger import CLUSTERS, case_of
@@ -120,16 +116,3 @@ def test_what_one_alone_would_keep() -> None:
     keeps = kept_by_one_alone(np.array([3.0, 1, 2, 1]), np.array([0.0, 5, 4, 6]), 2)
     assert keeps[INFLUENCE_ALONE].tolist() == [True, False, True, False]
     assert keeps[AGREEMENT_ALONE].tolist() == [False, True, False, True]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=80), st.integers(1, 90), st.integers(0, 9))
-def test_a_draw_has_every_stratum_by_its_size(strata: list[int], size: int, seed: int) -> None:
-    rows = stratified(np.array(strata), size, np.random.default_rng(seed))
-    assert len(set(rows.tolist())) == len(rows) == min(size, len(strata))
-    assert np.all(np.diff(rows) > 0)
-    drawn, there = Counter(strata[row] for row in rows), Counter(strata)
-    if size >= len(there):
-        assert set(drawn) == set(there)
-    for stratum, n in there.items():  # within the one that each has for sure
-        assert abs(drawn[stratum] - n * len(rows) / len(strata)) <= len(there) + 1

@@ -1,70 +1,16 @@
-"""Which pairs lie within the page, which photographs, and which files beside it."""
+"""Which photographs lie within the page, and which files beside it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from artifacts.store import Store
 from reporting.report import write
 from reporting.report.photographs import Photographs
-
-N = 400
-
-
-def table() -> pd.DataFrame:
-    """Training pairs in eight strata, with families of three; held-out pairs behind them."""
-    rng = np.random.default_rng(0)
-    n = N + 50
-    is_train = np.arange(n) < N
-    value = np.where(is_train, rng.normal(size=n), np.nan)
-    return pd.DataFrame(
-        {
-            "split": np.where(is_train, "train", "validation"),
-            "decision": np.where(is_train, np.where(value > 0, "kept", "dropped"), "held out"),
-            "reason": "some",
-            "cell": np.where(is_train, np.arange(n) % 4, -1),
-            "value": value,
-            "influence": np.where(is_train, rng.normal(size=n), np.nan),
-            "agreement": rng.normal(size=n),
-            "family": np.where(np.arange(n) < 60, np.arange(n) // 3, -1),
-            "photo": np.arange(n) // 2,
-        }
-    )
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {"N_EMBEDDED": 100, "N_OTHERS": 10, "N_EXTREMES": 3, "N_IN_FAMILIES": 10}
-    for name, value in limits.items():
-        monkeypatch.setattr(write, name, value)
-
-
-def test_all_pairs_are_in_the_page_where_they_are_few() -> None:
-    assert write._within_page(table(), 0.0, np.random.default_rng(0)).all()
-
-
-@pytest.mark.usefixtures("small")
-def test_many_pairs_are_drawn_from_every_stratum_with_the_ends_of_every_order() -> None:
-    rows = table()
-    inside = write._within_page(rows, 0.0, np.random.default_rng(0))
-    train = (rows["split"] == "train").to_numpy()
-    assert (inside & train).sum() == 100
-    assert (inside & ~train).sum() == 10
-    strata = rows[train].groupby(["cell", "decision"])
-    assert set(rows[inside & train].groupby(["cell", "decision"]).groups) == set(strata.groups)
-    for decision in ("kept", "dropped"):
-        side = rows[rows["decision"] == decision]
-        for order in (side["influence"], -side["influence"], side["value"].abs()):
-            assert inside[order.sort_values().index[:3]].all()
-    whole = rows.assign(inside=inside)[rows["family"] != -1].groupby("family")["inside"].all()
-    assert whole.iloc[:3].all()  # nine pairs; a fourth family would be cut
-    again = write._within_page(rows, 0.0, np.random.default_rng(0))
-    assert np.array_equal(inside, again)
-    assert not np.array_equal(inside, write._within_page(rows, 0.0, np.random.default_rng(1)))
+from tests.reporting.report.test_within import N, table
 
 
 def test_photographs_of_training_pairs_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
