@@ -142,8 +142,8 @@ def _rows_below_header(text: str, path: str) -> Iterator[tuple[int, tuple[str, s
     else:
         first_line = _shown(text.lstrip().partition("\n")[0].strip())
         raise InputError(
-            f"--overrides {path} must be a CSV file in UTF-8 with the columns {ID} and {DECISION}; "
-            f"its first line is '{first_line}'"
+            f"--overrides {path} must be a CSV file in Unicode with the columns {ID} and "
+            f"{DECISION}; its first line is '{first_line}'"
         )
     for line, cells in rows:
         name, word = (_plain(cells[at]) if at < len(cells) else "" for at in places)

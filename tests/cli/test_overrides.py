@@ -125,7 +125,7 @@ def test_ids_of_no_training_pair_are_counted_and_change_nothing() -> None:
         ("key,decision\na,keep\n", r"columns id and decision; its first line is 'key,decision'"),
         (f"{A},keep\n", r"columns id and decision; its first line is '0123.*,keep'"),
         ("id decision\n", r"its first line is 'id decision'"),
-        (b"\xff\xfei\0d\0,\0d\0", r"must be a CSV file in UTF-8"),
+        (b"\xff\xfei\0d\0,\0d\0", r"must be a CSV file in Unicode"),
         (
             f"id,decision\n\n{A},keep\n{B},maybe\n",
             r"o.csv, line 4: the decision must be keep or drop; got 'maybe'",
