@@ -35,8 +35,7 @@ def scratch_array(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     folder = _folder[0] if _folder else None
     try:
         with tempfile.TemporaryFile(dir=folder, prefix=".scratch.") as file:
-            with suppress(AttributeError):  # where there is no such call the file is sparse
-                _reserve(file.fileno(), n_bytes)
+            reserve(file.fileno(), n_bytes)
             return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
     except OSError as error:
         raise InputError(
@@ -46,6 +45,11 @@ def scratch_array(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         ) from error
 
 
-def _reserve(file: int, n_bytes: int) -> None:
-    """Take the room on the disk now: a write to a mapping that finds none would kill the run."""
-    os.posix_fallocate(file, 0, n_bytes)
+def reserve(file: int, n_bytes: int) -> None:
+    """Take room on the disk for an open file: a write to a mapping that finds none kills a run.
+
+    Raises:
+        OSError: there is not so much.
+    """
+    with suppress(AttributeError):  # where there is no such call the file is sparse
+        os.posix_fallocate(file, 0, n_bytes)

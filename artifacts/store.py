@@ -2,9 +2,11 @@
 
 A stage's result dataclass is its schema: an array field is one `.npy` (never pickled), a table
 one `.parquet` or `.csv`, a field with a file name in its metadata one `.json`, the rest goes into
-the stage's manifest. A file is written under a temporary name and renamed when whole; the
-manifest, which holds every file's hash, is written last, so a folder without one is unfinished.
-A field that was added later has a default, which results saved before it load with.
+the stage's manifest. Large arrays are never held: they are written in pieces, or where they were
+filled on disk already take their name, and are mapped into memory, read-only, when they are read.
+A file is written under a temporary name and renamed when whole; the manifest, which holds every
+file's hash, is written last, so a folder without one is unfinished. A field that was added later
+has a default, which results saved before it load with.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ import io
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import DTypeLike
 
 from artifacts.provenance import (
     EVALUATION,
@@ -41,9 +45,12 @@ from artifacts.provenance import (
     list_changes,
     package_versions,
 )
+from artifacts.scratch import HELD_BYTES, reserve
 from artifacts.settings import InputError
 
 logger = logging.getLogger(__name__)
+PART = ".part"  # ends the name of an array that is being filled
+HASHED_AT_ONCE = 2**22  # bytes of a large file
 MANIFEST_KEYS = {"fingerprint", "settings", "inputs", "values", "files", "seconds"}
 Result = TypeVar("Result")
 
@@ -133,10 +140,7 @@ class Store:
                 temporary.unlink()
             if not isinstance(error, OSError):
                 raise
-            raise InputError(
-                f"--output_dir: {path} cannot be written ({error.strerror}); "
-                "free some space or choose another folder"
-            ) from error
+            raise _not_written(path, error) from error
 
     def remove_files(self, folder: str, names: Iterable[str]) -> None:
         """Remove files of a folder, as far as they exist, and the subfolders that this empties.
@@ -228,20 +232,24 @@ class Store:
         seconds = time.perf_counter() - started
         self.save(stage, provenance, value, seconds)
         logger.info("%-10s computed in %.1f s, saved in %s", stage.name, seconds, stage.folder)
-        return Saved(stage.name, value, fingerprint, seconds)
+        return Saved(stage.name, self._mapped(stage, value), fingerprint, seconds)
 
     def save(self, stage: Stage, provenance: Provenance, value: Any, seconds: float) -> None:
         """Write every field of a result, then the manifest that makes them valid."""
         manifest_name = f"{stage.folder}/{stage.manifest}"
         contents: dict[str, bytes] = {}
+        large: dict[str, np.ndarray] = {}
         scalars: dict[str, Any] = {}
         for f in fields(value):
-            name = _file_name(f, getattr(value, f.name))
+            content = getattr(value, f.name)
+            name = _file_name(f, content)
             if name is None:
-                scalars[f.name] = getattr(value, f.name)
+                scalars[f.name] = content
+            elif _is_large(content):
+                large[stage.prefix + name] = content
             else:
-                contents[stage.prefix + name] = _encode(name, getattr(value, f.name))
-        manifest = {
+                contents[stage.prefix + name] = _encode(name, content)
+        manifest: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "stage": stage.name,
             "stage_version": stage.version,
@@ -257,13 +265,105 @@ class Store:
             "packages": package_versions(),
             "seconds": round(seconds, 3),
         }
-        encoded = json_bytes(manifest, indent=2) + b"\n"
-        self._remove_outdated(stage, contents)
+        json_bytes(manifest)  # what JSON cannot hold is found before anything is replaced
+        self._remove_outdated(stage, [*contents, *large])
         self.remove_temporary(stage.folder)
         self.path(manifest_name).unlink(missing_ok=True)
         for name, data in contents.items():
             self.write_bytes(f"{stage.folder}/{name}", data)
-        self.write_bytes(manifest_name, encoded)
+        written: dict[int, str] = {}
+        for name, array in large.items():
+            same = written.setdefault(id(array), name)
+            if same == name:
+                manifest["files"][name] = self._write_large(f"{stage.folder}/{name}", array)
+            else:  # one array under two names lies on the disk once
+                self._link(f"{stage.folder}/{same}", f"{stage.folder}/{name}")
+                manifest["files"][name] = manifest["files"][same]
+        self.write_bytes(manifest_name, json_bytes(manifest, indent=2) + b"\n")
+        self.remove_parts(stage.folder)
+
+    def allocate(
+        self, stage: Stage, name: str, shape: tuple[int, ...], dtype: DTypeLike, key: str = ""
+    ) -> np.ndarray:
+        """An array for the field of this name of a stage's result, to be filled.
+
+        A large one is a file that takes its name when the stage is saved. Of a run that was killed
+        it is taken up as it was left.
+
+        Args:
+            stage: whose.
+            name: of the field.
+            shape: of the array.
+            dtype: its type.
+            key: what is filled in; a file of another key is not taken up.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written to.
+        """
+        if int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize <= HELD_BYTES:
+            return np.zeros(shape, dtype)
+        path = self.path(f"{stage.folder}/.{stage.prefix}{name}.npy.{key[:16]}{PART}")
+        try:
+            try:
+                found = np.load(path, mmap_mode="r+", allow_pickle=False)
+            except (OSError, ValueError):
+                found = None
+            if found is not None and found.shape == shape and found.dtype == dtype:
+                return np.asanyarray(found)
+            array: np.ndarray = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+                path, mode="w+", dtype=np.dtype(dtype), shape=shape
+            )
+            with open(path, "r+b") as file:
+                reserve(file.fileno(), path.stat().st_size)
+        except OSError as error:
+            with suppress(OSError):
+                path.unlink()
+            raise _not_written(path, error) from error
+        return array
+
+    def _write_large(self, relative: str, array: np.ndarray) -> dict[str, Any]:
+        """Write an array piece by piece, or name the file that it was filled in; its entry."""
+        path = self.root / relative
+        filled = _file_of(array)
+        if filled is not None and filled.name.endswith(PART) and filled.parent == path.parent:
+            cast(np.memmap, array).flush()
+            try:
+                os.replace(filled, path)
+            except OSError as error:
+                raise _not_written(path, error) from error
+            return {"sha256": _hash_file(path), "bytes": path.stat().st_size}
+        with self.writing(relative) as file:
+            hashed = _Hashed(file)
+            np.lib.format.write_array(hashed, array, allow_pickle=False)  # type: ignore[no-untyped-call]
+        return {"sha256": hashed.digest.hexdigest(), "bytes": path.stat().st_size}
+
+    def _link(self, relative: str, other: str) -> None:
+        """Give a file a second name; where the file system knows no such thing, a copy."""
+        path, temporary = self.root / other, self.root / f"{other}.link.tmp"
+        try:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(self.root / relative, temporary)
+            except OSError:
+                shutil.copyfile(self.root / relative, temporary)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise _not_written(path, error) from error
+
+    def remove_parts(self, folder: str) -> None:
+        """Remove arrays of a folder that were begun and never named."""
+        paths = (self.root / folder).glob(f".*{PART}")
+        self.remove_files(folder, [path.name for path in paths])
+
+    def _mapped(self, stage: Stage, value: Result) -> Result:
+        """A result that was saved just now, its large arrays as they lie on the disk."""
+        changes = {}
+        for f in fields(cast(Any, value)):
+            content = getattr(value, f.name)
+            if _is_large(content):
+                name = stage.prefix + str(_file_name(f, content))
+                changes[f.name] = _map(self.root / stage.folder / name)
+        return replace(cast(Any, value), **changes) if changes else value
 
     def _remove_outdated(self, stage: Stage, names: Iterable[str]) -> None:
         """Remove the files of a stage's saved result that are not among these names."""
@@ -348,6 +448,10 @@ class Store:
     def _read_checked(self, stage: Stage, name: str, expected: Mapping[str, Any]) -> Any:
         path = self.root / stage.folder / name
         try:
+            if name.endswith(".npy") and path.stat().st_size > HELD_BYTES:
+                if _hash_file(path) != expected["sha256"]:
+                    raise StaleError(f"has a damaged {name} (its hash is not the saved one)")
+                return _map(path)
             data = path.read_bytes()
         except OSError as error:
             raise StaleError(f"lacks {name} ({error.strerror})") from error
@@ -382,6 +486,52 @@ class Checkpoints:
 
 
 # --- One file each ----------------------------------------------------------------------------
+
+
+def _not_written(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"--output_dir: {path} cannot be written ({error.strerror}); "
+        "free some space or choose another folder"
+    )
+
+
+def _is_large(content: Any) -> bool:
+    """Whether a field's value is an array that is not to be held."""
+    return isinstance(content, np.ndarray) and content.nbytes > HELD_BYTES
+
+
+def _file_of(array: np.ndarray) -> Path | None:
+    """The file that an array is the whole of; None for any other array."""
+    name = array.filename if isinstance(array, np.memmap) else None
+    if name is None:
+        return None
+    is_whole = array.nbytes + array.offset == os.path.getsize(name)  # a view names its file too
+    return Path(name) if is_whole else None
+
+
+def _map(path: Path) -> np.ndarray:
+    """An array as it lies on the disk, read-only."""
+    return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(HASHED_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Hashed:
+    """A file whose bytes are hashed on their way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """As that of the file."""
+        self.digest.update(data)
+        return self._file.write(data)
 
 
 def _has_default(f: Field[Any]) -> bool:

@@ -46,7 +46,7 @@ def test_a_disk_without_room_is_one_line(tiny: Path, monkeypatch: pytest.MonkeyP
     def full(file: int, n_bytes: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(scratch, "_reserve", full)
+    monkeypatch.setattr(scratch, "reserve", full)
     with pytest.raises(InputError, match=r"--output_dir: no room .*No space left on device"):
         scratch_array((1000,), np.int64)
 
