@@ -502,11 +502,11 @@ def _is_large(content: Any) -> bool:
 
 def _file_of(array: np.ndarray) -> Path | None:
     """The file that an array is the whole of; None for any other array."""
-    name = array.filename if isinstance(array, np.memmap) else None
-    if name is None:
+    if not isinstance(array, np.memmap) or array.filename is None:
         return None
-    is_whole = array.nbytes + array.offset == os.path.getsize(name)  # a view names its file too
-    return Path(name) if is_whole else None
+    offset = int(getattr(array, "offset", 0))
+    is_whole = array.nbytes + offset == os.path.getsize(array.filename)  # a view names it too
+    return Path(array.filename) if is_whole else None
 
 
 def _map(path: Path) -> np.ndarray:

@@ -130,5 +130,5 @@ def test_damage_to_a_large_file_is_noticed(store: Store) -> None:
     data[-1] ^= 1
     path.unlink()
     path.write_bytes(bytes(data))
-    with pytest.raises(StaleError, match="damaged rows.npy"):
+    with pytest.raises(StaleError, match=r"damaged rows\.npy"):
         store.load(STAGE, PROVENANCE, Result)
