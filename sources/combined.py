@@ -292,6 +292,10 @@ class CombinedSource(PairSource):
             own = [key for key in keys if self._holding(key) is part]
             yield from part.read_again(own)
 
+    def prefix(self, split: str) -> str:
+        """What the keys of a held-out split begin with."""
+        return self._held_out[split].prefix
+
     def _giving(self, split: str) -> PairSource:
         return self._held_out.get(split, self._pool)
 

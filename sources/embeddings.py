@@ -3,27 +3,23 @@
 In clip-retrieval's layout three folders hold files that belong together by number, 2 before 10:
 `img_emb` and `text_emb` one row of floats a pair (.npy), `metadata` its caption and what else is
 known (.parquet). DataComp's layout is in `datacomp`. Embeddings are mapped into memory and read
-where and when they are wanted; nothing is ever unpickled.
+where and when they are wanted; what else is known of the rows is held as columns, and records are
+made of it one by one. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any
+from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
 from artifacts.settings import InputError
-from sources.arrow import cell_texts, is_text, value_type
 from sources.base import (
     EMBEDDING_ARCHITECTURES,
     SPLITS,
@@ -32,23 +28,21 @@ from sources.base import (
     ImageRecord,
     PairSource,
     UnusableImage,
-    datacomp_uid,
 )
-from sources.columns import CAPTION_COLUMNS, SPLIT_COLUMN, choose_column, first_known
+from sources.candidates import order_rows
 from sources.combined import FIRST_POSITIONS, CombinedSource, HeldOut, held_out_sets, open_parts
 from sources.datacomp import is_datacomp, read_pool
-from sources.official import column_notes, path_notes, splits_of_paths
-from sources.paths import file_version, read_file, storable_name, unique_names
-from sources.splits import IndexedSource, digest, official_split
+from sources.embedding_rows import EmbeddingRows
+from sources.embedding_tables import EmbeddingTable, read_table
+from sources.paths import file_version, read_file
+from sources.splits import complete_splits, digest
 from sources.vectors import (
-    BLOCK_ROWS,
     EMBEDDING_NOT_USABLE,
     SUFFIXES,
     NpyFile,
     Vectors,
     check_shapes,
     find_problems,
-    input_error,
     is_usable,
     length_fault,
     paired_files,
@@ -58,17 +52,92 @@ from sources.vectors import (
 )
 
 logger = logging.getLogger(__name__)
-OTHER_COLUMNS = ("image_path", "key", "uid", "split")
-SAME_IMAGE_COSINE = 0.99  # far below what batches and float16 do to the embedding of one image
 
 
-class EmbeddingSource(IndexedSource):
-    """Pairs whose images are rows; the photographs themselves may lie in a folder."""
+class EmbeddingSource(PairSource):
+    """Pairs whose images are rows; the photographs themselves may lie in a folder.
 
-    def __init__(self, *args: Any, image_root: Path | None, **told: Any) -> None:
-        """`image_root` is where image_path starts from; the rest is as in `IndexedSource`."""
-        super().__init__(*args, **told)
-        self._image_root = image_root
+    Attributes:
+        rows: what is known of every row of the files; its number is its position.
+        images: embeddings.
+        texts: embeddings.
+    """
+
+    def __init__(
+        self,
+        about: tuple[str, str, str],
+        rows: EmbeddingRows,
+        vectors: tuple[Vectors, Vectors],
+        limits: Mapping[str, int],
+        rng: np.random.Generator,
+        *,
+        image_root: Path | None,
+        unread: Sequence[str] = (),
+    ) -> None:
+        """Nothing of the embeddings is read.
+
+        Args:
+            about: name, description and fingerprint; see `PairSource`.
+            rows: of all files.
+            vectors: embeddings of images and of texts.
+            limits: the most samples of the splits that are given; see `complete_splits`.
+            rng: decides carved splits and the order of candidates.
+            image_root: where image_path starts from.
+            unread: see `PairSource`.
+        """
+        splits, note = complete_splits(rows.official_images(), limits, rng)
+        name, description, fingerprint = about
+        super().__init__(
+            *(name, f"{description}; {note}", fingerprint), notes=rows.notes(), unread=unread
+        )
+        self.rows, self.images, self.texts = rows, vectors[0], vectors[1]
+        self._limits, self._image_root = limits, image_root
+        self._splits = {split: np.array(splits[split], np.int64) for split in SPLITS}
+        self._seeds = {split: int(rng.integers(2**63)) for split in SPLITS}
+
+    def hands(self, split: str) -> Iterator[Int64[np.ndarray, " m"]]:
+        """Positions of a split's candidates, hand by hand; see `order_rows`."""
+        rng = np.random.default_rng(self._seeds[split])
+        limit = self._limits.get(split, 0)
+        return order_rows(self._splits[split], self.rows.owners, split, limit, rng)
+
+    def records(self, split: str) -> Iterator[ImageRecord]:
+        """Candidates of a split; see `order_candidates`. Every call gives the same order."""
+        for hand in self.hands(split):
+            owners = self.rows.owners[hand]
+            ends = np.flatnonzero(np.diff(owners)) + 1
+            for positions in np.split(hand, ends) if len(hand) else []:
+                yield self._record(positions.tolist())
+
+    def _record(self, positions: Sequence[int]) -> ImageRecord:
+        """The image of some captions."""
+        rows, row = self.rows, int(self.rows.owners[positions[0]])
+        fault = rows.problems.get(row)
+        return ImageRecord(
+            rows.key_of(row),
+            partial(self.images.bytes_at, row) if fault is None else partial(refuse, fault),
+            tuple(Caption(p, rows.caption(p), row=int(rows.numbers[p])) for p in positions),
+            shard=rows.shards[int(rows.parts[row])],
+            member=rows.path(row),
+            uid=rows.uid(row),
+            problem=None if fault is None else UnusableImage(EMBEDDING_NOT_USABLE, fault),
+        )
+
+    def n_images(self, split: str) -> int:
+        """Number of candidate images of a split."""
+        return len(self._splits[split])
+
+    def n_captions(self, split: str) -> int:
+        """Number of captions of a split, all of every image."""
+        return int(self.rows.n_captions[self._splits[split]].sum())
+
+    def n_all_captions(self) -> int:
+        """Number of captions, those of official splits that are not asked for included."""
+        return len(self.rows.owners)
+
+    def has_keys_below(self, prefix: str) -> bool:
+        """Whether a key begins like this."""
+        return any(key.startswith(prefix) for key in self.rows.keys)
 
     def read_image(self, key: str) -> bytes:
         """The bytes of a photograph, never those of its embedding.
@@ -78,10 +147,16 @@ class EmbeddingSource(IndexedSource):
             UnusableImage: its path leads out of the folder.
             OSError: the file cannot be read.
         """
-        member = self._by_key[key].member
+        member = self.rows.path(self._row_of[key])
         if self._image_root is None or not member:
             raise KeyError(key)
         return read_file(self._image_root, member)
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        """The images of all splits that are given, by their keys."""
+        given = np.concatenate([self._splits[split] for split in SPLITS])
+        return {self.rows.key_of(row): row for row in given.tolist()}
 
 
 @dataclass(frozen=True)
@@ -91,16 +166,29 @@ class EmbeddingFiles:
     Attributes:
         source: the pairs; an image's bytes are its embedding, little-endian float32.
         name: what stands for the encoder in reports.
-        texts: text embeddings by position.
-        held_out: those of the pairs that come from elsewhere, by their first position.
+        pool: the pairs that come from no held-out data set, alone.
+        held_out: what the others come from, by split.
         architecture: of the CLIP that made them, where the files tell it; else "".
     """
 
     source: PairSource
     name: str
-    texts: Vectors = field(repr=False)
-    held_out: Mapping[int, Vectors] = field(default_factory=dict, repr=False)
+    pool: EmbeddingSource = field(repr=False)
+    held_out: Mapping[str, EmbeddingSource] = field(default_factory=dict, repr=False)
     architecture: str = ""
+
+    @property
+    def texts(self) -> Vectors:
+        """Text embeddings of the pool."""
+        return self.pool.texts
+
+    def part(self, split: str) -> EmbeddingPart:
+        """Where the pairs of a split come from."""
+        if split not in self.held_out:
+            return EmbeddingPart(self.pool, 0, "")
+        assert isinstance(self.source, CombinedSource), "that is what held-out data sets make"
+        prefix = self.source.prefix(split)
+        return EmbeddingPart(self.held_out[split], FIRST_POSITIONS[split], prefix)
 
     def decode(self, data: bytes) -> Float32[np.ndarray, " d"]:
         """The unit image embedding in what a record of `source` reads.
@@ -121,14 +209,30 @@ class EmbeddingFiles:
         Raises:
             InputError: one is not finite or all zero, or a file cannot be read any more.
         """
-        parts = {0: self.texts, **self.held_out}
+        parts = {0: self.texts}
+        parts |= {FIRST_POSITIONS[split]: other.texts for split, other in self.held_out.items()}
         firsts = np.array(sorted(parts), np.int64)
         owners = firsts[np.searchsorted(firsts, positions, side="right") - 1]
         units = np.empty((len(positions), self.texts.width), np.float32)
         for first, texts in parts.items():
             here = owners == first
-            units[here] = _unit_texts(texts, positions[here] - first)
+            units[here] = unit_texts(texts, positions[here] - first)
         return units
+
+
+@dataclass(frozen=True)
+class EmbeddingPart:
+    """The embeddings that the pairs of a split come from.
+
+    Attributes:
+        source: that gives them.
+        first: what is added to its positions.
+        prefix: what is put before its keys.
+    """
+
+    source: EmbeddingSource
+    first: int
+    prefix: str
 
 
 def open_embeddings(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
@@ -149,9 +253,8 @@ def open_embeddings(config: DataConfig, rng: np.random.Generator) -> EmbeddingFi
         return pool
     for split, files in others.items():
         _check_encoders(pool, files, held_out[split], config)
-    source = CombinedSource(pool.source, held_out, {split: f.source for split, f in others.items()})
-    texts = {FIRST_POSITIONS[split]: files.texts for split, files in others.items()}
-    return replace(pool, source=source, held_out=texts)
+    sources = {split: files.pool for split, files in others.items()}
+    return replace(pool, source=CombinedSource(pool.source, held_out, sources), held_out=sources)
 
 
 def _check_encoders(
@@ -192,35 +295,33 @@ def _open_files(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
         )
     read = _read_datacomp if is_datacomp(root) else _read_clip_retrieval
     found = read(root, config)
-    rows = _Rows(found.files, found.tables)
+    rows = EmbeddingRows(found.files, found.tables, found.problems, found.images)
     if found.architecture:
         _check_names(rows, root, config)
-    owners = _same_images(rows.paths, found.problems, found.images)
-    official = _records(rows, owners, found.problems, found.images)
-    columns = {n: None for table in found.tables for n in table.columns.values()}
-    notes = [f"columns {storable_name(', '.join(columns))}", *rows.split_notes()]
     unread = [found.left_out] if found.left_out else []
     kind = f"{found.architecture} embeddings".lstrip()
     name = f"{kind} in {config.embeddings_dir}"
-    about = ("embeddings", _describe(name, owners, found), found.fingerprint(root, rows.by_path))
     source = EmbeddingSource(
-        *(*about, official, config.limits(), rng),
+        ("embeddings", _describe(name, rows, found), found.fingerprint(root, rows.by_path)),
+        rows,
+        (found.images, found.texts),
+        config.limits(),
+        rng,
         image_root=image_root,
-        notes=notes,
         unread=unread,
     )
-    return EmbeddingFiles(source, name, found.texts, architecture=found.architecture)
+    return EmbeddingFiles(source, name, source, architecture=found.architecture)
 
 
-def _describe(name: str, owners: Int64[np.ndarray, " n"], found: _Found) -> str:
-    n_images = len({owner for owner in owners.tolist() if owner not in found.problems})
-    description = f"{name}: {n_images:,} images, {len(owners):,} captions"
+def _describe(name: str, rows: EmbeddingRows, found: _Found) -> str:
+    n_images = len(rows.keyed) - len(found.problems)  # a row that is no use is an image alone
+    description = f"{name}: {n_images:,} images, {len(rows.owners):,} captions"
     if found.problems:
         description += f", {len(found.problems):,} rows not usable"
     return ", ".join(filter(None, [description, found.left_out]))
 
 
-def _unit_texts(texts: Vectors, positions: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+def unit_texts(texts: Vectors, positions: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
     """The rows at these positions at unit length.
 
     Raises:
@@ -265,7 +366,7 @@ class _Found:
     files: Sequence[tuple[str, str, str]]
     images: Vectors
     texts: Vectors
-    tables: Sequence[_Metadata]
+    tables: Sequence[EmbeddingTable]
     problems: Mapping[int, str]
     architecture: str = ""
     left_out: str = ""
@@ -292,7 +393,7 @@ def _read_clip_retrieval(root: Path, config: DataConfig) -> _Found:
     """
     files = paired_files(root)
     images, texts = (Vectors(root, [NpyFile.open(root, f[i]) for f in files]) for i in (0, 1))
-    tables = [_read_metadata(root, file, config.caption_column) for _, _, file in files]
+    tables = [read_table(root, file, config.caption_column) for _, _, file in files]
     check_shapes(images, texts, [file for _, _, file in files], [len(t.captions) for t in tables])
     return _Found(files, images, texts, tables, find_problems(images, texts))
 
@@ -303,8 +404,8 @@ def _read_datacomp(root: Path, config: DataConfig) -> _Found:
     Raises:
         InputError: see `datacomp.read_pool`; or there are no rows.
     """
-    read_table = partial(_read_metadata, root, caption_column=config.caption_column)
-    pool = read_pool(root, config.embedding_arch, read_table)
+    read = partial(read_table, root, caption_column=config.caption_column)
+    pool = read_pool(root, config.embedding_arch, read)
     images, texts = pool.vectors(root)
     files = [(s.images.file, s.texts.file, s.parquet) for s in pool.shards]
     tables = [shard.table for shard in pool.shards]
@@ -317,212 +418,18 @@ def _read_datacomp(root: Path, config: DataConfig) -> _Found:
     return _Found(files, images, texts, tables, problems, pool.architecture, pool.left_out)
 
 
-def _check_names(rows: _Rows, root: Path, config: DataConfig) -> None:
+def _check_names(rows: EmbeddingRows, root: Path, config: DataConfig) -> None:
     """Look at what DataComp calls pairs: uids should be unique, and images have no files."""
     is_pool = "train" in config.limits()  # what it is that images are exported of
-    if is_pool and config.data_dir is not None and not any(rows.paths):
+    if is_pool and config.data_dir is not None and not rows.has_paths:
         raise InputError(
             f"--data_dir {config.data_dir} is not used: no table of --embeddings_dir {root} has "
             "image_path; leave it out, or download the images with img2dataset and curate these"
         )
-    uids = [uid for uid in rows.uids if uid]
-    n_repeated = len(uids) - len(set(uids))
+    n_repeated = rows.n_repeated_uids()
     if n_repeated:
         logger.warning(
             "--embeddings_dir %s: %d rows have the uid of an earlier row; each is a pair of its "
             "own, and --export datacomp writes a uid once",
             *(root, n_repeated),
         )
-
-
-# --- Metadata -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Metadata:
-    """A metadata file.
-
-    Attributes:
-        columns: name in the file of every column that is used, by what it is used for.
-        captions: None where there is none.
-        others: those of `OTHER_COLUMNS` that there are, "" where a cell is empty.
-    """
-
-    columns: dict[str, str]
-    captions: list[str | None]
-    others: dict[str, list[str]]
-
-
-def _read_metadata(root: Path, file: str, caption_column: str) -> _Metadata:
-    """The columns of a metadata file that are used.
-
-    Raises:
-        InputError: it is damaged, or lacks a caption column or one of texts.
-    """
-    try:
-        with pq.ParquetFile(root / file, page_checksum_verification=True) as parquet:
-            columns = _choose_columns(root, file, parquet.schema_arrow.names, caption_column)
-            table = parquet.read(columns=list(columns.values()), use_threads=False)
-        for use, name in columns.items():
-            _check_type(root, file, use, name, table.column(name).type)
-        cells = {use: _texts(table.column(name)) for use, name in columns.items()}
-    except InputError:
-        raise
-    except Exception as error:  # a damaged file raises whatever Arrow raises
-        problem = str(error).partition("\n")[0]
-        remedy = "write it again as parquet"
-        raise input_error(root, f"{file} is damaged or no parquet ({problem}); {remedy}") from error
-    captions = cells.pop("caption")
-    others = {use: [text or "" for text in texts] for use, texts in cells.items()}
-    return _Metadata(columns, captions, others)
-
-
-def _choose_columns(
-    root: Path, file: str, names: Sequence[str], caption_column: str
-) -> dict[str, str]:
-    """Name of every column that is used, by what it is used for."""
-    default = DataConfig.caption_column
-    caption = choose_column(caption_column, default, CAPTION_COLUMNS, names)
-    if caption is None and caption_column != default:
-        raise InputError(
-            f"--caption_column {caption_column}: no such column in {file} of --embeddings_dir "
-            f"{root}; there are {', '.join(names)}"
-        )
-    if caption is None:
-        raise input_error(
-            root,
-            f"{file} has no caption column (one of {', '.join(CAPTION_COLUMNS)}) among "
-            f"{', '.join(names)}; name it with --caption_column",
-        )
-    others = {use: first_known((use,), names) for use in OTHER_COLUMNS}
-    return {"caption": caption, **{use: name for use, name in others.items() if name is not None}}
-
-
-def _check_type(root: Path, file: str, use: str, name: str, kind: Any) -> None:
-    """Refuse a column that holds no text; those beside the captions may hold whole numbers."""
-    if not is_text(value_type(kind)) and (use == "caption" or not pa.types.is_integer(kind)):
-        raise input_error(
-            root, f"{file}: column {name} holds {kind}, not text; write it as strings"
-        )
-
-
-def _texts(column: Any) -> list[str | None]:
-    """The cells of a column as text, whole numbers written out; NUL becomes U+FFFD too."""
-    found = cell_texts(column.cast(pa.large_string()))
-    return [None if text is None else text.replace("\0", "\ufffd") for text in found]
-
-
-# --- Records --------------------------------------------------------------------------------------
-
-
-class _Rows:
-    """What is known of every row besides its embeddings, all files one below the other.
-
-    Attributes:
-        captions: None where there is none.
-        paths: image_path, or "".
-        uids: 32 hex digits, or "".
-        splits: that the column names, or else the paths of images; None where none does.
-        by_path: those that only paths tell.
-        names: what the rows are called, not yet unique.
-        shards: path of the file that holds the image embedding.
-        numbers: of the row in its file.
-    """
-
-    def __init__(self, files: Sequence[tuple[str, str, str]], tables: Sequence[_Metadata]) -> None:
-        self.captions = [text for table in tables for text in table.captions]
-        columns = {use: _join_column(tables, use) for use in OTHER_COLUMNS}
-        self.paths, self._named = columns["image_path"], columns["split"]
-        by_path = splits_of_paths({*self.paths} - {""})
-        by_column = [official_split(name) for name in self._named]
-        self.by_path = {} if any(by_column) else by_path
-        self._by_column = by_column
-        self.splits = [
-            own or self.by_path.get(path) for own, path in zip(by_column, self.paths, strict=True)
-        ]
-        self.uids = [datacomp_uid(uid) for uid in columns["uid"]]
-        counts = [len(table.captions) for table in tables]
-        self.numbers = [row for n in counts for row in range(n)]
-        self.shards = [part[0] for part, n in zip(files, counts, strict=True) for _ in range(n)]
-        stems = [PurePosixPath(part[2]).stem for part in files]
-        places = [f"{s}/{row}" for s, n in zip(stems, counts, strict=True) for row in range(n)]
-        given = zip(self.paths, columns["key"], places, strict=True)
-        self.names = [path or key or place for path, key, place in given]
-
-    def split_notes(self) -> list[str]:
-        """What the column of splits says, a phrase each."""
-        pairs = zip(self._named, self._by_column, strict=True)
-        unknown = Counter(name for name, split in pairs if name and split is None)
-        named = Counter(self._by_column)
-        notes = column_notes(SPLIT_COLUMN, named, unknown, "rows")
-        return [*notes, *path_notes(self.by_path)]
-
-
-def _join_column(tables: Iterable[_Metadata], use: str) -> list[str]:
-    return [cell for table in tables for cell in table.others.get(use, [""] * len(table.captions))]
-
-
-def _same_images(
-    paths: Sequence[str], problems: Mapping[int, str], images: Vectors
-) -> Int64[np.ndarray, " n"]:
-    """For every row the first that shows the same image, itself or one before it.
-
-    Names such as 000000001 come again in the next shard of many data sets and mean another image;
-    so rows of one path whose embeddings differ stay apart, with a warning.
-
-    Args:
-        paths: image_path of every row, or "".
-        problems: by row; these rows stay alone.
-        images: embeddings.
-    """
-    owners = np.arange(len(paths))
-    first: dict[str, int] = {}
-    for row, path in enumerate(paths):
-        if path and row not in problems:
-            owners[row] = first.setdefault(path, row)
-    repeats = np.flatnonzero(owners < np.arange(len(paths)))
-    n_other = 0
-    for start in range(0, len(repeats), BLOCK_ROWS):
-        block = repeats[start : start + BLOCK_ROWS]
-        both = unit_rows(images.at(block)), unit_rows(images.at(owners[block]))
-        others = block[np.einsum("nd,nd->n", *both) < SAME_IMAGE_COSINE]
-        owners[others] = others
-        n_other += len(others)
-    if n_other:
-        logger.warning(
-            "--embeddings_dir: %d rows share their image_path with an earlier row but not its "
-            "image embedding; they are taken for other images",
-            n_other,
-        )
-    return owners
-
-
-def _records(
-    rows: _Rows, owners: Int64[np.ndarray, " n"], problems: Mapping[int, str], images: Vectors
-) -> dict[str, list[ImageRecord]]:
-    """The images of every split, each with the captions of all its rows.
-
-    Rows that are no use are named last, so that no usable image gives way to them.
-    """
-    captions: dict[int, list[Caption]] = {}
-    for position, owner in enumerate(owners.tolist()):
-        caption = Caption(position, rows.captions[position], row=rows.numbers[position])
-        captions.setdefault(owner, []).append(caption)
-    order = sorted(captions, key=lambda row: row in problems)
-    keys = unique_names(rows.names[row] for row in order)
-    official: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
-    for row, key in zip(order, keys, strict=True):
-        fault = problems.get(row)
-        read = partial(images.bytes_at, row) if fault is None else partial(refuse, fault)
-        own, uid = captions[row], rows.uids[row]
-        if len(own) > 1 and any(rows.uids[caption.position] != uid for caption in own):
-            uid = ""  # a name of several pairs would be one of none
-        record = ImageRecord(
-            *(key, read, tuple(own)),
-            shard=rows.shards[row],
-            member=rows.paths[row],
-            uid=uid,
-            problem=None if fault is None else UnusableImage(EMBEDDING_NOT_USABLE, fault),
-        )
-        official[rows.splits[row] or "train"].append(record)
-    return official

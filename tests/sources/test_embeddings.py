@@ -27,7 +27,6 @@ from sources.base import (
     UnusableImage,
 )
 from sources.embeddings import EmbeddingFiles, open_embeddings
-from sources.splits import IndexedSource
 from sources.vectors import EMBEDDING_NOT_USABLE
 from tests.helpers import image_splits, picture, write
 from tests.sources.embedding_files import (
@@ -43,8 +42,9 @@ from tests.sources.embedding_files import (
 
 def by_key(files: EmbeddingFiles) -> dict[str, ImageRecord]:
     """Every image of a folder, as it was found."""
-    assert isinstance(files.source, IndexedSource)
-    return files.source._by_key
+    source = files.pool
+    captions = [np.flatnonzero(source.rows.owners == row).tolist() for row in source.rows.keyed]
+    return {record.key: record for record in map(source._record, captions)}
 
 
 def read_pairs(files: EmbeddingFiles, root: Path, **changes: Any) -> tuple[PairReader, np.ndarray]:
@@ -122,7 +122,7 @@ def test_shards_belong_together_in_natural_order(tmp_path: Path, plain: bool) ->
 def test_many_blocks_and_more_files_than_stay_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sources.embeddings.BLOCK_ROWS", 2)
+    monkeypatch.setattr("sources.embedding_rows.BLOCK_ROWS", 2)
     monkeypatch.setattr("sources.vectors.BLOCK_ROWS", 2)
     monkeypatch.setattr("sources.vectors.MAX_OPEN_FILES", 2)
     images, texts = draw(35, 1), draw(35, 2)
