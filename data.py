@@ -28,6 +28,7 @@ from sources.base import (
     IMAGE_IN_ANOTHER_SPLIT,
     MISSING_CAPTION,
     MISSING_FILE,
+    NO_LIMIT,
     SAMPLE_FLAGS,
     SPLITS,
     UNREADABLE_FILE,
@@ -184,6 +185,11 @@ class PairReader:
         known = self.source.n_images(split)
         return self._limits[split] if known is None else min(known, self._limits[split])
 
+    def n_all_expected(self) -> int | None:
+        """The same of all splits; None where no limit and no count bounds it."""
+        expected = [self.n_expected(split) for split in SPLITS]
+        return None if NO_LIMIT in expected else sum(expected)
+
     def images(self, split: str) -> Iterator[UsableImage]:
         """Usable images of a split, read ahead by a bounded number, until the split is full.
 
@@ -283,7 +289,7 @@ class PairReader:
                 return "" if self._ended >= {*SPLITS} else "the rest of the source was not read"
             if rest := n_captions - read[split]:
                 once = ", one caption an image" if split == "validation" else ""
-                parts.append(f"{rest:,} of {split} (--{flag} {self._limits[split]}{once})")
+                parts.append(f"{rest:,} of {split} (--{flag} {getattr(self._config, flag)}{once})")
                 total += rest
         if not parts:
             return ""

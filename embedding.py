@@ -182,7 +182,7 @@ def _encode_images(
     reader: PairReader, features: Features, config: EmbeddingConfig
 ) -> dict[str, Encoded]:
     """Every usable image of each split, by its row in the split."""
-    total = sum(map(reader.n_expected, SPLITS))
+    total = reader.n_all_expected()
     encoded = {}
     with tqdm(total=total, desc="images", unit="image", disable=None) as progress:
         for split in READ_ORDER:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
+ALL = "all"  # the word for a number without an end
 # Of the names of settings that hold a path.
 PATH_ENDINGS = ("_dir", "_file", "_data", "compare", "overrides")
 
@@ -32,6 +33,7 @@ def setting(
     below: float | None = None,
     affects_result: bool = True,
     added_later: bool = False,
+    or_all: bool = False,
     type: type | None = None,  # noqa: A002 - the word argparse uses
 ) -> Any:
     """A dataclass field that carries everything the command line and the checks need.
@@ -48,6 +50,7 @@ def setting(
             not make a saved result stale.
         added_later: left out of the fingerprint at its default, so that results saved before the
             setting existed stay current; the default must mean what was done then.
+        or_all: the word `all` is permitted in a number's place and means that there is no limit.
         type: the value's type where the default (None, say) does not tell it.
     """
     metadata = {
@@ -59,6 +62,7 @@ def setting(
         "below": below,
         "affects_result": affects_result,
         "added_later": added_later,
+        "or_all": or_all,
         "type": type,
     }
     if isinstance(default, list):
@@ -117,6 +121,21 @@ def from_flags(settings_type: type[SomeSettings], given: Mapping[str, Any]) -> S
     return settings_type(**{n: _split(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
+def count_or_all(text: str) -> int | str:
+    """A whole number, or the word `all`, from the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    if text == ALL:
+        return ALL
+    try:
+        return int(text)
+    except ValueError:
+        problem = f"{text!r} is neither a whole number nor the word {ALL}"
+        raise argparse.ArgumentTypeError(problem) from None
+
+
 def _split(values: list[Any]) -> tuple[Any, ...]:
     """Each value once; words may also be separated by commas."""
     words = [
@@ -143,7 +162,7 @@ def _add_flag(group: argparse._ArgumentGroup, f: Field[Any]) -> None:
     names = {int: "N", float: "X", str: "PATH" if f.name.endswith(PATH_ENDINGS) else "NAME"}
     group.add_argument(
         f"--{f.name}",
-        type=value_type,
+        type=count_or_all if f.metadata["or_all"] else value_type,
         metavar=names[value_type],
         help=text,
         nargs=("+" if default else "*") if many else None,
@@ -154,6 +173,8 @@ def _check(name: str, value: Any, rules: Any) -> None:
     choices = rules.get("choices")
     if choices and value not in choices:
         raise InputError(f"--{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
+    if rules.get("or_all") and isinstance(value, str) and value != ALL:
+        raise InputError(f"--{name} must be a whole number or the word {ALL}; got {value!r}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if not math.isfinite(value):

@@ -39,7 +39,7 @@ from cli.sizes import (
 from data import PairReader
 from embedding import READ_ORDER, cut_off_sentence
 from encoders.base import Encoded, Features, count_cut_off
-from sources.base import SPLITS, DataConfig, PairSource, UnusableImage
+from sources.base import NO_LIMIT, SPLITS, DataConfig, PairSource, UnusableImage
 from sources.images import decode_pixels
 from train_eval import COMPARISONS
 
@@ -209,10 +209,11 @@ def count_splits(source: PairSource, sample: Sample, config: DataConfig) -> dict
         # An image in an earlier split is skipped, so that what is exact begins with the first.
         is_exact = is_exact and (kept < sample.limits[split] or sample.limits[split] == limit)
         available = images if split == "test" else captions
-        used = kept if is_exact else min(limit, limit if available is None else available)
+        is_open = not is_exact and available is None and limit == NO_LIMIT
+        used = kept if is_exact or is_open else min(limit, available or limit)
         n_captions = int((sample.pairs["split"] == split).sum())
         counts[split] = SplitCount(
-            images, captions, limit, used, round(used * n_captions / kept), is_exact
+            images, captions, limit, used, round(used * n_captions / kept), is_exact, is_open
         )
     return {split: counts[split] for split in SPLITS}
 
@@ -236,8 +237,10 @@ def _origin_lines(data: OpenData) -> list[str]:
 def _counts_lines(counts: Mapping[str, SplitCount]) -> list[str]:
     rows = [("Split", "images", "captions", "limit", "used")]
     for split, c in counts.items():
-        limit = f"{c.limit:,} {'images' if split == 'test' else 'pairs'}"
-        used = f"{c.used:,}" if c.is_exact else f"at most {c.used:,}"
+        limit = "all" if c.limit == NO_LIMIT else f"{c.limit:,}"
+        limit += f" {'images' if split == 'test' else 'pairs'}"
+        bound = "at least " if c.is_open else "" if c.is_exact else "at most "
+        used = f"{bound}{c.used:,}"
         rows.append((split, _known(c.images), _known(c.captions), limit, used))
     return _table(rows)
 
@@ -257,7 +260,9 @@ def _account_lines(
         return [f"In all    {sample.account.sentence()}"]
     total, read, about = source.n_all_captions(), 0, ""
     if total is None:
-        return ["In all    an unknown number of captions, read as far as the limits allow"]
+        line = "In all    an unknown number of captions, read as far as the limits allow"
+        is_open = any(count.is_open for count in counts.values())
+        return [f"{line}; expected times and sizes leave out what is not counted" * is_open or line]
     for split, count in counts.items():
         there = source.n_captions(split)
         assert there is not None, "it is in the total"

@@ -103,6 +103,7 @@ class SplitCount(NamedTuple):
         used: what it takes, in the same unit.
         used_captions: of those.
         is_exact: nothing is left to be read that could change `used`; else it is the most.
+        is_open: neither a limit nor a count bounds `used`, which is then what was read so far.
     """
 
     images: int | None
@@ -111,6 +112,7 @@ class SplitCount(NamedTuple):
     used: int
     used_captions: int
     is_exact: bool
+    is_open: bool = False
 
 
 class Sizes(NamedTuple):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from artifacts.settings import Settings, setting
+from artifacts.settings import ALL, Settings, setting
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
@@ -27,6 +28,7 @@ SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in name
 SAMPLE_FLAGS = dict(
     zip(SPLITS, ("max_train_samples", "max_val_samples", "max_test_samples"), strict=True)
 )
+NO_LIMIT = sys.maxsize  # what `all` is to whoever counts
 MISSING_FILE = "missing file"
 UNREADABLE_FILE = "unreadable file"
 EMPTY_FILE = "empty file"
@@ -119,9 +121,15 @@ class DataConfig(Settings):
         type=str,
         added_later=True,
     )
-    max_train_samples: int = setting(5000, "most training pairs", at_least=2)
-    max_val_samples: int = setting(1000, "most validation images, one caption each", at_least=2)
-    max_test_samples: int = setting(1000, "most test images, all captions each", at_least=2)
+    max_train_samples: int | str = setting(
+        5000, "most training pairs, or all", at_least=2, or_all=True
+    )
+    max_val_samples: int | str = setting(
+        1000, "most validation images, one caption each, or all", at_least=2, or_all=True
+    )
+    max_test_samples: int | str = setting(
+        1000, "most test images, all captions each, or all", at_least=2, or_all=True
+    )
     num_workers: int = setting(
         4, "threads that read images; 0 reads in the main one", at_least=0, affects_result=False
     )
@@ -141,8 +149,9 @@ class DataConfig(Settings):
             )
 
     def limits(self) -> dict[str, int]:
-        """The most samples of each split: pairs, images of one pair, images."""
-        return {split: getattr(self, flag) for split, flag in SAMPLE_FLAGS.items()}
+        """The most samples of each split: pairs, images of one pair, images; `NO_LIMIT` for all."""
+        asked = {split: getattr(self, flag) for split, flag in SAMPLE_FLAGS.items()}
+        return {split: NO_LIMIT if most == ALL else int(most) for split, most in asked.items()}
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,15 @@ def _hub_stream(name: str, config: DataConfig) -> StreamSource:
     fingerprint = digest(name, repo, builder.hash, names, config.id_column)
     description = f"{repo}, streamed from the Hub"
     joined = {split: chain.from_iterable(records) for split, records in streams.items()}
-    return StreamSource(name, description, fingerprint, joined, n_train or None, notes=[*notes])
+    return StreamSource(
+        name,
+        description,
+        fingerprint,
+        joined,
+        n_train or None,
+        limits=config.limits(),
+        notes=[*notes],
+    )
 
 
 def _splits_at_the_start(rows: Any, column: str, part: str) -> list[str]:

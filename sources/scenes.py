@@ -17,8 +17,9 @@ from functools import partial
 
 import numpy as np
 
+from artifacts.settings import InputError
 from sources.backdrops import PLACES
-from sources.base import SPLITS, Caption, DataConfig, ImageRecord
+from sources.base import NO_LIMIT, SAMPLE_FLAGS, SPLITS, Caption, DataConfig, ImageRecord
 from sources.drawing import PEOPLE, THINGS, draw_scene, retouch
 from sources.pen import COLOURS, DRAWING_VERSION, Scene, pick
 from sources.splits import IndexedSource, digest
@@ -56,9 +57,16 @@ class Example:
 
 
 def open_synthetic(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
-    """Drawn scenes, as many as asked for, as pairs."""
+    """Drawn scenes, as many as asked for, as pairs.
+
+    Raises:
+        InputError: all are asked for.
+    """
     seed = int(rng.integers(2**63))
     limits = config.limits()
+    for split, flag in SAMPLE_FLAGS.items():
+        if limits[split] == NO_LIMIT:
+            raise InputError(f"--{flag} all: drawn scenes have no end; say how many")
     official: dict[str, list[ImageRecord]] = {}
     position = 0
     for split in SPLITS:

@@ -16,10 +16,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from sources.base import SPLIT_OF, SPLITS, Caption, ImageRecord, PairSource
+from sources.base import NO_LIMIT, SPLIT_OF, SPLITS, Caption, ImageRecord, PairSource
 
 T = TypeVar("T")
 CARVED_SHARE = 0.2  # the most of the training images that a missing split may take
+CARVED_IMAGES = (
+    1000  # that it takes where all were asked for, which would leave nothing to train on
+)
 SPARE_HANDS = 20  # a hand of spare candidates is this fraction of what is asked for
 
 
@@ -86,7 +89,8 @@ class StreamSource(PairSource):
     """Pairs that come one after the other and are taken as they come.
 
     Without a test stream the validation stream is the test set, and a split that is still missing
-    takes the first images of the training stream: test, then validation, then training.
+    takes the first images of the training stream: test, then validation, then training. Where
+    all were asked for, these are `CARVED_IMAGES`.
     """
 
     def __init__(
@@ -97,10 +101,11 @@ class StreamSource(PairSource):
         streams: Mapping[str, Iterator[ImageRecord]],
         n_train_pairs: int | None,
         *,
+        limits: Mapping[str, int] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         super().__init__(name, description, fingerprint, notes=notes)
-        self._official = dict(streams)
+        self._official, self._limits = dict(streams), limits or {}
         self._streams, _ = _assign_streams(self._official, SPLITS)
         self._carved_pairs = CARVED_SHARE * (n_train_pairs or float("inf"))
 
@@ -114,7 +119,10 @@ class StreamSource(PairSource):
         if split in self._streams:
             records = self._streams[split]
         else:
-            records = _until(self._streams["train"], self._carved_pairs)
+            stream = self._streams["train"]
+            if self._limits.get(split) == NO_LIMIT:
+                stream = islice(stream, CARVED_IMAGES)
+            records = _until(stream, self._carved_pairs)
         if split != "validation":
             return records
         return (replace(record, captions=record.captions[:1]) for record in records)
@@ -173,7 +181,8 @@ def complete_splits(
     """Images by split, the missing splits carved out of training at random.
 
     Without test images the official validation images become the test images. A carved split has
-    the size asked for, but never more than a fifth of the training images.
+    the size asked for, but never more than a fifth of the training images; where all were asked
+    for, at most `CARVED_IMAGES`.
 
     A split that `limits` does not name comes from another data set: it is not carved, and official
     images of it are left out. Without training in `limits` the one split that is named is the
@@ -202,7 +211,8 @@ def complete_splits(
         rest = [rest[i] for i in rng.permutation(len(rest))]
         notes.append(f"{' and '.join(missing)} drawn at random from train")
     for split in missing:
-        size = min(limits[split], most)
+        asked = CARVED_IMAGES if limits[split] == NO_LIMIT else limits[split]
+        size = min(asked, most)
         splits[split], rest = rest[:size], rest[size:]
     splits["train"] = rest
     sizes = ", ".join(f"{split} {len(splits[split]):,}" for split in SPLITS if split in limits)

@@ -27,6 +27,7 @@ from sources.base import (
     EMPTY_CAPTION,
     IMAGE_IN_ANOTHER_SPLIT,
     MISSING_CAPTION,
+    SAMPLE_FLAGS,
     SPLITS,
     Caption,
     DataConfig,
@@ -35,7 +36,17 @@ from sources.base import (
 from sources.captions import normalize_caption
 from sources.images import decode_pixels
 from sources.splits import IndexedSource, StreamSource
-from tests.helpers import SMALL, encode, offline_datasets, picture, read_all, record, write
+from tests.helpers import (
+    SMALL,
+    encode,
+    offline_datasets,
+    open_folder,
+    photographs,
+    picture,
+    read_all,
+    record,
+    write,
+)
 from tests.sources.layouts import (
     N_PICTURES,
     SPLIT_SIZES,
@@ -329,6 +340,37 @@ def test_workers_change_nothing(seed: int) -> None:
         pd.testing.assert_frame_equal(reader.pairs(), expected.pairs())
         pd.testing.assert_frame_equal(reader.skipped(), expected.skipped())
         assert all(np.array_equal(pixels[split], expected_pixels[split]) for split in SPLITS)
+
+
+def test_all_reads_everything(tmp_path: Path) -> None:
+    rows = [
+        f"{i:03d}.png,{'test' if i < 5 else 'val' if i < 12 else 'train'},{c} of {i}"
+        for i in range(200)
+        for c in range(2)
+    ]
+    captions = "\n".join(["image,split,caption", *rows])
+    write(tmp_path, {"captions.csv": captions, **photographs(200)})
+    most: dict[str, Any] = dict.fromkeys(SAMPLE_FLAGS.values(), "all")
+    reader, pixels = read_all(open_folder(tmp_path, **most), **most)
+    assert {split: len(pixels[split]) for split in SPLITS} == {
+        "test": 5,
+        "validation": 7,
+        "train": 188,
+    }
+    assert Counter(reader.pairs()["split"]) == {"test": 10, "validation": 7, "train": 376}
+    assert reader.n_all_expected() == 200
+    assert reader.left_out() == (
+        "7 further captions of the source were not read: 7 of validation "
+        "(--max_val_samples all, one caption an image)"
+    )
+
+
+def test_all_of_an_endless_source_has_no_total() -> None:
+    streams = {split: iter([record(i, "a")]) for i, split in enumerate(SPLITS)}
+    source = StreamSource("hf", "", "0", streams, None)
+    reader = read_all(source, max_train_samples="all")[0]
+    assert reader.n_all_expected() is None
+    assert len(reader.pairs()) == 3
 
 
 def test_a_stream_loses_nothing_to_workers() -> None:

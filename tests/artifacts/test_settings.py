@@ -26,6 +26,7 @@ class Example(Settings):
     optional: float | None = setting(None, "above 0 if given", above=0, type=float)
     flag: bool = setting(False, "a switch")
     n_workers: int = setting(2, "speed only", at_least=1, affects_result=False)
+    most: int | str = setting(9, "a number or all", at_least=2, or_all=True)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,8 @@ class Example(Settings):
         ({"optional": -1.0}, "--optional must be > 0; got -1"),
         ({"opened": math.nan}, "--opened must be a finite number; got nan"),
         ({"closed": math.inf}, "--closed must be a finite number; got inf"),
+        ({"most": 1}, "--most must be >= 2; got 1"),
+        ({"most": "any"}, "--most must be a whole number or the word all; got 'any'"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_rule(values: dict[str, Any], message: str) -> None:
@@ -87,6 +90,7 @@ def test_the_fingerprint_leaves_out_speed_settings_only() -> None:
         "shares": (0.5, 0.5),
         "optional": None,
         "flag": False,
+        "most": 9,
     }
 
 
@@ -167,3 +171,15 @@ def test_help_names_choices_and_defaults() -> None:
     ):
         assert part in text
     assert "(default: None)" not in text
+
+
+def test_a_number_may_be_the_word_all() -> None:
+    parser = argparse.ArgumentParser(exit_on_error=False, argument_default=argparse.SUPPRESS)
+    add_flags(parser.add_argument_group("example"), Example)
+    for given, value in (("all", "all"), ("12", 12)):
+        example = from_flags(Example, vars(parser.parse_args(["--most", given])))
+        assert example.most == value
+        assert example.fingerprint_settings()["most"] == value
+    for wrong in ("every", "1.5", ""):
+        with pytest.raises(argparse.ArgumentError, match="neither a whole number nor the word all"):
+            parser.parse_args(["--most", wrong])

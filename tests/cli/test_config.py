@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from artifacts.settings import InputError
 from cli.config import DEBUG_SETTINGS, parse_arguments
+from sources.base import NO_LIMIT
 
 
 def test_only_what_differs_from_its_default_has_changed() -> None:
@@ -12,3 +16,13 @@ def test_only_what_differs_from_its_default_has_changed() -> None:
         "methods": ("full",),
     }
     assert parse_arguments(["--debug"]).changed() == {"debug": True, **DEBUG_SETTINGS}
+
+
+def test_all_bounds_no_number_of_clusters() -> None:
+    config = parse_arguments(["--max_train_samples", "all", "--n_clusters", "6000"])
+    assert config.data.limits()["train"] == NO_LIMIT
+    assert config.changed() == {"max_train_samples": "all", "n_clusters": 6000}
+    with pytest.raises(InputError, match="--n_clusters 6000 is more than --max_train_samples 5000"):
+        parse_arguments(["--n_clusters", "6000"])
+    with pytest.raises(InputError, match=r"--max_train_samples.*neither a whole number nor the"):
+        parse_arguments(["--max_train_samples", "every"])

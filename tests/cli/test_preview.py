@@ -31,6 +31,8 @@ from cli.auto import OpenData
 from cli.config import Config, parse_arguments
 from cli.costs import PHOTOGRAPH_SECONDS, STAGES, Speed, expected_seconds
 from cli.preview import (
+    _account_lines,
+    _counts_lines,
     count_splits,
     open_data,
     preview,
@@ -378,6 +380,43 @@ def test_a_stream_does_not_tell_its_length() -> None:
     # No more was taken from the streams than the sample needs.
     assert next(streams["train"]).key == "064"
     assert next(streams["validation"]).key == "508"
+
+
+def test_all_of_a_stream_is_at_least_what_the_sample_holds() -> None:
+    streams = {
+        split: (record(1000 * i + j, f"it is {j}") for j in range(500))
+        for i, split in enumerate(SPLITS)
+    }
+    source = StreamSource("hf", "a stream", "0", streams, None)
+    config = tiny("--max_train_samples", "all", "--max_val_samples", "30")
+    encoder = Colours()
+    data = OpenData(source, encoder, decode_pixels(encoder.preprocess, 1000))
+    sample = read_sample(data, config)
+    counts = count_splits(source, sample, config.data)
+    assert {split: (c.used, c.is_open) for split, c in counts.items()} == {
+        "train": (64, True),
+        "validation": (30, False),
+        "test": (6, False),
+    }
+    lines = lines_of("\n".join([*_counts_lines(counts), *_account_lines(source, sample, counts)]))
+    assert "train unknown unknown all pairs at least 64" in lines
+    assert lines[-1].endswith("expected times and sizes leave out what is not counted")
+
+
+def test_all_of_a_folder_is_counted(album: Path, colours: None, tmp_path: Path) -> None:
+    flags = ("--dataset", "folder", "--data_dir", str(album), "--n_clusters", "2")
+    all_of = ("--max_train_samples", "all", "--max_val_samples", "all", "--max_test_samples", "all")
+    lines = lines_of(preview(run_of(tmp_path / "out", *flags, *all_of)))
+    bounded = lines_of(preview(run_of(tmp_path / "out", *flags)))
+    table = [line for line in lines if line.startswith(("train ", "validation ", "test "))]
+    assert table == [
+        line.replace("5,000 pairs", "all pairs")
+        .replace("1,000 pairs", "all pairs")
+        .replace("1,000 images", "all images")
+        for line in bounded
+        if line.startswith(("train ", "validation ", "test "))
+    ]
+    assert len(table) == 3
 
 
 @given(

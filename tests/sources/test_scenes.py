@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from artifacts.settings import InputError
 from data import open_source
 from sources import pen, scenes
 from sources.backdrops import PLACES
@@ -181,3 +182,11 @@ def test_synthetic_source_and_its_ground_truth() -> None:
     again = open_source(config, rng=np.random.default_rng(0))
     other = open_source(config, rng=np.random.default_rng(1))
     assert again.fingerprint == source.fingerprint != other.fingerprint
+
+
+def test_scenes_have_no_end() -> None:
+    with pytest.raises(InputError, match=r"^--max_val_samples all: drawn scenes have no end"):
+        open_source(
+            DataConfig(dataset="synthetic", **SMALL | {"max_val_samples": "all"}),
+            rng=np.random.default_rng(0),
+        )

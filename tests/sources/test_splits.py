@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sources.base import SPLITS, DataConfig, ImageRecord
+from sources.base import NO_LIMIT, SPLITS, DataConfig, ImageRecord
 from sources.splits import (
     IndexedSource,
     StreamSource,
@@ -59,6 +59,31 @@ def test_carving_leaves_most_of_a_short_stream_to_training() -> None:
     }
 
 
+def test_all_of_a_split_that_is_there_and_a_thousand_of_one_that_is_carved() -> None:
+    limits = DataConfig(
+        max_train_samples="all", max_val_samples="all", max_test_samples="all"
+    ).limits()
+    official = {"train": range(8000), "test": range(8000, 8000 + 1500)}
+    splits, _ = complete_splits(official, limits, np.random.default_rng(0))
+    assert {split: len(part) for split, part in splits.items()} == {
+        "train": 7000,
+        "validation": 1000,
+        "test": 1500,
+    }
+    few, _ = complete_splits({"train": range(50)}, limits, np.random.default_rng(0))
+    assert len(few["validation"]) == len(few["test"]) == 10  # a fifth each
+
+
+@pytest.mark.parametrize("given", [2500, "all"])
+def test_all_of_a_stream_does_not_go_to_its_held_out_part(given: int | str) -> None:
+    stream = iter([record(i, f"caption {i}") for i in range(3000)])
+    limits = DataConfig(max_test_samples=given).limits()
+    source = StreamSource("hf", "a test", "0", {"train": stream}, None, limits=limits)
+    n_test = sum(1 for _ in islice(source.records("test"), limits["test"]))
+    assert n_test == (1000 if given == "all" else 2500)
+    assert next(stream).key == f"{n_test:03d}"  # and none is lost
+
+
 # --- Order ----------------------------------------------------------------------------------------
 
 
@@ -75,6 +100,15 @@ def test_captions_are_dealt_in_rounds(limit: int) -> None:
         assert chosen[str(int(image.key))] >= min(depth - 1, n_captions)
     first = [record.key for record in records[: len(chosen)]]
     assert first == sorted(set(first))  # in the order of the source
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_all_candidates_are_one_hand_in_the_order_of_the_source(split: str) -> None:
+    images = [record(i, "a", "b") for i in range(50)]
+    records = list(order_candidates(images, split, NO_LIMIT, np.random.default_rng(0)))
+    assert [record.key for record in records] == [f"{i:03d}" for i in range(50)]
+    n_captions = 1 if split == "validation" else 2
+    assert {len(record.captions) for record in records} == {n_captions}
 
 
 @pytest.mark.parametrize("split", SPLITS)
