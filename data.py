@@ -21,7 +21,13 @@ import numpy as np
 import pandas as pd
 
 from artifacts.settings import InputError
-from sources.accounting import Account
+from sources.accounting import (
+    PAIR_COLUMNS,
+    SKIPPED_COLUMNS,
+    Account,
+    left_out_sentence,
+    no_usable_pair,
+)
 from sources.base import (
     DUPLICATE_PAIR,
     EMPTY_CAPTION,
@@ -29,7 +35,6 @@ from sources.base import (
     MISSING_CAPTION,
     MISSING_FILE,
     NO_LIMIT,
-    SAMPLE_FLAGS,
     SPLITS,
     UNREADABLE_FILE,
     Caption,
@@ -38,7 +43,7 @@ from sources.base import (
     PairSource,
     UnusableImage,
 )
-from sources.captions import caption_fault, normalize_caption
+from sources.captions import caption_fault, normalize_caption, shown_caption
 from sources.coco import open_coco_files
 from sources.combined import CombinedSource, HeldOut, held_out_sets, open_parts, restrict_stream
 from sources.folders import open_folder
@@ -49,7 +54,6 @@ from sources.scenes import open_synthetic
 from sources.shards import open_shards
 
 logger = logging.getLogger(__name__)
-MAX_SHOWN_CHARACTERS = 500  # of a caption in the list of what was skipped
 IMAGES_AT_ONCE = 4  # that a worker is handed; handing over a small one costs as much as reading it
 MANY_SHARED = 0.1  # of the captions, whose image is in another split: splits are hardly meant so
 HANDS_A_WORKER = 2  # one in its hands and one waiting; bounds memory
@@ -225,29 +229,14 @@ class PairReader:
                 n_rows += 1
                 yield UsableImage(row, outcome.pixels)
         if not n_rows:
-            reasons = Counter(str(row[3]) for row in self._skipped[first_skipped:])
-            counts = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
-            raise InputError(
-                f"no usable pair for the {split} split: {n_tried:,} tried"
-                + (f" ({counts})" if counts else "")
-                + f"; check the data ({self.source.description})"
-                + self._first_problem(first_skipped)
-            )
-
-    def _first_problem(self, row: int) -> str:
-        """What is wrong with a pair that was skipped, if there is one in this row."""
-        if row >= len(self._skipped):
-            return ""
-        _, _, key, reason, detail, *_ = self._skipped[row]
-        told = detail if str(key) in str(detail) else f"{key}: {detail or reason}"
-        return f"; the first: {told}"
+            skipped = self._skipped[first_skipped:]
+            reasons = Counter(str(row[3]) for row in skipped)
+            raise InputError(no_usable_pair(split, n_tried, reasons, skipped, self.source))
 
     def pairs(self) -> pd.DataFrame:
         """The kept pairs, split by split, by position: what was read and in which image row."""
-        columns = ["split", "position", "key", "image_row", "caption", "image_sha256", "fault"]
-        columns += ["group", "id", "shard", "member", "row", "uid"]
         rows = sorted(self._pairs, key=lambda pair: (SPLITS.index(str(pair[0])), pair[1]))
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(rows, columns=PAIR_COLUMNS)
 
     def skipped(self) -> pd.DataFrame:
         """The candidate pairs that were tried and not kept, in the order in which they were.
@@ -255,9 +244,7 @@ class PairReader:
         `id` is "" where the image could not be read, `duplicate_of` the position of the pair that
         stayed in a duplicate's place, else -1.
         """
-        columns = ["split", "position", "key", "reason", "detail", "caption"]
-        columns += ["id", "shard", "member", "row", "duplicate_of"]
-        return pd.DataFrame(self._skipped, columns=columns)
+        return pd.DataFrame(self._skipped, columns=SKIPPED_COLUMNS)
 
     def account(self) -> Account:
         """What became of every caption of the source, so far."""
@@ -282,18 +269,7 @@ class PairReader:
     def left_out(self) -> str:
         """What of the source the limits left unread, in a phrase; "" where that is nothing."""
         read = Counter(str(row[0]) for row in chain(self._pairs, self._skipped))
-        parts, total = [], 0
-        for split, flag in SAMPLE_FLAGS.items():
-            n_captions = self.source.n_captions(split)
-            if n_captions is None:
-                return "" if self._ended >= {*SPLITS} else "the rest of the source was not read"
-            if rest := n_captions - read[split]:
-                once = ", one caption an image" if split == "validation" else ""
-                parts.append(f"{rest:,} of {split} (--{flag} {getattr(self._config, flag)}{once})")
-                total += rest
-        if not parts:
-            return ""
-        return f"{total:,} further captions of the source were not read: {', '.join(parts)}"
+        return left_out_sentence(self.source, self._config, read, is_read=self._ended >= {*SPLITS})
 
     def _outcomes(
         self, split: str, known: Mapping[str, DecodedImage | UnusableImage]
@@ -434,7 +410,7 @@ class PairReader:
             usable = image is not None and caption_fault(text) is None
             self._skipped.append(
                 (
-                    *(split, caption.position, record.key, reason, detail, _shown(text)),
+                    *(split, caption.position, record.key, reason, detail, shown_caption(text)),
                     image.pair_id(text) if image is not None and usable else "",
                     *(record.shard, record.member, caption.row, duplicate_of),
                 )
@@ -452,9 +428,3 @@ def _demanded(split: str, record: ImageRecord) -> int:
 
 def _has_usable_caption(record: ImageRecord) -> bool:
     return any(caption_fault(caption.text) is None for caption in record.captions)
-
-
-def _shown(text: str) -> str:
-    """A caption that any file can hold, cut off where it is very long."""
-    text = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"

@@ -19,6 +19,7 @@ from sources.base import CAPTION_TOO_LONG, DAMAGED_CAPTION, EMPTY_CAPTION, MISSI
 # in `raw`, FiftyOne's labels in `label`.
 TEXT_FIELDS = ("caption", "raw", "text", "sentence", "value", "label", "title", "description")
 MAX_CAPTION_CHARACTERS = 10_000
+MAX_SHOWN_CHARACTERS = 500  # of a caption in the list of what was skipped
 MAX_LIST_CHARACTERS = 2**20  # of a text that is looked at as a list
 GROUP_WORDS = {
     "gender": {
@@ -159,6 +160,12 @@ def caption_fault(text: str | None) -> tuple[str, str] | None:
     if _NO_TEXT.search(text):
         return DAMAGED_CAPTION, "it holds bytes that are no text"
     return None
+
+
+def shown_caption(text: str) -> str:
+    """A caption that any file can hold, cut off where it is very long."""
+    text = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[:MAX_SHOWN_CHARACTERS] + "…"
 
 
 # --- Demographic gaps -------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -35,6 +36,7 @@ from sources.datacomp import is_datacomp, read_pool
 from sources.embedding_rows import EmbeddingRows
 from sources.embedding_tables import EmbeddingTable, read_table
 from sources.paths import file_version, read_file
+from sources.row_facts import Stretch, stretches
 from sources.splits import complete_splits, digest
 from sources.vectors import (
     EMBEDDING_NOT_USABLE,
@@ -54,6 +56,14 @@ from sources.vectors import (
 logger = logging.getLogger(__name__)
 
 
+class TableFiles(NamedTuple):
+    """The metadata files beside embeddings."""
+
+    root: Path
+    names: Sequence[str]  # paths from it, part by part
+    caption_column: str  # as asked for
+
+
 class EmbeddingSource(PairSource):
     """Pairs whose images are rows; the photographs themselves may lie in a folder.
 
@@ -71,6 +81,7 @@ class EmbeddingSource(PairSource):
         limits: Mapping[str, int],
         rng: np.random.Generator,
         *,
+        tables: TableFiles,
         image_root: Path | None,
         unread: Sequence[str] = (),
     ) -> None:
@@ -82,6 +93,7 @@ class EmbeddingSource(PairSource):
             vectors: embeddings of images and of texts.
             limits: the most samples of the splits that are given; see `complete_splits`.
             rng: decides carved splits and the order of candidates.
+            tables: where the captions are.
             image_root: where image_path starts from.
             unread: see `PairSource`.
         """
@@ -91,9 +103,20 @@ class EmbeddingSource(PairSource):
             *(name, f"{description}; {note}", fingerprint), notes=rows.notes(), unread=unread
         )
         self.rows, self.images, self.texts = rows, vectors[0], vectors[1]
-        self._limits, self._image_root = limits, image_root
+        self._limits, self._image_root, self._tables = limits, image_root, tables
         self._splits = {split: np.array(splits[split], np.int64) for split in SPLITS}
         self._seeds = {split: int(rng.integers(2**63)) for split in SPLITS}
+
+    def stretches(self) -> list[Stretch]:
+        """All rows, in stretches of a file each."""
+        root, names, caption_column = self._tables
+        found, first = [], 0
+        for file, row, n_rows in stretches(self.images.n_rows):
+            found.append(
+                Stretch(self.images, root, names[file], caption_column, first, row, n_rows)
+            )
+            first += n_rows
+        return found
 
     def hands(self, split: str) -> Iterator[Int64[np.ndarray, " m"]]:
         """Positions of a split's candidates, hand by hand; see `order_rows`."""
@@ -307,6 +330,7 @@ def _open_files(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
         (found.images, found.texts),
         config.limits(),
         rng,
+        tables=TableFiles(root, [part[2] for part in found.files], config.caption_column),
         image_root=image_root,
         unread=unread,
     )

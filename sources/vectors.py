@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
@@ -180,7 +180,7 @@ class Vectors:
         Raises:
             InputError: one file is wider than another.
         """
-        self._root, self.files = root, [file.name for file in files]
+        self._root, self.files, self._max_open = root, [file.name for file in files], max_open_files
         self._parts = files
         self._cached = lru_cache(max_open_files or MAX_OPEN_FILES)(self._read)
         self._lock = threading.Lock()
@@ -193,6 +193,10 @@ class Vectors:
                     f"{file.name} has rows of {file.shape[1]:,} values, {self.files[0]} of "
                     f"{self.width:,}; make them with one encoder"
                 )
+
+    def __reduce__(self) -> tuple[type[Vectors], tuple[Any, ...]]:
+        """Where the rows are, and none of them."""
+        return type(self), (self._root, self._parts, self._max_open)
 
     def error(self, problem: str) -> InputError:
         """An error that names the folder."""
