@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 from tqdm import tqdm
 
+from artifacts.scratch import HELD_BYTES
 from artifacts.settings import InputError
 from data import PairReader
 from encoders.base import EmbeddingConfig, Encoded, Features, count_cut_off, join
 from encoders.joint_map import embed_across_folds, unit_rows
+from engine.room import StageRoom
+from engine.shards import ShardFiles, Summary
 from sources.base import SPLITS
+from sources.embeddings import EmbeddingSource
+from sources.row_arrays import Filled, FillJob, fill_jobs, fill_rows
+from sources.row_facts import RowFacts, Stretch, join_facts, look_at
+from sources.row_reader import RowReader
 
 logger = logging.getLogger(__name__)
+ROWS_AT_ONCE = 8192
 SAME_ROW = 1e-6  # difference of unit rows below which they are one
 READ_ORDER = ("test", "validation", "train")  # an image in two splits stays in the first of these
 
@@ -87,29 +96,178 @@ def embed_pairs(
         InputError: no usable pair, too few images, or values that are not finite.
     """
     pairs, images, texts = _encode(reader, features, config)
+    return _embedded(reader, features, pairs, images, texts, rng=rng)
+
+
+def embed_rows(
+    reader: RowReader, features: Features, *, rng: np.random.Generator, room: StageRoom
+) -> EmbeddingResult:
+    """The same of embeddings that exist already; many are gone through stretch by stretch.
+
+    Of many, features and embeddings are one: the rows at unit length.
+
+    Args:
+        reader: which rows are kept.
+        features: that stand for the embeddings.
+        rng: as in `embed_pairs`.
+        room: where large arrays are filled, and by whom.
+
+    Raises:
+        InputError: a file cannot be read any more, or all images or all captions are alike.
+    """
+    pairs = reader.pairs()
+    n_pairs = int((pairs["split"] == "train").sum())
+    if 4 * n_pairs * reader.files.texts.width <= HELD_BYTES:
+        images, texts = _rows_of(reader, pairs, SPLITS)
+        return _embedded(reader, features, pairs, images, texts, rng=rng)
     n_cut_off = _tell(reader, features, pairs)
-    rows = {split: np.flatnonzero(pairs["split"] == split) for split in SPLITS}
-    image_rows = pairs["image_row"].to_numpy(np.int64)
-    pair_images = {split: images[split].take(image_rows[rows[split]]) for split in SPLITS}
-    pair_texts = {split: texts.take(rows[split]) for split in SPLITS}
-    image_ids = pd.factorize(pairs["image_sha256"].iloc[rows["train"]])[0].astype(np.int64)
-    joint = _joint_embeddings(
-        {**pair_images, "test": images["test"]}, pair_texts, image_ids, rng=rng
+    train = _fill_training(reader, pairs, room)
+    held_out = pairs[pairs["split"] != "train"].reset_index(drop=True)
+    images, texts = _rows_of(reader, held_out, ("validation", "test"))
+    of_pairs = _of_pairs(held_out, images, texts)
+    sides = [
+        *(of_pairs["validation"][0], of_pairs["validation"][1]),
+        *(images["test"], of_pairs["test"][1]),
+    ]
+    joint = JointEmbeddings(
+        train.image_embeddings, train.text_embeddings, *(unit_rows(s.features) for s in sides)
     )
     _check_differences(joint, features)
+    return _result(reader, features, pairs, train, sides, joint, n_cut_off)
+
+
+def _rows_of(
+    reader: RowReader, pairs: pd.DataFrame, splits: Sequence[str]
+) -> tuple[dict[str, Encoded], Encoded]:
+    """What `_encode` gives, of embeddings that exist already."""
+    images = {split: Encoded(rows, rows) for split in splits for rows in [reader.images(split)]}
+    texts = reader.files.texts_at(pairs["position"].to_numpy(np.int64))
+    return images, Encoded(texts, texts)
+
+
+def _fill_training(reader: RowReader, pairs: pd.DataFrame, room: StageRoom) -> TrainingArrays:
+    """The training pairs' arrays, filled on the disk by whatever workers there are."""
+    n, d = int((pairs["split"] == "train").sum()), reader.files.texts.width
+    shapes = {"image_embeddings": (n, d), "text_embeddings": (n, d)}
+    shapes["concatenated_embeddings"] = (n, 2 * d)
+    if not all(room.has_begun(name) for name in shapes):
+        room.forget("unit embeddings")  # what was filled is gone with the arrays
+    arrays = {name: room.allocate(name, shape, np.float32) for name, shape in shapes.items()}
+    targets = {name: Filled.of(array) for name, array in arrays.items()}
+    source = reader.files.part("train").source
+    positions = pairs["position"].to_numpy(np.int64)[pairs["split"] == "train"]
+    vectors, owners = (source.images, source.texts), source.rows.owners[positions]
+    jobs = list(fill_jobs(vectors, targets, positions, owners))
+    sizes = [len(job.positions) for job in jobs]
+    cosines = room.run("unit embeddings", fill_shard, jobs, sizes=sizes, unit="pair")
+    images, texts = arrays["image_embeddings"], arrays["text_embeddings"]
+    return TrainingArrays(
+        *(images, texts, arrays["concatenated_embeddings"], images, texts),
+        np.concatenate([made.load(".npy") for made in cosines]),
+    )
+
+
+def fill_shard(job: FillJob, files: ShardFiles) -> Summary:
+    """Write the unit embeddings of some pairs in their places, and their cosines."""
+    files.write_npy(".npy", fill_rows(job))
+    return {}
+
+
+def look_shard(stretch: Stretch, files: ShardFiles) -> Summary:
+    """Hash some rows of embeddings, and write what was found."""
+    with files.writing(".parquet") as file:
+        pq.write_table(look_at(stretch), file)
+    return {}
+
+
+def look_at_rows(source: EmbeddingSource, name: str, room: StageRoom) -> RowFacts:
+    """Hashes and faults of all rows of a source, found by whatever workers there are.
+
+    Args:
+        source: embeddings.
+        name: of the source, of several.
+        room: where the work is done.
+    """
+    stretches = source.stretches()
+    sizes = [stretch.n_rows for stretch in stretches]
+    made = room.run(f"rows {name}", look_shard, stretches, sizes=sizes, unit="row")
+    return join_facts((pq.read_table(shard.file(".parquet")) for shard in made), sum(sizes))
+
+
+class TrainingArrays(NamedTuple):
+    """Of n training pairs, as in `EmbeddingResult`."""
+
+    image_embeddings: Float32[np.ndarray, "n d"]
+    text_embeddings: Float32[np.ndarray, "n d"]
+    concatenated_embeddings: Float32[np.ndarray, "n 2*d"]
+    image_features: Float32[np.ndarray, "n d_i"]
+    text_features: Float32[np.ndarray, "n d_t"]
+    clip_scores: Float32[np.ndarray, " n"]
+
+
+def _embedded(
+    reader: PairReader | RowReader,
+    features: Features,
+    pairs: pd.DataFrame,
+    images: Mapping[str, Encoded],
+    texts: Encoded,
+    *,
+    rng: np.random.Generator,
+) -> EmbeddingResult:
+    """The result, of encoded images of every split and of the texts of all pairs."""
+    n_cut_off = _tell(reader, features, pairs)
+    of_pairs = _of_pairs(pairs, images, texts)
+    of_pairs["test"] = images["test"], of_pairs["test"][1]
+    ids = pd.factorize(pairs["image_sha256"][pairs["split"] == "train"])[0].astype(np.int64)
+    sides = {split: of_pairs[split] for split in SPLITS}
+    joint = _joint_embeddings(
+        {split: images for split, (images, _) in sides.items()},
+        {split: texts for split, (_, texts) in sides.items()},
+        ids,
+        rng=rng,
+    )
+    _check_differences(joint, features)
+    train = TrainingArrays(
+        joint.images,
+        joint.texts,
+        np.concatenate([joint.images, joint.texts], axis=1),
+        sides["train"][0].features,
+        sides["train"][1].features,
+        (joint.images * joint.texts).sum(axis=1),
+    )
+    return _result(
+        *(reader, features, pairs, train, [*sides["validation"], *sides["test"]], joint, n_cut_off)
+    )
+
+
+def _of_pairs(
+    pairs: pd.DataFrame, images: Mapping[str, Encoded], texts: Encoded
+) -> dict[str, tuple[Encoded, Encoded]]:
+    """Images and texts of the pairs of every split, row by row."""
+    image_rows = pairs["image_row"].to_numpy(np.int64)
+    rows = {split: np.flatnonzero(pairs["split"] == split) for split in images}
+    return {s: (images[s].take(image_rows[rows[s]]), texts.take(rows[s])) for s in images}
+
+
+def _result(
+    reader: PairReader | RowReader,
+    features: Features,
+    pairs: pd.DataFrame,
+    train: TrainingArrays,
+    held_out: Sequence[Encoded],
+    joint: JointEmbeddings,
+    n_cut_off: int,
+) -> EmbeddingResult:
+    """All of it together; `held_out` are images and texts, of validation, then of test."""
+    split, image_rows = pairs["split"], pairs["image_row"].to_numpy(np.int64)
     return EmbeddingResult(
-        image_embeddings=joint.images,
-        text_embeddings=joint.texts,
-        concatenated_embeddings=np.concatenate([joint.images, joint.texts], axis=1),
-        image_features=pair_images["train"].features,
-        text_features=pair_texts["train"].features,
-        clip_scores=(joint.images * joint.texts).sum(axis=1),
-        indices=pairs["position"].to_numpy(np.int64)[rows["train"]],
-        validation_image_features=pair_images["validation"].features,
-        validation_text_features=pair_texts["validation"].features,
-        test_image_features=images["test"].features,
-        test_text_features=pair_texts["test"].features,
-        test_caption_image=image_rows[rows["test"]],
+        **train._asdict(),
+        indices=pairs["position"].to_numpy(np.int64)[split == "train"],
+        validation_image_features=held_out[0].features,
+        validation_text_features=held_out[1].features,
+        test_image_features=held_out[2].features,
+        test_text_features=held_out[3].features,
+        test_caption_image=image_rows[split == "test"],
         test_image_embeddings=joint.test_images,
         test_text_embeddings=joint.test_texts,
         pairs=pairs,
@@ -125,7 +283,7 @@ def embed_pairs(
     )
 
 
-def _tell(reader: PairReader, features: Features, pairs: pd.DataFrame) -> int:
+def _tell(reader: PairReader | RowReader, features: Features, pairs: pd.DataFrame) -> int:
     """Log how much of the source and of its captions was read; the number of captions cut off."""
     for told in filter(None, (reader.left_out(), reader.account().sentence())):
         logger.info("%s", told)
@@ -209,11 +367,18 @@ def _check_differences(joint: JointEmbeddings, features: Features) -> None:
         ("images", joint.images, "--image_column"),
         ("captions", joint.texts, "--caption_column"),
     ):
-        if len(rows) > 1 and np.abs(rows - rows[0]).max() < SAME_ROW:
+        if len(rows) > 1 and _are_alike(rows):
             raise InputError(
                 f"all {len(rows):,} training {what} have the same embedding, and nothing can be "
                 f"learnt from them; check {flag}, and the encoder ({features.name})"
             )
+
+
+def _are_alike(rows: Float32[np.ndarray, "n d"]) -> bool:
+    """Whether all rows are one, up to rounding; looks at no more of them than it has to."""
+    starts = range(0, len(rows), ROWS_AT_ONCE)
+    blocks = (np.abs(rows[start : start + ROWS_AT_ONCE] - rows[0]).max() for start in starts)
+    return all(difference < SAME_ROW for difference in blocks)
 
 
 class JointEmbeddings(NamedTuple):

@@ -43,8 +43,7 @@ from cli.preview import preview
 from cli.run import Run, resolve_device
 from clustering import ClusterAssignment, cluster_embeddings, training_pairs
 from curation import CurationResult, curate, estimated_parts
-from data import PairReader
-from embedding import EmbeddingResult, embed_pairs
+from embedding import EmbeddingResult
 from exporting.formats import ExportReport, export_curated, warn_of_outdated
 from influence import judge_held_out, score_clusters, score_pairs_in_rounds
 from learner.pairs import TrainingPairs
@@ -123,14 +122,14 @@ def embed(run: Run) -> Saved[EmbeddingResult]:
     """Read the data set and embed its pairs."""
     stage, mode = stages.EMBEDDING, run.mode(stages.EMBEDDING)
     data = resolve_auto(run, mode)
+    provenance = data.provenance(run)
 
     def compute() -> EmbeddingResult:
         most = 0 if run.config.report.no_report else run.config.report.report_images
-        source, encoder, decode = data.opened(run, keep_small(run.small_copies, most))
-        reader = PairReader(source, run.config.data, decode=decode)
-        return embed_pairs(reader, encoder, run.config.embedding, rng=run.rng(stage.name))
+        watch, room = keep_small(run.small_copies, most), run.room(stage, provenance)
+        return data.embed(run, room, watch, rng=run.rng(stage.name))
 
-    return run.have(stage, EmbeddingResult, data.provenance(run), compute, mode)
+    return run.have(stage, EmbeddingResult, provenance, compute, mode)
 
 
 def stage_1(run: Run) -> Known:

@@ -302,7 +302,8 @@ class Store:
         """
         if int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize <= HELD_BYTES:
             return np.zeros(shape, dtype)
-        path = self.path(f"{stage.folder}/.{stage.prefix}{name}.npy.{key[:16]}{PART}")
+        path = self.part_path(stage, name, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             try:
                 found = np.load(path, mmap_mode="r+", allow_pickle=False)
@@ -320,6 +321,10 @@ class Store:
                 path.unlink()
             raise _not_written(path, error) from error
         return array
+
+    def part_path(self, stage: Stage, name: str, key: str) -> Path:
+        """Where an array lies while it is filled; see `allocate`."""
+        return self.root / stage.folder / f".{stage.prefix}{name}.npy.{key[:16]}{PART}"
 
     def _write_large(self, relative: str, array: np.ndarray) -> dict[str, Any]:
         """Write an array piece by piece, or name the file that it was filled in; its entry."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ from artifacts.provenance import (
     changed_settings,
 )
 from cli.run import Run
-from data import SYNTHETIC_WARNING
+from data import SYNTHETIC_WARNING, PairReader
+from embedding import EmbeddingResult, embed_pairs, embed_rows, look_at_rows
 from encoders.base import (
     DEFAULT_MODEL,
     EMBEDDED_WARNING,
@@ -31,9 +33,11 @@ from encoders.base import (
     resolve_dtype,
 )
 from encoders.pretrained import load_encoder
+from engine.room import StageRoom
 from sources.base import PairSource
 from sources.embeddings import EmbeddingFiles, open_embeddings
 from sources.images import decode_pixels
+from sources.row_reader import RowReader
 
 logger = logging.getLogger(__name__)
 MEANT_BY_AUTO = {
@@ -111,15 +115,38 @@ class StageOneData:
         inputs = {"data set": self.fingerprint}
         return Provenance(config.run.seed, settings, inputs, config.data.left_out_defaults())
 
+    def embed(
+        self,
+        run: Run,
+        room: StageRoom,
+        watch: Callable[[bytes, Image], None],
+        *,
+        rng: np.random.Generator,
+    ) -> EmbeddingResult:
+        """Every pair read and embedded.
+
+        Args:
+            run: its settings.
+            room: where what is much is worked on.
+            watch: is shown every image that is decoded.
+            rng: the stage's generator.
+        """
+        config = run.config
+        if self.given is not None:
+            features = GivenEmbeddings(self.given.name, self.given.texts_at)
+            rows = RowReader(self.given, config.data, partial(look_at_rows, room=room))
+            return embed_rows(rows, features, rng=rng, room=room)
+        source, encoder, decode = self.opened(run, watch)
+        return embed_pairs(
+            PairReader(source, config.data, decode=decode), encoder, config.embedding, rng=rng
+        )
+
     def opened(self, run: Run, watch: Callable[[bytes, Image], None] | None = None) -> OpenData:
         """The source and what it is embedded by, opened now where they are not yet.
 
         `watch` is shown every image that is decoded.
         """
         config = run.config
-        if self.given is not None:
-            features = GivenEmbeddings(self.given.name, self.given.texts_at)
-            return OpenData(self.given.source, features, self.given.decode)
         chosen = replace(config.embedding, encoder_model=self.encoder_model)
         encoder = self.encoder or load_encoder(chosen, device=run.device)
         decode = decode_pixels(encoder.preprocess, config.data.max_image_pixels, watch)

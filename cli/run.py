@@ -32,6 +32,9 @@ from artifacts.store import Checkpoints, Store
 from cli.config import Config
 from cli.overrides import Overrides
 from data import open_source
+from engine.base import Engine
+from engine.local import LocalEngine
+from engine.room import StageRoom
 from learner.model import Parameters
 from sources.base import PairSource
 from sources.embeddings import open_embeddings
@@ -49,6 +52,7 @@ class Run:
     store: Store
     device: torch.device
     overrides: Overrides = field(default_factory=Overrides)
+    engine: Engine = field(default_factory=LocalEngine)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     # Small copies of the images that stage 1 has read, by the SHA-256 of their files.
@@ -128,8 +132,13 @@ class Run:
     ) -> Saved[T]:
         """The same where what the result depends on is no result of a stage."""
         saved = self.store.stage(stage, mode, provenance, result_type, compute)
+        self.room(stage, provenance).clear()
         self.seconds[stage.name] = saved.seconds
         return saved
+
+    def room(self, stage: Stage, provenance: Provenance) -> StageRoom:
+        """Where a stage has its shards worked on."""
+        return StageRoom(self.engine, self.store, stage, provenance.fingerprint(stage))
 
     def training_stage(
         self,

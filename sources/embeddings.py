@@ -36,6 +36,7 @@ from sources.datacomp import is_datacomp, read_pool
 from sources.embedding_rows import EmbeddingRows
 from sources.embedding_tables import EmbeddingTable, read_table
 from sources.paths import file_version, read_file
+from sources.row_arrays import unit_texts
 from sources.row_facts import Stretch, stretches
 from sources.splits import complete_splits, digest
 from sources.vectors import (
@@ -343,20 +344,6 @@ def _describe(name: str, rows: EmbeddingRows, found: _Found) -> str:
     if found.problems:
         description += f", {len(found.problems):,} rows not usable"
     return ", ".join(filter(None, [description, found.left_out]))
-
-
-def unit_texts(texts: Vectors, positions: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
-    """The rows at these positions at unit length.
-
-    Raises:
-        InputError: one is not finite or all zero, or a file cannot be read any more.
-    """
-    rows = texts.at(positions)
-    unusable = np.flatnonzero(~is_usable(row_lengths(rows)))
-    if len(unusable):
-        place = texts.place(int(positions[unusable[0]]))
-        raise texts.error(f"{place} is not finite or all zero; leave this pair out")
-    return unit_rows(rows)
 
 
 # --- Which files ----------------------------------------------------------------------------------

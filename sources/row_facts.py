@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64, UInt8
 
 from sources.captions import caption_fault, normalize_caption
@@ -137,11 +136,6 @@ def find_facts(stretches: Sequence[Stretch]) -> RowFacts:
     """The facts of all rows, found one stretch after the other."""
     n_rows = sum(stretch.n_rows for stretch in stretches)
     return join_facts(map(look_at, stretches), n_rows)
-
-
-def read_facts(path: Path) -> pa.Table:
-    """The facts of a stretch that were written to a file."""
-    return pq.read_table(path)
 
 
 def stretches(n_rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:

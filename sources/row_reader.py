@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from artifacts.settings import InputError
 from sources.accounting import (
@@ -32,7 +32,7 @@ from sources.base import (
 from sources.captions import shown_caption
 from sources.embeddings import EmbeddingFiles, EmbeddingPart, EmbeddingSource
 from sources.row_facts import RowFacts, hex_rows, lanes, pair_id_of
-from sources.vectors import EMBEDDING_NOT_USABLE
+from sources.vectors import EMBEDDING_NOT_USABLE, unit_rows
 
 KEPT, FAULT, PROBLEM, OTHER_SPLIT, DUPLICATE = range(5)  # what becomes of a row
 
@@ -66,14 +66,14 @@ class RowReader:
         self,
         files: EmbeddingFiles,
         config: DataConfig,
-        find_facts: Callable[[EmbeddingSource], RowFacts],
+        find_facts: Callable[[EmbeddingSource, str], RowFacts],
     ) -> None:
         """Reads all splits: test, validation, train; an image in two stays in the first of these.
 
         Args:
             files: the embeddings.
             config: limits.
-            find_facts: hashes and faults of all rows of a source.
+            find_facts: hashes and faults of all rows of a source, which is named by a split.
 
         Raises:
             InputError: a split ends without a single usable pair.
@@ -88,7 +88,7 @@ class RowReader:
         for split in ("test", "validation", "train"):
             part = files.part(split)
             if id(part.source) not in self._facts:
-                self._facts[id(part.source)] = find_facts(part.source)
+                self._facts[id(part.source)] = find_facts(part.source, split)
             self._read(split, part)
 
     # --- Choosing ---------------------------------------------------------------------------------
@@ -217,6 +217,14 @@ class RowReader:
         rows = self._skipped_rows(split, part)
         reasons = Counter(str(row[3]) for row in rows)
         raise InputError(no_usable_pair(split, len(positions), reasons, rows, self.source))
+
+    def images(self, split: str) -> Float32[np.ndarray, "m d"]:
+        """Unit embeddings of a split's different images, by their rows.
+
+        Raises:
+            InputError: a file cannot be read any more.
+        """
+        return unit_rows(self.files.part(split).source.images.at(self.image_rows[split]))
 
     # --- Telling ----------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 STAGES = {"data", "embedding", "clustering", "curation", "baselines", "train_eval"}
 # Stages map work over jobs and shards; which engine does it, they do not know.
-SEAM = {"engine.base", "engine.shards"}
+SEAM = {"engine.base", "engine.shards", "engine.room"}
 # What each room (a file in the root or a package) may import of the project; main.py may import
 # anything. `room.module` allows one module of a room alone.
 ARROWS: dict[str, set[str]] = {

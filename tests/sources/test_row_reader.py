@@ -21,7 +21,8 @@ CAPTIONS = ["a dog", "A dog.", "a cat", "  ", "", "two  birds", "two birds", "\u
 WORDS = ["red", "old", "wet", "big"]
 
 
-def facts(source: EmbeddingSource) -> RowFacts:
+def facts(source: EmbeddingSource, split: str) -> RowFacts:
+    assert split in ("test", "validation", "train")
     return find_facts(source.stretches())
 
 

@@ -1,0 +1,133 @@
+"""Where a stage has its shards worked on: by which engine, and in which folder of the output."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from artifacts.provenance import Stage
+from artifacts.settings import InputError
+from artifacts.store import Store
+from engine.base import Engine, Setup
+from engine.shards import Shard, Summary, run_shards
+
+SHARDS = "shards"  # subfolder of a stage's folder
+
+
+@dataclass(frozen=True)
+class Made:
+    """A shard's result.
+
+    Attributes:
+        summary: what its work returned.
+        path: of its files, without their endings.
+    """
+
+    summary: Summary
+    path: Path
+
+    def file(self, ending: str) -> Path:
+        """One of its files."""
+        return self.path.with_name(self.path.name + ending)
+
+    def load(self, ending: str) -> np.ndarray:
+        """One of its arrays, mapped.
+
+        Raises:
+            InputError: it is gone since it was written.
+        """
+        try:
+            return np.asanyarray(np.load(self.file(ending), mmap_mode="r", allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--output_dir: {self.file(ending)} cannot be read ({error}); start again with "
+                "--load_saved"
+            ) from error
+
+
+@dataclass(frozen=True)
+class StageRoom:
+    """The engine, the folder and the fingerprint of a stage that is computed.
+
+    Shards of a run that was killed are taken up where they are of the same fingerprint, and removed
+    when the stage is saved.
+    """
+
+    engine: Engine
+    store: Store
+    stage: Stage
+    fingerprint: str
+
+    def run(
+        self,
+        name: str,
+        work: Callable[..., Summary],
+        jobs: Sequence[Any],
+        *,
+        unit: str,
+        sizes: Sequence[int] | None = None,
+        setup: Setup[Any] | None = None,
+    ) -> list[Made]:
+        """The results of all jobs, in their order; only what is missing is worked on.
+
+        Args:
+            name: of what is done, also on the progress bar; letters, digits and blanks.
+            work: see `run_shards`.
+            jobs: one a shard.
+            unit: what `sizes` count.
+            sizes: of the shards; one each by default.
+            setup: makes the context, once a worker.
+
+        Raises:
+            InputError: raised by work, the engine or the store.
+        """
+        folder = f"{self._folder()}/{name.replace(' ', '_')}"
+        shards = [
+            Shard(
+                f"{i:06d}", self._print(name, i, len(jobs)), job, 1 if sizes is None else sizes[i]
+            )
+            for i, job in enumerate(jobs)
+        ]
+        summaries = run_shards(
+            *(self.engine, work, shards),
+            store=self.store,
+            folder=folder,
+            description=name,
+            unit=unit,
+            setup=setup,
+        )
+        paths = [self.store.root / folder / shard.name for shard in shards]
+        return [Made(summary, path) for summary, path in zip(summaries, paths, strict=True)]
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        """An array for a field of the stage's result; see `Store.allocate`."""
+        return self.store.allocate(self.stage, name, shape, dtype, key=self.fingerprint)
+
+    def has_begun(self, name: str) -> bool:
+        """Whether an array that is allocated under this name was there before."""
+        return self.store.part_path(self.stage, name, self.fingerprint).exists()
+
+    def clear(self) -> None:
+        """Remove all shards: the stage is saved."""
+        with suppress(OSError):  # what cannot be removed is in nobody's way
+            shutil.rmtree(self.store.root / self._folder())
+            (self.store.root / self._folder()).parent.rmdir()  # unless others have shards in it
+
+    def forget(self, name: str) -> None:
+        """Remove the shards of one thing that is done."""
+        with suppress(OSError):
+            shutil.rmtree(self.store.root / self._folder() / name.replace(" ", "_"))
+
+    def _folder(self) -> str:
+        return f"{self.stage.folder}/{SHARDS}/{self.stage.name.replace(' ', '_')}"
+
+    def _print(self, name: str, number: int, count: int) -> str:
+        return hashlib.sha256(f"{self.fingerprint}:{name}:{number}:{count}".encode()).hexdigest()
