@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 from tqdm import tqdm
 
+from artifacts.arrays import Filled
 from artifacts.scratch import HELD_BYTES
 from artifacts.settings import InputError
 from data import PairReader
@@ -24,7 +25,7 @@ from engine.room import StageRoom
 from engine.shards import ShardFiles, Summary
 from sources.base import SPLITS
 from sources.embeddings import EmbeddingSource
-from sources.row_arrays import Filled, FillJob, fill_jobs, fill_rows
+from sources.row_arrays import FillJob, fill_jobs, fill_rows
 from sources.row_facts import RowFacts, Stretch, join_facts, look_at
 from sources.row_reader import RowReader
 

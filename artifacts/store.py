@@ -30,6 +30,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import DTypeLike
 
+from artifacts.arrays import Hashed, begin_array, file_of, hash_file, map_array
 from artifacts.provenance import (
     EVALUATION,
     SCHEMA_VERSION,
@@ -45,12 +46,11 @@ from artifacts.provenance import (
     list_changes,
     package_versions,
 )
-from artifacts.scratch import HELD_BYTES, reserve
+from artifacts.scratch import HELD_BYTES
 from artifacts.settings import InputError
 
 logger = logging.getLogger(__name__)
 PART = ".part"  # ends the name of an array that is being filled
-HASHED_AT_ONCE = 2**22  # bytes of a large file
 MANIFEST_KEYS = {"fingerprint", "settings", "inputs", "values", "files", "seconds"}
 Result = TypeVar("Result")
 
@@ -164,6 +164,19 @@ class Store:
                     break
                 parent.rmdir()
 
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder with all that is in it, and those above it that this empties.
+
+        What cannot be removed is in nobody's way and stays.
+        """
+        path = self.root / folder
+        with suppress(OSError):
+            shutil.rmtree(path)
+            for parent in path.parents:
+                if parent == self.root:
+                    break
+                parent.rmdir()
+
     def remove_temporary(self, folder: str) -> None:
         """Remove what a run that was killed left unfinished anywhere in a folder."""
         paths = (self.root / folder).rglob(".*.tmp")
@@ -245,7 +258,7 @@ class Store:
             name = _file_name(f, content)
             if name is None:
                 scalars[f.name] = content
-            elif _is_large(content):
+            elif is_large(content):
                 large[stage.prefix + name] = content
             else:
                 contents[stage.prefix + name] = _encode(name, content)
@@ -305,22 +318,11 @@ class Store:
         path = self.part_path(stage, name, key)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            try:
-                found = np.load(path, mmap_mode="r+", allow_pickle=False)
-            except (OSError, ValueError):
-                found = None
-            if found is not None and found.shape == shape and found.dtype == dtype:
-                return np.asanyarray(found)
-            array: np.ndarray = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-                path, mode="w+", dtype=np.dtype(dtype), shape=shape
-            )
-            with open(path, "r+b") as file:
-                reserve(file.fileno(), path.stat().st_size)
+            return begin_array(path, shape, dtype)
         except OSError as error:
             with suppress(OSError):
                 path.unlink()
             raise _not_written(path, error) from error
-        return array
 
     def part_path(self, stage: Stage, name: str, key: str) -> Path:
         """Where an array lies while it is filled; see `allocate`."""
@@ -329,16 +331,16 @@ class Store:
     def _write_large(self, relative: str, array: np.ndarray) -> dict[str, Any]:
         """Write an array piece by piece, or name the file that it was filled in; its entry."""
         path = self.root / relative
-        filled = _file_of(array)
+        filled = file_of(array)
         if filled is not None and filled.name.endswith(PART) and filled.parent == path.parent:
             cast(np.memmap, array).flush()
             try:
                 os.replace(filled, path)
             except OSError as error:
                 raise _not_written(path, error) from error
-            return {"sha256": _hash_file(path), "bytes": path.stat().st_size}
+            return {"sha256": hash_file(path), "bytes": path.stat().st_size}
         with self.writing(relative) as file:
-            hashed = _Hashed(file)
+            hashed = Hashed(file)
             np.lib.format.write_array(hashed, array, allow_pickle=False)  # type: ignore[no-untyped-call]
         return {"sha256": hashed.digest.hexdigest(), "bytes": path.stat().st_size}
 
@@ -365,9 +367,9 @@ class Store:
         changes = {}
         for f in fields(cast(Any, value)):
             content = getattr(value, f.name)
-            if _is_large(content):
+            if is_large(content):
                 name = stage.prefix + str(_file_name(f, content))
-                changes[f.name] = _map(self.root / stage.folder / name)
+                changes[f.name] = map_array(self.root / stage.folder / name)
         return replace(cast(Any, value), **changes) if changes else value
 
     def _remove_outdated(self, stage: Stage, names: Iterable[str]) -> None:
@@ -454,9 +456,9 @@ class Store:
         path = self.root / stage.folder / name
         try:
             if name.endswith(".npy") and path.stat().st_size > HELD_BYTES:
-                if _hash_file(path) != expected["sha256"]:
+                if hash_file(path) != expected["sha256"]:
                     raise StaleError(f"has a damaged {name} (its hash is not the saved one)")
-                return _map(path)
+                return map_array(path)
             data = path.read_bytes()
         except OSError as error:
             raise StaleError(f"lacks {name} ({error.strerror})") from error
@@ -500,43 +502,9 @@ def _not_written(path: Path, error: OSError) -> InputError:
     )
 
 
-def _is_large(content: Any) -> bool:
+def is_large(content: Any) -> bool:
     """Whether a field's value is an array that is not to be held."""
     return isinstance(content, np.ndarray) and content.nbytes > HELD_BYTES
-
-
-def _file_of(array: np.ndarray) -> Path | None:
-    """The file that an array is the whole of; None for any other array."""
-    if not isinstance(array, np.memmap) or array.filename is None:
-        return None
-    offset = int(getattr(array, "offset", 0))
-    is_whole = array.nbytes + offset == os.path.getsize(array.filename)  # a view names it too
-    return Path(array.filename) if is_whole else None
-
-
-def _map(path: Path) -> np.ndarray:
-    """An array as it lies on the disk, read-only."""
-    return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(HASHED_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-class _Hashed:
-    """A file whose bytes are hashed on their way."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.digest = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        """As that of the file."""
-        self.digest.update(data)
-        return self._file.write(data)
 
 
 def _has_default(f: Field[Any]) -> bool:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,14 +115,11 @@ class StageRoom:
 
     def clear(self) -> None:
         """Remove all shards: the stage is saved."""
-        with suppress(OSError):  # what cannot be removed is in nobody's way
-            shutil.rmtree(self.store.root / self._folder())
-            (self.store.root / self._folder()).parent.rmdir()  # unless others have shards in it
+        self.store.remove_folder(self._folder())
 
     def forget(self, name: str) -> None:
         """Remove the shards of one thing that is done."""
-        with suppress(OSError):
-            shutil.rmtree(self.store.root / self._folder() / name.replace(" ", "_"))
+        self.store.remove_folder(f"{self._folder()}/{name.replace(' ', '_')}")
 
     def _folder(self) -> str:
         return f"{self.stage.folder}/{SHARDS}/{self.stage.name.replace(' ', '_')}"

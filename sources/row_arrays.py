@@ -2,60 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from artifacts.arrays import Filled
 from sources.vectors import Vectors, is_usable, row_lengths, unit_rows
 
 ROWS_AT_ONCE = 2**12
 ROWS_A_JOB = 2**16
-
-
-@dataclass(frozen=True)
-class Filled:
-    """A .npy file whose values are written by whoever fills it.
-
-    Attributes:
-        path: of the file.
-        offset: bytes in front of the first value.
-        width: values a row; float32.
-    """
-
-    path: Path
-    offset: int
-    width: int
-
-    @classmethod
-    def of(cls, array: np.ndarray) -> Filled:
-        """The file that an array is the whole of."""
-        assert isinstance(array, np.memmap), "large arrays lie in files"
-        path = Path(str(array.filename)).resolve()
-        return cls(path, int(getattr(array, "offset", 0)), int(array.shape[1]))
-
-    def write(self, first: int, rows: Float32[np.ndarray, "m w"]) -> None:
-        """Put rows in their place, counted from `first`; what lies beside them is not touched.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        data = np.ascontiguousarray(rows, "<f4").tobytes()
-        with open(self.path, "r+b") as file:
-            file.seek(self.offset + first * self.width * 4)
-            file.write(data)
-
-    def finish(self) -> None:
-        """Have the disk hold what was written.
-
-        Raises:
-            OSError: it does not.
-        """
-        with open(self.path, "r+b") as file:
-            os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)

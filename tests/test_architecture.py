@@ -85,7 +85,7 @@ WRITING_FUNCTIONS = {
     "save_file",
     "torch.save",
 }
-WRITERS = {"artifacts.lock", "artifacts.store"}  # the lock is one file, its own
+WRITERS = {"artifacts.arrays", "artifacts.lock", "artifacts.store"}  # the lock is one file, its own
 WRITING_METHODS = {"write_bytes", "write_text", "mkdir", "touch", "unlink", "rmdir", "rmtree"}
 
 
