@@ -32,6 +32,8 @@ from artifacts.store import Checkpoints, Store
 from cli.config import Config
 from cli.overrides import Overrides
 from data import open_source
+from engine.base import Engine
+from engine.local import LocalEngine
 from learner.model import Parameters
 from sources.base import PairSource
 from sources.embeddings import open_embeddings
@@ -49,6 +51,7 @@ class Run:
     store: Store
     device: torch.device
     overrides: Overrides = field(default_factory=Overrides)
+    engine: Engine = field(default_factory=LocalEngine)  # does what can be done side by side
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     # Small copies of the images that stage 1 has read, by the SHA-256 of their files.
