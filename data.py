@@ -205,7 +205,7 @@ class PairReader:
         first_skipped = len(self._skipped)
         for record, outcome in self._outcomes(split, known):
             n_tried += len(record.captions)
-            if record.problem is None and not _has_usable_caption(record):
+            if record.problem is None and not has_usable_caption(record):
                 for caption in record.captions:
                     fault = caption_fault(caption.text)
                     self._skip(split, record, [caption], *(fault or (EMPTY_CAPTION, "")))
@@ -224,7 +224,7 @@ class PairReader:
                 self._keep(split, record, outcome, row)
             if outcome.sha256 not in self._owners:  # a spare caption may need the pixels yet
                 continue
-            known[record.key] = DecodedImage(outcome.hash, pixels=None)
+            known[record.key] = outcome.without_pixels()
             if is_new and outcome.pixels is not None:
                 n_rows += 1
                 yield UsableImage(row, outcome.pixels)
@@ -348,22 +348,9 @@ class PairReader:
     def _read(self, record: ImageRecord) -> DecodedImage | UnusableImage:
         if record.problem is not None:
             return record.problem
-        if not _has_usable_caption(record):  # then its captions are judged, not the image
+        if not has_usable_caption(record):  # then its captions are judged, not the image
             return UnusableImage(MISSING_CAPTION)
-        try:
-            data = record.read()
-        except UnusableImage as unusable:
-            return unusable
-        except (FileNotFoundError, NotADirectoryError) as error:
-            told = error.args[0] if len(error.args) == 1 else record.key
-            return UnusableImage(MISSING_FILE, str(told))
-        except Exception as error:  # a source may read through any library
-            return UnusableImage(UNREADABLE_FILE, f"{type(error).__name__}: {error}")
-        try:
-            pixels = self._decode(data)
-        except UnusableImage as unusable:
-            return unusable
-        return DecodedImage(hashlib.sha256(data), pixels)
+        return read_record(record.key, record.read, self._decode)
 
     def _keep(self, split: str, record: ImageRecord, image: DecodedImage, row: int) -> None:
         """Keep the usable captions of an image as far as the split needs them."""
@@ -426,5 +413,32 @@ def _demanded(split: str, record: ImageRecord) -> int:
     return 1 if split == "test" else len(record.captions)
 
 
-def _has_usable_caption(record: ImageRecord) -> bool:
+def read_record(
+    key: str, read: Callable[[], bytes], decode: Callable[[bytes], np.ndarray]
+) -> DecodedImage | UnusableImage:
+    """An image read, hashed and decoded, or why it cannot be used.
+
+    Args:
+        key: of the image.
+        read: gives the file's bytes.
+        decode: makes an encoder's input of them.
+    """
+    try:
+        data = read()
+    except UnusableImage as unusable:
+        return unusable
+    except (FileNotFoundError, NotADirectoryError) as error:
+        told = error.args[0] if len(error.args) == 1 else key
+        return UnusableImage(MISSING_FILE, str(told))
+    except Exception as error:  # a source may read through any library
+        return UnusableImage(UNREADABLE_FILE, f"{type(error).__name__}: {error}")
+    try:
+        pixels = decode(data)
+    except UnusableImage as unusable:
+        return unusable
+    return DecodedImage(hashlib.sha256(data), pixels)
+
+
+def has_usable_caption(record: ImageRecord) -> bool:
+    """Whether any caption of a record makes a pair."""
     return any(caption_fault(caption.text) is None for caption in record.captions)

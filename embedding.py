@@ -7,26 +7,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 from tqdm import tqdm
 
-from artifacts.arrays import Filled
 from artifacts.scratch import HELD_BYTES
 from artifacts.settings import InputError
 from data import PairReader
 from encoders.base import EmbeddingConfig, Encoded, Features, count_cut_off, join
-from encoders.joint_map import embed_across_folds, unit_rows
+from encoders.joint_map import unit_rows
+from engine.base import Setup
 from engine.room import StageRoom
-from engine.shards import ShardFiles, Summary
+from reading.arrays import TrainingArrays, fill_given, fill_pairs
+from reading.captions import EncodedCaptions
+from reading.images import ShardReader
+from reading.joint import JointEmbeddings, joint_embeddings
+from reading.setup import Reading
 from sources.base import SPLITS
-from sources.embeddings import EmbeddingSource
-from sources.row_arrays import FillJob, fill_jobs, fill_rows
-from sources.row_facts import RowFacts, Stretch, join_facts, look_at
 from sources.row_reader import RowReader
 
 logger = logging.getLogger(__name__)
@@ -122,7 +121,7 @@ def embed_rows(
         images, texts = _rows_of(reader, pairs, SPLITS)
         return _embedded(reader, features, pairs, images, texts, rng=rng)
     n_cut_off = _tell(reader, features, pairs)
-    train = _fill_training(reader, pairs, room)
+    train = fill_given(reader, pairs, room)
     held_out = pairs[pairs["split"] != "train"].reset_index(drop=True)
     images, texts = _rows_of(reader, held_out, ("validation", "test"))
     of_pairs = _of_pairs(held_out, images, texts)
@@ -137,6 +136,61 @@ def embed_rows(
     return _result(reader, features, pairs, train, sides, joint, n_cut_off)
 
 
+def embed_in_shards(
+    reader: ShardReader,
+    encoder: Features,
+    config: EmbeddingConfig,
+    *,
+    rng: np.random.Generator,
+    room: StageRoom,
+    setup: Setup[Reading],
+) -> EmbeddingResult:
+    """The same as `embed_pairs`, images and captions encoded shard by shard by any worker.
+
+    Args:
+        reader: nothing of it read yet.
+        encoder: whose features they are.
+        config: batch size.
+        rng: assigns the folds.
+        room: where shards are worked on, and large arrays filled.
+        setup: what a worker opens.
+
+    Raises:
+        InputError: no usable pair, too few images, or values that are not finite.
+    """
+    started = time.perf_counter()
+    places = {s: np.stack([image.pixels for image in reader.images(s)]) for s in READ_ORDER}
+    pairs = reader.pairs()
+    texts = EncodedCaptions(pairs["caption"].tolist(), room, setup, config.encoder_batch_size)
+    _tell_speed(encoder.name, sum(map(len, places.values())), len(pairs), started)
+    n_pairs = int((pairs["split"] == "train").sum())
+    one = reader.features(places["train"][:1])
+    if 4 * n_pairs * one.features.shape[1] <= HELD_BYTES:
+        images = {split: reader.features(places[split]) for split in SPLITS}
+        encoded = texts.take(np.arange(len(pairs)))
+        for part in (*images.values(), encoded):
+            _check_finite(part, encoder, config)
+        return _embedded(reader, encoder, pairs, images, encoded, rng=rng)
+    n_cut_off = _tell(reader, encoder, pairs)
+    held_out = pairs[pairs["split"] != "train"]
+    images = {split: reader.features(places[split]) for split in ("validation", "test")}
+    of_pairs = _of_pairs(held_out, images, texts.take(held_out.index.to_numpy()))
+    sides = [*of_pairs["validation"], images["test"], of_pairs["test"][1]]
+    image_rows = pairs["image_row"].to_numpy(np.int64)
+    rows = np.flatnonzero(pairs["split"] == "train")
+
+    def block(at: Int64[np.ndarray, " m"]) -> tuple[Encoded, Encoded]:
+        found = reader.features(places["train"][image_rows[rows[at]]]), texts.take(rows[at])
+        for part in found:
+            _check_finite(part, encoder, config)
+        return found
+
+    ids = pd.factorize(pairs["image_sha256"].to_numpy()[rows])[0].astype(np.int64)
+    train, joint = fill_pairs(block, sides, ids, room, rng=rng)
+    _check_differences(joint, encoder)
+    return _result(reader, encoder, pairs, train, sides, joint, n_cut_off)
+
+
 def _rows_of(
     reader: RowReader, pairs: pd.DataFrame, splits: Sequence[str]
 ) -> tuple[dict[str, Encoded], Encoded]:
@@ -144,66 +198,6 @@ def _rows_of(
     images = {split: Encoded(rows, rows) for split in splits for rows in [reader.images(split)]}
     texts = reader.files.texts_at(pairs["position"].to_numpy(np.int64))
     return images, Encoded(texts, texts)
-
-
-def _fill_training(reader: RowReader, pairs: pd.DataFrame, room: StageRoom) -> TrainingArrays:
-    """The training pairs' arrays, filled on the disk by whatever workers there are."""
-    n, d = int((pairs["split"] == "train").sum()), reader.files.texts.width
-    shapes = {"image_embeddings": (n, d), "text_embeddings": (n, d)}
-    shapes["concatenated_embeddings"] = (n, 2 * d)
-    if not all(room.has_begun(name) for name in shapes):
-        room.forget("unit embeddings")  # what was filled is gone with the arrays
-    arrays = {name: room.allocate(name, shape, np.float32) for name, shape in shapes.items()}
-    targets = {name: Filled.of(array) for name, array in arrays.items()}
-    source = reader.files.part("train").source
-    positions = pairs["position"].to_numpy(np.int64)[pairs["split"] == "train"]
-    vectors, owners = (source.images, source.texts), source.rows.owners[positions]
-    jobs = list(fill_jobs(vectors, targets, positions, owners))
-    sizes = [len(job.positions) for job in jobs]
-    cosines = room.run("unit embeddings", fill_shard, jobs, sizes=sizes, unit="pair")
-    images, texts = arrays["image_embeddings"], arrays["text_embeddings"]
-    return TrainingArrays(
-        *(images, texts, arrays["concatenated_embeddings"], images, texts),
-        np.concatenate([made.load(".npy") for made in cosines]),
-    )
-
-
-def fill_shard(job: FillJob, files: ShardFiles) -> Summary:
-    """Write the unit embeddings of some pairs in their places, and their cosines."""
-    files.write_npy(".npy", fill_rows(job))
-    return {}
-
-
-def look_shard(stretch: Stretch, files: ShardFiles) -> Summary:
-    """Hash some rows of embeddings, and write what was found."""
-    with files.writing(".parquet") as file:
-        pq.write_table(look_at(stretch), file)
-    return {}
-
-
-def look_at_rows(source: EmbeddingSource, name: str, room: StageRoom) -> RowFacts:
-    """Hashes and faults of all rows of a source, found by whatever workers there are.
-
-    Args:
-        source: embeddings.
-        name: of the source, of several.
-        room: where the work is done.
-    """
-    stretches = source.stretches()
-    sizes = [stretch.n_rows for stretch in stretches]
-    made = room.run(f"rows {name}", look_shard, stretches, sizes=sizes, unit="row")
-    return join_facts((pq.read_table(shard.file(".parquet")) for shard in made), sum(sizes))
-
-
-class TrainingArrays(NamedTuple):
-    """Of n training pairs, as in `EmbeddingResult`."""
-
-    image_embeddings: Float32[np.ndarray, "n d"]
-    text_embeddings: Float32[np.ndarray, "n d"]
-    concatenated_embeddings: Float32[np.ndarray, "n 2*d"]
-    image_features: Float32[np.ndarray, "n d_i"]
-    text_features: Float32[np.ndarray, "n d_t"]
-    clip_scores: Float32[np.ndarray, " n"]
 
 
 def _embedded(
@@ -221,7 +215,7 @@ def _embedded(
     of_pairs["test"] = images["test"], of_pairs["test"][1]
     ids = pd.factorize(pairs["image_sha256"][pairs["split"] == "train"])[0].astype(np.int64)
     sides = {split: of_pairs[split] for split in SPLITS}
-    joint = _joint_embeddings(
+    joint = joint_embeddings(
         {split: images for split, (images, _) in sides.items()},
         {split: texts for split, (_, texts) in sides.items()},
         ids,
@@ -325,16 +319,17 @@ def _encode(
         config.encoder_batch_size,
     )
     _check_finite(texts, features, config)
+    n_images = sum(len(encoded.features) for encoded in images.values())
+    _tell_speed(features.name, n_images, len(pairs), started)
+    return pairs, images, texts
+
+
+def _tell_speed(name: str, n_images: int, n_pairs: int, started: float) -> None:
     seconds = time.perf_counter() - started
     logger.info(
         "%s: %s images and %s captions in %.1f s, %.1f pairs a second",
-        features.name,
-        f"{sum(len(encoded.features) for encoded in images.values()):,}",
-        f"{len(pairs):,}",
-        seconds,
-        len(pairs) / seconds,
+        *(name, f"{n_images:,}", f"{n_pairs:,}", seconds, n_pairs / seconds),
     )
-    return pairs, images, texts
 
 
 def _encode_images(
@@ -380,39 +375,3 @@ def _are_alike(rows: Float32[np.ndarray, "n d"]) -> bool:
     starts = range(0, len(rows), ROWS_AT_ONCE)
     blocks = (np.abs(rows[start : start + ROWS_AT_ONCE] - rows[0]).max() for start in starts)
     return all(difference < SAME_ROW for difference in blocks)
-
-
-class JointEmbeddings(NamedTuple):
-    """Unit rows of the joint space for the pairs of each split; for test, images and captions."""
-
-    images: Float32[np.ndarray, "n d"]
-    texts: Float32[np.ndarray, "n d"]
-    validation_images: Float32[np.ndarray, "V d"]
-    validation_texts: Float32[np.ndarray, "V d"]
-    test_images: Float32[np.ndarray, "E d"]
-    test_texts: Float32[np.ndarray, "Q d"]
-
-
-def _joint_embeddings(
-    images: Mapping[str, Encoded],
-    texts: Mapping[str, Encoded],
-    image_ids: Int64[np.ndarray, " n"],
-    *,
-    rng: np.random.Generator,
-) -> JointEmbeddings:
-    """The encoder's own projections at unit length, or those of a map fitted to the pairs."""
-    parts = [side[split] for split in SPLITS for side in (images, texts)]  # as the fields are
-    own = [part.projections for part in parts if part.projections is not None]
-    if own:
-        return JointEmbeddings(*map(unit_rows, own))
-    image_embeddings, text_embeddings, joint_map = embed_across_folds(
-        images["train"].features, texts["train"].features, image_ids, rng=rng
-    )
-    return JointEmbeddings(
-        image_embeddings,
-        text_embeddings,
-        joint_map.embed_images(images["validation"].features),
-        joint_map.embed_texts(texts["validation"].features),
-        joint_map.embed_images(images["test"].features),
-        joint_map.embed_texts(texts["test"].features),
-    )

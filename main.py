@@ -20,7 +20,9 @@ import numpy as np
 
 import visualize
 from artifacts import provenance as stages
+from artifacts.lock import only_run_in
 from artifacts.provenance import Saved, baseline_stage
+from artifacts.scratch import use_folder
 from artifacts.settings import InputError
 from artifacts.store import Store
 from attribution.results import InfluenceResult, InfluenceValidation, PairInfluence
@@ -44,6 +46,7 @@ from cli.run import Run, resolve_device
 from clustering import ClusterAssignment, cluster_embeddings, training_pairs
 from curation import CurationResult, curate, estimated_parts
 from embedding import EmbeddingResult
+from engine.start import start_engine
 from exporting.formats import ExportReport, export_curated, warn_of_outdated
 from influence import judge_held_out, score_clusters, score_pairs_in_rounds
 from learner.pairs import TrainingPairs
@@ -97,10 +100,15 @@ def run_pipeline(config: Config, command: str) -> None:
         print(explain_pair(Store.at(config.run.output_dir), config.run.explain))
         return
     store = Store.open(config.run.output_dir)
-    with logging_to(store, config.run.log_file):
+    with (
+        only_run_in(store.root),
+        logging_to(store, config.run.log_file),
+        start_engine(config.engine, store) as engine,
+    ):
         logger.info("%s", command)
         check_comparable(config.report.compare, config.run.output_dir)
-        run = open_run(config, store)
+        use_folder(store.root)
+        run = replace(open_run(config, store), engine=engine)
         warn_of_replacing(run)
         known = stage_1(run)
         judged = stage_2(run, known)

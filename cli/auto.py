@@ -23,17 +23,20 @@ from artifacts.provenance import (
 )
 from cli.run import Run
 from data import SYNTHETIC_WARNING, PairReader
-from embedding import EmbeddingResult, embed_pairs, embed_rows, look_at_rows
+from embedding import EmbeddingResult, embed_in_shards, embed_pairs, embed_rows
 from encoders.base import (
     DEFAULT_MODEL,
     EMBEDDED_WARNING,
     Encoder,
-    Features,
     GivenEmbeddings,
     resolve_dtype,
 )
 from encoders.pretrained import load_encoder
+from engine.base import Setup
 from engine.room import StageRoom
+from reading.images import ShardReader
+from reading.rows import look_at_rows
+from reading.setup import Reading, ReadingJob, open_reading
 from sources.base import PairSource
 from sources.embeddings import EmbeddingFiles, open_embeddings
 from sources.images import decode_pixels
@@ -137,9 +140,23 @@ class StageOneData:
             rows = RowReader(self.given, config.data, partial(look_at_rows, room=room))
             return embed_rows(rows, features, rng=rng, room=room)
         source, encoder, decode = self.opened(run, watch)
-        return embed_pairs(
-            PairReader(source, config.data, decode=decode), encoder, config.embedding, rng=rng
+        if not source.can_go_back:
+            reader = PairReader(source, config.data, decode=decode)
+            return embed_pairs(reader, encoder, config.embedding, rng=rng)
+        setup = Setup(
+            open_reading,
+            ReadingJob(
+                replace(config.data, dataset=self.dataset),
+                replace(config.embedding, encoder_model=self.encoder_model),
+                config.run.seed,
+                str(run.device),
+            ),
+            on_gpu=run.device.type == "cuda",
         )
+        run.engine.offer(setup, Reading(source, encoder, decode))
+        size = config.embedding.encoder_batch_size
+        shards = ShardReader(source, config.data, room, setup, size)
+        return embed_in_shards(shards, encoder, config.embedding, rng=rng, room=room, setup=setup)
 
     def opened(self, run: Run, watch: Callable[[bytes, Image], None] | None = None) -> OpenData:
         """The source and what it is embedded by, opened now where they are not yet.
@@ -157,7 +174,7 @@ class OpenData(NamedTuple):
     """A data set, what embeds it and what makes the embedder's input of an image file."""
 
     source: PairSource
-    encoder: Features
+    encoder: Encoder
     decode: Callable[[bytes], np.ndarray]
 
 

@@ -18,6 +18,7 @@ from baselines import METHODS
 from clustering import ClusteringConfig
 from curation import CurationConfig
 from encoders.base import EmbeddingConfig
+from engine.settings import EngineConfig
 from exporting.formats import NEED_IMAGES, ExportConfig
 from learner.training import TrainingConfig
 from reporting.report.settings import ReportConfig
@@ -71,6 +72,7 @@ class Config(NamedTuple):
     """The settings of a run, one dataclass a stage."""
 
     run: RunConfig
+    engine: EngineConfig
     data: DataConfig
     embedding: EmbeddingConfig
     clustering: ClusteringConfig
@@ -105,6 +107,7 @@ class Config(NamedTuple):
 
 GROUPS: Mapping[str, type[Settings]] = {
     "run": RunConfig,
+    "engine": EngineConfig,
     "data set": DataConfig,
     "stage 1, embedding": EmbeddingConfig,
     "stage 1, clustering": ClusteringConfig,

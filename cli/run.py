@@ -52,7 +52,7 @@ class Run:
     store: Store
     device: torch.device
     overrides: Overrides = field(default_factory=Overrides)
-    engine: Engine = field(default_factory=LocalEngine)
+    engine: Engine = field(default_factory=LocalEngine)  # does what can be done side by side
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     # Small copies of the images that stage 1 has read, by the SHA-256 of their files.

@@ -66,6 +66,10 @@ class Engine(ABC):
     def finished(self, call: Call) -> Iterator[tuple[int, Any]]:
         """Number and summary of every job, as they get done; closing it ends what is running."""
 
+    def offer(self, setup: Setup[Context], context: Context) -> None:
+        """What a setup would make and is there already, for workers that can use it."""
+        return
+
     def close(self) -> None:
         """Let go of what was made or started for the work."""
         return

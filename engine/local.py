@@ -53,6 +53,11 @@ class LocalEngine(Engine):
             with self._lock:  # those of threads that are no more
                 self._made = {key: made for key, made in self._made.items() if key[1] == 0}
 
+    def offer(self, setup: Setup[Any], context: Any) -> None:
+        """See `Engine`."""
+        if setup.shared:
+            self._made[setup.key, 0] = context
+
     def close(self) -> None:
         """See `Engine`."""
         self._made.clear()

@@ -229,7 +229,11 @@ class PairSource(ABC):
         fingerprint: hex digest that changes whenever the data does.
         notes: what was chosen, bridged or ignored when it was opened, a phrase each.
         unread: what could not be opened, so that nobody can count its pairs, a phrase each.
+        can_go_back: whether `read_image` reaches every image at any time, in any process that opens
+            the same data set.
     """
+
+    can_go_back = False
 
     def __init__(
         self,

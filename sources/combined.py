@@ -250,6 +250,7 @@ class CombinedSource(PairSource):
             unread=[*pool.unread, *_of_parts(held_out, sources, "unread")],
         )
         self._pool = pool
+        self.can_go_back = all(part.can_go_back for part in (pool, *sources.values()))
         self._held_out = {
             split: _RenamedSource(source, _free_prefix(PREFIXES[split], pool), split)
             for split, source in sources.items()

@@ -132,6 +132,10 @@ class DecodedImage:
         """Of the image file, hexadecimal."""
         return str(self.hash.hexdigest())
 
+    def without_pixels(self) -> DecodedImage:
+        """The same for whoever needs its hash alone."""
+        return DecodedImage(self.hash, None)
+
     def pair_id(self, caption: str) -> str:
         """`pair_id` without the image file at hand."""
         both = self.hash.copy()

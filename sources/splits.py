@@ -40,6 +40,8 @@ class IndexedSource(PairSource):
     It gives the splits that `limits` names; see `complete_splits`.
     """
 
+    can_go_back = True
+
     def __init__(
         self,
         name: str,

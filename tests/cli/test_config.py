@@ -6,6 +6,7 @@ import pytest
 
 from artifacts.settings import InputError
 from cli.config import DEBUG_SETTINGS, parse_arguments
+from engine.settings import EngineConfig
 from sources.base import NO_LIMIT
 
 
@@ -26,3 +27,11 @@ def test_all_bounds_no_number_of_clusters() -> None:
         parse_arguments(["--n_clusters", "6000"])
     with pytest.raises(InputError, match=r"--max_train_samples.*neither a whole number nor the"):
         parse_arguments(["--max_train_samples", "every"])
+
+
+def test_the_engine_has_flags_of_its_own() -> None:
+    given = "--engine ray --workers 8 --ray_address head:6379 --ray_timeout 600".split()
+    assert parse_arguments(given).engine == EngineConfig("ray", 8, "head:6379", 600)
+    assert parse_arguments([]).engine == EngineConfig("local", None, None)
+    with pytest.raises(InputError, match="--ray_address auto goes with --engine ray"):
+        parse_arguments(["--ray_address", "auto"])
