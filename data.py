@@ -48,7 +48,7 @@ from sources.coco import open_coco_files
 from sources.combined import CombinedSource, HeldOut, held_out_sets, open_parts, restrict_stream
 from sources.folders import open_folder
 from sources.hub import open_hf
-from sources.images import DecodedImage
+from sources.images import DecodedImage, FoundImage
 from sources.parquet import open_parquet
 from sources.scenes import open_synthetic
 from sources.shards import open_shards
@@ -201,7 +201,7 @@ class PairReader:
             InputError: the split ends without a single usable pair.
         """
         n_rows = n_tried = 0
-        known: dict[str, DecodedImage | UnusableImage] = {}
+        known: dict[str, FoundImage | UnusableImage] = {}
         first_skipped = len(self._skipped)
         for record, outcome in self._outcomes(split, known):
             n_tried += len(record.captions)
@@ -272,8 +272,8 @@ class PairReader:
         return left_out_sentence(self.source, self._config, read, is_read=self._ended >= {*SPLITS})
 
     def _outcomes(
-        self, split: str, known: Mapping[str, DecodedImage | UnusableImage]
-    ) -> Iterator[tuple[ImageRecord, DecodedImage | UnusableImage]]:
+        self, split: str, known: Mapping[str, FoundImage | UnusableImage]
+    ) -> Iterator[tuple[ImageRecord, FoundImage | UnusableImage]]:
         """Records with what reading them gave, in the records' order.
 
         `known` holds what the consumer will not need to see read again.
@@ -283,10 +283,10 @@ class PairReader:
         executor = ThreadPoolExecutor(n_workers) if n_workers else None
         at_once = IMAGES_AT_ONCE if n_workers else 1
         window = max(1, HANDS_A_WORKER * n_workers) * at_once
-        pending: deque[tuple[ImageRecord, Callable[[], DecodedImage | UnusableImage]]] = deque()
+        pending: deque[tuple[ImageRecord, Callable[[], FoundImage | UnusableImage]]] = deque()
         submitted: set[str] = set()
 
-        def recall(record: ImageRecord) -> DecodedImage | UnusableImage:
+        def recall(record: ImageRecord) -> FoundImage | UnusableImage:
             return known.get(record.key) or self._read(record)
 
         def ask(hand: Sequence[ImageRecord]) -> None:
@@ -342,17 +342,17 @@ class PairReader:
     def _wanted(self, split: str) -> int:
         return self._limits[split] - self._n_kept[split]
 
-    def _read_all(self, records: Sequence[ImageRecord]) -> list[DecodedImage | UnusableImage]:
+    def _read_all(self, records: Sequence[ImageRecord]) -> list[FoundImage | UnusableImage]:
         return [self._read(record) for record in records]
 
-    def _read(self, record: ImageRecord) -> DecodedImage | UnusableImage:
+    def _read(self, record: ImageRecord) -> FoundImage | UnusableImage:
         if record.problem is not None:
             return record.problem
         if not has_usable_caption(record):  # then its captions are judged, not the image
             return UnusableImage(MISSING_CAPTION)
         return read_record(record.key, record.read, self._decode)
 
-    def _keep(self, split: str, record: ImageRecord, image: DecodedImage, row: int) -> None:
+    def _keep(self, split: str, record: ImageRecord, image: FoundImage, row: int) -> None:
         """Keep the usable captions of an image as far as the split needs them."""
         sha256 = image.sha256
         for caption in record.captions:
@@ -389,7 +389,7 @@ class PairReader:
         captions: Iterable[Caption],
         reason: str,
         detail: str = "",
-        image: DecodedImage | None = None,
+        image: FoundImage | None = None,
         duplicate_of: int = -1,
     ) -> None:
         for caption in captions:

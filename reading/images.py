@@ -28,6 +28,7 @@ from engine.shards import ShardFiles, Summary
 from reading.setup import Reading
 from sources.base import NO_LIMIT, DataConfig, ImageRecord, PairSource, UnusableImage
 from sources.captions import caption_fault
+from sources.images import FoundImage
 
 IMAGES_A_SHARD = 512
 READ_AHEAD = 2  # images for each thread that reads; bounds memory
@@ -212,7 +213,9 @@ class ShardReader(PairReader):
         assert rows is not None, "a split has an image"
         return rows
 
-    def _outcomes(self, split: str, known: Mapping[str, Any]) -> Iterator[tuple[ImageRecord, Any]]:
+    def _outcomes(
+        self, split: str, known: Mapping[str, FoundImage | UnusableImage]
+    ) -> Iterator[tuple[ImageRecord, FoundImage | UnusableImage]]:
         """As those of `PairReader`; no more is asked for at once than the split still needs."""
         records = self.source.records(split)
         while self._wanted(split) > 0:

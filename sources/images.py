@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -118,6 +118,29 @@ def _scale_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 # --- What readers hand over -----------------------------------------------------------------------
+
+
+@runtime_checkable  # types are checked while the tests run
+class FoundImage(Protocol):
+    """An image that can be used, in whatever process it was read."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the image file, hexadecimal."""
+        ...
+
+    @property
+    def pixels(self) -> np.ndarray | None:
+        """What is handed on of it; None where it was."""
+        ...
+
+    def pair_id(self, caption: str) -> str:
+        """`base.pair_id`."""
+        ...
+
+    def without_pixels(self) -> FoundImage:
+        """The same for whoever needs its names alone."""
+        ...
 
 
 @dataclass(frozen=True)

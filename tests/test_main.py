@@ -365,7 +365,8 @@ def test_explain_doubts_what_is_inferred_from_little(
 
 def test_load_saved_changes_nothing(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = timeless(copied)
-    for name in ("embed_pairs", "cluster_embeddings", "score_clusters", "evaluate_methods"):
+    monkeypatch.setattr("cli.auto.embed_in_shards", _must_not_run)
+    for name in ("cluster_embeddings", "score_clusters", "evaluate_methods"):
         monkeypatch.setattr(main, name, _must_not_run)
     for name in ("score_pairs_in_rounds", "curate", "select_baseline"):
         monkeypatch.setattr(main, name, _must_not_run)
@@ -380,7 +381,8 @@ def _must_not_run(*_: Any, **__: Any) -> None:
 def test_changed_setting_recomputes_what_follows(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("embed_pairs", "cluster_embeddings", "score_clusters"):
+    monkeypatch.setattr("cli.auto.embed_in_shards", _must_not_run)
+    for name in ("cluster_embeddings", "score_clusters"):
         monkeypatch.setattr(main, name, _must_not_run)
     monkeypatch.setattr(main, "score_pairs_in_rounds", _must_not_run)
     before = timeless(copied)
@@ -680,7 +682,8 @@ def test_a_review_is_not_obeyed_between_rounds(
 
 def test_skipped_stages_are_loaded(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.run.open_source", _must_not_run)
-    for name in ("embed_pairs", "cluster_embeddings", "score_clusters"):
+    monkeypatch.setattr("cli.auto.embed_in_shards", _must_not_run)
+    for name in ("cluster_embeddings", "score_clusters"):
         monkeypatch.setattr(main, name, _must_not_run)
     monkeypatch.setattr(main, "score_pairs_in_rounds", _must_not_run)
     before = timeless(copied)

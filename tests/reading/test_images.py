@@ -1,0 +1,202 @@
+"""Images encoded shard by shard: the pairs and rows that one reader after the other would give."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pytest
+
+from artifacts.provenance import EMBEDDING, Mode, Provenance
+from artifacts.settings import InputError
+from artifacts.store import Store
+from data import PairReader
+from embedding import EmbeddingResult, embed_in_shards, embed_pairs
+from encoders.base import EmbeddingConfig, Encoded, Encoder
+from engine.base import Setup
+from engine.local import LocalEngine
+from engine.room import StageRoom
+from reading import images as reading_images
+from reading.images import ShardReader
+from reading.setup import Reading, ReadingJob, open_reading
+from sources.base import DataConfig, ImageRecord
+from sources.images import decode_pixels
+from sources.splits import IndexedSource
+from tests.helpers import SMALL, record
+
+PROVENANCE = Provenance(1, {}, {"data set": "x"})
+DATA = DataConfig(**{**SMALL, "max_train_samples": 40}, num_workers=2)
+
+
+class Colours(Encoder):
+    """Means of an image's channels, and of a caption's letters, rounded alike in every batch."""
+
+    name = "colours"
+
+    def __init__(self, *, projects: bool = True) -> None:
+        self.projects = projects
+
+    def preprocess(self, image: PIL.Image.Image) -> np.ndarray:
+        return np.asarray(image.resize((4, 4)), np.float32).transpose(2, 0, 1)
+
+    def encode_images(self, inputs: np.ndarray) -> Encoded:
+        return self._encoded(np.stack([x.mean(axis=1).ravel() for x in inputs])[:, :9] / 255)
+
+    def encode_texts(self, captions: Sequence[str]) -> Encoded:
+        rows = [np.bincount([ord(c) % 9 for c in text], minlength=9)[:9] for text in captions]
+        return self._encoded(np.stack(rows) + 0.1)
+
+    def _encoded(self, rows: np.ndarray) -> Encoded:
+        rows = rows.astype(np.float32)
+        return Encoded(rows, rows[:, :5] + 0.5 if self.projects else None)
+
+
+def hostile_source() -> IndexedSource:
+    """Images of every kind: broken, shared between splits, with faulty and repeated captions."""
+    records = [record(i, f"picture {i}", f"number {i % 7} again", f"x {i}!") for i in range(40)]
+    records[3] = record(3, "broken", data=b"no image")
+    records[5] = record(5, " ", "")
+    records[7], records[8] = record(8, "picture 8"), record(8, "Picture  8.")
+    records[9] = ImageRecord("gone", _gone, records[9].captions)
+    validation = [record(100 + i, f"held out {i}", "second") for i in range(4)]
+    test = [record(200 + i, f"test {i}", f"other {i}") for i in range(4)]
+    test.append(record(11, "an image of training"))
+    official = {"train": records, "validation": validation, "test": test}
+    limits = {"train": 40, "validation": 4, "test": 5}
+    unique = {
+        split: [_renamed(r, f"{split}/{i}", 100 * i) for i, r in enumerate(those)]
+        for split, those in official.items()
+    }
+    firsts = {"train": 0, "validation": 10_000, "test": 20_000}
+    placed = {split: [_moved(r, firsts[split]) for r in those] for split, those in unique.items()}
+    return IndexedSource("made", "made up", "print", placed, limits, np.random.default_rng(0))
+
+
+def _gone() -> bytes:
+    raise FileNotFoundError("gone.jpg is not there")
+
+
+def _renamed(image: ImageRecord, key: str, first: int) -> ImageRecord:
+    captions = tuple(
+        type(c)(first + i, c.text, c.fault, c.row) for i, c in enumerate(image.captions)
+    )
+    return ImageRecord(key, image.read, captions)
+
+
+def _moved(image: ImageRecord, by: int) -> ImageRecord:
+    captions = tuple(type(c)(by + c.position, c.text, c.fault, c.row) for c in image.captions)
+    return ImageRecord(image.key, image.read, captions)
+
+
+def embedded(store: Store, encoder: Encoder, *, batch_size: int = 3) -> EmbeddingResult:
+    """The saved result of stage 1a, shard by shard."""
+    source, config = hostile_source(), EmbeddingConfig("colours", encoder_batch_size=batch_size)
+    engine = LocalEngine(2)
+    room = StageRoom(engine, store, EMBEDDING, PROVENANCE.fingerprint(EMBEDDING))
+    setup = Setup(open_reading, ReadingJob(DATA, config, 1, "cpu"))
+    decode = decode_pixels(encoder.preprocess, DATA.max_image_pixels)
+    engine.offer(setup, Reading(source, encoder, decode))
+
+    def compute() -> EmbeddingResult:
+        reader = ShardReader(source, DATA, room, setup, batch_size)
+        rng = np.random.default_rng(4)
+        return embed_in_shards(reader, encoder, config, rng=rng, room=room, setup=setup)
+
+    return store.stage(EMBEDDING, Mode.RUN, PROVENANCE, EmbeddingResult, compute).value
+
+
+def one_by_one(encoder: Encoder) -> EmbeddingResult:
+    decode = decode_pixels(encoder.preprocess, DATA.max_image_pixels)
+    reader = PairReader(hostile_source(), DATA, decode=decode)
+    return embed_pairs(reader, encoder, EmbeddingConfig("colours"), rng=np.random.default_rng(4))
+
+
+def assert_same(one: EmbeddingResult, other: EmbeddingResult, tolerance: float = 0) -> None:
+    for f in fields(EmbeddingResult):
+        a, b = getattr(one, f.name), getattr(other, f.name)
+        if isinstance(a, np.ndarray):
+            np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=f.name)
+        elif isinstance(a, pd.DataFrame):
+            pd.testing.assert_frame_equal(a, b)
+        else:
+            assert a == b, f.name
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "out"))
+
+
+@pytest.fixture(autouse=True)
+def short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading_images, "IMAGES_A_SHARD", 4)
+    monkeypatch.setattr("reading.captions.BATCHES_A_SHARD", 2)
+
+
+@pytest.mark.parametrize("projects", [True, False])
+def test_shards_give_the_pairs_and_rows_of_one_reader(store: Store, projects: bool) -> None:
+    result = embedded(store, Colours(projects=projects))
+    assert_same(result, one_by_one(Colours(projects=projects)))
+    reasons = Counter(result.skipped["reason"])
+    assert reasons["broken image"] == 1
+    assert reasons["missing file"] >= 1
+    assert reasons["duplicate pair"] >= 1
+    assert reasons["image in another split"] >= 1
+
+
+@pytest.mark.parametrize("projects", [True, False])
+def test_many_pairs_are_filled_block_by_block(
+    store: Store, monkeypatch: pytest.MonkeyPatch, projects: bool
+) -> None:
+    for name in ("embedding", "artifacts.store"):
+        monkeypatch.setattr(f"{name}.HELD_BYTES", 100)
+    monkeypatch.setattr("reading.arrays.ROWS_AT_ONCE", 7)
+    result = embedded(store, Colours(projects=projects))
+    assert isinstance(result.image_features, np.memmap)
+    assert_same(result, one_by_one(Colours(projects=projects)), 1e-6)
+
+
+def test_a_run_that_broke_off_encodes_only_what_is_missing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    plain = Colours.encode_images
+
+    def counted(breaks_at: int) -> Callable[[Colours, np.ndarray], Encoded]:
+        def encode(encoder: Colours, inputs: np.ndarray) -> Encoded:
+            if len(calls) == breaks_at:
+                raise InputError("--output_dir: the disk is full")
+            calls.append(len(inputs))
+            return plain(encoder, inputs)
+
+        return encode
+
+    monkeypatch.setattr(Colours, "encode_images", counted(6))
+    with pytest.raises(InputError, match="the disk is full"):
+        embedded(store, Colours())
+    n_before = sum(calls)
+    calls.clear()
+    monkeypatch.setattr(Colours, "encode_images", counted(-1))
+    result = embedded(store, Colours())
+    monkeypatch.setattr(Colours, "encode_images", plain)
+    n_again = sum(calls)
+    expected = one_by_one(Colours())
+    assert_same(result, expected)
+    n_images = len(set(expected.pairs["image_sha256"]))
+    n_repeated = n_before + n_again - n_images
+    # What was read in vain, of images in two splits, and two shards that two threads were at.
+    assert n_repeated <= 1 + 2 * 4
+    assert n_again < n_images
+
+
+def test_a_later_caption_of_an_image_gets_its_name(store: Store) -> None:
+    result = embedded(store, Colours())
+    kept = result.pairs[result.pairs["split"] == "train"]
+    assert kept["image_sha256"].duplicated().any()  # a second round of captions was needed
+    assert (kept["id"].str.len() == 32).all()
+    assert kept["id"].is_unique
