@@ -35,7 +35,8 @@ def _new_key() -> str:
 class Setup(Generic[Context]):
     """What a worker makes once and uses for all its jobs: an encoder, an opened source.
 
-    One that is handed to several maps is kept from one to the next.
+    One that is handed to several maps is kept from one to the next, but on GPUs of a cluster, which
+    are free for others after each map.
     """
 
     make: Callable[[Any], Context]  # a function of a module

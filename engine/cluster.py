@@ -370,7 +370,8 @@ def _check_answers(address: str) -> None:
         ) from None
     if answer.returncode != 0:
         told = answer.stderr.decode("utf-8", "replace").strip() or "no cluster is running"
-        raise InputError(f"--ray_address {address}: {told.splitlines()[-1][:300]}; {way_out}")
+        last = told.splitlines()[-1][:300].rstrip(".")
+        raise InputError(f"--ray_address {address}: {last}; {way_out}")
 
 
 def _line(error: BaseException) -> str:
@@ -379,7 +380,8 @@ def _line(error: BaseException) -> str:
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     if not lines:
         return type(cause).__name__
-    return lines[-1 if any(line.startswith("Traceback") for line in lines) else 0][:500]
+    is_traceback = any(line.startswith("Traceback") for line in lines)
+    return lines[-1 if is_traceback else 0][:500].rstrip(".")
 
 
 def _as_input_error(error: Exception, ray: Any) -> BaseException:

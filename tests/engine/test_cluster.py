@@ -22,12 +22,15 @@ import pytest
 from artifacts.settings import InputError
 from artifacts.store import Store
 from engine import cluster as on_ray
-from engine.base import Setup
+from engine.base import Engine, Setup
 from engine.cluster import RayEngine
 from engine.local import LocalEngine
 from engine.settings import EngineConfig
+from engine.shards import Summary, run_shards
 from engine.start import start_engine
 from tests.engine import work
+from tests.engine.test_shards import contents as shard_contents
+from tests.engine.test_shards import shards, taken, write_numbers
 
 pytest.importorskip("ray", reason="Ray is not installed (requirements-ray.txt)")
 # Ray leaves sockets and files of its own processes to the collector.
@@ -45,6 +48,7 @@ SOON_MISSED = {  # nodes that have died
 OWN = """
 import math, sys
 from engine.settings import EngineConfig
+from engine.shards import Summary, run_shards
 from engine.start import start_engine
 from artifacts.store import Store
 with start_engine(EngineConfig(engine="ray", workers=2), Store.open(sys.argv[1])) as engine:
@@ -169,6 +173,31 @@ def test_a_node_that_is_removed_changes_nothing(
     cluster.wait_for_nodes()
     found = engine.map(work.visit, [(i, tmp_path) for i in range(12)], **BAR)
     assert answers_while_a_node_leaves(cluster, [node], tmp_path, found) == list(range(12))
+
+
+def test_a_shard_map_goes_on_with_another_engine(engine: RayEngine, tmp_path: Path) -> None:
+    def run(engine: Engine, store: Store, n: int) -> list[Summary]:
+        todo = shards(tmp_path / "calls", n)
+        found = run_shards(
+            *(engine, write_numbers, todo),
+            store=store,
+            folder="parts",
+            description="test",
+            unit="pair",
+        )
+        return list(found)
+
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    run(LocalEngine(2), there, 7)
+    assert run(engine, there, 7) == run(LocalEngine(2), here, 7)
+    assert taken(tmp_path / "calls") == sorted([10 * i for i in range(7)] * 2)
+    for path in (there.root / "parts").glob("00[25]*"):
+        path.unlink()
+    assert run(engine, there, 7) == run(LocalEngine(2), here, 7)
+    assert taken(tmp_path / "calls") == [20, 50]
+    found, expected = shard_contents(there), shard_contents(here)
+    assert len(expected) == 21
+    assert found == expected
 
 
 def test_errors_of_work_come_as_they_are_and_once(engine: RayEngine, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Work for the engines' tests, which processes of a cluster find by its name."""
+"""Work for the engines' tests, which processes of a cluster find by its name.
+
+What takes long to import is imported where it is used: each worker does it anew.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from threadpoolctl import threadpool_info
 
 from artifacts.settings import InputError
@@ -31,6 +33,8 @@ class Part:
 
 def multiply(part: Part) -> float:
     """Write the products of a stretch's rows; their sum, to the last bit."""
+    import torch
+
     rows = np.asarray(part.embeddings[part.start : part.stop])
     time.sleep(part.seconds)
     products = rows @ rows.T
@@ -98,6 +102,8 @@ def visit_gpu(job: tuple[int, Path], model: dict[str, Any]) -> tuple[float, str]
 
 def threads(number: int) -> tuple[set[int], int]:
     """How many threads BLAS and OpenMP, and torch, work with."""
+    import torch
+
     return {info["num_threads"] for info in threadpool_info()}, torch.get_num_threads()
 
 
