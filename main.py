@@ -306,8 +306,12 @@ def select_rivals(run: Run, known: Known, judged: Judged) -> dict[str, Saved[Sel
 
 
 def prove(run: Run, known: Known, judged: Judged, chosen: Chosen) -> Proof:
-    """Train on every method's subset and rank the test queries."""
+    """Train on every method's subset and rank the test queries; with `--methods none` nothing."""
     config, asked, subsets = run.config, judged.asked, dict[str, Subset]()
+    if not config.evaluation.methods:
+        if (found := chosen.curated.found) is not None:
+            subsets[INFLUENCESPACE] = Subset(found.curated_rows, found.sample_weights)
+        return Proof(subsets, None, run.seconds)
     rivals = select_rivals(run, known, judged)
     after: list[Saved[Any]] = [known.embedded]
     if judged.trust.found is not None:  # it says on which pairs the loss is taken on the way
@@ -375,7 +379,7 @@ def compare(run: Run, results: Results, about: Mapping[str, Any]) -> Changes | N
     known, about = results.known, {**about, "encoder": results.known.embedded.value.encoder}
     changes = read_changes(
         *(other, None if ledger is None else ledger.ledger, about),
-        method_metrics(results.proof.evaluated.value),
+        method_metrics(evaluated.value) if (evaluated := results.proof.evaluated) else {},
         known.clustered.value.clusters,
     )
     if text := not_comparable(changes):

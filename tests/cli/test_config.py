@@ -26,3 +26,12 @@ def test_all_bounds_no_number_of_clusters() -> None:
         parse_arguments(["--n_clusters", "6000"])
     with pytest.raises(InputError, match=r"--max_train_samples.*neither a whole number nor the"):
         parse_arguments(["--max_train_samples", "every"])
+
+
+def test_no_method_is_a_choice_of_its_own() -> None:
+    assert parse_arguments(["--methods", "none"]).evaluation.methods == ()
+    for given in (["none", "random"], ["random,none"]):
+        with pytest.raises(InputError, match=r"^--methods none stands alone; leave it or random"):
+            parse_arguments(["--methods", *given])
+    with pytest.raises(InputError, match=r"--methods must be one of full, .*; got 'some'"):
+        parse_arguments(["--methods", "some"])
