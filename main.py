@@ -64,7 +64,15 @@ from reporting.report.photographs import (
     read_copies,
     wanted_photographs,
 )
-from reporting.report.write import Findings, Shown, gather, remove_report, write_report
+from reporting.report.within import MOST_OTHERS, MOST_TRAINING, in_report
+from reporting.report.write import (
+    Findings,
+    Shown,
+    gather,
+    remove_report,
+    shown_rows,
+    write_report,
+)
 from reporting.results import (
     Chosen,
     Judged,
@@ -430,13 +438,24 @@ def findings(run: Run, results: Results, changes: Changes | None) -> Findings | 
     scored, curated, ledger = judged.scored.found, chosen.curated.found, chosen.ledger.found
     if curated is None or ledger is None:
         return None
-    e, clustered = known.embedded.value, known.clustered.value
+    e, clustered, table = known.embedded.value, known.clustered.value, ledger.ledger
+    shown = in_report(table, clustered.copy_links, ledger.cut, run.rng("report pairs"))
+    # Where not all pairs are shown, the map is of those that are.
+    chosen_by = {} if shown.all() else {"report_pairs": [MOST_TRAINING, MOST_OTHERS]}
     mapped = run.stage(
         stages.PAIR_MAP,
         PairMap,
-        after=[known.embedded],
-        compute=lambda rng: map_pairs(e.concatenated_embeddings, rng=rng),
+        chosen_by,
+        after=[known.embedded, *([chosen.ledger] if chosen_by else [])],
+        compute=lambda rng: map_pairs(
+            e.concatenated_embeddings[shown_rows(table, shown)]
+            if chosen_by
+            else e.concatenated_embeddings,
+            rng=rng,
+        ),
     )
+    if chosen_by:
+        logger.info("report: it shows %s of %s pairs", f"{shown.sum():,}", f"{len(shown):,}")
     quality = None if scored is None else scored.quality
     doubts = caution(quality), guard(quality)
     ratio = config.curation.target_size_ratio
@@ -444,6 +463,7 @@ def findings(run: Run, results: Results, changes: Changes | None) -> Findings | 
         *(e, clustered, curated, ledger),
         told=Told(ledger.cut, topics(curated.categorization), ratio, doubts),
         subsets=proof.subsets,
+        shown=shown,
         pair_map=mapped.value,
         near_copy_similarity=config.clustering.near_copy_similarity,
         moved=None if changes is None else changes.moved,

@@ -37,6 +37,7 @@ from reporting import results
 from reporting.contact_sheets import SHEETS
 from reporting.figures import gaps
 from reporting.figures.methods import METHOD_FIGURES
+from reporting.report import within
 from reporting.summary import Summary, faults_dropped
 from sources.base import PairSource
 from tests.small_models import narrow
@@ -425,6 +426,38 @@ def test_only_curated_with_stages_left_out(copied: Path) -> None:
     page = (copied / "results/results.md").read_text()
     assert "Kept 48 of 60 training pairs" in page
     assert "Stage 2 was not run or loaded." in page
+
+
+def test_a_report_of_very_many_pairs_holds_some(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--methods", "none", "--load_saved")
+    with monkeypatch.context() as patch:
+        for module in (main, within):
+            patch.setattr(module, "MOST_TRAINING", 40)
+            patch.setattr(module, "MOST_OTHERS", 20)
+        for name, value in {"N_TRAINING": 10, "N_EXTREMES": 2, "N_IN_FAMILIES": 4}.items():
+            patch.setattr(within, name, value)
+        assert run(copied, *flags) == 0
+        assert run(copied, *flags) == 0  # the map of those shown is reused
+    assert "report: it shows 60 of 132 pairs" in (copied / "log.txt").read_text()
+    assert (copied / "log.txt").read_text().count("pair map   recomputed") == 1
+    atlas = pd.read_parquet(copied / "results/atlas.parquet")
+    ledger = pd.read_parquet(copied / "stage3/ledger.parquet")
+    training = ledger[(ledger["split"] == "train") & (ledger["status"] == "read")]
+    assert len(atlas) == 40
+    assert set(atlas["id"]) < set(training["id"])
+    assert set(atlas["decision"]) == {"kept", "dropped"}
+    # Neighbours are those among the pairs shown.
+    joint = np.load(copied / "stage1/concatenated_embeddings.npy")
+    rows = np.flatnonzero(training["id"].isin(atlas["id"]))
+    assert atlas["id"].tolist() == training["id"].iloc[rows].tolist()
+    alike = joint[rows] @ joint[rows].T
+    np.fill_diagonal(alike, -9)
+    nearest = [found["ids"][0] for found in atlas["neighbors"]]
+    assert np.allclose(alike[np.arange(40), nearest], alike.max(axis=1), atol=1e-5)
+    assert main.main([*TINY, "--output_dir", str(copied), *flags]) == 0
+    assert len(pd.read_parquet(copied / "results/atlas.parquet")) == 60
 
 
 def test_runs_that_were_only_curated_are_compared(copied: Path, tmp_path: Path) -> None:
