@@ -103,11 +103,12 @@ def gather(found: Findings, rng: np.random.Generator) -> Pairs:
             found.embedded.clip_scores,
             found.near_copy_similarity,
         ).links
+    faults = found.embedded.split_pairs("train")["fault"]
     facts = TrainingFacts(
         found.pair_map,
-        found.embedded.split_pairs("train")["fault"].iloc[rows].tolist(),
+        faults.iloc[rows].tolist(),
         {name: kept[rows] for name, kept in keeps.items()},
-        _among(links, rows, len(found.embedded.indices)),
+        _among(links, rows, len(faults)),
     )
     table = pair_table(found.part(), facts, found.told)
     return Pairs(table, within_page(table, found.ledger.cut, rng), keeps)
