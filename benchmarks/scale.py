@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from scale_data import FAULTS, GOOD, WRONG_CAPTION, Planting, read_truth, rows_of, write_embeddings
-from scale_report import draw, plan_markdown, render
+from scale_report import draw, filled, plan_markdown, render
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -41,6 +41,7 @@ from artifacts.provenance import STAGES, hardware
 
 RESULTS = ROOT / "benchmarks/results"
 FIGURE = ROOT / "docs/scaling.png"
+DOCUMENT = ROOT / "docs/scaling.md"
 SIZES = (100_000, 1_000_000)
 N_CLUSTERS = 1000
 KEPT_SHARE = 0.8
@@ -374,6 +375,22 @@ def save(folder: Path, results: Mapping[str, Any]) -> None:
     (folder / "scale.md").write_text(render(results))
 
 
+def document(results: Mapping[str, Any], figure: Path) -> None:
+    """Draw the figure, and put it, the tables and the plan into docs/scaling.md."""
+    draw(results, figure)
+    shown = "![Seconds of every stage, and the most memory, by the number of pairs](scaling.png)"
+    sections = {"measured": f"{render(results)}\n{shown}", "plan": planned(results)}
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8"), sections), encoding="utf-8")
+
+
+def planned(results: Mapping[str, Any]) -> str:
+    """The plan, or why there is none."""
+    try:
+        return plan_markdown(results)
+    except ValueError as error:
+        return f"There is none yet: {error}."
+
+
 def main() -> None:
     """Measure, save, draw, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -387,13 +404,15 @@ def main() -> None:
     parser.add_argument("--kill", type=int, metavar="TIMES", default=0, help="kill this often")
     parser.add_argument("--render", action="store_true", help="only draw and print what is saved")
     parser.add_argument("--plan", action="store_true", help="only print the plan for larger sizes")
-    parser.add_argument("--result_dir", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--result_dir", type=Path, default=RESULTS, help="the default also fills docs/scaling.md"
+    )
     parser.add_argument("--figure", type=Path, default=FIGURE)
     args = parser.parse_args()
     path = args.result_dir / "scale.json"
     results = json.loads(path.read_text()) if path.exists() else {"runs": []}
     if args.plan:
-        print(plan_markdown(results))
+        print(planned(results))
         return
     if not args.render:
         if args.work_dir is None:
@@ -402,7 +421,10 @@ def main() -> None:
         results["machine"] = machine()
         measure(args, results)
     save(args.result_dir, results)
-    draw(results, args.figure)
+    if args.result_dir == RESULTS:
+        document(results, args.figure)
+    else:
+        draw(results, args.figure)
     print(render(results))
 
 

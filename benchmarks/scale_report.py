@@ -65,6 +65,21 @@ def render(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def filled(document: str, sections: Mapping[str, str]) -> str:
+    """A document with the text between its markers replaced, `<!-- name: begin -->` and `end`.
+
+    Raises:
+        ValueError: a section has no markers.
+    """
+    for name, text in sections.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+        if begin not in document or end not in document:
+            raise ValueError(f"there is no section {name} to fill")
+        before, _, rest = document.partition(begin)
+        document = f"{before}{begin}{text.strip()}\n{end}{rest.partition(end)[2]}"
+    return document
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, the first column to the left."""
     rule = ["---", *["---:"] * (len(header) - 1)]

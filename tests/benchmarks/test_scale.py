@@ -362,3 +362,16 @@ def test_what_the_machine_is_names_nobody(bench: Bench) -> None:
     assert about["memory_gib"] > 0
     assert os.uname().nodename not in json.dumps(about)
     assert asdict(bench.data.Planting(5))["n"] == 5
+
+
+def test_the_document_has_its_sections_filled(bench: Bench) -> None:
+    text = bench.scale.DOCUMENT.read_text(encoding="utf-8")
+    sections = {"measured": "| a |\n", "plan": "some hours"}
+    once = bench.report.filled(text, sections)
+    assert "<!-- measured: begin -->\n| a |\n<!-- measured: end -->" in once
+    assert "<!-- plan: begin -->\nsome hours\n<!-- plan: end -->" in once
+    assert bench.report.filled(once, sections) == once
+    assert once.count("## ") == text.count("## ")
+    with pytest.raises(ValueError, match="there is no section other"):
+        bench.report.filled(text, {"other": ""})
+    assert "two sizes" in bench.scale.planned(make_results(make_run(10)))
