@@ -262,6 +262,42 @@ def test_what_is_written_again_after_a_kill_is_seen(bench: Bench, tmp_path: Path
     assert running == ["a", "a", "b", "b"]
 
 
+PROGRAM = """
+import os, sys, time
+out, again = sys.argv[1], "--load_saved" in sys.argv
+os.makedirs(out + "/stage1", exist_ok=True)
+os.makedirs(out + "/stage3", exist_ok=True)
+if not again:
+    open(out + "/stage1/manifest.json", "w").write("{}")
+    time.sleep(60)
+if REPEATS:
+    os.utime(out + "/stage1/manifest.json", (1, 1))
+open(out + "/stage3/curated_indices.npy", "w").write("the same")
+"""
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_a_killed_run_is_started_again(
+    bench: Bench, tmp_path: Path, repeats: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(job: Any, *more: str) -> list[str]:
+        program = PROGRAM.replace("REPEATS", str(repeats))
+        return [sys.executable, "-c", program, str(job.output), *more]
+
+    monkeypatch.setattr(bench.scale.Job, "command", command)
+    job = make_job(bench, tmp_path)
+    (job.output / "stage3").mkdir(parents=True)
+    (job.output / "stage3/curated_indices.npy").write_text("the same")
+    undisturbed = {"total_seconds": 3.0, "stages": [{"stage": "a", "seconds": 3.0}]}
+    found = bench.scale.kill_and_go_on(job, undisturbed, np.random.default_rng(4))
+    assert 0.06 <= found["killed_after_seconds"] <= 2.94
+    assert found["manifests_before"] == 1  # it was killed, not waited for
+    assert found["second_start_seconds"] < 30
+    assert found["written_again"] == (["stage1/manifest.json"] if repeats else [])
+    assert found["same_curated_set"]
+    assert found["was_running"] == "a"
+
+
 # --- What is reckoned -----------------------------------------------------------------------------
 
 
