@@ -67,7 +67,15 @@ from reporting.report.photographs import (
     read_copies,
     wanted_photographs,
 )
-from reporting.report.write import Findings, Shown, gather, remove_report, write_report
+from reporting.report.within import MOST_OTHERS, MOST_TRAINING, in_report
+from reporting.report.write import (
+    Findings,
+    Shown,
+    gather,
+    remove_report,
+    shown_rows,
+    write_report,
+)
 from reporting.results import (
     Chosen,
     Judged,
@@ -314,8 +322,12 @@ def select_rivals(run: Run, known: Known, judged: Judged) -> dict[str, Saved[Sel
 
 
 def prove(run: Run, known: Known, judged: Judged, chosen: Chosen) -> Proof:
-    """Train on every method's subset and rank the test queries."""
+    """Train on every method's subset and rank the test queries; with `--methods none` nothing."""
     config, asked, subsets = run.config, judged.asked, dict[str, Subset]()
+    if not config.evaluation.methods:
+        if (found := chosen.curated.found) is not None:
+            subsets[INFLUENCESPACE] = Subset(found.curated_rows, found.sample_weights)
+        return Proof(subsets, None, run.seconds)
     rivals = select_rivals(run, known, judged)
     after: list[Saved[Any]] = [known.embedded]
     if judged.trust.found is not None:  # it says on which pairs the loss is taken on the way
@@ -383,7 +395,7 @@ def compare(run: Run, results: Results, about: Mapping[str, Any]) -> Changes | N
     known, about = results.known, {**about, "encoder": results.known.embedded.value.encoder}
     changes = read_changes(
         *(other, None if ledger is None else ledger.ledger, about),
-        method_metrics(results.proof.evaluated.value),
+        method_metrics(evaluated.value) if (evaluated := results.proof.evaluated) else {},
         known.clustered.value.clusters,
     )
     if text := not_comparable(changes):
@@ -434,13 +446,24 @@ def findings(run: Run, results: Results, changes: Changes | None) -> Findings | 
     scored, curated, ledger = judged.scored.found, chosen.curated.found, chosen.ledger.found
     if curated is None or ledger is None:
         return None
-    e, clustered = known.embedded.value, known.clustered.value
+    e, clustered, table = known.embedded.value, known.clustered.value, ledger.ledger
+    shown = in_report(table, clustered.copy_links, ledger.cut, run.rng("report pairs"))
+    # Where not all pairs are shown, the map is of those that are.
+    chosen_by = {} if shown.all() else {"report_pairs": [MOST_TRAINING, MOST_OTHERS]}
     mapped = run.stage(
         stages.PAIR_MAP,
         PairMap,
-        after=[known.embedded],
-        compute=lambda rng: map_pairs(e.concatenated_embeddings, rng=rng),
+        chosen_by,
+        after=[known.embedded, *([chosen.ledger] if chosen_by else [])],
+        compute=lambda rng: map_pairs(
+            e.concatenated_embeddings[shown_rows(table, shown)]
+            if chosen_by
+            else e.concatenated_embeddings,
+            rng=rng,
+        ),
     )
+    if chosen_by:
+        logger.info("report: it shows %s of %s pairs", f"{shown.sum():,}", f"{len(shown):,}")
     quality = None if scored is None else scored.quality
     doubts = caution(quality), guard(quality)
     ratio = config.curation.target_size_ratio
@@ -448,6 +471,7 @@ def findings(run: Run, results: Results, changes: Changes | None) -> Findings | 
         *(e, clustered, curated, ledger),
         told=Told(ledger.cut, topics(curated.categorization), ratio, doubts),
         subsets=proof.subsets,
+        shown=shown,
         pair_map=mapped.value,
         near_copy_similarity=config.clustering.near_copy_similarity,
         moved=None if changes is None else changes.moved,

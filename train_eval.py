@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from artifacts.settings import Settings, setting
+from artifacts.settings import InputError, Settings, setting
 from baselines import FULL, METHODS
 from embedding import EmbeddingResult
 from learner.model import Parameters, embed_images, embed_texts, shuffled_batches
@@ -27,6 +27,7 @@ from learner.pairs import FeatureScaling, PairTensors
 from learner.training import LOSS, WEIGHTINGS, TrainingConfig, steps_per_epoch, train
 from sources.captions import caption_groups
 
+NONE = "none"  # in the place of methods: nothing is trained and evaluated
 COMPARISONS = SAME_EPOCHS, SAME_STEPS = "same_epochs", "same_steps"
 RECALL_AT = (1, 5, 10)
 QUERIES_AT_ONCE = 2048
@@ -40,7 +41,10 @@ class EvaluationConfig(Settings):
     """Which methods are compared, and how often each is trained."""
 
     methods: tuple[str, ...] = setting(
-        tuple(METHODS), "curation methods that are trained and evaluated", choices=tuple(METHODS)
+        tuple(METHODS),
+        "curation methods that are trained and evaluated, or none: the run ends with the curated "
+        "set",
+        choices=tuple(METHODS),
     )
     n_seeds: int = setting(3, "training repeats per method", at_least=1)
     weighting: str = setting(
@@ -49,6 +53,19 @@ class EvaluationConfig(Settings):
         "a pair",
         choices=WEIGHTINGS,
     )
+
+    def __post_init__(self) -> None:
+        """Check every field; the word `none` becomes no method at all.
+
+        Raises:
+            InputError: a value is outside what its `setting` permits, or `none` is not alone.
+        """
+        if NONE in self.methods:
+            if len(self.methods) > 1:
+                others = " ".join(name for name in self.methods if name != NONE)
+                raise InputError(f"--methods {NONE} stands alone; leave it or {others} out")
+            object.__setattr__(self, "methods", ())
+        super().__post_init__()
 
 
 class RetrievalSet(NamedTuple):

@@ -48,6 +48,7 @@ from reporting.explain import Told, topics
 from reporting.ledger import Ledger
 from reporting.report.pair_map import PairMap
 from reporting.report.photographs import Photographs
+from reporting.report.within import in_report
 from reporting.report.write import ATLAS, FILES, PAGE, Findings, Shown, gather, write_report
 from tests.reporting.report.browser import missing_programs, open_browser
 from tests.reporting.test_summary import make_summary
@@ -75,6 +76,8 @@ def repeated(store: Store, n: int, rng: np.random.Generator) -> tuple[Findings, 
     pairs = e.split_pairs("train").iloc[rows].reset_index(drop=True)
     pairs["id"] = many["id"]
     kept = np.flatnonzero(many["weight"] > 0)
+    shown = in_report(many.astype(table.dtypes.to_dict()), None, ledger.cut, rng)
+    m = int(shown.sum())
     found = Findings(
         embedded=replace(e, pairs=pairs, concatenated_embeddings=e.concatenated_embeddings[rows]),
         clustered=replace(
@@ -86,10 +89,11 @@ def repeated(store: Store, n: int, rng: np.random.Generator) -> tuple[Findings, 
         ledger=Ledger(many.astype(table.dtypes.to_dict()), ledger.cut),
         told=Told(ledger.cut, topics(curated.categorization), 0.8, ("", "")),
         subsets={name: Subset(np.sort(rng.permutation(n)[: len(kept)]), None) for name in METHODS},
+        shown=shown,
         pair_map=PairMap(
-            mapped.places[rows] + rng.normal(0, 0.01, (n, 2)).astype(np.float32),
-            rng.integers(0, n, (n, 8)).astype(np.int32),
-            np.zeros((n, 8), dtype=np.float32),
+            mapped.places[rows[shown]] + rng.normal(0, 0.01, (m, 2)).astype(np.float32),
+            rng.integers(0, m, (m, 8)).astype(np.int32),
+            np.zeros((m, 8), dtype=np.float32),
         ),
         near_copy_similarity=0.85,
         moved=None,

@@ -210,7 +210,8 @@ def count_splits(source: PairSource, sample: Sample, config: DataConfig) -> dict
         is_exact = is_exact and (kept < sample.limits[split] or sample.limits[split] == limit)
         available = images if split == "test" else captions
         is_open = not is_exact and available is None and limit == NO_LIMIT
-        used = kept if is_exact or is_open else min(limit, available or limit)
+        bounded = limit if available is None else min(limit, available)
+        used = kept if is_exact or is_open else bounded
         n_captions = int((sample.pairs["split"] == split).sum())
         counts[split] = SplitCount(
             images, captions, limit, used, round(used * n_captions / kept), is_exact, is_open

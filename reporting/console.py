@@ -35,6 +35,9 @@ def console_summary(summary: Summary) -> str:
         if {INFLUENCESPACE, RANDOM} <= set(methods):
             v = compare(summary, comparison, INFLUENCESPACE, RANDOM)
             lines.append(f"{COMPARISON_LABELS[comparison]}: InfluenceSpace {against(v, 'random')}.")
+    if not summary.metrics:
+        missing = "Nothing was trained on the kept pairs, so what they are worth is not measured"
+        lines.append(f"{missing}: --load_saved, without --methods none, does that.")
     folder = str(summary.run["settings"].get("output_dir", "."))
     lines.append(f"Results: {posixpath.join(folder, 'results/results.md')}")
     if not summary.run["settings"].get("no_report"):

@@ -18,6 +18,7 @@ from sources.images import decode_image
 logger = logging.getLogger(__name__)
 N_RANDOM_PHOTOGRAPHS = 24
 MAX_PHOTOGRAPHS = 60  # on one contact sheet
+ROWS_AT_ONCE = 8192
 SHEETS = ("stage1/contact_sheet.png", "stage3/dropped.png", "stage3/kept.png")
 
 
@@ -96,7 +97,11 @@ def central_rows(
     embeddings: np.ndarray, centers: np.ndarray, assignments: np.ndarray
 ) -> np.ndarray:
     """The row nearest the centre of every cluster, (K,)."""
-    distances = np.linalg.norm(embeddings - centers[assignments], axis=1)
+    distances = np.empty(len(embeddings), dtype=np.result_type(embeddings, centers))
+    for start in range(0, len(embeddings), ROWS_AT_ONCE):  # of very many no copy is made
+        block = slice(start, start + ROWS_AT_ONCE)
+        away = embeddings[block] - centers[assignments[block]]
+        distances[block] = np.linalg.norm(away, axis=1)
     order = np.lexsort((distances, assignments))
     rows: np.ndarray = order[np.unique(assignments[order], return_index=True)[1]]
     return rows

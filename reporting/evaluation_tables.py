@@ -34,13 +34,18 @@ from reporting.words import (
     table,
 )
 
+NOT_TRAINED = (
+    "No method was trained. Recall, costs and demographic gaps are therefore left out here and as"
+    " figures and tables. Where they are wanted, run again with the same flags, without"
+    " `--methods none` and with `--load_saved`: what is saved is reused."
+)
 DIRECTIONS = {"image_to_text": "I→T", "text_to_image": "T→I"}
 
 
 def performance_section(summary: Summary) -> str:
     """Mean recall of every method, with figures."""
     if not summary.metrics:
-        return "No method was trained."
+        return NOT_TRAINED
     averages = (f"evaluation/comparison_avg_recall@{k}.png" for k in RECALL_AT)
     return paragraphs(
         (
@@ -234,8 +239,10 @@ def summary_markdown(summary: Summary) -> str:
         rows.append([method_label(ENCODER), "–", *encoder])
         parts.append(f"## {COMPARISON_LABELS[comparison]}\n\n{table(header, rows)}")
     parts.append(
-        "Recall in percent of the queries, image to text (I→T: any of the image's captions is"
-        " found), text to image (T→I) and their average. Everything else:"
-        " [results.md](results.md)."
+        NOT_TRAINED
+        if not summary.metrics
+        else "Recall in percent of the queries, image to text (I→T: any of the image's captions is"
+        " found), text to image (T→I) and their average."
     )
+    parts[-1] += " Everything else: [results.md](results.md)."
     return paragraphs(parts) + "\n"

@@ -57,6 +57,8 @@ def answer(summary: Summary) -> str:
                if summary.n_seeds > 1 else ", from one training seed.")
             + (" Methods are compared on all test pairs." if summary.shows_trusted else "")
         )  # fmt: skip
+    else:
+        sentences.append("Nothing was trained on them: what they are worth was not measured.")
     return " ".join(sentences)
 
 

@@ -31,12 +31,7 @@ def results_markdown(summary: Summary) -> str:
         decision_table(summary),
         "## What was kept and what was thrown away",
         kept_section(summary),
-        "## Performance",
-        performance_section(summary),
-        "## Efficiency",
-        efficiency_section(summary),
-        "## Demographic gaps",
-        gaps_section(summary),
+        *_measured(summary),
         "## How good the influence estimate is",
         bullets(estimate(summary)) or "Stage 2 was not run or loaded.",
         "## Limitations and future work",
@@ -45,6 +40,15 @@ def results_markdown(summary: Summary) -> str:
         _reproduction(summary),
     )
     return paragraphs(sections) + "\n"
+
+
+def _measured(summary: Summary) -> tuple[str, ...]:
+    """What the methods are worth and cost; one section that says what is missing without them."""
+    performance = ("## Performance", performance_section(summary))
+    if not summary.metrics:
+        return performance
+    efficiency = ("## Efficiency", efficiency_section(summary))
+    return (*performance, *efficiency, "## Demographic gaps", gaps_section(summary))
 
 
 def _report_link(summary: Summary) -> str:

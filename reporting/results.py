@@ -25,6 +25,7 @@ from learner.pairs import TrainingPairs
 from reporting.contact_sheets import SHEETS
 from reporting.evaluation_tables import summary_markdown, summary_table
 from reporting.figures.gaps import GAP_FIGURES
+from reporting.figures.methods import METHOD_FIGURES
 from reporting.ledger import Ledger, count_decisions
 from reporting.page import results_markdown
 from reporting.summary import (
@@ -49,7 +50,11 @@ from train_eval import (
 
 logger = logging.getLogger(__name__)
 N_DROP_EXAMPLES = 6
+METRICS = "evaluation/method_metrics.json"
 TRUSTED_METRICS = "evaluation/method_metrics_trusted.json"
+EFFICIENCY = "evaluation/efficiency_metrics.json"
+GAPS = "evaluation/demographic_gaps.json"
+TABLES = ("evaluation/method_comparison.csv", "results/results_summary.csv")
 
 
 class Known(NamedTuple):
@@ -78,10 +83,13 @@ class Chosen(NamedTuple):
 
 
 class Proof(NamedTuple):
-    """What every method trained on, and how well its models find the test pairs."""
+    """What every method trained on, and how well its models find the test pairs.
+
+    With `--methods none` the curated set alone, as far as there is one, and no evaluation.
+    """
 
     subsets: Mapping[str, Subset]
-    evaluated: Saved[EvaluationResult]
+    evaluated: Saved[EvaluationResult] | None
     seconds: Mapping[str, float]  # of every stage, when it was computed
 
 
@@ -114,10 +122,9 @@ def summarize(
         rng: for the intervals of the demographic gaps.
     """
     (known, judged, chosen, proof), e = results, results.known.embedded.value
-    clustered, evaluated = known.clustered.value, proof.evaluated.value
+    clustered, evaluated = known.clustered.value, proof.evaluated
     influence, scored, trust = judged.influence.found, judged.scored.found, judged.trust.found
     curated, ledger = chosen.curated.found, chosen.ledger.found
-    test_captions = e.split_pairs("test")["caption"].tolist()
     summary = Summary(
         run={
             "dataset": about["dataset"],
@@ -147,24 +154,44 @@ def summarize(
         sample_weights=curated.sample_weights if curated else None,
         n_curated=curated_size(len(e.indices), curation.target_size_ratio),
         thresholds=dataclasses.asdict(curation),
-        metrics=method_metrics(evaluated),
-        encoder_metrics=encoder_metrics(evaluated),
-        efficiency=efficiency_metrics(evaluated, len(e.indices), choosing_seconds(proof)),
-        gaps=demographic_gaps(evaluated, test_captions, e.test_caption_image, rng=rng),
-        histories=histories(evaluated),
         faults=faults_of_methods(e, proof),
         dropped_examples=dropped_examples(e, clustered, scored, curated),
         contact_sheets=contact_sheets,
     )
-    return summary if trust is None else with_trust(summary, trust, evaluated, e.test_caption_image)
+    summary = dataclasses.replace(summary, **measured(e, proof, rng=rng))
+    if trust is None:
+        return summary
+    runs = None if evaluated is None else evaluated.value
+    return with_trust(summary, trust, runs, e.test_caption_image)
+
+
+def measured(
+    embedded: EmbeddingResult, proof: Proof, *, rng: np.random.Generator
+) -> dict[str, Any]:
+    """What was measured of the methods, by the summary's fields; none where nothing was."""
+    if proof.evaluated is None:
+        return {}
+    evaluated = proof.evaluated.value
+    captions = embedded.split_pairs("test")["caption"].tolist()
+    n_pairs = len(embedded.indices)
+    return {
+        "metrics": method_metrics(evaluated),
+        "encoder_metrics": encoder_metrics(evaluated),
+        "efficiency": efficiency_metrics(evaluated, n_pairs, choosing_seconds(proof)),
+        "gaps": demographic_gaps(evaluated, captions, embedded.test_caption_image, rng=rng),
+        "histories": histories(evaluated),
+    }
 
 
 def with_trust(
-    summary: Summary, trust: PairTrust, evaluated: EvaluationResult, caption_image: np.ndarray
+    summary: Summary,
+    trust: PairTrust,
+    evaluated: EvaluationResult | None,
+    caption_image: np.ndarray,
 ) -> Summary:
     """The summary with what is said of held-out pairs, and recall on those that are trusted."""
     on_trusted = None
-    if trust.test_trusted.any():
+    if evaluated is not None and trust.test_trusted.any():
         on_trusted = on_trusted_queries(evaluated, trust.test_trusted, caption_image)
     return dataclasses.replace(
         summary,
@@ -217,24 +244,32 @@ def write_results(
         summary: what they are made from.
         figures: a maker for each of its figures, by path.
     """
-    store.write_json("evaluation/method_metrics.json", summary.metrics)
-    if summary.trusted_metrics is not None:
-        store.write_json(TRUSTED_METRICS, summary.trusted_metrics)
-    store.write_json("evaluation/efficiency_metrics.json", summary.efficiency)
-    store.write_json("evaluation/demographic_gaps.json", summary.gaps)
-    table = summary_table(summary).to_csv(index=False, lineterminator="\n")
-    store.write_text("evaluation/method_comparison.csv", table)
-    store.write_text("results/results_summary.csv", table)
+    tables = write_tables(store, summary) if summary.metrics else ()
     store.write_text("results/results_summary.md", summary_markdown(summary))
     store.write_text("results/results.md", results_markdown(summary))
     for path, make in tqdm(
         figures.items(), desc="figures", unit="figure", disable=None, leave=False
     ):
         store.write_figure(path, make())
-    trusted = [TRUSTED_METRICS] if summary.trusted_metrics is not None else []
-    made = {*figures, *summary.contact_sheets, *trusted}
+    made = {*figures, *summary.contact_sheets, *tables}
     optional = {*GAP_FIGURES, *SHEETS, TRUSTED_METRICS}
+    if not summary.metrics:
+        optional |= {METRICS, EFFICIENCY, GAPS, *TABLES, *METHOD_FIGURES}
     store.remove_files(".", sorted(optional - made))  # an earlier run's
+
+
+def write_tables(store: Store, summary: Summary) -> tuple[str, ...]:
+    """What was measured of the methods, as files; their paths."""
+    measured: dict[str, Any] = {METRICS: summary.metrics}
+    if summary.trusted_metrics is not None:
+        measured[TRUSTED_METRICS] = summary.trusted_metrics
+    measured |= {EFFICIENCY: summary.efficiency, GAPS: summary.gaps}
+    for path, content in measured.items():
+        store.write_json(path, content)
+    table = summary_table(summary).to_csv(index=False, lineterminator="\n")
+    for path in TABLES:
+        store.write_text(path, table)
+    return (*measured, *TABLES)
 
 
 def finish(store: Store, summary: Summary, *, started: float, log_file: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -180,13 +180,16 @@ class Summary:
     sample_weights: np.ndarray | None  # (m,)
     n_curated: int
     thresholds: dict[str, float]
-    metrics: dict[str, dict[str, dict[str, Any]]]  # comparison -> method -> metric -> mean, std
-    encoder_metrics: dict[str, float]
-    efficiency: dict[str, dict[str, Any]]
-    gaps: dict[str, Any]  # comparison -> method -> attribute
-    histories: dict[str, list[dict[str, Any]]]  # method -> one loss history a seed
     faults: dict[str, dict[str, Any]] | None  # method -> fault -> in_data, dropped
     dropped_examples: list[dict[str, Any]]
+    # What was measured of methods; all empty where none was trained.
+    # comparison -> method -> metric -> mean, std
+    metrics: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    encoder_metrics: dict[str, float] = field(default_factory=dict)
+    efficiency: dict[str, dict[str, Any]] = field(default_factory=dict)
+    gaps: dict[str, Any] = field(default_factory=dict)  # comparison -> method -> attribute
+    # method -> one loss history a seed
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     changes: str = ""  # the page's section on another run that was compared
     cut_off: str = ""  # how many captions the encoder did not read to their ends
     contact_sheets: tuple[str, ...] = ()  # their paths in the tree, where they were drawn

@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +33,11 @@ from cli import log as log_module
 from cli import run as run_module
 from curation import curate
 from data import open_source
+from reporting import results
+from reporting.contact_sheets import SHEETS
 from reporting.figures import gaps
+from reporting.figures.methods import METHOD_FIGURES
+from reporting.report import within
 from reporting.summary import Summary, faults_dropped
 from sources.base import PairSource
 from tests.small_models import narrow
@@ -372,6 +378,103 @@ def test_load_saved_changes_nothing(copied: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(main, name, _must_not_run)
     assert run(copied, "--load_saved", "--visualize", "--save_checkpoints") == 0
     assert timeless(copied) == before
+
+
+def test_only_curated_ends_with_the_curated_set(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = timeless(copied)
+    with monkeypatch.context() as patch:
+        for name in ("evaluate_methods", "select_baseline", "curate", "demographic_gaps"):
+            for module in (main, results):
+                patch.setattr(module, name, _must_not_run, raising=False)
+        assert run(copied, "--methods", "none", "--load_saved", "--export", "list") == 0
+    printed = capsys.readouterr().out
+    assert "Kept 48 of 60 training pairs (80.0 %)." in printed
+    assert "Nothing was trained on the kept pairs" in printed
+    assert "Mean recall" not in printed
+    assert "list: 48 pairs" in printed
+    page = (copied / "results/results.md").read_text()
+    assert "run again with the same flags, without `--methods none`" in page
+    assert "## Efficiency" not in page
+    assert "InfluenceSpace dropped" in page  # which faults, for that needs no training
+    assert "without `--methods none`" in (copied / "results/results_summary.md").read_text()
+    shown = (copied / "results/report.html").read_text()
+    assert "without <code>--methods none</code>" in shown
+    gone = before.keys() - timeless(copied).keys() - {*SHEETS, *METHOD_FIGURES, *gaps.GAP_FIGURES}
+    assert gone == {
+        *("evaluation/method_metrics.json", "evaluation/method_metrics_trusted.json"),
+        "evaluation/demographic_gaps.json",
+    }
+    for name in (*results.TABLES, results.EFFICIENCY, *METHOD_FIGURES, *gaps.GAP_FIGURES):
+        assert not (copied / name).exists()
+    recorded = read_json(copied / "run.json")
+    assert recorded["settings"]["methods"] == []
+    assert not {"evaluation", *BASELINES} & recorded["seconds"].keys()
+
+    # What was trained before is still there, and so is all that is made of it.
+    with monkeypatch.context() as patch:
+        patch.setattr(main, "evaluate_methods", _must_not_run)
+        assert run(copied, "--load_saved") == 0
+    after = timeless(copied)
+    assert {name: after[name] for name in gone} == {name: before[name] for name in gone}
+    assert all((copied / name).exists() for name in (*results.TABLES, results.EFFICIENCY))
+
+
+def test_only_curated_with_stages_left_out(copied: Path) -> None:
+    flags = ("--skip_stage", "1", "2", "3", "--methods", "none", "--no_report")
+    assert run(copied, *flags) == 0
+    page = (copied / "results/results.md").read_text()
+    assert "Kept 48 of 60 training pairs" in page
+    assert "Stage 2 was not run or loaded." in page
+
+
+def test_a_report_of_very_many_pairs_holds_some(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--methods", "none", "--load_saved")
+    with monkeypatch.context() as patch:
+        for module in (main, within):
+            patch.setattr(module, "MOST_TRAINING", 40)
+            patch.setattr(module, "MOST_OTHERS", 20)
+        for name, value in {"N_TRAINING": 10, "N_EXTREMES": 2, "N_IN_FAMILIES": 4}.items():
+            patch.setattr(within, name, value)
+        assert run(copied, *flags) == 0
+        assert run(copied, *flags) == 0  # the map of those shown is reused
+    assert "report: it shows 60 of 132 pairs" in (copied / "log.txt").read_text()
+    assert (copied / "log.txt").read_text().count("pair map   recomputed") == 1
+    atlas = pd.read_parquet(copied / "results/atlas.parquet")
+    ledger = pd.read_parquet(copied / "stage3/ledger.parquet")
+    training = ledger[(ledger["split"] == "train") & (ledger["status"] == "read")]
+    assert len(atlas) == 40
+    assert set(atlas["id"]) < set(training["id"])
+    assert set(atlas["decision"]) == {"kept", "dropped"}
+    # Neighbours are those among the pairs shown.
+    joint = np.load(copied / "stage1/concatenated_embeddings.npy")
+    rows = np.flatnonzero(training["id"].isin(atlas["id"]))
+    assert atlas["id"].tolist() == training["id"].iloc[rows].tolist()
+    alike = joint[rows] @ joint[rows].T
+    np.fill_diagonal(alike, -9)
+    nearest = [found["ids"][0] for found in atlas["neighbors"]]
+    assert np.allclose(alike[np.arange(40), nearest], alike.max(axis=1), atol=1e-5)
+    assert main.main([*TINY, "--output_dir", str(copied), *flags]) == 0
+    assert len(pd.read_parquet(copied / "results/atlas.parquet")) == 60
+
+
+def test_runs_that_were_only_curated_are_compared(copied: Path, tmp_path: Path) -> None:
+    assert run(copied, "--methods", "none", "--load_saved", "--no_report") == 0
+    shutil.copytree(copied, tmp_path / "other")
+    compared = ("--compare", str(tmp_path / "other"), "--no_report", "--load_saved")
+    assert run(copied, "--methods", "none", *compared) == 0
+    page = (copied / "results/results.md").read_text()
+    assert "60 training pairs in both runs: 0 moved in" in page
+    changes = page.split("## Changes against")[1].split("\n## ")[0]
+    assert "mean recall" not in changes
+    assert run(copied, *compared) == 0  # this run has recalls, the other has not
+    page = (copied / "results/results.md").read_text()
+    assert re.search(r"\n\| \W*InfluenceSpace\W* \| – \| \d", page.split("## Changes against")[1])
+    (tmp_path / "other/stage3/ledger_manifest.json").unlink()
+    assert run(copied, *compared) == 2
 
 
 def _must_not_run(*_: Any, **__: Any) -> None:

@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt
 import pytest
 
 import visualize
+from reporting.figures.gaps import GAP_FIGURES
+from reporting.figures.methods import METHOD_FIGURES
 from tests.reporting.test_figures import dots, make_validation, png
 from tests.reporting.test_summary import SUMMARIES, make_summary
 
@@ -102,6 +104,11 @@ def test_differences_to_random_have_their_sign_and_size() -> None:
 
 def test_the_small_run_has_every_figure() -> None:
     assert set(visualize.figures(SMALL)) == set(visualize.figures(SUMMARIES["everything"]))
+
+
+def test_figures_of_methods_are_those_that_need_a_training() -> None:
+    bare = visualize.figures(SUMMARIES["nothing trained"])
+    assert set(visualize.figures(make_summary(3))) - set(bare) == {*METHOD_FIGURES, *GAP_FIGURES}
 
 
 @pytest.mark.parametrize("path", visualize.figures(SMALL))

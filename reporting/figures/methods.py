@@ -29,8 +29,16 @@ from reporting.figures.style import (
     round_ticks,
     style_axes,
 )
+from reporting.summary import RECALL_AT
 from reporting.words import COMPARISON_LABELS, ENCODER, mean_and_spread, seconds_and_spread
 
+METHOD_FIGURES = (  # beside those of the gaps
+    *(f"evaluation/comparison_avg_recall@{k}.png" for k in RECALL_AT),
+    "results/performance_comparison.png",
+    "results/efficiency_comparison.png",
+    "results/training_progress.png",
+    "results/performance_efficiency_tradeoff.png",
+)
 MARKERS_A_LINE = 5  # of a loss curve
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, Any]]]

@@ -23,6 +23,7 @@ from artifacts.store import Store
 from baselines import INFLUENCESPACE
 
 METRICS = "evaluation/method_metrics.json"
+GIVE = "give the --output_dir of a run that has finished"
 NEEDED = ("id", "split", "decision", "decision_reason")  # columns without which nothing is told
 NUMBERS = ("value", "weight", "cluster")
 READING_ERRORS = (  # of files that are damaged, or are no files of ours
@@ -80,28 +81,46 @@ def read_other(folder: str) -> OtherRun:
     Raises:
         InputError: the folder is missing, or what it holds is no whole run.
     """
-    root, give = Path(folder), "give the --output_dir of a run that has finished"
     if not os.path.isdir(folder):
         missing = "is a file" if os.path.exists(folder) else "does not exist"
-        raise InputError(f"--compare {folder} {missing}; {give}")
-    manifests = [f"{s.folder}/{s.manifest}" for s in (CURATION, LEDGER, EVALUATION)]
-    for name in ("run.json", f"{LEDGER.folder}/ledger.parquet", METRICS, *manifests):
-        if not os.path.isfile(root / name):
-            raise InputError(f"--compare {folder} holds no finished run: no {name}; {give}")
-    store = Store(root)
+        raise InputError(f"--compare {folder} {missing}; {GIVE}")
+    store = Store(Path(folder))
     try:
-        run = _checked_run(_read_json(root / "run.json"))
-        metrics = _checked_metrics(_read_json(root / METRICS))
-        unfinished = _unfinished(store, run["settings"])
+        run = _checked_run(_read_json(_file(folder, "run.json")))
+        stages = (CURATION, LEDGER, *([EVALUATION] if _trained(run) else []))
+        manifests = [f"{s.folder}/{s.manifest}" for s in stages]
+        for name in (f"{LEDGER.folder}/ledger.parquet", *manifests):
+            _file(folder, name)
+        metrics = _checked_metrics(_read_json(_file(folder, METRICS))) if _trained(run) else {}
+        unfinished = _unfinished(store, run)
         ledger = narrowed(store.read(LEDGER, _SavedLedger).ledger)
+    except InputError:  # a file is missing; to Python it is a wrong value too
+        raise
     except StaleError as error:
         raise InputError(_advised(folder, f"{error}")) from error
     except READING_ERRORS as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(_advised(folder, f"is damaged ({said})")) from error
     if unfinished:
-        raise InputError(f"--compare {folder} holds no finished run: {unfinished}; {give}")
+        raise InputError(f"--compare {folder} holds no finished run: {unfinished}; {GIVE}")
     return OtherRun(run, metrics, ledger)
+
+
+def _file(folder: str, name: str) -> Path:
+    """A file of a finished run.
+
+    Raises:
+        InputError: it is not there.
+    """
+    path = Path(folder) / name
+    if not path.is_file():
+        raise InputError(f"--compare {folder} holds no finished run: no {name}; {GIVE}")
+    return path
+
+
+def _trained(run: Mapping[str, Any]) -> bool:
+    """Whether a run trained methods; with `--methods none` it ends with the curated set."""
+    return bool(run["settings"].get("methods") != [])
 
 
 def _advised(folder: str, found: str) -> str:
@@ -133,9 +152,11 @@ def _checked_metrics(metrics: Any) -> dict[str, Any]:
     return cast(dict[str, Any], metrics)
 
 
-def _unfinished(store: Store, settings: Mapping[str, Any]) -> str:
+def _unfinished(store: Store, run: Mapping[str, Any]) -> str:
     """Why a folder's files are of several runs, as after one that was stopped; "" if of one."""
-    curated, ledger, evaluated = (store.manifest(s) for s in (CURATION, LEDGER, EVALUATION))
+    settings: Mapping[str, Any] = run["settings"]
+    curated, ledger = (store.manifest(stage) for stage in (CURATION, LEDGER))
+    evaluated = store.manifest(EVALUATION) if _trained(run) else {"inputs": {}, "settings": {}}
     taken = {ledger["inputs"].get(CURATION.name), evaluated["inputs"].get(INFLUENCESPACE)}
     if taken - {None, curated["fingerprint"]}:
         return "its stage 3, ledger and evaluation are of different runs"

@@ -49,6 +49,11 @@ FOLDER = 1000  # photographs a folder
 N_STRIP = 5  # photographs in a table
 
 
+def shown_rows(ledger: pd.DataFrame, shown: Bool[np.ndarray, " l"]) -> Int64[np.ndarray, " m"]:
+    """Which of the n training pairs are among the rows of a ledger that are shown."""
+    return np.flatnonzero(shown[_is_training(ledger)])
+
+
 class Findings(NamedTuple):
     """What the stages have found of pairs, as far as the page shows it."""
 
@@ -58,10 +63,19 @@ class Findings(NamedTuple):
     ledger: Ledger
     told: Told
     subsets: Mapping[str, Subset]
-    pair_map: PairMap
+    shown: Bool[np.ndarray, " l"]  # rows of the ledger that the report holds
+    pair_map: PairMap  # of the training pairs among them
     near_copy_similarity: float
     moved: frozenset[str] | None  # ids that moved in or out; None where no run was compared
     fingerprint: str  # of the ledger
+
+    def part(self) -> pd.DataFrame:
+        """The rows of the ledger that the report holds."""
+        return self.ledger.ledger[self.shown]
+
+    def rows(self) -> Int64[np.ndarray, " m"]:
+        """Which of the n training pairs the report holds."""
+        return shown_rows(self.ledger.ledger, self.shown)
 
 
 class Pairs(NamedTuple):
@@ -69,7 +83,7 @@ class Pairs(NamedTuple):
 
     table: pd.DataFrame  # see `pair_table`
     inside: Bool[np.ndarray, " n"]  # those within the page
-    keeps: Mapping[str, Bool[np.ndarray, " m"]]  # who keeps which training pairs
+    keeps: Mapping[str, Bool[np.ndarray, " m"]]  # who keeps which training pairs, of all
 
 
 def gather(found: Findings, rng: np.random.Generator) -> Pairs:
@@ -79,8 +93,8 @@ def gather(found: Findings, rng: np.random.Generator) -> Pairs:
         found: by the stages.
         rng: draws the pairs within the page where they are too many.
     """
-    ledger = found.ledger.ledger
-    keeps = _keeps(found, _training_rows(ledger))
+    rows = found.rows()
+    keeps = _keeps(found, _training_rows(found.ledger.ledger))
     links = found.clustered.copy_links
     if links is None:  # of a run that did not save them
         links = near_copies(
@@ -89,9 +103,26 @@ def gather(found: Findings, rng: np.random.Generator) -> Pairs:
             found.embedded.clip_scores,
             found.near_copy_similarity,
         ).links
-    faults = found.embedded.split_pairs("train")["fault"].tolist()
-    table = pair_table(ledger, TrainingFacts(found.pair_map, faults, keeps, links), found.told)
+    faults = found.embedded.split_pairs("train")["fault"]
+    facts = TrainingFacts(
+        found.pair_map,
+        faults.iloc[rows].tolist(),
+        {name: kept[rows] for name, kept in keeps.items()},
+        _among(links, rows, len(faults)),
+    )
+    table = pair_table(found.part(), facts, found.told)
     return Pairs(table, within_page(table, found.ledger.cut, rng), keeps)
+
+
+def _among(
+    links: Int64[np.ndarray, "m 2"], rows: Int64[np.ndarray, " k"], n: int
+) -> Int64[np.ndarray, "m2 2"]:
+    """The links between some of n pairs, which are numbered anew in their order."""
+    numbers = np.full(n, NOT_KNOWN)
+    numbers[rows] = np.arange(len(rows))
+    renamed = numbers[links]
+    inside: np.ndarray = renamed[(renamed != NOT_KNOWN).all(axis=1)]
+    return inside
 
 
 class Shown(NamedTuple):
@@ -130,7 +161,7 @@ def write_report(store: Store, summary: Summary, shown: Shown | None) -> None:
 
 def _write_atlas(store: Store, found: Findings, pairs: Pairs, photographs: Photographs) -> None:
     """The training pairs for another viewer."""
-    training = _training_rows(found.ledger.ledger)
+    training = _training_rows(found.part())
     files = {name: photographs.file(row) for name, row in _numbers(photographs).items()}
     of_rows = {
         row: files[name]
@@ -149,7 +180,14 @@ def remove_report(store: Store) -> None:
 
 def _training_rows(ledger: pd.DataFrame) -> pd.DataFrame:
     """The ledger's rows of the training pairs, in the order of the stages' arrays."""
-    return ledger[(ledger["split"] == "train") & (ledger["status"] == "read")]
+    return ledger[_is_training(ledger)]
+
+
+def _is_training(ledger: pd.DataFrame) -> Bool[np.ndarray, " l"]:
+    is_training: np.ndarray = (
+        (ledger["split"] == "train") & (ledger["status"] == "read")
+    ).to_numpy()
+    return is_training
 
 
 def _numbers(photographs: Photographs) -> dict[str, int]:
@@ -184,7 +222,7 @@ def _contents(
         "keepers": [[name, keeper_label(name)] for name in pairs.keeps],
         "cut": found.ledger.cut,
         "n": len(table),
-        "note": _note(table, inside),
+        "note": _note(table, inside, len(found.shown)),
         "chunkSize": CHUNK,
         "chunks": [] if inside.all() else table["id"].iloc[::CHUNK].tolist(),
         "photos": inline.tolist(),
@@ -237,15 +275,21 @@ def _marks(found: Findings) -> dict[str, str]:
 # --- Within the page or beside it -----------------------------------------------------------------
 
 
-def _note(table: pd.DataFrame, inside: Bool[np.ndarray, " n"]) -> str:
+def _note(table: pd.DataFrame, inside: Bool[np.ndarray, " n"], n_all: int) -> str:
     """What the page says of pairs that are not in it; "" where all are."""
     if inside.all():
         return ""
-    return (
+    note = (
         f"{int(inside.sum()):,} of {len(table):,} pairs are in this page: those at the ends of"
         " every order, families of near copies, and a draw from every cluster, cell and decision."
         " Counts, search and lasso know these."
     )
+    if n_all > len(table):
+        note += (
+            f" The run has {n_all:,} pairs, from which those of this report were chosen in the same"
+            " way; stage3/ledger.parquet has all, and --explain tells of any."
+        )
+    return note
 
 
 def _inline_photographs(part: pd.DataFrame, photographs: Photographs) -> Int64[np.ndarray, " m"]:
@@ -288,10 +332,13 @@ def _strips(
 ) -> dict[str, dict[int, list[int]]]:
     """The pairs in the page that lie nearest their cluster's centre, by cluster and by cell."""
     e, c = found.embedded, found.clustered
-    distances = np.linalg.norm(e.concatenated_embeddings - c.centers[c.cluster_assignments], axis=1)
-    by_id = pd.Series(distances, index=_training_rows(found.ledger.ledger)["id"])
     part = table[inside & table["value"].notna()]
-    part = part.assign(distance=part["id"].map(by_id)).sort_values("distance", kind="stable")
+    by_id = pd.Series(found.rows(), index=_training_rows(found.part())["id"])
+    rows = part["id"].map(by_id).to_numpy(np.int64)
+    distances = np.linalg.norm(
+        e.concatenated_embeddings[rows] - c.centers[c.cluster_assignments[rows]], axis=1
+    )
+    part = part.assign(distance=distances).sort_values("distance", kind="stable")
     strips: dict[str, dict[int, list[int]]] = {"cluster": {}, "cell": {}}
     for name, strip in strips.items():
         for owner, number in zip(part[name].tolist(), part["number"].tolist(), strict=True):

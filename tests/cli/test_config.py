@@ -35,3 +35,12 @@ def test_the_engine_has_flags_of_its_own() -> None:
     assert parse_arguments([]).engine == EngineConfig("local", None, None)
     with pytest.raises(InputError, match="--ray_address auto goes with --engine ray"):
         parse_arguments(["--ray_address", "auto"])
+
+
+def test_no_method_is_a_choice_of_its_own() -> None:
+    assert parse_arguments(["--methods", "none"]).evaluation.methods == ()
+    for given in (["none", "random"], ["random,none"]):
+        with pytest.raises(InputError, match=r"^--methods none stands alone; leave it or random"):
+            parse_arguments(["--methods", *given])
+    with pytest.raises(InputError, match=r"--methods must be one of full, .*; got 'some'"):
+        parse_arguments(["--methods", "some"])

@@ -72,6 +72,12 @@ def test_what_was_not_loaded_is_said() -> None:
     assert "Stage 2 was not run" in section(page, "How good the influence estimate is")
     page = page_module.results_markdown(SUMMARIES["nothing trained"])
     assert "No method was trained." in section(page, "Performance")
+    assert "run again with the same flags, without `--methods none`" in page
+    assert "Nothing was trained on them" in page.partition("\n## ")[0]
+    assert not {"## Efficiency", "## Demographic gaps"} & {*page.splitlines()}
+    printed = console_module.console_summary(SUMMARIES["nothing trained"])
+    assert "--load_saved, without --methods none, does that." in printed
+    assert "Nothing was trained" not in console_module.console_summary(SUMMARIES["everything"])
 
 
 def test_captions_that_were_cut_off_are_told_with_the_data() -> None:

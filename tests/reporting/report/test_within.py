@@ -68,6 +68,33 @@ def test_many_pairs_are_drawn_from_every_stratum_with_the_ends_of_every_order() 
     assert not np.array_equal(inside, within.within_page(rows, 0.0, np.random.default_rng(1)))
 
 
+def ledger() -> pd.DataFrame:
+    """The same pairs as a ledger has them, held-out pairs first."""
+    rows = table().iloc[::-1].reset_index(drop=True)
+    renamed = rows.rename(columns={"reason": "decision_reason", "agreement": "log_odds"})
+    return renamed.drop(columns=["family", "photo"]).assign(clip_score=0.0)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_report_holds_a_choice_of_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = np.array([[0, 7], [300, 8], [7, 9], [20, 21]])
+    rows = ledger()
+    assert within.in_report(rows, copies, 0.0, np.random.default_rng(0)).all()
+    monkeypatch.setattr(within, "MOST_TRAINING", 90)
+    monkeypatch.setattr(within, "MOST_OTHERS", 30)
+    shown = within.in_report(rows, copies, 0.0, np.random.default_rng(0))
+    assert not shown[:50].all()
+    assert shown[:50].sum() == 30
+    training = shown[50:]
+    assert training.sum() == 90
+    assert training[[0, 7, 9, 20, 21, 300, 8]].all()  # both families of copies
+    part = rows[shown & (rows["split"] == "train")]
+    assert set(part["cell"]) == {0, 1, 2, 3}
+    # What is held within the page is drawn of these in the same way.
+    unknown = within.in_report(rows, None, 0.0, np.random.default_rng(0))
+    assert unknown.sum() == 120
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=80), st.integers(1, 90), st.integers(0, 9))
 def test_a_draw_has_every_stratum_by_its_size(strata: list[int], size: int, seed: int) -> None:
