@@ -385,7 +385,6 @@ def _settled(
     if not config.keep_cells_whole:
         cells = refine_cells(cells, influence, pooled)
     sizes = np.bincount(cells)
-    members = np.split(np.argsort(cells, kind="stable"), np.cumsum(sizes)[:-1])
     return PairInfluence(
         pair_influence=influence,
         pair_influence_stderr=pooled.stderr,
@@ -394,7 +393,7 @@ def _settled(
         agreement=agreement,
         cell_assignments=cells,
         cell_influence=np.bincount(cells, influence) / sizes,
-        cell_influence_stderr=np.array([pooled.mean_stderr(rows) for rows in members]),
+        cell_influence_stderr=pooled.mean_stderrs(np.argsort(cells, kind="stable"), sizes),
         validation_loss=cross.validation_loss,
         # Where nothing is explained nothing is counted: see `PairInfluence.counted`.
         influence_weight=guard.weight if pooled.explained > 0 else 0.0,

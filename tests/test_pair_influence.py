@@ -420,7 +420,11 @@ def pooled_with_error(n: int, error: float) -> PooledInfluence:
     )
     found = pooled.mean_stderr(np.arange(n))
     assert found == pytest.approx(pooled.stderr[0])
-    return dataclasses.replace(pooled, _root=pooled._root * error / found)
+    effects, scale = pooled._effects, error / found
+    scaled = effects._replace(
+        root=effects.root * scale, topic_variances=effects.topic_variances * scale**2
+    )
+    return dataclasses.replace(pooled, _effects=scaled)
 
 
 @given(
