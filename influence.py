@@ -55,9 +55,10 @@ from attribution.cluster_scores import (
 from attribution.cross_fitting import CrossFit, cross_fit, held_out_influences
 from attribution.guard import guard_influence
 from attribution.pair_scores import (
-    MIN_EVALUATED,
+    MOST_EVALUATED,
     PairInfluenceConfig,
     estimate_quality,
+    n_evaluated,
     quantities,
     refine_cells,
     relevance_part,
@@ -71,6 +72,7 @@ from curation import CurationResult
 from embedding import EmbeddingResult
 from learner.model import shuffled_batches
 from learner.pairs import PairTensors, TrainingPairs
+from learner.sides import InFiles, device_of, sides_of
 from learner.training import TrainingConfig, steps_per_epoch
 
 logger = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ def judge_held_out(
         near_copy_similarity: least centred cosine of near copies, of which the best is asked.
         rng: the stage's generator.
     """
-    device = pairs.tensors.images.device
+    device = device_of(pairs.tensors)
     result = judge_pairs(
         *_pairs_in_space(embedding, pairs),
         config,
@@ -117,16 +119,16 @@ def _pairs_in_space(
 
     def of(
         split: str,
-        tensors: PairTensors,
+        tensors: PairTensors | InFiles,
         image_embeddings: np.ndarray | None,
         text_embeddings: np.ndarray | None,
     ) -> PairsInSpace:
-        images, texts = (side.cpu().numpy() for side in tensors)
+        images, texts = sides_of(tensors)
         ids = pd.factorize(e.split_pairs(split)["image_sha256"])[0].astype(np.int64)
         return PairsInSpace(images, texts, image_embeddings, text_embeddings, ids)
 
     test = pairs.scaling.pairs(
-        e.test_image_features, e.test_text_features, pairs.tensors.images.device
+        e.test_image_features, e.test_text_features, device_of(pairs.tensors)
     )
     rows = torch.from_numpy(owner).to(test.images.device)
     return (
@@ -408,8 +410,13 @@ def _few_pairs(
     pairs: TrainingPairs, config: PairInfluenceConfig, rng: np.random.Generator
 ) -> Int64[np.ndarray, " m"]:
     """The pairs whose own influence is evaluated."""
-    n = len(pairs.indices)
-    allowed = max(int(config.influence_budget * n + 1e-9), min(MIN_EVALUATED, n))
+    allowed = n_evaluated(config, len(pairs.indices))
+    if allowed == MOST_EVALUATED < config.influence_budget * len(pairs.indices):
+        logger.info(
+            "the influence of %s pairs is evaluated, not of %g %% of all: more would hardly help",
+            f"{allowed:,}",
+            100 * config.influence_budget,
+        )
     return spread_evenly(pairs.clip_scores, allowed, rng)
 
 

@@ -25,6 +25,7 @@ from encoders.joint_map import MIN_IMAGES, Moments, embed_across_folds
 from learner.groups import members_of, nearby_groups
 from learner.model import MAX_LOG_SCALE, contrastive_loss, projected_similarities, whole_batches
 from learner.pairs import PairTensors
+from learner.sides import InFiles, device_of, sides_of
 
 N_NORMALISATIONS = 10  # random batches that every pair is in; Wang et al. (2024)
 NORMALISATION_BATCH = 4096  # pairs; bounds memory to a few blocks of 64 MiB
@@ -41,6 +42,7 @@ ALL_COMPARED = 50_000  # pairs up to which neighbours are looked for everywhere
 MOST_IN_GROUP = 4096  # pairs of a group that its others are compared with; bounds the time
 TRUSTED_SHARE = 0.8  # of the pairs, those that look best at first sight
 REFINED_FOLDS = 10  # each map sees nine tenths of the trusted pairs
+MOST_JOINED = 50_000  # trusted pairs that a scale is fitted to; bounds the time
 RIDGE = 1e-4  # on the coefficients of views that are joined; keeps them finite
 
 
@@ -394,7 +396,7 @@ def _among_all(
 def refine_agreement(
     first: Agreement,
     held_out_losses: Float[np.ndarray, " n"],
-    pairs: PairTensors,
+    pairs: PairTensors | InFiles,
     image_ids: Int64[np.ndarray, " n"],
     validation: PairTensors,
     *,
@@ -410,7 +412,7 @@ def refine_agreement(
     Args:
         first: agreement in the encoder's joint space.
         held_out_losses: of each pair, by models that have not trained on it, nats.
-        pairs: features of the n pairs.
+        pairs: features of the n pairs; read in blocks where they lie in files.
         image_ids: which image each shows, 0 to the number of images - 1.
         validation: held-out pairs, all of them trusted.
         others: whose captions stood for chance in the first view.
@@ -419,21 +421,19 @@ def refine_agreement(
     """
     trusted = trusted_pairs(first.own, held_out_losses)
     if encoder_alone or int(image_ids.max()) + 1 < MIN_IMAGES:
-        return joined_agreement([first], trusted)
-    images, texts = (side.cpu().numpy() for side in pairs)
+        return joined_agreement([first], trusted, rng)
     refined_images, refined_texts, _ = embed_across_folds(
-        images,
-        texts,
+        *sides_of(pairs),
         image_ids,
         rng=rng,
         n_folds=REFINED_FOLDS,
         trusted=trusted,
-        further=Moments.of(*(side.cpu().numpy() for side in validation)),
+        further=Moments.of(*sides_of(validation)),
     )
     refined = normalised_agreement(
-        refined_images, refined_texts, pairs.images.device, rng=rng, others=others
+        refined_images, refined_texts, device_of(pairs), rng=rng, others=others
     )
-    return joined_agreement([first, refined], trusted)
+    return joined_agreement([first, refined], trusted, rng)
 
 
 def trusted_pairs(
@@ -448,13 +448,19 @@ def trusted_pairs(
 
 
 def joined_agreement(
-    views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]
+    views: Sequence[Agreement],
+    trusted: Bool[np.ndarray, " n"],
+    rng: np.random.Generator | None = None,
 ) -> Float[np.ndarray, " n"]:
     """Log odds that image and caption belong together, see `join_views`."""
-    return join_views(views, trusted).log_odds([view.own for view in views])
+    return join_views(views, trusted, rng).log_odds([view.own for view in views])
 
 
-def join_views(views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]) -> JoinedViews:
+def join_views(
+    views: Sequence[Agreement],
+    trusted: Bool[np.ndarray, " n"],
+    rng: np.random.Generator | None = None,
+) -> JoinedViews:
     """The scale on which views of the same n pairs add up: log odds.
 
     A logistic regression without negative coefficients tells the trusted pairs from the same images
@@ -465,15 +471,19 @@ def join_views(views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]) -> J
     Args:
         views: of the same n pairs, with as many by chance.
         trusted: pairs that are mostly right, at least one.
+        rng: draws 50,000 of them to fit to, where there are more; None: all are fitted to.
     """
-    own = np.stack([view.own for view in views], axis=1)
-    by_chance = np.stack([view.by_chance for view in views], axis=1)
-    examples = np.concatenate([own[trusted], by_chance[trusted]])
+    rows = np.flatnonzero(trusted)
+    if rng is not None and len(rows) > MOST_JOINED:
+        rows = np.sort(rng.choice(rows, MOST_JOINED, replace=False))
+    own = np.stack([view.own[rows] for view in views], axis=1)
+    by_chance = np.stack([view.by_chance[rows] for view in views], axis=1)
+    examples = np.concatenate([own, by_chance])
     scale = np.maximum(examples.std(axis=0), np.finfo(np.float64).tiny)
     scale[np.ptp(examples, axis=0) <= 1e-12 * np.abs(examples).max(axis=0)] = np.inf  # constant
     middle = examples.mean(axis=0)
     standard = (examples - middle) / scale
-    sign = np.where(np.arange(len(examples)) < trusted.sum(), 1.0, -1.0)
+    sign = np.where(np.arange(len(examples)) < len(rows), 1.0, -1.0)
 
     def loss(solution: np.ndarray) -> tuple[float, np.ndarray]:
         *coefficients, intercept = solution

