@@ -48,12 +48,14 @@ def test_blocks_of_rows_in_files_are_embedded_alike(
 ) -> None:
     x, y = correlated_pairs(90, [0.9, 0.8], 5, 4)
     whole = embed_across_folds(x, y, np.arange(90) // 2, rng=np.random.default_rng(0))
-    stored = []
+    stored: list[np.ndarray] = []
     for name, side in (("x", x), ("y", y)):
         np.save(tmp_path / f"{name}.npy", side)
         stored.append(np.load(tmp_path / f"{name}.npy", mmap_mode="r"))
     monkeypatch.setattr(joint_map_module, "EMBEDDED_AT_ONCE", 4)
-    blocks = embed_across_folds(*stored, np.arange(90) // 2, rng=np.random.default_rng(0))
+    blocks = embed_across_folds(
+        stored[0], stored[1], np.arange(90) // 2, rng=np.random.default_rng(0)
+    )
     for one, other in zip(whole[:2], blocks[:2], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 

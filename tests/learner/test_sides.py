@@ -32,7 +32,7 @@ def stored(folder: Path, rows: np.ndarray | None) -> tuple[Stored, PairTensors]:
     for name, side in zip("xy", features, strict=True):
         np.save(folder / f"{name}.npy", side)
         maps.append(np.load(folder / f"{name}.npy", mmap_mode="r"))
-    held = scaling.pairs(*features, CPU)
+    held = scaling.pairs(features[0], features[1], CPU)
     if rows is not None:
         held = held.take(torch.from_numpy(rows))
     return Stored(maps[0], maps[1], scaling, CPU, rows), held
