@@ -55,9 +55,10 @@ from attribution.cluster_scores import (
 from attribution.cross_fitting import CrossFit, cross_fit, held_out_influences
 from attribution.guard import guard_influence
 from attribution.pair_scores import (
-    MIN_EVALUATED,
+    MOST_EVALUATED,
     PairInfluenceConfig,
     estimate_quality,
+    n_evaluated,
     quantities,
     refine_cells,
     relevance_part,
@@ -71,6 +72,7 @@ from curation import CurationResult
 from embedding import EmbeddingResult
 from learner.model import shuffled_batches
 from learner.pairs import PairTensors, TrainingPairs
+from learner.sides import InFiles, device_of, sides_of
 from learner.training import TrainingConfig, steps_per_epoch
 
 logger = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ def judge_held_out(
         near_copy_similarity: least centred cosine of near copies, of which the best is asked.
         rng: the stage's generator.
     """
-    device = pairs.tensors.images.device
+    device = device_of(pairs.tensors)
     result = judge_pairs(
         *_pairs_in_space(embedding, pairs),
         config,
@@ -117,16 +119,16 @@ def _pairs_in_space(
 
     def of(
         split: str,
-        tensors: PairTensors,
+        tensors: PairTensors | InFiles,
         image_embeddings: np.ndarray | None,
         text_embeddings: np.ndarray | None,
     ) -> PairsInSpace:
-        images, texts = (side.cpu().numpy() for side in tensors)
+        images, texts = sides_of(tensors)
         ids = pd.factorize(e.split_pairs(split)["image_sha256"])[0].astype(np.int64)
         return PairsInSpace(images, texts, image_embeddings, text_embeddings, ids)
 
     test = pairs.scaling.pairs(
-        e.test_image_features, e.test_text_features, pairs.tensors.images.device
+        e.test_image_features, e.test_text_features, device_of(pairs.tensors)
     )
     rows = torch.from_numpy(owner).to(test.images.device)
     return (
@@ -385,7 +387,6 @@ def _settled(
     if not config.keep_cells_whole:
         cells = refine_cells(cells, influence, pooled)
     sizes = np.bincount(cells)
-    members = np.split(np.argsort(cells, kind="stable"), np.cumsum(sizes)[:-1])
     return PairInfluence(
         pair_influence=influence,
         pair_influence_stderr=pooled.stderr,
@@ -394,7 +395,7 @@ def _settled(
         agreement=agreement,
         cell_assignments=cells,
         cell_influence=np.bincount(cells, influence) / sizes,
-        cell_influence_stderr=np.array([pooled.mean_stderr(rows) for rows in members]),
+        cell_influence_stderr=pooled.mean_stderrs(np.argsort(cells, kind="stable"), sizes),
         validation_loss=cross.validation_loss,
         # Where nothing is explained nothing is counted: see `PairInfluence.counted`.
         influence_weight=guard.weight if pooled.explained > 0 else 0.0,
@@ -409,8 +410,13 @@ def _few_pairs(
     pairs: TrainingPairs, config: PairInfluenceConfig, rng: np.random.Generator
 ) -> Int64[np.ndarray, " m"]:
     """The pairs whose own influence is evaluated."""
-    n = len(pairs.indices)
-    allowed = max(int(config.influence_budget * n + 1e-9), min(MIN_EVALUATED, n))
+    allowed = n_evaluated(config, len(pairs.indices))
+    if allowed == MOST_EVALUATED < config.influence_budget * len(pairs.indices):
+        logger.info(
+            "the influence of %s pairs is evaluated, not of %g %% of all: more would hardly help",
+            f"{allowed:,}",
+            100 * config.influence_budget,
+        )
     return spread_evenly(pairs.clip_scores, allowed, rng)
 
 

@@ -9,7 +9,7 @@ calibrated scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,18 +22,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from encoders.joint_map import MIN_IMAGES, Moments, embed_across_folds
+from learner.groups import members_of, nearby_groups
 from learner.model import MAX_LOG_SCALE, contrastive_loss, projected_similarities, whole_batches
 from learner.pairs import PairTensors
+from learner.sides import InFiles, device_of, sides_of
 
 N_NORMALISATIONS = 10  # random batches that every pair is in; Wang et al. (2024)
 NORMALISATION_BATCH = 4096  # pairs; bounds memory to a few blocks of 64 MiB
 FIT_BATCH = 1024  # pairs that the temperature is fitted to
+ALL_NORMALISED = 50_000  # pairs up to which every shuffling is done, needed or not
+FEWEST_NORMALISATIONS = 2  # that tell how far shufflings differ
+LOGIT_ROWS_AT_ONCE = 128  # of a batch: what stays in a processor's cache
+LEAST_SUM = 1e-25  # of exponentials, whose small ones float32 still tells from zero
+SMALL_ERROR = 0.1  # standard error of a pair's agreement, of its spread over pairs
 ROWS_AT_ONCE = 1024
 MIN_BY_CHANCE = 1000  # images beside captions of others, for the spread of a few held-out pairs
 N_NEIGHBOURS = 20
 MAX_WITNESSES = 20_000  # pairs that others are compared with; bounds the time
+ALL_COMPARED = 50_000  # pairs up to which neighbours are looked for everywhere
+MOST_IN_GROUP = 4096  # pairs of a group that its others are compared with; bounds the time
 TRUSTED_SHARE = 0.8  # of the pairs, those that look best at first sight
 REFINED_FOLDS = 10  # each map sees nine tenths of the trusted pairs
+MOST_JOINED = 50_000  # trusted pairs that a scale is fitted to; bounds the time
 RIDGE = 1e-4  # on the coefficients of views that are joined; keeps them finite
 
 
@@ -71,29 +81,136 @@ def normalised_agreement(
         rng: deals the batches.
         others: whose caption each image is given for its agreement by chance; drawn by default.
             Views that are to be joined must be given the same.
-        n_normalisations: shufflings, where the pairs are more than one batch; by default ten.
+        n_normalisations: shufflings, where the pairs are more than one batch; by default ten. Of
+            more than 50,000 pairs, only until the standard error of a pair's agreement over
+            shufflings is a tenth of its spread over pairs, but two.
     """
-    images, texts = _tensors(image_embeddings, text_embeddings, device)
-    n = len(images)
-    n_shuffles = (n_normalisations or N_NORMALISATIONS) if n > NORMALISATION_BATCH else 1
-    log_scale = fit_log_scale(images, texts, rng=rng)
-    sums, counts = np.zeros((3, n)), np.zeros(n)  # own logits, and those of chance by side
-    batches = [b for _ in range(n_shuffles) for b in whole_batches(n, NORMALISATION_BATCH, rng)]
-    for batch in tqdm(batches, desc="negCLIPLoss", unit="batch", disable=None, leave=False):
-        rows = torch.from_numpy(batch).to(device)
-        logits = projected_similarities(images[rows], texts[rows], log_scale)
-        found = logits.diagonal(), torch.logsumexp(logits, dim=1), torch.logsumexp(logits, dim=0)
-        for row, values in zip(sums, found, strict=True):
-            row[batch] += values.double().cpu().numpy()
-        counts[batch] += 1
-    own, by_image, by_text = sums / counts * math.exp(-float(log_scale))
+    n = len(image_embeddings)
+    log_scale = _scale_that_suits(image_embeddings, text_embeddings, device, rng)
+    log_sums = _exact_log_sums if n <= ALL_NORMALISED else _log_sums
+    shuffles = _Shuffles(n)
+    for batches in _shufflings(n, n_normalisations or N_NORMALISATIONS, shuffles, rng):
+        for batch in tqdm(batches, desc="negCLIPLoss", unit="batch", disable=None, leave=False):
+            images, texts = _tensors(image_embeddings[batch], text_embeddings[batch], device)
+            logits = projected_similarities(images, texts, log_scale)
+            found = logits.diagonal(), *log_sums(logits)
+            shuffles.add(batch, *(values.double().cpu().numpy() for values in found))
+    own, by_image, by_text = shuffles.means() * math.exp(-float(log_scale))
     if others is None:
         others = strangers(np.arange(n), rng)
-    crossed = (images * texts[torch.from_numpy(others).to(device)]).sum(dim=1)
-    return Agreement(
-        own - (by_image + by_text) / 2,
-        crossed.double().cpu().numpy() - (by_image + by_text[others]) / 2,
-    )
+    crossed = _cosines(image_embeddings, text_embeddings, others, device)
+    return Agreement(own - (by_image + by_text) / 2, crossed - (by_image + by_text[others]) / 2)
+
+
+def _shufflings(
+    n: int, n_normalisations: int, shuffles: _Shuffles, rng: np.random.Generator
+) -> Iterator[list[Int64[np.ndarray, " b"]]]:
+    """The batches of one shuffling of n pairs after the other, as many as are worth their time.
+
+    Up to `ALL_NORMALISED` pairs all of them, in one go.
+    """
+    n_shuffles = n_normalisations if n > NORMALISATION_BATCH else 1
+    if n <= ALL_NORMALISED:
+        yield [b for _ in range(n_shuffles) for b in whole_batches(n, NORMALISATION_BATCH, rng)]
+        return
+    for n_done in range(n_shuffles):
+        if n_done >= FEWEST_NORMALISATIONS and shuffles.are_enough():
+            return
+        shuffles.begin()
+        yield list(whole_batches(n, NORMALISATION_BATCH, rng))
+
+
+def _exact_log_sums(logits: Float[Tensor, "b b"]) -> tuple[Tensor, Tensor]:
+    """The log of the sum of exponentials of every row, and of every column."""
+    return torch.logsumexp(logits, dim=1), torch.logsumexp(logits, dim=0)
+
+
+def _log_sums(logits: Float[Tensor, "b b"]) -> tuple[Tensor, Tensor]:
+    """The same from one matrix of exponentials, four times as fast, where float32 holds them."""
+    top = logits.max()
+    by_row, by_column = [], torch.zeros_like(logits[0])
+    for block in logits.split(LOGIT_ROWS_AT_ONCE):
+        shares = (block - top).exp_()
+        by_row.append(shares.sum(dim=1))
+        by_column += shares.sum(dim=0)
+    sums = torch.cat(by_row), by_column
+    if min(float(side.min()) for side in sums) < LEAST_SUM:
+        return _exact_log_sums(logits)
+    return sums[0].log() + top, sums[1].log() + top
+
+
+class _Shuffles:
+    """Sums over the batches that each of n pairs was in, and how far shufflings differ."""
+
+    def __init__(self, n: int) -> None:
+        self.sums, self.counts = np.zeros((3, n)), np.zeros(n)  # own logit; log sums by side
+        self.now: Float[np.ndarray, " n"] | None = None  # of this shuffling: own less the others'
+        self.n_done = 0
+        self.mean, self.squares = np.zeros(n), np.zeros(n)  # over shufflings; Welford (1962)
+
+    def begin(self) -> None:
+        """A shuffling whose agreement is compared with that of the others."""
+        self.settle()
+        self.now = np.zeros(self.sums.shape[1])
+
+    def settle(self) -> None:
+        """Count the shuffling that is done."""
+        if self.now is not None:
+            self.n_done += 1
+            off = self.now - self.mean
+            self.mean += off / self.n_done
+            self.squares += off * (self.now - self.mean)
+            self.now = None
+
+    def add(
+        self,
+        batch: Int64[np.ndarray, " b"],
+        own: Float[np.ndarray, " b"],
+        by_image: Float[np.ndarray, " b"],
+        by_text: Float[np.ndarray, " b"],
+    ) -> None:
+        """What one batch says of its pairs."""
+        for row, values in zip(self.sums, (own, by_image, by_text), strict=True):
+            row[batch] += values
+        self.counts[batch] += 1
+        if self.now is not None:
+            self.now[batch] = own - (by_image + by_text) / 2
+
+    def are_enough(self) -> bool:
+        """Whether the mean's standard error is small against the spread over pairs."""
+        self.settle()
+        variance = float(self.squares.mean()) / (self.n_done - 1) / self.n_done
+        return math.sqrt(variance) <= SMALL_ERROR * float(self.mean.std())
+
+    def means(self) -> Float[np.ndarray, "3 n"]:
+        """Over all batches that a pair was in."""
+        return np.asarray(self.sums / self.counts)
+
+
+def _cosines(
+    images: Float[np.ndarray, "n d"],
+    texts: Float[np.ndarray, "n d"],
+    others: Int64[np.ndarray, " n"],
+    device: torch.device,
+) -> Float[np.ndarray, " n"]:
+    """Of each image with the caption of another."""
+    found = np.empty(len(images))
+    for start in range(0, len(images), NORMALISATION_BATCH):
+        rows = slice(start, start + NORMALISATION_BATCH)
+        sides = _tensors(images[rows], texts[others[rows]], device)
+        found[rows] = (sides[0] * sides[1]).sum(dim=1).double().cpu().numpy()
+    return found
+
+
+def _scale_that_suits(
+    images: Float[np.ndarray, "n d"],
+    texts: Float[np.ndarray, "n d"],
+    device: torch.device,
+    rng: np.random.Generator,
+) -> Tensor:
+    """See `fit_log_scale`; of pairs that are not all held."""
+    rows = rng.permutation(len(images))[:FIT_BATCH]
+    return _fitted_log_scale(*_tensors(images[rows], texts[rows], device))
 
 
 def fit_log_scale(images: Tensor, texts: Tensor, *, rng: np.random.Generator) -> Tensor:
@@ -102,11 +219,12 @@ def fit_log_scale(images: Tensor, texts: Tensor, *, rng: np.random.Generator) ->
     What CLIP learns beside its towers; not every encoder has such a temperature. To 0.1.
     """
     rows = torch.from_numpy(rng.permutation(len(images))[:FIT_BATCH]).to(images.device)
+    return _fitted_log_scale(images[rows], texts[rows])
+
+
+def _fitted_log_scale(images: Tensor, texts: Tensor) -> Tensor:
     scales = torch.linspace(0, MAX_LOG_SCALE, 47, device=images.device)
-    losses = [
-        contrastive_loss(projected_similarities(images[rows], texts[rows], scale))
-        for scale in scales
-    ]
+    losses = [contrastive_loss(projected_similarities(images, texts, scale)) for scale in scales]
     return scales[torch.stack(losses).argmin()]
 
 
@@ -127,9 +245,9 @@ def strangers(
 def _tensors(
     images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    found = [
-        torch.from_numpy(np.asarray(side, dtype=np.float32)).to(device) for side in (images, texts)
-    ]
+    # What lies in a file is read-only, which no tensor is.
+    sides = (np.require(side, np.float32, ["C", "W"]) for side in (images, texts))
+    found = [torch.from_numpy(side).to(device) for side in sides]
     return found[0], found[1]
 
 
@@ -197,6 +315,7 @@ def neighbour_agreement(
     may_witness: Bool[np.ndarray, " n"],
     *,
     rng: np.random.Generator,
+    groups: Int64[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, " n"]:
     """Mean cosine of a pair's other side with that of its 20 nearest pairs on this side.
 
@@ -204,32 +323,85 @@ def neighbour_agreement(
     the most similar images? It errs on other pairs than the CLIP score, which compares a pair with
     itself alone.
 
+    Of more than `ALL_COMPARED` pairs, neighbours are looked for within groups of close pairs, so
+    that the cost stays near n^1.5. Pairs of a group with few to ask are compared with all.
+
     Args:
         embeddings: unit rows in which neighbours are looked for.
         others: unit rows, compared between neighbours.
         may_witness: pairs that are asked; 20,000 of them at random where there are more.
-        rng: draws those.
+        rng: draws those, and groups where none are given.
+        groups: about sqrt(n) groups of pairs that are close in `embeddings`, for many pairs.
     """
+    if len(embeddings) <= ALL_COMPARED:
+        rows = np.arange(len(embeddings))
+        return _among_all(embeddings, others, may_witness, rows, rng=rng)
+    if groups is None:
+        groups = nearby_groups(embeddings, round(len(embeddings) ** 0.5), rng)
+    agreement, left = np.empty(len(embeddings)), []
+    members = members_of(groups)
+    for rows in tqdm(members, desc="neighbours", unit="group", disable=None, leave=False):
+        witnesses = np.flatnonzero(may_witness[rows])
+        if len(witnesses) > MOST_IN_GROUP:
+            witnesses = np.sort(rng.choice(witnesses, MOST_IN_GROUP, replace=False))
+        if len(witnesses) <= N_NEIGHBOURS:
+            left.append(rows)
+        else:
+            agreement[rows] = _within_group(embeddings[rows], others[rows], witnesses)
+    if left:
+        rows = np.sort(np.concatenate(left))
+        agreement[rows] = _among_all(embeddings, others, may_witness, rows, rng=rng)
+    return agreement
+
+
+def _within_group(
+    embeddings: Float[np.ndarray, "g d"],
+    others: Float[np.ndarray, "g d2"],
+    witnesses: Int64[np.ndarray, " w"],
+) -> Float[np.ndarray, " g"]:
+    """`neighbour_agreement` of the pairs of one group with its own witnesses."""
+    here, there = _tensors(embeddings, others, torch.device("cpu"))
+    asked = torch.from_numpy(witnesses)
+    found = []
+    for rows in torch.arange(len(here)).split(ROWS_AT_ONCE):
+        cosines = here[rows] @ here[asked].T
+        cosines[rows[:, None] == asked[None, :]] = -torch.inf  # nobody is their own witness
+        nearest = cosines.topk(N_NEIGHBOURS, dim=1, sorted=False).indices
+        found.append((there[rows] @ there[asked].T).gather(1, nearest).mean(dim=1))
+    return np.asarray(torch.cat(found).double().numpy())
+
+
+def _among_all(
+    embeddings: Float[np.ndarray, "n d"],
+    others: Float[np.ndarray, "n d2"],
+    may_witness: Bool[np.ndarray, " n"],
+    asking: Int64[np.ndarray, " m"],
+    *,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, " m"]:
+    """`neighbour_agreement` of some pairs with witnesses from everywhere."""
     witnesses: Int64[np.ndarray, " w"] = np.flatnonzero(may_witness)
     if len(witnesses) > MAX_WITNESSES:
         witnesses = np.sort(rng.permutation(witnesses)[:MAX_WITNESSES])
     k = min(N_NEIGHBOURS, len(witnesses) - 1)
     if k < 1:
-        return np.zeros(len(embeddings))
-    agreement = np.empty(len(embeddings))
-    for start in range(0, len(embeddings), ROWS_AT_ONCE):
-        rows = np.arange(start, min(start + ROWS_AT_ONCE, len(embeddings)))
-        cosines = embeddings[rows] @ embeddings[witnesses].T
+        return np.zeros(len(asking))
+    agreement, known = np.empty(len(asking)), embeddings[witnesses]
+    for start in range(0, len(asking), ROWS_AT_ONCE):
+        rows = asking[start : start + ROWS_AT_ONCE]
+        cosines = embeddings[rows] @ known.T
         cosines[rows[:, None] == witnesses[None, :]] = -np.inf  # nobody is their own witness
         nearest = witnesses[np.argpartition(cosines, -k, axis=1)[:, -k:]]
-        agreement[rows] = np.einsum("rd,rkd->r", others[rows], others[nearest]) / k
+        agreement[start : start + ROWS_AT_ONCE] = (
+            np.einsum("rd,rkd->r", others[rows], others[nearest]) / k
+        )
     return agreement
 
 
 def refine_agreement(
     first: Agreement,
     held_out_losses: Float[np.ndarray, " n"],
-    pairs: PairTensors,
+    pairs: PairTensors | InFiles,
     image_ids: Int64[np.ndarray, " n"],
     validation: PairTensors,
     *,
@@ -245,7 +417,7 @@ def refine_agreement(
     Args:
         first: agreement in the encoder's joint space.
         held_out_losses: of each pair, by models that have not trained on it, nats.
-        pairs: features of the n pairs.
+        pairs: features of the n pairs; read in blocks where they lie in files.
         image_ids: which image each shows, 0 to the number of images - 1.
         validation: held-out pairs, all of them trusted.
         others: whose captions stood for chance in the first view.
@@ -254,21 +426,19 @@ def refine_agreement(
     """
     trusted = trusted_pairs(first.own, held_out_losses)
     if encoder_alone or int(image_ids.max()) + 1 < MIN_IMAGES:
-        return joined_agreement([first], trusted)
-    images, texts = (side.cpu().numpy() for side in pairs)
+        return joined_agreement([first], trusted, rng)
     refined_images, refined_texts, _ = embed_across_folds(
-        images,
-        texts,
+        *sides_of(pairs),
         image_ids,
         rng=rng,
         n_folds=REFINED_FOLDS,
         trusted=trusted,
-        further=Moments.of(*(side.cpu().numpy() for side in validation)),
+        further=Moments.of(*sides_of(validation)),
     )
     refined = normalised_agreement(
-        refined_images, refined_texts, pairs.images.device, rng=rng, others=others
+        refined_images, refined_texts, device_of(pairs), rng=rng, others=others
     )
-    return joined_agreement([first, refined], trusted)
+    return joined_agreement([first, refined], trusted, rng)
 
 
 def trusted_pairs(
@@ -283,13 +453,19 @@ def trusted_pairs(
 
 
 def joined_agreement(
-    views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]
+    views: Sequence[Agreement],
+    trusted: Bool[np.ndarray, " n"],
+    rng: np.random.Generator | None = None,
 ) -> Float[np.ndarray, " n"]:
     """Log odds that image and caption belong together, see `join_views`."""
-    return join_views(views, trusted).log_odds([view.own for view in views])
+    return join_views(views, trusted, rng).log_odds([view.own for view in views])
 
 
-def join_views(views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]) -> JoinedViews:
+def join_views(
+    views: Sequence[Agreement],
+    trusted: Bool[np.ndarray, " n"],
+    rng: np.random.Generator | None = None,
+) -> JoinedViews:
     """The scale on which views of the same n pairs add up: log odds.
 
     A logistic regression without negative coefficients tells the trusted pairs from the same images
@@ -300,15 +476,19 @@ def join_views(views: Sequence[Agreement], trusted: Bool[np.ndarray, " n"]) -> J
     Args:
         views: of the same n pairs, with as many by chance.
         trusted: pairs that are mostly right, at least one.
+        rng: draws 50,000 of them to fit to, where there are more; None: all are fitted to.
     """
-    own = np.stack([view.own for view in views], axis=1)
-    by_chance = np.stack([view.by_chance for view in views], axis=1)
-    examples = np.concatenate([own[trusted], by_chance[trusted]])
+    rows = np.flatnonzero(trusted)
+    if rng is not None and len(rows) > MOST_JOINED:
+        rows = np.sort(rng.choice(rows, MOST_JOINED, replace=False))
+    own = np.stack([view.own[rows] for view in views], axis=1)
+    by_chance = np.stack([view.by_chance[rows] for view in views], axis=1)
+    examples = np.concatenate([own, by_chance])
     scale = np.maximum(examples.std(axis=0), np.finfo(np.float64).tiny)
     scale[np.ptp(examples, axis=0) <= 1e-12 * np.abs(examples).max(axis=0)] = np.inf  # constant
     middle = examples.mean(axis=0)
     standard = (examples - middle) / scale
-    sign = np.where(np.arange(len(examples)) < trusted.sum(), 1.0, -1.0)
+    sign = np.where(np.arange(len(examples)) < len(rows), 1.0, -1.0)
 
     def loss(solution: np.ndarray) -> tuple[float, np.ndarray]:
         *coefficients, intercept = solution

@@ -21,6 +21,11 @@ from learner.pairs import TrainingPairs
 SMALLEST_CELL = 4  # pairs that a refined cell keeps at least
 UNDECIDED = 0.95  # one-sided confidence below which a cell's sign is undecided
 MIN_EVALUATED = 20  # pairs from which the additive model can be fitted
+# About a hundred for each smooth column of the model, of which there are a hundred at most, and ten
+# for each of 1,000 topics. Of 100,000 simulated pairs with 1,000 topics whose influence is a fifth
+# signal, the inferred mean correlates with the true one (Spearman) by 0.90, 0.91, 0.93 and 0.95
+# from 2,000, 5,000, 10,000 and 20,000 evaluated pairs.
+MOST_EVALUATED = 10_000
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class PairInfluenceConfig(Settings):
     influence_budget: float = setting(
         0.1,
         "most pairs whose own influence is evaluated, as a share of the training pairs, but at "
-        "least 20 pairs; that of the others is inferred",
+        "least 20 pairs and no more than 10,000, beyond which the inference gains little; that of "
+        "the others is inferred",
         above=0,
         at_most=1,
     )
@@ -97,6 +103,12 @@ def quantities(
     ]
 
 
+def n_evaluated(config: PairInfluenceConfig, n_pairs: int) -> int:
+    """How many pairs' own influence is evaluated: their share, within bounds."""
+    share = int(config.influence_budget * n_pairs + 1e-9)
+    return max(min(share, MOST_EVALUATED), min(MIN_EVALUATED, n_pairs))
+
+
 def spread_evenly(
     clip_scores: np.ndarray, n_chosen: int, rng: np.random.Generator
 ) -> Int64[np.ndarray, " m"]:
@@ -119,23 +131,50 @@ def refine_cells(
     zero and its pairs spread wider than that; clear cells stay whole.
     """
     bar = norm.ppf(UNDECIDED)
+    order = np.lexsort((influence, cells))  # a cell's pairs together, those of low influence first
+    sizes: np.ndarray = np.bincount(cells)
+    sizes = sizes[sizes > 0][::-1]  # the last cell first, as parts come off a stack
+    starts: np.ndarray = len(order) - np.cumsum(sizes)
+    settled: np.ndarray = np.zeros(len(sizes), dtype=bool)
+    while not settled.all():
+        pending = np.flatnonzero(~settled & (sizes >= 2 * SMALLEST_CELL))
+        splits: np.ndarray = np.zeros(len(sizes), dtype=bool)
+        if len(pending):
+            at = _ranges(starts[pending], sizes[pending])
+            error = bar * pooled.mean_stderrs(order[at], sizes[pending])
+            mean, spread = _means_and_spreads(influence[order[at]], sizes[pending])
+            splits[pending] = (np.abs(mean) < error) & (error < spread)
+        # A cell that is split is followed by its lower half, after its upper.
+        lower = sizes // 2
+        again = np.repeat(np.arange(len(sizes)), 1 + splits)
+        second = np.r_[False, again[1:] == again[:-1]]
+        upper = splits[again] & ~second
+        starts = np.where(upper, starts[again] + lower[again], starts[again])
+        sizes = np.where(
+            upper, sizes[again] - lower[again], np.where(second, lower[again], sizes[again])
+        )
+        settled = ~splits[again]
     refined = np.empty_like(cells)
-    sizes = np.bincount(cells)
-    pending = np.split(np.argsort(cells, kind="stable"), np.cumsum(sizes)[:-1])
-    pending = [rows for rows in pending if len(rows)]
-    n_cells = 0
-    while pending:
-        rows = pending.pop()
-        if len(rows) >= 2 * SMALLEST_CELL:
-            error = bar * pooled.mean_stderr(rows)
-            values = influence[rows]
-            if abs(values.mean()) < error < values.std():
-                rows = rows[np.argsort(values, kind="stable")]
-                pending += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-                continue
-        refined[rows] = n_cells
-        n_cells += 1
+    refined[order[_ranges(starts, sizes)]] = np.repeat(np.arange(len(sizes)), sizes)
     return refined
+
+
+def _ranges(
+    starts: Int64[np.ndarray, " c"], sizes: Int64[np.ndarray, " c"]
+) -> Int64[np.ndarray, " m"]:
+    """The numbers of several ranges, one after the other."""
+    firsts = np.cumsum(sizes) - sizes
+    return np.asarray(np.arange(sizes.sum()) + np.repeat(starts - firsts, sizes))
+
+
+def _means_and_spreads(
+    values: Float[np.ndarray, " m"], sizes: Int64[np.ndarray, " c"]
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Of the first `sizes[0]` values, of the next `sizes[1]`, ..."""
+    firsts = np.cumsum(sizes) - sizes
+    means = np.add.reduceat(values, firsts) / sizes
+    squares = np.add.reduceat((values - np.repeat(means, sizes)) ** 2, firsts)
+    return means, np.sqrt(squares / sizes)
 
 
 def estimate_quality(

@@ -13,13 +13,14 @@ tell them apart, and nearness counts for nothing.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 from sklearn.linear_model import LogisticRegression
 
 from attribution.scores import auc
+from encoders.joint_map import Rows
 
 PENALTIES = (1e-4, 1e-3, 1e-2)  # scikit-learn's C: the inverse of the penalty
 N_FOLDS = 3
@@ -27,6 +28,23 @@ MOST_FITTED = 20_000  # training pairs that a classifier is fitted to; bounds th
 CLEAR = 3.0  # standard errors of the AUC that are taken off before nearness counts
 NARROW_AUC = 0.6  # below it held-out pairs are of the pool's kind, if not quite in its proportions
 MAX_STEPS = 300
+ROWS_AT_ONCE = 16_384  # pairs that are scored at once; bounds memory
+
+
+class BothSides(NamedTuple):
+    """Images and texts side by side, rows made when they are asked for."""
+
+    images: Rows
+    texts: Rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and width."""
+        return self.images.shape[0], self.images.shape[1] + self.texts.shape[1]
+
+    def __getitem__(self, rows: Any) -> Any:
+        """Some rows."""
+        return np.concatenate([self.images[rows], self.texts[rows]], axis=1)
 
 
 class Relevance(NamedTuple):
@@ -38,7 +56,7 @@ class Relevance(NamedTuple):
 
 
 def held_out_relevance(
-    training: Float[np.ndarray, "n d"],
+    training: Rows,
     held_out: Float[np.ndarray, "m d"],
     image_ids: Int64[np.ndarray, " n"],
     *,
@@ -52,27 +70,28 @@ def held_out_relevance(
     differs from right held-out pairs by so much, and nearness does not help there.
 
     Args:
-        training: features of both sides of the training pairs.
+        training: (n, d) features of both sides of the training pairs; read in blocks.
         held_out: of the held-out pairs.
         image_ids: pairs of one image are in one fold.
-        rng: deals the folds.
+        rng: deals the folds, and draws the 20,000 training pairs that features are standardised
+            by and classifiers fitted to, where there are more.
 
     Returns:
         Zeros and a weight of zero where there are too few pairs for folds, or no features.
     """
-    n, m = len(training), len(held_out)
-    x = np.concatenate([training, held_out]).astype(np.float64)
-    if min(m, int(image_ids.max()) + 1) < 2 * N_FOLDS or not x.any():
+    n, m, n_images = len(image_ids), len(held_out), int(image_ids.max()) + 1
+    if min(m, n_images) < 2 * N_FOLDS:
         return Relevance(np.zeros(n), 0.5, 0.0)
-    x = (x - x.mean(axis=0)) / max(float(x.std()), np.finfo(float).tiny)
     y: np.ndarray = np.arange(n + m) >= n
-    n_images = int(image_ids.max()) + 1
     folds = np.concatenate(
         [(rng.permutation(n_images) % N_FOLDS)[image_ids], rng.permutation(m) % N_FOLDS]
     )
     drawn = np.ones(n + m, dtype=bool)
     if n > MOST_FITTED:
         drawn[rng.permutation(n)[MOST_FITTED:]] = False
+    x = _Pairs.standardised_by(training, held_out, drawn)
+    if x is None:
+        return Relevance(np.zeros(n), 0.5, 0.0)
     best = max((_scores(x, y, folds, drawn, c) for c in PENALTIES), key=lambda s: auc(s, y, ~y))
     found = auc(best, y, ~y)
     error = math.sqrt((n + m + 1) / (12 * n * m))
@@ -80,17 +99,48 @@ def held_out_relevance(
     return Relevance(best[~y], found, weight)
 
 
+class _Pairs(NamedTuple):
+    """n training pairs and then m held-out ones, standardised when they are asked for."""
+
+    training: Rows
+    held_out: Float[np.ndarray, "m d"]
+    middle: Float64[np.ndarray, " d"]
+    scale: float  # one for all features
+
+    @classmethod
+    def standardised_by(
+        cls, training: Rows, held_out: Float[np.ndarray, "m d"], drawn: np.ndarray
+    ) -> _Pairs | None:
+        """By the mean and spread of those that are drawn; None where all features are zero."""
+        width = held_out.shape[1]
+        x = cls(training, held_out, np.zeros(width), 1.0).take(np.flatnonzero(drawn))
+        if not x.any():
+            return None
+        scale = max(float(x.std()), np.finfo(float).tiny)
+        return cls(training, held_out, x.mean(axis=0), scale)
+
+    def take(self, rows: Int64[np.ndarray, " k"]) -> Float64[np.ndarray, "k d"]:
+        """Some pairs; rows are in rising order."""
+        n_training = np.searchsorted(rows, self.training.shape[0])
+        ours, theirs = rows[:n_training], rows[n_training:] - self.training.shape[0]
+        x = np.concatenate([self.training[ours], self.held_out[theirs]]).astype(np.float64)
+        return np.asarray((x - self.middle) / self.scale)
+
+
 def _scores(
-    x: Float[np.ndarray, "k d"],
+    x: _Pairs,
     y: np.ndarray,
     folds: Int64[np.ndarray, " k"],
     drawn: np.ndarray,
     c: float,
 ) -> Float64[np.ndarray, " k"]:
     """Log odds of being held out, each pair's by a classifier that has not seen its image."""
-    scores = np.empty(len(x))
+    scores = np.empty(len(y))
     for fold in range(N_FOLDS):
-        fitted, asked = drawn & (folds != fold), folds == fold
+        fitted, asked = np.flatnonzero(drawn & (folds != fold)), np.flatnonzero(folds == fold)
         classifier = LogisticRegression(C=c, class_weight="balanced", max_iter=MAX_STEPS)
-        scores[asked] = classifier.fit(x[fitted], y[fitted]).decision_function(x[asked])
+        classifier.fit(x.take(fitted), y[fitted])
+        for start in range(0, len(asked), ROWS_AT_ONCE):
+            rows = asked[start : start + ROWS_AT_ONCE]
+            scores[rows] = classifier.decision_function(x.take(rows))
     return scores

@@ -26,8 +26,9 @@ from attribution.agreement import (
     strangers,
 )
 from attribution.fault_share import WrongShare, wrong_share
-from attribution.relevance import Relevance, held_out_relevance
+from attribution.relevance import BothSides, Relevance, held_out_relevance
 from encoders.joint_map import MIN_IMAGES, JointMap, embed_across_folds
+from learner.groups import nearby_groups
 from learner.near_copies import better_copies
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -38,6 +39,7 @@ JUDGING_NORMALISATIONS = 2
 FEWEST_FITTED = 10  # trusted training pairs that are worth a map
 JUDGING_FOLDS = 5  # each map sees four fifths of the trusted training pairs
 CERTAINTY = 0.8  # that a held-out pair is right, from which it is trusted
+ALL_COMPARED = 20_000  # held-out images up to which each is compared with all for near copies
 FEWEST_TRUSTED = 10  # validation pairs that are asked, right or not
 SMALLEST_SHARE = 0.005  # of wrong captions that is reckoned with where none are seen
 
@@ -54,8 +56,8 @@ class TrustConfig(Settings):
 class PairsInSpace(NamedTuple):
     """Pairs of one split, aligned rows."""
 
-    image_features: Float[np.ndarray, "m d_i"]
-    text_features: Float[np.ndarray, "m d_t"]
+    image_features: Any  # (m, d_i) array; of training pairs whatever has `Rows`
+    text_features: Any  # (m, d_t)
     image_embeddings: Float[np.ndarray, "m d"] | None  # in the encoder's joint space
     text_embeddings: Float[np.ndarray, "m d"] | None
     image_ids: Int64[np.ndarray, " m"]  # 0 to the number of images - 1
@@ -137,7 +139,7 @@ def judge_pairs(
     share = wrong_share(own, chance, rng=rng)
     of_validation = _judge_held_out(judge, validation, share, rng)
     of_test = _judge_held_out(judge, test, share, rng)
-    copies, asked = _asked(validation, of_validation, config, near_copy_similarity)
+    copies, asked = _asked(validation, of_validation, config, near_copy_similarity, rng)
     relevance = _relevance(judge, of_validation.spaces, asked, training.image_ids, rng)
     first = judge.views[0]
     return PairTrust(
@@ -221,7 +223,9 @@ class _Judge(NamedTuple):
         found = wrong_share(first.own, first.by_chance, rng=rng)
         share = min(MOST_TRUSTED, 1 - found.share if found else 1.0)
         trusted = best(first.own, share)
-        judge = cls([space], [first], others, [join_views([first], trusted)] * 3, [around], None)
+        judge = cls(
+            [space], [first], others, [join_views([first], trusted, rng)] * 3, [around], None
+        )
         if int(pairs.image_ids.max()) + 1 < MIN_IMAGES or trusted.sum() < FEWEST_FITTED:
             return judge
         for _ in range(MOST_LOOKS):
@@ -237,7 +241,7 @@ class _Judge(NamedTuple):
                 [space, mapped],
                 views,
                 others,
-                [join_views(v, trusted) for v in (views[:1], views[1:], views)],
+                [join_views(v, trusted, rng) for v in (views[:1], views[1:], views)],
                 [around, Surroundings.drawn_from(*mapped, device, rng=rng)],
                 joint_map,
             )
@@ -256,8 +260,8 @@ class _Judge(NamedTuple):
         if self.joint_map is not None:
             spaces.append(
                 _Space(
-                    self.joint_map.embed_images(pairs.image_features),
-                    self.joint_map.embed_texts(pairs.text_features),
+                    self.joint_map.embed_images(pairs.image_features[:]),
+                    self.joint_map.embed_texts(pairs.text_features[:]),
                 )
             )
         return spaces
@@ -294,12 +298,14 @@ def _asked(
     said: _HeldOutPairs,
     config: TrustConfig,
     near_copy_similarity: float,
+    rng: np.random.Generator,
 ) -> tuple[Int64[np.ndarray, " V"], Bool[np.ndarray, " V"]]:
     """How many near copies of each validation pair agree better, and whether it is asked."""
-    one_group = np.zeros(len(said.log_odds), dtype=np.int64)
-    copies = better_copies(
-        validation.image_features, one_group, said.log_odds, near_copy_similarity
-    )
+    images, n = validation.image_features[:], len(said.log_odds)
+    groups = np.zeros(n, dtype=np.int64)
+    if n > ALL_COMPARED:
+        groups = nearby_groups(images, round(n**0.5), rng)
+    copies = better_copies(images, groups, said.log_odds, near_copy_similarity)
     if config.trust_validation:
         return copies, np.ones(len(copies), dtype=bool)
     return copies, _enough(said.trusted & (copies == 0), said.log_odds)
@@ -328,8 +334,8 @@ def _relevance(
     training, held_out = judge.spaces[-1], spaces[-1]
     if held_out is None:
         return Relevance(np.zeros(len(image_ids)), 0.5, 0.0)
-    pairs, others = (np.concatenate(space, axis=1) for space in (training, held_out))
-    return held_out_relevance(pairs, others[asked], image_ids, rng=rng)
+    others = np.concatenate([side[asked] for side in held_out], axis=1)
+    return held_out_relevance(BothSides(*training), others, image_ids, rng=rng)
 
 
 def best(scores: Float[np.ndarray, " n"], share: float) -> Bool[np.ndarray, " n"]:

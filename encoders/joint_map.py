@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.linalg import cholesky, solve_triangular, svd
 
+from artifacts.scratch import scratch_array
 from artifacts.settings import InputError
 
 JOINT_DIMENSIONS = 128
@@ -21,11 +23,27 @@ RIDGE = 1.0  # of the mean variance of a feature
 N_FOLDS = 5
 MIN_IMAGES = 3  # the fewest of which every fold leaves two
 ROWS_AT_ONCE = 8192  # pairs whose moments are summed at once; bounds memory
+EMBEDDED_AT_ONCE = 16_384
+MOST_FITTED = 200_000  # pairs that maps are fitted to, at random where there are more
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """An array, or what makes its rows when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and width."""
+        ...
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Some rows, an array."""
+        ...
 
 
 def embed_across_folds(
-    image_features: Float32[np.ndarray, "n d_i"],
-    text_features: Float32[np.ndarray, "n d_t"],
+    image_features: Rows,
+    text_features: Rows,
     image_ids: Int64[np.ndarray, " n"],
     *,
     rng: np.random.Generator,
@@ -45,12 +63,13 @@ def embed_across_folds(
     images; the fold-wise cosine tells wrong captions from right ones with an AUC of 0.95.
 
     Args:
-        image_features: one row a pair.
-        text_features: one row a pair.
+        image_features: float32, one row a pair; read in blocks.
+        text_features: float32, one row a pair.
         image_ids: which image a pair shows, 0 to the number of images - 1.
-        rng: deals the folds.
+        rng: deals the folds, and draws what maps are fitted to.
         n_folds: at most the number of images.
         trusted: pairs that maps are fitted to; the others are only embedded. All by default.
+            Of more than 200,000 a map is fitted to so many at random.
         further: of other pairs, on other images, that every map is fitted to as well.
 
     Returns:
@@ -60,8 +79,8 @@ def embed_across_folds(
         InputError: fewer than three different images.
     """
     members = _deal_into_folds(image_ids, n_folds, rng)
-    fitted = members if trusted is None else [rows[trusted[rows]] for rows in members]
-    moments = [Moments.of(image_features[rows], text_features[rows]) for rows in fitted]
+    fitted = _fitted(members, trusted, rng)
+    moments = [Moments.of(image_features, text_features, rows) for rows in fitted]
     common = [] if further is None else [further]
     everything = reduce(add, moments + common)
     n_fitted = everything.n_pairs - max(map(len, fitted))
@@ -69,14 +88,32 @@ def embed_across_folds(
         JOINT_DIMENSIONS, image_features.shape[1], text_features.shape[1], n_fitted - 1
     )
     full_map = fit_joint_map(everything, n_dimensions)
-    image_embeddings = np.empty((len(image_ids), n_dimensions), np.float32)
-    text_embeddings = np.empty((len(image_ids), n_dimensions), np.float32)
+    shape = len(image_ids), n_dimensions
+    image_embeddings, text_embeddings = (scratch_array(shape, np.float32) for _ in range(2))
     for fold, rows in enumerate(members):
         others = reduce(add, moments[:fold] + moments[fold + 1 :] + common)
         fold_map = fit_joint_map(others, n_dimensions).rotated_onto(full_map, others)
-        image_embeddings[rows] = fold_map.embed_images(image_features[rows])
-        text_embeddings[rows] = fold_map.embed_texts(text_features[rows])
+        for start in range(0, len(rows), EMBEDDED_AT_ONCE):
+            block = rows[start : start + EMBEDDED_AT_ONCE]
+            image_embeddings[block] = fold_map.embed_images(image_features[block])
+            text_embeddings[block] = fold_map.embed_texts(text_features[block])
     return image_embeddings, text_embeddings, full_map
+
+
+def _fitted(
+    members: list[Int64[np.ndarray, " _"]],
+    trusted: Bool[np.ndarray, " n"] | None,
+    rng: np.random.Generator,
+) -> list[Int64[np.ndarray, " _"]]:
+    """The rows of every fold that maps are fitted to."""
+    fitted = members if trusted is None else [rows[trusted[rows]] for rows in members]
+    n_fitted = sum(map(len, fitted))
+    if n_fitted <= MOST_FITTED:
+        return fitted
+    drawn = np.zeros(n_fitted, dtype=bool)
+    drawn[rng.choice(n_fitted, MOST_FITTED, replace=False)] = True
+    ends = np.cumsum([len(rows) for rows in fitted])[:-1]
+    return [rows[chosen] for rows, chosen in zip(fitted, np.split(drawn, ends), strict=True)]
 
 
 def _deal_into_folds(
@@ -113,18 +150,21 @@ class Moments:
     @classmethod
     def of(
         cls,
-        image_features: Float32[np.ndarray, "m d_i"],
-        text_features: Float32[np.ndarray, "m d_t"],
+        image_features: Rows,
+        text_features: Rows,
+        rows: Int64[np.ndarray, " m"] | None = None,
     ) -> Moments:
-        """The moments of some pairs."""
+        """The moments of some pairs, by default of all; summed in blocks."""
+        n = image_features.shape[0] if rows is None else len(rows)
         d_z = image_features.shape[1] + text_features.shape[1]
         sums, products = np.zeros(d_z), np.zeros((d_z, d_z))
-        for start in range(0, len(image_features), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            z = np.concatenate([image_features[rows], text_features[rows]], 1, dtype=np.float64)
+        for start in range(0, n, ROWS_AT_ONCE):
+            block = slice(start, start + ROWS_AT_ONCE)
+            index = block if rows is None else rows[block]
+            z = np.concatenate([image_features[index], text_features[index]], 1, dtype=np.float64)
             sums += z.sum(axis=0)
             products += z.T @ z
-        return cls(len(image_features), image_features.shape[1], sums, products)
+        return cls(n, image_features.shape[1], sums, products)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(

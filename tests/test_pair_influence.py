@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 import influence as influence_module
 from artifacts.settings import InputError
+from attribution import pair_scores
 from attribution.additive_model import PooledInfluence, pool_influence
 from attribution.agreement import normalised_agreement
 from attribution.guard import Guard
 from attribution.pair_scores import (
     SMALLEST_CELL,
     PairInfluenceConfig,
+    n_evaluated,
     refine_cells,
     relevance_part,
     spread_evenly,
@@ -117,6 +119,27 @@ def test_exactly_so_many_pairs_are_evaluated_as_the_budget_allows(
     found = estimate(small, influence_budget=budget, **QUICK)
     assert int(found.pair_influence_evaluated.sum()) == expected
     assert found.quality["pairs_evaluated"] == expected
+
+
+def test_no_more_pairs_are_evaluated_than_help(
+    small: Scattered, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pair_scores, "MOST_EVALUATED", 40)
+    monkeypatch.setattr(influence_module, "MOST_EVALUATED", 40)
+    with caplog.at_level("INFO"):
+        found = estimate(small, influence_budget=0.5, **QUICK)
+    assert int(found.pair_influence_evaluated.sum()) == 40
+    assert "the influence of 40 pairs is evaluated, not of 50 % of all" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        estimate(small, influence_budget=0.1, **QUICK)
+    assert "is evaluated, not of" not in caplog.text
+
+
+def test_the_most_that_are_evaluated() -> None:
+    config = PairInfluenceConfig()
+    sizes = {19: 19, 100: 20, 5000: 500, 100_000: 10_000, 1_000_000: 10_000}
+    assert {n: n_evaluated(config, n) for n in sizes} == sizes
 
 
 def test_of_a_few_pairs_all_are_evaluated() -> None:
@@ -420,7 +443,11 @@ def pooled_with_error(n: int, error: float) -> PooledInfluence:
     )
     found = pooled.mean_stderr(np.arange(n))
     assert found == pytest.approx(pooled.stderr[0])
-    return dataclasses.replace(pooled, _root=pooled._root * error / found)
+    effects, scale = pooled._effects, error / found
+    scaled = effects._replace(
+        root=effects.root * scale, topic_variances=effects.topic_variances * scale**2
+    )
+    return dataclasses.replace(pooled, _effects=scaled)
 
 
 @given(

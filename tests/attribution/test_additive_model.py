@@ -124,7 +124,8 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pooled_of(simulated(2))
     monkeypatch.setattr(additive_model, "ROWS_AT_ONCE", 7)
     blocks = pooled_of(simulated(2))
-    np.testing.assert_allclose(blocks.predicted, whole.predicted, rtol=1e-12)
+    # Block by block, sums round elsewhere: the absolute term is for predictions near zero.
+    np.testing.assert_allclose(blocks.predicted, whole.predicted, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(blocks.stderr, whole.stderr, rtol=1e-12)
 
 
@@ -308,6 +309,30 @@ def test_the_error_of_a_mean_minds_correlations() -> None:
     mean = pooled.mean_stderr(topic)
     root_n = np.sqrt((pooled.stderr[topic] ** 2).sum()) / len(topic)
     assert root_n < mean < pooled.stderr[topic].mean()  # one topic effect for all of them
+
+
+def test_many_means_at_once_are_those_one_by_one() -> None:
+    data = simulated(8)
+    pooled = pooled_of(data)
+    rng = np.random.default_rng(0)
+    sizes = np.array([1, 7, 300, 2, 5])
+    rows = rng.integers(600, size=sizes.sum())  # over topics, and some pairs more than once
+    x, n_smooth = design_matrix(data)
+    # The penalties are those at which the model's own error of every pair comes out.
+    fits = []
+    for smooth_penalty in PENALTIES:
+        for topic_penalty in PENALTIES:
+            penalty = np.full(x.shape[1], topic_penalty)
+            penalty[:n_smooth], penalty[-1] = smooth_penalty, 1e-9
+            covariance = np.linalg.inv(x[data.rows].T @ x[data.rows] + np.diag(penalty))
+            covariance *= pooled.noise_variance
+            stderr = np.sqrt(np.einsum("ij,jk,ik->i", x, covariance, x))
+            fits.append((float(np.abs(stderr / pooled.stderr - 1).max()), covariance))
+    off, covariance = min(fits, key=lambda fit: fit[0])
+    assert off < 1e-4
+    means = [x[part].mean(axis=0) for part in np.split(rows, np.cumsum(sizes)[:-1])]
+    expected = [float(np.sqrt(mean @ covariance @ mean)) for mean in means]
+    np.testing.assert_allclose(pooled.mean_stderrs(rows, sizes), expected, rtol=1e-4)
 
 
 # --- Own measurements -------------------------------------------------------------------------

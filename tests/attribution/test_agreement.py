@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,58 @@ def test_a_wrong_caption_is_unlike_those_of_similar_images() -> None:
         assert found[:10].max() < 0.4 < found[10:].min()
 
 
+def in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look for neighbours within groups although the pairs are few."""
+    monkeypatch.setattr(agreement, "ALL_COMPARED", 0)
+    monkeypatch.setattr(agreement, "ROWS_AT_ONCE", 16)
+
+
+def test_neighbours_of_many_pairs_are_those_of_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_groups(monkeypatch)
+    images, texts = sides(100, seed=1)
+    groups = np.random.default_rng(3).permutation(np.repeat([0, 1], [60, 40]))
+    may_witness = np.arange(100) % 7 != 0
+    rng = np.random.default_rng(0)
+    found = neighbour_agreement(images, texts, may_witness, rng=rng, groups=groups)
+    for group in (0, 1):
+        rows = np.flatnonzero(groups == group)
+        witnesses = np.flatnonzero(may_witness[rows]).tolist()
+        expected = slow_neighbour_agreement(images[rows], texts[rows], witnesses)
+        np.testing.assert_allclose(found[rows], expected, atol=1e-6)
+
+
+def test_pairs_of_a_group_with_few_to_ask_ask_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_groups(monkeypatch)
+    images, texts = sides(70, seed=2)
+    groups = np.repeat([0, 1], [60, 10])
+    everybody, rng = np.ones(70, dtype=bool), np.random.default_rng(0)
+    found = neighbour_agreement(images, texts, everybody, rng=rng, groups=groups)
+    expected = slow_neighbour_agreement(images, texts, list(range(70)))
+    np.testing.assert_allclose(found[60:], expected[60:], atol=1e-6)
+    within = slow_neighbour_agreement(images[:60], texts[:60], list(range(60)))
+    np.testing.assert_allclose(found[:60], within, atol=1e-6)
+
+
+def test_at_most_so_many_of_a_group_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_groups(monkeypatch)
+    monkeypatch.setattr(agreement, "MOST_IN_GROUP", 30)
+    images, texts = sides(60, seed=2)
+    everybody, groups = np.ones(60, dtype=bool), np.zeros(60, dtype=np.int64)
+    rng = np.random.default_rng(4)
+    found = neighbour_agreement(images, texts, everybody, rng=rng, groups=groups)
+    drawn = np.sort(np.random.default_rng(4).choice(np.arange(60), 30, replace=False)).tolist()
+    np.testing.assert_allclose(found, slow_neighbour_agreement(images, texts, drawn), atol=1e-6)
+
+
+def test_groups_that_are_not_given_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_groups(monkeypatch)
+    # Four scenes far apart: whoever is near is of the same scene, whatever the groups.
+    rng, topics, axes = np.random.default_rng(0), np.arange(900) % 4, np.eye(8)
+    images, texts = (unit(axes[topics + s] + 0.1 * rng.normal(size=(900, 8))) for s in (0, 4))
+    found = neighbour_agreement(images, texts, np.ones(900, dtype=bool), rng=rng)
+    assert found.min() > 0.7  # other scenes: zero or so
+
+
 # --- Normalised -------------------------------------------------------------------------------
 
 
@@ -202,6 +255,77 @@ def test_batches_are_averaged_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement, "N_NORMALISATIONS", 1)
     # Ten shufflings instead of one: the spread falls by sqrt(10) = 3.2 or so.
     assert averaged.std(axis=0).mean() < halves().std(axis=0).mean() / 2
+
+
+@pytest.mark.parametrize(("error", "n_shuffles"), [(1e3, 2), (0.0, 10), (0.2, None)])
+def test_many_pairs_are_shuffled_as_often_as_the_precision_needs(
+    error: float, n_shuffles: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, texts = sides(200, seed=6)
+    monkeypatch.setattr(agreement, "NORMALISATION_BATCH", 20)
+    monkeypatch.setattr(agreement, "SMALL_ERROR", error)
+    monkeypatch.setattr(agreement, "ALL_NORMALISED", 0)
+    found: dict[int, np.ndarray] = {}
+    for most in range(2, 11):
+        found[most] = normalised_agreement(
+            images, texts, CPU, rng=np.random.default_rng(0), n_normalisations=most
+        ).own
+    taken = min(m for m in found if np.array_equal(found[m], found[10]))
+    # In batches of twenty, the agreement of ten shufflings apart from one another tells the error.
+    monkeypatch.setattr(agreement, "ALL_NORMALISED", 10**6)
+    whole = {
+        most: normalised_agreement(
+            images, texts, CPU, rng=np.random.default_rng(0), n_normalisations=most
+        ).own
+        for most in range(1, 11)
+    }
+    np.testing.assert_allclose(found[10], whole[taken], atol=1e-6)
+    if n_shuffles is not None:
+        assert taken == n_shuffles
+        return
+    assert 2 < taken < 10
+    single = [whole[1], *(m * whole[m] - (m - 1) * whole[m - 1] for m in range(2, 11))]
+
+    def relative_error(n_done: int) -> float:
+        done = np.stack(single[:n_done])
+        return float(np.sqrt(done.var(axis=0, ddof=1).mean() / n_done) / done.mean(axis=0).std())
+
+    assert relative_error(taken) <= error < relative_error(taken - 1)
+
+
+def test_sums_of_exponentials_that_float32_cannot_hold_are_taken_exactly() -> None:
+    logits = torch.tensor([[100.0, 0.0], [0.0, -100.0]])
+    for sums, dim in zip(agreement._log_sums(logits), (1, 0), strict=True):
+        torch.testing.assert_close(sums, torch.tensor([100.0, 0.0]), atol=1e-6, rtol=0)
+        assert sums.shape == logits.sum(dim=dim).shape
+    close = torch.from_numpy(np.random.default_rng(0).normal(size=(9, 9)).astype(np.float32))
+    expected = np.log(np.exp(close.numpy().astype(np.float64)).sum(axis=1))
+    np.testing.assert_allclose(agreement._log_sums(close)[0].numpy(), expected, atol=1e-5)
+
+
+def test_embeddings_in_files_agree_as_those_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "NORMALISATION_BATCH", 50)
+    held, everyone = sides(120, seed=6), np.ones(120, dtype=bool)
+    stored: list[np.ndarray] = []
+    for name, side in zip(("images", "texts"), held, strict=True):
+        np.save(tmp_path / f"{name}.npy", side)
+        stored.append(np.load(tmp_path / f"{name}.npy", mmap_mode="r"))
+    for most in (10**6, 0):
+        monkeypatch.setattr(agreement, "ALL_NORMALISED", most)
+        monkeypatch.setattr(agreement, "ALL_COMPARED", most)
+        one, other = (
+            normalised_agreement(pair[0], pair[1], CPU, rng=np.random.default_rng(0))
+            for pair in (held, stored)
+        )
+        np.testing.assert_array_equal(one.own, other.own)
+        np.testing.assert_array_equal(one.by_chance, other.by_chance)
+        near, again = (
+            neighbour_agreement(pair[0], pair[1], everyone, rng=np.random.default_rng(0))
+            for pair in (held, stored)
+        )
+        np.testing.assert_array_equal(near, again)
 
 
 def test_a_caption_that_suits_most_images_scores_lower_than_its_cosine() -> None:
@@ -467,6 +591,17 @@ def test_the_scale_holds_for_pairs_that_it_was_not_fitted_to() -> None:
 # Gaussian pairs, of which some captions were exchanged.
 N, N_WRONG = 600, 120
 OTHERS = np.roll(np.arange(N), -7)  # the next one has the right caption of the one before
+
+
+def test_a_scale_may_be_fitted_to_some_of_many_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    views = [view(2.0, np.random.default_rng(4))]
+    everyone = np.ones(2000, dtype=bool)
+    whole = join_views(views, everyone, np.random.default_rng(0))
+    np.testing.assert_array_equal(whole.coefficients, join_views(views, everyone).coefficients)
+    monkeypatch.setattr(agreement, "MOST_JOINED", 1000)
+    some = join_views(views, everyone, np.random.default_rng(0))
+    assert some.coefficients[0] != whole.coefficients[0]
+    assert some.coefficients[0] == pytest.approx(whole.coefficients[0], rel=0.2)
 
 
 def test_trusted_are_those_of_the_best_ranks_in_both() -> None:

@@ -10,7 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from attribution import relevance
-from attribution.relevance import N_FOLDS, PENALTIES, held_out_relevance
+from attribution.relevance import N_FOLDS, PENALTIES, BothSides, held_out_relevance
 from tests.reference import auc
 
 N, M, D = 900, 300, 6
@@ -148,6 +148,29 @@ def test_at_most_so_many_pairs_are_fitted_to_and_all_are_scored(
     assert sum(map(len, fits.fitted[:N_FOLDS])) == 2 * (120 + M)
     assert sum(map(len, fits.asked[:N_FOLDS])) == N + M
     assert np.corrcoef(found.log_ratio, training[:, 0])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("most_fitted", [10**6, 200])
+def test_sides_that_are_not_joined_give_the_same_bits(
+    most_fitted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relevance, "MOST_FITTED", most_fitted)
+    training, held_out, ids = gaussians(1.0)
+    both = BothSides(training[:, :2], training[:, 2:])
+    assert both.shape == training.shape
+    joined, apart = (
+        held_out_relevance(pairs, held_out, ids, rng=np.random.default_rng(0))
+        for pairs in (training, both)
+    )
+    np.testing.assert_array_equal(joined.log_ratio, apart.log_ratio)
+
+
+def test_blocks_of_scores_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    training, held_out, ids = gaussians(1.0)
+    whole = held_out_relevance(training, held_out, ids, rng=np.random.default_rng(0))
+    monkeypatch.setattr(relevance, "ROWS_AT_ONCE", 7)
+    blocks = held_out_relevance(training, held_out, ids, rng=np.random.default_rng(0))
+    np.testing.assert_allclose(blocks.log_ratio, whole.log_ratio, atol=1e-12)
 
 
 def test_the_penalty_that_tells_most_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

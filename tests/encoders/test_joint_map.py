@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,50 @@ def test_moments_of_a_union(monkeypatch: pytest.MonkeyPatch) -> None:
     images, cross, texts = total.covariances()
     np.testing.assert_allclose(np.block([[images, cross], [cross.T, texts]]), expected, atol=1e-10)
     np.testing.assert_allclose(np.hstack(total.means()), np.hstack([x.mean(0), y.mean(0)]), 1e-5)
+
+
+def test_moments_of_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint_map_module, "ROWS_AT_ONCE", 7)
+    x, y = correlated_pairs(50, [0.8], 4, 3)
+    rows = np.random.default_rng(0).permutation(50)[:23]
+    some, expected = Moments.of(x, y, rows), Moments.of(x[rows], y[rows])
+    assert some.n_pairs == 23
+    np.testing.assert_array_equal(some.products, expected.products)
+    np.testing.assert_array_equal(some.sums, expected.sums)
+
+
+def test_blocks_of_rows_in_files_are_embedded_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = correlated_pairs(90, [0.9, 0.8], 5, 4)
+    whole = embed_across_folds(x, y, np.arange(90) // 2, rng=np.random.default_rng(0))
+    stored: list[np.ndarray] = []
+    for name, side in (("x", x), ("y", y)):
+        np.save(tmp_path / f"{name}.npy", side)
+        stored.append(np.load(tmp_path / f"{name}.npy", mmap_mode="r"))
+    monkeypatch.setattr(joint_map_module, "EMBEDDED_AT_ONCE", 4)
+    blocks = embed_across_folds(
+        stored[0], stored[1], np.arange(90) // 2, rng=np.random.default_rng(0)
+    )
+    for one, other in zip(whole[:2], blocks[:2], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_maps_of_many_pairs_are_fitted_to_some_of_the_trusted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y = correlated_pairs(300, [0.9, 0.8], 5, 4)
+    trusted = np.arange(300) < 200
+    y[200:] = np.nan  # whoever is not trusted may not be looked at
+    monkeypatch.setattr(joint_map_module, "MOST_FITTED", 120)
+    with np.errstate(invalid="ignore"):
+        *_, full_map = embed_across_folds(
+            x, y, np.arange(300), rng=np.random.default_rng(0), trusted=trusted
+        )
+    assert np.isfinite(full_map.text_axes).all()
+    # The mean of 120 of the 200, not of all of them, and of 120 of 200 nearly theirs.
+    off = np.abs(full_map.image_mean - x[:200].mean(axis=0)) / x[:200].std(axis=0)
+    assert 1e-4 < off.max() < 4 * np.sqrt(1 / 120 - 1 / 200)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.7])
