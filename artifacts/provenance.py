@@ -63,7 +63,7 @@ CLUSTERING = Stage("clustering", "stage1", number=1)
 TRUST = Stage("trust", "stage2", manifest="trust_manifest.json", number=2)
 INFLUENCE = Stage("influence", "stage2", number=2)
 PAIR_INFLUENCE = Stage(
-    "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2, version=1
+    "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2, version=2
 )
 INFLUENCE_VALIDATION = Stage(
     "influence_validation", "stage2", manifest="influence_validation_manifest.json", number=2

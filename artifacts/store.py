@@ -17,6 +17,7 @@ import io
 import json
 import logging
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -126,7 +127,8 @@ class Store:
             InputError: the disk is full or the folder cannot be written to.
         """
         path = self.root / relative
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        # On shared storage a process elsewhere may have the same number.
+        temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:

@@ -28,6 +28,7 @@ from encoders.base import (
     DEFAULT_MODEL,
     EMBEDDED_WARNING,
     Encoder,
+    Features,
     GivenEmbeddings,
     resolve_dtype,
 )
@@ -139,7 +140,7 @@ class StageOneData:
             features = GivenEmbeddings(self.given.name, self.given.texts_at)
             rows = RowReader(self.given, config.data, partial(look_at_rows, room=room))
             return embed_rows(rows, features, rng=rng, room=room)
-        source, encoder, decode = self.opened(run, watch)
+        source, encoder, decode = self._loaded(run, watch)
         if not source.can_go_back:
             reader = PairReader(source, config.data, decode=decode)
             return embed_pairs(reader, encoder, config.embedding, rng=rng)
@@ -158,23 +159,29 @@ class StageOneData:
         shards = ShardReader(source, config.data, room, setup, size)
         return embed_in_shards(shards, encoder, config.embedding, rng=rng, room=room, setup=setup)
 
-    def opened(self, run: Run, watch: Callable[[bytes, Image], None] | None = None) -> OpenData:
-        """The source and what it is embedded by, opened now where they are not yet.
+    def opened(self, run: Run) -> OpenData:
+        """The source and what it is embedded by, opened now where they are not yet."""
+        if self.given is not None:
+            features = GivenEmbeddings(self.given.name, self.given.texts_at)
+            return OpenData(self.given.source, features, self.given.decode)
+        return OpenData(*self._loaded(run, None))
 
-        `watch` is shown every image that is decoded.
-        """
+    def _loaded(
+        self, run: Run, watch: Callable[[bytes, Image], None] | None
+    ) -> tuple[PairSource, Encoder, Callable[[bytes], np.ndarray]]:
+        """The same of images; `watch` is shown every one that is decoded."""
         config = run.config
         chosen = replace(config.embedding, encoder_model=self.encoder_model)
         encoder = self.encoder or load_encoder(chosen, device=run.device)
         decode = decode_pixels(encoder.preprocess, config.data.max_image_pixels, watch)
-        return OpenData(self.source or run.open_source(self.dataset), encoder, decode)
+        return self.source or run.open_source(self.dataset), encoder, decode
 
 
 class OpenData(NamedTuple):
     """A data set, what embeds it and what makes the embedder's input of an image file."""
 
     source: PairSource
-    encoder: Encoder
+    encoder: Features
     decode: Callable[[bytes], np.ndarray]
 
 

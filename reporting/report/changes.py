@@ -33,6 +33,7 @@ IRRELEVANT = frozenset(
         *("load_saved", "skip_stage", "save_checkpoints", "visualize", "export"),
         *("export_shard_size", "num_workers", "encoder_batch_size"),
         *("no_report", "report_images", "compare"),
+        *("engine", "workers", "ray_address", "ray_timeout"),
     }
 )
 
