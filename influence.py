@@ -93,7 +93,7 @@ def judge_held_out(
         near_copy_similarity: least centred cosine of near copies, of which the best is asked.
         rng: the stage's generator.
     """
-    device = pairs.tensors.images.device
+    device = pairs.tensors.device
     result = judge_pairs(
         *_pairs_in_space(embedding, pairs),
         config,
@@ -125,12 +125,10 @@ def _pairs_in_space(
         ids = pd.factorize(e.split_pairs(split)["image_sha256"])[0].astype(np.int64)
         return PairsInSpace(images, texts, image_embeddings, text_embeddings, ids)
 
-    test = pairs.scaling.pairs(
-        e.test_image_features, e.test_text_features, pairs.tensors.images.device
-    )
+    test = pairs.scaling.pairs(e.test_image_features, e.test_text_features, pairs.tensors.device)
     rows = torch.from_numpy(owner).to(test.images.device)
     return (
-        of("train", pairs.tensors, e.image_embeddings, e.text_embeddings),
+        of("train", pairs.tensors.whole(), e.image_embeddings, e.text_embeddings),
         of(
             *("validation", pairs.validation),
             *(e.validation_image_embeddings, e.validation_text_embeddings),
@@ -345,7 +343,7 @@ def score_pairs(
     trained_on = np.ones(len(pairs.indices), dtype=bool) if kept is None else kept
     cross = _held_out_models(pairs, trained_on, config, training, max_steps=max_steps, rng=rng)
     agreement = refine_agreement(
-        *(trust.encoder_view, cross.held_out_losses, pairs.tensors, pairs.image_ids),
+        *(trust.encoder_view, cross.held_out_losses, pairs.tensors.whole(), pairs.image_ids),
         pairs.validation,
         others=trust.strangers,
         rng=rng,

@@ -32,7 +32,7 @@ from attribution.newton_step import newton_step_effects
 from attribution.retraining import Retraining, collect_losses
 from attribution.sampling import representation_weights
 from learner.model import Parameters, mean_loss
-from learner.pairs import PairTensors, nearest_clusters
+from learner.pairs import PairFeatures, PairTensors, nearest_clusters
 from learner.training import ADAM_BETAS, Training, TrainingConfig, side_by_side, train_until_best
 
 METAGRADIENT, STEP, FIRST_ORDER = ESTIMATORS = ("metagradient", "step", "first_order")
@@ -103,7 +103,7 @@ class InfluenceConfig(Settings):
 class Data(NamedTuple):
     """What influence is estimated on: the training pairs and the held-out pairs."""
 
-    pairs: PairTensors
+    pairs: PairFeatures
     clusters: Int64[np.ndarray, " n"]  # 0 to K - 1, each with a pair
     validation: PairTensors
     validation_batches: Int64[np.ndarray, "m b"]
@@ -152,7 +152,7 @@ def metagradients(
     n_folds = min(config.removal_folds, n_clusters)
     # The folds of each seed; none without the correction.
     dealt = [rng.permutation(np.arange(n_clusters) % n_folds) for _ in seeds if n_folds > 1]
-    with side_by_side(data.pairs.images.device) as pool:
+    with side_by_side(data.pairs.device) as pool:
         # The longest first, so that no core is idle while another finishes.
         sweeps = [pool.submit(_sweep, data, config, retraining, seed) for seed in seeds]
         trainings = [

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from tqdm import tqdm
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from attribution.derivatives import batch_loss_influences, loss_gradient
 from attribution.retraining import mean_pair_losses
 from learner.model import Parameters, mean_loss, shuffled_batches, whole_batches
-from learner.pairs import PairTensors, TrainingPairs
+from learner.pairs import PairFeatures, PairTensors, TrainingPairs
 from learner.training import (
     Training,
     TrainingConfig,
@@ -98,7 +97,7 @@ def cross_fit(
     )
     stop = trainings.early_stop(stop_by)
     checkpoints = sorted({max(1, round(share * stop)) for share in CHECKPOINTS})
-    with side_by_side(pairs.tensors.images.device) as pool:
+    with side_by_side(pairs.tensors.device) as pool:
         answers = list(
             tqdm(
                 pool.map(lambda job: trainings.ask(job, checkpoints), range(n_models)),
@@ -125,7 +124,7 @@ class _Answers(NamedTuple):
 class _HalfTrainings(NamedTuple):
     """Pairs dealt into halves again and again, and what it takes to train a model on each half."""
 
-    pairs: PairTensors
+    pairs: PairFeatures
     trained_on: Bool[np.ndarray, " n"]
     validation: PairTensors
     validation_batches: Int64[np.ndarray, "m b"]
@@ -145,7 +144,7 @@ class _HalfTrainings(NamedTuple):
         """A training before its first step."""
         own, _ = self.rows(job)
         return Training(
-            self.take(own), self.training, n_steps=self.schedule, seed=int(self.seeds[job])
+            self.pairs.subset(own), self.training, n_steps=self.schedule, seed=int(self.seeds[job])
         )
 
     def early_stop(self, stop_by: int | None) -> int:
@@ -183,11 +182,7 @@ class _HalfTrainings(NamedTuple):
         shuffles = [
             whole_batches(len(rows), self.training.batch_size, rng) for _ in range(LOSS_SHUFFLES)
         ]
-        return mean_pair_losses(parameters, self.take(rows), np.concatenate(shuffles))
-
-    def take(self, rows: Int64[np.ndarray, " k"]) -> PairTensors:
-        """Some of the pairs."""
-        return self.pairs.take(torch.from_numpy(rows).to(self.pairs.images.device))
+        return mean_pair_losses(parameters, self.pairs.subset(rows), np.concatenate(shuffles))
 
 
 def _put_together(answers: list[_Answers], n: int, stop: int) -> CrossFit:
@@ -224,7 +219,7 @@ def _halves(
 
 def held_out_influences(
     cross: CrossFit,
-    pairs: PairTensors,
+    pairs: PairFeatures,
     index: Int64[np.ndarray, " m"],
     base_weights: Float[np.ndarray, " m"],
     *,

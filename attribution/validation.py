@@ -21,7 +21,7 @@ from artifacts.settings import InputError, Settings, setting
 from attribution.derivatives import batch_loss_influences, loss_gradient
 from attribution.results import CHECKS, LDS, LOCO, SMALL, InfluenceResult, InfluenceValidation
 from attribution.retraining import Retraining
-from learner.pairs import PairTensors
+from learner.pairs import PairFeatures, PairTensors
 from learner.training import TrainingConfig
 
 ESTIMATOR = "estimator"
@@ -53,7 +53,7 @@ class Effects(NamedTuple):
 
 def validate_influence(
     influence: InfluenceResult,
-    pairs: PairTensors,
+    pairs: PairFeatures,
     validation: PairTensors,
     cluster_assignments: Int64[np.ndarray, " n"],
     clip_scores: Float[np.ndarray, " n"],
@@ -120,7 +120,7 @@ class _ClusterSums(NamedTuple):
 
 def _reference_training(
     influence: InfluenceResult,
-    pairs: PairTensors,
+    pairs: PairFeatures,
     validation: PairTensors,
     training: TrainingConfig,
 ) -> Retraining:
@@ -217,15 +217,15 @@ def real_effects(
 
 def gradient_similarity(
     influence: InfluenceResult,
-    pairs: PairTensors,
+    pairs: PairFeatures,
     validation: PairTensors,
     training: TrainingConfig,
     *,
     rng: np.random.Generator,
 ) -> Float[np.ndarray, " n"]:
     """Influence with the identity in the Hessian's place, of every pair."""
-    reference = influence.reference(pairs.images.device)
-    n = len(pairs.images)
+    reference = influence.reference(pairs.device)
+    n = pairs.n_pairs
     return batch_loss_influences(
         reference,
         pairs,

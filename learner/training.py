@@ -25,7 +25,7 @@ from learner.model import (
     projected_similarities,
     shuffled_batches,
 )
-from learner.pairs import PairTensors
+from learner.pairs import PairFeatures, PairTensors
 
 ADAM_BETAS = (0.9, 0.999)
 
@@ -97,7 +97,7 @@ class Training:
 
     def __init__(
         self,
-        pairs: PairTensors,
+        pairs: PairFeatures,
         config: TrainingConfig,
         *,
         n_steps: int,
@@ -106,9 +106,9 @@ class Training:
         weighting: str = LOSS,
     ) -> None:
         self.pairs, self.config, self.n_steps = pairs, config, n_steps
-        device = pairs.images.device
+        device = pairs.device
         self.batches = _training_batches(
-            len(pairs.images),
+            pairs.n_pairs,
             config.batch_size,
             n_steps,
             sample_weights if weighting == SAMPLE else None,
@@ -119,9 +119,7 @@ class Training:
         self.weights = None
         if sample_weights is not None and weighting == LOSS:
             self.weights = torch.from_numpy(sample_weights.astype(np.float32)).to(device)
-        start = initial_parameters(
-            pairs.images.shape[1], pairs.texts.shape[1], config.embed_dim, seed=seed, device=device
-        )
+        start = initial_parameters(*pairs.widths, config.embed_dim, seed=seed, device=device)
         self.n_done = 0
         self._live = start
         # Written anew by every step: fresh memory would cost as much as the arithmetic.
@@ -151,7 +149,7 @@ class Training:
 
     def batch(self, step: int) -> tuple[Tensor, PairTensors, Tensor | None]:
         """Indices, pairs and weights of the batch of a step counted from 0."""
-        index = torch.from_numpy(self.batches[step]).to(self.pairs.images.device)
+        index = torch.from_numpy(self.batches[step]).to(self.pairs.device)
         weights = None if self.weights is None else self.weights[index]
         return index, self.pairs.take(index), weights
 
@@ -213,7 +211,7 @@ class Training:
 
 
 def train(
-    pairs: PairTensors,
+    pairs: PairFeatures,
     config: TrainingConfig,
     *,
     n_steps: int,
@@ -290,7 +288,7 @@ def _reported_steps(
 ) -> Iterator[int]:
     """Take the steps; after each report, which goes into `history`, yield its step."""
     reports = {math.ceil(n_steps * (k + 1) / n_reports) for k in range(n_reports)}
-    running, since = torch.zeros((), device=run.pairs.images.device), 0
+    running, since = torch.zeros((), device=run.pairs.device), 0
     for step in range(1, n_steps + 1):
         with one_cpu_thread():
             running += run.advance()

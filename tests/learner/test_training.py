@@ -158,8 +158,8 @@ def test_a_batch_holds_its_pairs_and_weights() -> None:
     run = make_run()
     index, pairs, weights = run.batch(4)
     assert index.tolist() == run.batches[4].tolist()
-    assert torch.equal(pairs.images, run.pairs.images[run.batches[4]])
-    assert torch.equal(pairs.texts, run.pairs.texts[run.batches[4]])
+    assert torch.equal(pairs.images, run.pairs.whole().images[run.batches[4]])
+    assert torch.equal(pairs.texts, run.pairs.whole().texts[run.batches[4]])
     assert weights is not None
     assert weights.tolist() == [(i + 1) % 5 / 2 for i in run.batches[4]]
     assert make_run(sample_weights=None).batch(4)[2] is None
@@ -216,7 +216,10 @@ def test_the_moments_start_at_zero() -> None:
 def test_moments_and_gradient_are_those_of_the_batches_taken() -> None:
     run = make_run()
     problem = reference.Problem(
-        run.pairs.images.double().numpy(), run.pairs.texts.double().numpy(), np.zeros(97), 6
+        run.pairs.whole().images.double().numpy(),
+        run.pairs.whole().texts.double().numpy(),
+        np.zeros(97),
+        6,
     )
     weights = np.arange(1, 41) % 5 / 2
     first: np.ndarray = np.zeros(97)
