@@ -29,6 +29,7 @@ class Retraining:
     stop_after: int  # early stopping: steps that are taken
     validation: PairTensors
     validation_batches: Int64[np.ndarray, "n_batches b"]
+    carry_over: bool = False  # see `Training`
 
     def losses(
         self, weightings: Sequence[Float[np.ndarray, " n"]], seeds: Sequence[int], description: str
@@ -58,7 +59,12 @@ class Retraining:
     def start(self, weights: Float[np.ndarray, " n"], seed: int) -> Training:
         """The training with these weights before its first step."""
         return Training(
-            self.pairs, self.training, n_steps=self.n_steps, seed=seed, sample_weights=weights
+            self.pairs,
+            self.training,
+            n_steps=self.n_steps,
+            seed=seed,
+            sample_weights=weights,
+            carry_over=self.carry_over,
         )
 
     def validation_losses(self, run: Training) -> Float64[np.ndarray, " m"]:
