@@ -181,7 +181,7 @@ def metagradients(
     evaluated = np.flatnonzero(np.any([s.seen for s in swept], axis=0))
     return evaluated, [
         Estimate(
-            # They stand for all: on average, leaving all of them out is leaving out everything.
+            # Of the pairs that were seen: these stand for the others too.
             -len(evaluated) * s.by_weight[evaluated],
             None,
             removal,
