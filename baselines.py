@@ -42,7 +42,7 @@ from attribution.inverse import datainf_direction
 from attribution.scores import standardised
 from curation import curated_size
 from learner.model import Parameters, shuffled_batches, whole_batches
-from learner.pairs import TrainingPairs
+from learner.pairs import PairTensors, TrainingPairs, blocks_of_pairs
 
 logger = logging.getLogger(__name__)
 FULL, INFLUENCESPACE = "full", "influencespace"
@@ -384,7 +384,7 @@ def capped_shares(
 
 def neg_clip_loss(pairs: TrainingPairs, *, rng: np.random.Generator) -> Float[np.ndarray, " n"]:
     """Agreement of image and text less that with other pairs: Wang et al. (2024)."""
-    device = pairs.tensors.images.device
+    device = pairs.tensors.device
     return normalised_agreement(pairs.image_embeddings, pairs.text_embeddings, device, rng=rng).own
 
 
@@ -435,17 +435,20 @@ def norm_sim(pairs: TrainingPairs) -> Float[np.ndarray, " n"]:
     over all held-out images t; their captions play no role. Where a run was saved without their
     joint embeddings, the cosines are those of the scaled features that the models take in.
     """
-    images, targets = pairs.image_embeddings, pairs.validation_image_embeddings
-    if targets is None:
-        logger.info(
-            "NormSim: no joint embeddings of the held-out images are saved; the cosines are those "
-            "of the image features"
-        )
-        images, targets = (
-            torch.nn.functional.normalize(side.images, dim=1).cpu().numpy()
-            for side in (pairs.tensors, pairs.validation)
-        )
-    return highest_cosine(images, targets)
+    if pairs.validation_image_embeddings is not None:
+        return highest_cosine(pairs.image_embeddings, pairs.validation_image_embeddings)
+    logger.info(
+        "NormSim: no joint embeddings of the held-out images are saved; the cosines are those of "
+        "the image features"
+    )
+    targets = _unit_images(pairs.validation)
+    blocks = blocks_of_pairs(pairs.tensors)
+    return np.concatenate([highest_cosine(_unit_images(block), targets) for _, block in blocks])
+
+
+def _unit_images(pairs: PairTensors) -> Float[np.ndarray, "m d"]:
+    unit: np.ndarray = torch.nn.functional.normalize(pairs.images, dim=1).cpu().numpy()
+    return unit
 
 
 def highest_cosine(

@@ -237,7 +237,7 @@ def training_pairs(
     """
     e, c, table = embedding, clustered, embedding.split_pairs("train")
     scaling = fit_feature_scaling(e.image_features, e.text_features)
-    tensors = scaling.pairs(e.image_features, e.text_features, device)
+    tensors = scaling.stored(e.image_features, e.text_features, device)
     validation = scaling.pairs(e.validation_image_features, e.validation_text_features, device)
     captions = table["caption"].tolist()
     memberships = caption_groups(captions)

@@ -66,13 +66,13 @@ from attribution.pair_scores import (
 )
 from attribution.results import InfluenceResult, PairInfluence
 from attribution.retraining import Retraining
-from attribution.sampling import sample_pairs
+from attribution.sampling import TrainedPairs, sample_pairs, trained_pairs
 from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
 from curation import CurationResult
 from embedding import EmbeddingResult
 from learner.model import shuffled_batches
-from learner.pairs import PairTensors, TrainingPairs
-from learner.sides import InFiles, device_of, sides_of
+from learner.pairs import PairFeatures, PairTensors, TrainingPairs
+from learner.sides import sides_of
 from learner.training import TrainingConfig, steps_per_epoch
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def judge_held_out(
         near_copy_similarity: least centred cosine of near copies, of which the best is asked.
         rng: the stage's generator.
     """
-    device = device_of(pairs.tensors)
+    device = pairs.tensors.device
     result = judge_pairs(
         *_pairs_in_space(embedding, pairs),
         config,
@@ -119,7 +119,7 @@ def _pairs_in_space(
 
     def of(
         split: str,
-        tensors: PairTensors | InFiles,
+        tensors: PairFeatures,
         image_embeddings: np.ndarray | None,
         text_embeddings: np.ndarray | None,
     ) -> PairsInSpace:
@@ -127,9 +127,7 @@ def _pairs_in_space(
         ids = pd.factorize(e.split_pairs(split)["image_sha256"])[0].astype(np.int64)
         return PairsInSpace(images, texts, image_embeddings, text_embeddings, ids)
 
-    test = pairs.scaling.pairs(
-        e.test_image_features, e.test_text_features, device_of(pairs.tensors)
-    )
+    test = pairs.scaling.pairs(e.test_image_features, e.test_text_features, pairs.tensors.device)
     rows = torch.from_numpy(owner).to(test.images.device)
     return (
         of("train", pairs.tensors, e.image_embeddings, e.text_embeddings),
@@ -153,34 +151,47 @@ def score_clusters(
 ) -> InfluenceResult:
     """Train the reference models, then score every cluster.
 
+    Their batches grow with the number of pairs, so that the steps that are taken hold every pair,
+    or a random sample of every cluster stands for the rest.
+
     Args:
         pairs: the training pairs, and the held-out ones that are asked.
         config: settings of the estimate.
         training: settings of the reference model, and the batch size of the objective.
         rng: the stage's generator.
     """
-    clusters, n, b = pairs.cluster_assignments, len(pairs.indices), training.batch_size
-    n_held_out = len(pairs.validation.images)
+    n_held_out, b = pairs.validation.n_pairs, training.batch_size
     shuffles = [shuffled_batches(n_held_out, b, rng) for _ in range(VALIDATION_SHUFFLES)]
-    data = Data(pairs.tensors, clusters, pairs.validation, np.concatenate(shuffles))
     seeds = rng.integers(2**31, size=config.influence_seeds)
+    trained = trained_pairs(pairs.cluster_assignments, b, config.max_reference_steps, rng=rng)
+    data = Data(
+        *trained.among(pairs.tensors, pairs.cluster_assignments),
+        pairs.validation,
+        np.concatenate(shuffles),
+        trained.weights,
+    )
+    n = len(data.clusters)
+    evaluated = np.arange(n)
     if config.estimator == FIRST_ORDER:
-        evaluated = sample_pairs(clusters, config.samples_per_cluster, rng=rng)
-    else:
-        evaluated = np.arange(n)
-    schedule = min(training.num_epochs * steps_per_epoch(n, b), config.max_reference_steps)
-    stop = early_stop(data, training, schedule, int(seeds[0]))
+        evaluated = sample_pairs(data.clusters, config.samples_per_cluster, rng=rng)
+    training = replace(training, batch_size=trained.batch_size)
+    schedule = min(
+        training.num_epochs * steps_per_epoch(n, trained.batch_size), config.max_reference_steps
+    )
+    stop = early_stop(data, training, schedule, int(seeds[0]), trained.grown)
     retraining = Retraining(
-        pairs.tensors, training, schedule, stop, pairs.validation, data.validation_batches
+        *(data.pairs, training, schedule, stop, data.validation, data.validation_batches),
+        carry_over=trained.grown,
     )
     if config.estimator == METAGRADIENT:
-        estimates = metagradients(data, config, retraining, seeds.tolist(), rng=rng)
+        evaluated, estimates = metagradients(data, config, retraining, seeds.tolist(), rng=rng)
     else:
         estimates = [
             by_curvature(data, evaluated, config, retraining, seed, rng=rng)
             for seed in seeds.tolist()
         ]
-    result = _result(pairs, config, estimates, evaluated, retraining, seeds)
+    rows = evaluated if trained.rows is None else trained.rows[evaluated]
+    result = _result(pairs, config, estimates, rows, retraining, seeds, trained)
     logger.info("validation loss of the reference models %.4f", result.validation_loss)
     return result
 
@@ -192,13 +203,16 @@ def _result(
     evaluated: Int64[np.ndarray, " m"],
     retraining: Retraining,
     seeds: Int64[np.ndarray, " s"],
+    trained: TrainedPairs,
 ) -> InfluenceResult:
     """The estimates of all reference models together, with what they stand on."""
     clusters = pairs.cluster_assignments
     loss = float(np.mean([e.validation_loss for e in estimates]))
     scores = combine_estimates(estimates, clusters, evaluated, loss)
     first, curvature = estimates[0].reference, estimates[0].curvature
-    is_evaluated = np.isin(np.arange(len(clusters)), evaluated)
+    is_evaluated = np.zeros(len(clusters), dtype=bool)
+    is_evaluated[evaluated] = True
+    _say_what_was_seen(trained, evaluated, retraining.stop_after, len(clusters))
     terms = [cluster["terms"] for cluster in pairs.clusters]
     return InfluenceResult(
         influence_scores=scores.scores,
@@ -221,7 +235,24 @@ def _result(
         estimator=config.estimator,
         curvature_quality=curvature_quality(config, curvature),
         clusters=_readable_scores(scores.scores, scores.stderr, clusters, is_evaluated, terms),
+        reference_batch_size=trained.batch_size,
+        reference_rows=trained.rows,
     )
+
+
+def _say_what_was_seen(
+    trained: TrainedPairs, evaluated: Int64[np.ndarray, " m"], n_steps: int, n: int
+) -> None:
+    """How many pairs the clusters' scores are taken from, where it is not as usual."""
+    if trained.grown or len(evaluated) < n:
+        logger.info(
+            "clusters' influence from %s of %s pairs%s: %s steps of %d pairs a reference training",
+            f"{len(evaluated):,}",
+            f"{n:,}",
+            "" if trained.rows is None else ", a random sample of every cluster",
+            f"{n_steps:,}",
+            trained.batch_size,
+        )
 
 
 def _of_every_pair(
@@ -229,9 +260,14 @@ def _of_every_pair(
     clusters: Int64[np.ndarray, " n"],
     evaluated: Int64[np.ndarray, " m"],
 ) -> Float[np.ndarray, " n"]:
-    """The mean influence of every pair, that of its cluster where it was not evaluated."""
+    """The mean influence of every pair, that of its cluster where it was not evaluated.
+
+    That of all where nothing of its cluster was.
+    """
     influence = np.mean([e.pair_influence for e in estimates], axis=0)
-    means = np.bincount(clusters[evaluated], influence) / np.bincount(clusters[evaluated])
+    counts = np.bincount(clusters[evaluated], minlength=int(clusters.max()) + 1)
+    sums = np.bincount(clusters[evaluated], influence, minlength=len(counts))
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), influence.mean())
     of_every_pair: np.ndarray = means[clusters]
     of_every_pair[evaluated] = influence
     return of_every_pair

@@ -23,7 +23,7 @@ from artifacts.settings import InputError, Settings, setting
 from baselines import FULL, METHODS
 from embedding import EmbeddingResult
 from learner.model import Parameters, embed_images, embed_texts, shuffled_batches
-from learner.pairs import FeatureScaling, PairTensors
+from learner.pairs import FeatureScaling, PairFeatures, PairTensors
 from learner.training import LOSS, WEIGHTINGS, TrainingConfig, steps_per_epoch, train
 from sources.captions import caption_groups
 
@@ -112,7 +112,7 @@ class EvaluationResult:
 
 def evaluate_methods(
     subsets: Mapping[str, Subset],
-    pairs: PairTensors,
+    pairs: PairFeatures,
     validation: PairTensors,
     test: RetrievalSet,
     training: TrainingConfig,
@@ -137,17 +137,17 @@ def evaluate_methods(
     """
     seeds = [int(s) for s in rng.integers(2**31, size=config.n_seeds)]
     held_out = validation, shuffled_batches(len(validation.images), training.batch_size, rng)
-    full_steps = training.num_epochs * steps_per_epoch(len(pairs.images), training.batch_size)
+    full_steps = training.num_epochs * steps_per_epoch(pairs.n_pairs, training.batch_size)
     runs, ranks, jobs = [], [], planned_runs(tuple(subsets), config.n_seeds)
     # A process pays for its start with its first steps; no method is charged for it.
     train(pairs, training, n_steps=1, seed=0, validation=held_out, n_reports=1)
     for method, comparison, seed_index in tqdm(jobs, desc="training", unit="run", disable=None):
         rows, weights = subsets[method]
-        n_pairs = len(pairs.images) if comparison == SAME_STEPS else len(rows)
+        n_pairs = pairs.n_pairs if comparison == SAME_STEPS else len(rows)
         n_steps = training.num_epochs * steps_per_epoch(n_pairs, training.batch_size)
         started = time.perf_counter()
         parameters, history = train(
-            pairs.take(torch.from_numpy(rows).to(pairs.images.device)),
+            pairs.subset(rows),
             training,
             n_steps=n_steps,
             seed=seeds[seed_index],

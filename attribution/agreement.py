@@ -24,8 +24,8 @@ from tqdm import tqdm
 from encoders.joint_map import MIN_IMAGES, Moments, embed_across_folds
 from learner.groups import members_of, nearby_groups
 from learner.model import MAX_LOG_SCALE, contrastive_loss, projected_similarities, whole_batches
-from learner.pairs import PairTensors
-from learner.sides import InFiles, device_of, sides_of
+from learner.pairs import PairFeatures, PairTensors
+from learner.sides import sides_of
 
 N_NORMALISATIONS = 10  # random batches that every pair is in; Wang et al. (2024)
 NORMALISATION_BATCH = 4096  # pairs; bounds memory to a few blocks of 64 MiB
@@ -401,7 +401,7 @@ def _among_all(
 def refine_agreement(
     first: Agreement,
     held_out_losses: Float[np.ndarray, " n"],
-    pairs: PairTensors | InFiles,
+    pairs: PairFeatures,
     image_ids: Int64[np.ndarray, " n"],
     validation: PairTensors,
     *,
@@ -436,7 +436,7 @@ def refine_agreement(
         further=Moments.of(*sides_of(validation)),
     )
     refined = normalised_agreement(
-        refined_images, refined_texts, device_of(pairs), rng=rng, others=others
+        refined_images, refined_texts, pairs.device, rng=rng, others=others
     )
     return joined_agreement([first, refined], trusted, rng)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
 from artifacts.settings import InputError, Settings, setting
 from attribution.curvature import CURVATURES, Objective
@@ -32,7 +32,7 @@ from attribution.newton_step import newton_step_effects
 from attribution.retraining import Retraining, collect_losses
 from attribution.sampling import representation_weights
 from learner.model import Parameters, mean_loss
-from learner.pairs import PairTensors, nearest_clusters
+from learner.pairs import PairFeatures, PairTensors, nearest_clusters
 from learner.training import ADAM_BETAS, Training, TrainingConfig, side_by_side, train_until_best
 
 METAGRADIENT, STEP, FIRST_ORDER = ESTIMATORS = ("metagradient", "step", "first_order")
@@ -101,17 +101,13 @@ class InfluenceConfig(Settings):
 
 
 class Data(NamedTuple):
-    """What influence is estimated on: the training pairs and the held-out pairs."""
+    """What influence is estimated on: the pairs that are trained on, and the held-out pairs."""
 
-    pairs: PairTensors
+    pairs: PairFeatures
     clusters: Int64[np.ndarray, " n"]  # 0 to K - 1, each with a pair
     validation: PairTensors
     validation_batches: Int64[np.ndarray, "m b"]
-
-    @property
-    def weights(self) -> Float[np.ndarray, " n"]:
-        """Of the pairs, where derivatives are taken: all ones."""
-        return np.ones(len(self.clusters))
+    weights: Float[np.ndarray, " n"]  # of the pairs, where derivatives are taken
 
 
 class Estimate(NamedTuple):
@@ -125,14 +121,23 @@ class Estimate(NamedTuple):
     validation_loss: float
 
 
-def early_stop(data: Data, training: TrainingConfig, schedule: int, seed: int) -> int:
+def early_stop(
+    data: Data, training: TrainingConfig, schedule: int, seed: int, carry_over: bool
+) -> int:
     """After how many steps the validation loss is lowest.
 
     A model that has memorised its pairs, wrong ones too, has no gradient left to tell them apart
     by. One shuffling of the validation pairs is enough to see it.
     """
     first_shuffle = data.validation_batches[: len(data.validation_batches) // VALIDATION_SHUFFLES]
-    run = Training(data.pairs, training, n_steps=schedule, seed=seed, sample_weights=data.weights)
+    run = Training(
+        data.pairs,
+        training,
+        n_steps=schedule,
+        seed=seed,
+        sample_weights=data.weights,
+        carry_over=carry_over,
+    )
     train_until_best(
         run, (data.validation, first_shuffle), n_reports=REFERENCE_REPORTS, patience=PATIENCE
     )
@@ -146,13 +151,18 @@ def metagradients(
     seeds: Sequence[int],
     *,
     rng: np.random.Generator,
-) -> list[Estimate]:
-    """Ask every reference model, and retrain it without folds of clusters, all side by side."""
+) -> tuple[Int64[np.ndarray, " m"], list[Estimate]]:
+    """Ask every reference model, and retrain it without folds of clusters, all side by side.
+
+    Returns:
+        The pairs that a batch of one of the models' trainings held: no other is evaluated. And
+        what each model says.
+    """
     n_clusters = int(data.clusters.max()) + 1
     n_folds = min(config.removal_folds, n_clusters)
     # The folds of each seed; none without the correction.
     dealt = [rng.permutation(np.arange(n_clusters) % n_folds) for _ in seeds if n_folds > 1]
-    with side_by_side(data.pairs.images.device) as pool:
+    with side_by_side(data.pairs.device) as pool:
         # The longest first, so that no core is idle while another finishes.
         sweeps = [pool.submit(_sweep, data, config, retraining, seed) for seed in seeds]
         trainings = [
@@ -168,9 +178,11 @@ def metagradients(
         removal_effects(s.losses, losses, folds, nearest)
         for s, losses, folds in zip(swept, left_out, dealt, strict=False)
     ]
-    return [
+    evaluated = np.flatnonzero(np.any([s.seen for s in swept], axis=0))
+    return evaluated, [
         Estimate(
-            s.pair_influence,
+            # Of the pairs that were seen: these stand for the others too.
+            -len(evaluated) * s.by_weight[evaluated],
             None,
             removal,
             None,
@@ -184,7 +196,8 @@ def metagradients(
 class Swept(NamedTuple):
     """What the reverse sweep over one reference training says."""
 
-    pair_influence: Float[np.ndarray, " n"]
+    by_weight: Float[np.ndarray, " n"]  # dL_val / dw_i
+    seen: Bool[np.ndarray, " n"]  # which pairs were in a batch
     reference: Parameters
     losses: Float[np.ndarray, " m"]  # of the validation pairs; NaN where no batch holds one
 
@@ -198,7 +211,7 @@ def _sweep(data: Data, config: InfluenceConfig, retraining: Retraining, seed: in
         lambda p: unflatten(loss_gradient(p, data.validation, data.validation_batches), p),
         checkpoints=_checkpoints(stop, config.influence_checkpoints),
     )
-    return Swept(-len(by_weight) * by_weight, run.parameters, retraining.validation_losses(run))
+    return Swept(by_weight, run.seen(), run.parameters, retraining.validation_losses(run))
 
 
 def _checkpoints(stop: int, count: int) -> list[int]:
@@ -309,17 +322,17 @@ def combine_estimates(
     loss: float,
 ) -> Scores:
     """Scores and standard errors from the sampled pairs, the reference models and the folds."""
-    sizes = np.bincount(clusters)
+    sizes, of_pair = np.bincount(clusters), clusters[evaluated]
     per_seed = np.array(
         [
-            cluster_scores(e.pair_influence / loss, clusters[evaluated], sizes).scores
+            cluster_scores(e.pair_influence / loss, of_pair, sizes).scores
             if e.cluster_effects is None
             else e.cluster_effects / loss
             for e in estimates
         ]
     )
     sampled = cluster_scores(
-        np.mean([e.pair_influence for e in estimates], axis=0) / loss, clusters[evaluated], sizes
+        np.mean([e.pair_influence for e in estimates], axis=0) / loss, of_pair, sizes
     )
     variance = sampled.stderr**2
     if len(estimates) > 1:
@@ -359,18 +372,22 @@ def cluster_scores(
     """Scores and standard errors of all clusters from their sampled pairs.
 
     The variance within a cluster is shrunk towards the one pooled over clusters, which counts as
-    much as four further pairs; a cluster evaluated whole has no sampling error.
+    much as four further pairs; a cluster evaluated whole has no sampling error. Of a cluster
+    without an evaluated pair nothing is known but what pairs are like: its score is that of the
+    mean pair, its error the spread of all.
 
     Args:
         relative_influence: u_i / L_val of the evaluated pairs.
-        clusters: the cluster of each evaluated pair; every cluster has one.
+        clusters: the cluster of each evaluated pair.
         sizes: pairs of each cluster in the training set.
     """
     counts = np.bincount(clusters, minlength=len(sizes))
-    means = np.bincount(clusters, relative_influence, minlength=len(sizes)) / counts
+    known = counts > 0
+    sums = np.bincount(clusters, relative_influence, minlength=len(sizes))
+    means = np.where(known, sums / np.maximum(counts, 1), relative_influence.mean())
     squares = (relative_influence - means[clusters]) ** 2
     within = np.bincount(clusters, squares, minlength=len(sizes))
-    freedom = counts - 1
+    freedom = np.maximum(counts - 1, 0)
     if freedom.sum() > 0:
         pooled = within.sum() / freedom.sum()
     else:  # one pair a cluster: the spread over clusters bounds the one within them
@@ -378,4 +395,7 @@ def cluster_scores(
     variance = (within + PRIOR_PAIRS * pooled) / (freedom + PRIOR_PAIRS)
     unseen = 1 - counts / sizes
     share = sizes / sizes.sum()
-    return SampledScores(share * means, share * np.sqrt(variance / counts * unseen), variance)
+    of_mean = np.where(
+        known, variance / np.maximum(counts, 1) * unseen, relative_influence.var() + pooled
+    )
+    return SampledScores(share * means, share * np.sqrt(of_mean), variance)

@@ -8,7 +8,9 @@ together) and what adding a pair would do to the validation loss.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +21,18 @@ from tqdm import tqdm
 
 from attribution.derivatives import batch_loss_influences, loss_gradient
 from attribution.retraining import mean_pair_losses
-from learner.model import Parameters, mean_loss, shuffled_batches, whole_batches
-from learner.pairs import PairTensors, TrainingPairs
+from attribution.sampling import grown_batch_size
+from learner.model import (
+    Parameters,
+    batch_blocks,
+    embed_images,
+    embed_texts,
+    mean_loss,
+    pair_losses,
+    shuffled_batches,
+    whole_batches,
+)
+from learner.pairs import ROWS_AT_ONCE, PairFeatures, PairTensors, StoredPairs, TrainingPairs
 from learner.training import (
     Training,
     TrainingConfig,
@@ -80,11 +92,12 @@ def cross_fit(
         stop_by: steps after which early stopping stops at the latest.
         rng: deals, shuffles and seeds.
     """
-    b, n_models = training.batch_size, 2 * n_repeats
-    epochs = training.num_epochs * steps_per_epoch(int(trained_on.sum()), b)
-    shuffles = [
-        shuffled_batches(len(pairs.validation.images), b, rng) for _ in range(VALIDATION_SHUFFLES)
-    ]
+    n_models, n_trained = 2 * n_repeats, int(trained_on.sum())
+    n_held_out, b = pairs.validation.n_pairs, training.batch_size
+    shuffles = [shuffled_batches(n_held_out, b, rng) for _ in range(VALIDATION_SHUFFLES)]
+    half, most_steps = math.ceil(n_trained / 2), min(max_steps, stop_by or max_steps)
+    training = replace(training, batch_size=grown_batch_size(half, b, most_steps))
+    epochs = training.num_epochs * steps_per_epoch(n_trained, training.batch_size)
     trainings = _HalfTrainings(
         pairs.tensors,
         trained_on,
@@ -95,11 +108,12 @@ def cross_fit(
         [_halves(pairs.image_ids, trained_on, rng) for _ in range(n_repeats)],
         rng.integers(2**31, size=n_models),
         rng.spawn(n_models),
+        max(1, round(LOSS_SHUFFLES * b / training.batch_size)),
     )
     stop = trainings.early_stop(stop_by)
     checkpoints = sorted({max(1, round(share * stop)) for share in CHECKPOINTS})
-    with side_by_side(pairs.tensors.images.device) as pool:
-        answers = list(
+    with side_by_side(pairs.tensors.device) as pool:
+        asked = list(
             tqdm(
                 pool.map(lambda job: trainings.ask(job, checkpoints), range(n_models)),
                 total=n_models,
@@ -109,23 +123,32 @@ def cross_fit(
                 leave=False,
             )
         )
-    return _put_together(answers, len(trained_on), stop)
+        if isinstance(pairs.tensors, StoredPairs):
+            losses = _losses_by_blocks(trainings, asked, pool, rng)
+        else:
+            losses = _losses_by_models(trainings, asked, pool)
+    return _put_together(asked, losses, stop)
 
 
-class _Answers(NamedTuple):
-    """What one model says at its checkpoints, on average, of either half."""
+class _Asked(NamedTuple):
+    """One model at its checkpoints."""
 
     models: list[HeldOutModel]  # one a checkpoint
-    own: Int64[np.ndarray, " o"]  # rows that it is trained on
-    held_out_losses: Float[np.ndarray, " h"]
-    own_losses: Float[np.ndarray, " o"]
     validation_loss: float  # at the end
+
+
+class _Losses(NamedTuple):
+    """Mean losses of n pairs, nats."""
+
+    held_out: Float[np.ndarray, " n"]  # by the models that hold the pair out
+    own: Float[np.ndarray, " n"]  # by those trained on its half
+    times_own: Float[np.ndarray, " n"]  # how many these are
 
 
 class _HalfTrainings(NamedTuple):
     """Pairs dealt into halves again and again, and what it takes to train a model on each half."""
 
-    pairs: PairTensors
+    pairs: PairFeatures
     trained_on: Bool[np.ndarray, " n"]
     validation: PairTensors
     validation_batches: Int64[np.ndarray, "m b"]
@@ -134,6 +157,7 @@ class _HalfTrainings(NamedTuple):
     halves: list[Int64[np.ndarray, " n"]]  # one a repeat: 0 or 1 for each pair
     seeds: Int64[np.ndarray, " j"]  # one a training
     generators: list[np.random.Generator]
+    loss_shuffles: int  # batch compositions that a pair's losses are averaged over
 
     def rows(self, job: int) -> tuple[Int64[np.ndarray, " o"], Int64[np.ndarray, " h"]]:
         """Which pairs a training is on, and which it holds out."""
@@ -145,7 +169,7 @@ class _HalfTrainings(NamedTuple):
         """A training before its first step."""
         own, _ = self.rows(job)
         return Training(
-            self.take(own), self.training, n_steps=self.schedule, seed=int(self.seeds[job])
+            self.pairs.subset(own), self.training, n_steps=self.schedule, seed=int(self.seeds[job])
         )
 
     def early_stop(self, stop_by: int | None) -> int:
@@ -161,51 +185,140 @@ class _HalfTrainings(NamedTuple):
         )
         return max(search.n_done, 1)
 
-    def ask(self, job: int, checkpoints: list[int]) -> _Answers:
-        """Train a model, and ask it at each checkpoint about the pairs of both halves."""
-        run, rng = self.start(job), self.generators[job]
-        own, held_out = self.rows(job)
-        models, own_losses, held_out_losses = [], np.zeros(len(own)), np.zeros(len(held_out))
+    def ask(self, job: int, checkpoints: list[int]) -> _Asked:
+        """Train a model, and take its parameters and the validation gradient at each checkpoint."""
+        run = self.start(job)
+        _, held_out = self.rows(job)
+        models = []
         for checkpoint in checkpoints:
             run.advance_to(checkpoint)
             parameters = Parameters(*(p.clone() for p in run.parameters))
             gradient = loss_gradient(parameters, self.validation, self.validation_batches)
             models.append(HeldOutModel(job // 2, parameters, gradient, held_out))
-            for rows, losses in ((held_out, held_out_losses), (own, own_losses)):
-                losses += self.losses(parameters, rows, rng) / len(checkpoints)
         loss = mean_loss(run.parameters, self.validation, self.validation_batches)
-        return _Answers(models, own, held_out_losses, own_losses, loss)
+        return _Asked(models, loss)
+
+    def losses_of_halves(
+        self, job: int, models: list[HeldOutModel]
+    ) -> tuple[Float[np.ndarray, " h"], Float[np.ndarray, " o"]]:
+        """What a model says of the half that it holds out, and of its own."""
+        own, held_out = self.rows(job)
+        held_out_losses, own_losses = np.zeros(len(held_out)), np.zeros(len(own))
+        for model in models:
+            for rows, losses in ((held_out, held_out_losses), (own, own_losses)):
+                losses += self.losses(model.parameters, rows, self.generators[job]) / len(models)
+        return held_out_losses, own_losses
 
     def losses(
         self, parameters: Parameters, rows: Int64[np.ndarray, " k"], rng: np.random.Generator
     ) -> Float[np.ndarray, " k"]:
         """Mean loss of each of these pairs over random batches of them, nats."""
-        shuffles = [
-            whole_batches(len(rows), self.training.batch_size, rng) for _ in range(LOSS_SHUFFLES)
-        ]
-        return mean_pair_losses(parameters, self.take(rows), np.concatenate(shuffles))
+        batches = self.loss_batches(len(rows), rng)
+        return mean_pair_losses(parameters, self.pairs.subset(rows), batches)
 
-    def take(self, rows: Int64[np.ndarray, " k"]) -> PairTensors:
-        """Some of the pairs."""
-        return self.pairs.take(torch.from_numpy(rows).to(self.pairs.images.device))
+    def loss_batches(self, n: int, rng: np.random.Generator) -> Int64[np.ndarray, "m b"]:
+        """Random batches that hold each of n pairs, again and again."""
+        b = self.training.batch_size
+        return np.concatenate([whole_batches(n, b, rng) for _ in range(self.loss_shuffles)])
+
+    def block_losses(
+        self, rows: Int64[np.ndarray, " k"], asked: list[_Asked], rng: np.random.Generator
+    ) -> _Losses:
+        """What all models say of some of the pairs, in batches of these."""
+        block, k = self.pairs.subset(rows).whole(), len(rows)
+        held_out_losses, own_losses, times_own = np.zeros(k), np.zeros(k), np.zeros(k)
+        for job, given in enumerate(asked):
+            repeat, side = divmod(job, 2)
+            sides = self.halves[repeat][rows]
+            held_out = np.flatnonzero(sides != side)
+            own = np.flatnonzero((sides == side) & self.trained_on[rows])
+            times_own[own] += 1
+            for model in given.models:
+                projected = _projected(model.parameters, block)
+                for places, losses in ((held_out, held_out_losses), (own, own_losses)):
+                    if len(places):
+                        batches = places[self.loss_batches(len(places), rng)]
+                        found = mean_projected_losses(*projected, batches)[places]
+                        losses[places] += found / len(given.models)
+        return _Losses(held_out_losses, own_losses, times_own)
 
 
-def _put_together(answers: list[_Answers], n: int, stop: int) -> CrossFit:
-    """What all models say of n pairs, each pair by those that it concerns."""
-    n_repeats = len(answers) // 2
+def _losses_by_models(
+    trainings: _HalfTrainings, asked: list[_Asked], pool: ThreadPoolExecutor
+) -> _Losses:
+    """One model after another, each of both halves in random batches."""
+    n, n_repeats = len(trainings.trained_on), len(asked) // 2
     held_out_losses, own_losses, times_own = np.zeros(n), np.zeros(n), np.zeros(n)
-    for given in answers:
-        held_out_losses[given.models[0].held_out] += given.held_out_losses / n_repeats
-        own_losses[given.own] += given.own_losses
-        times_own[given.own] += 1
-    memorised = held_out_losses - own_losses / np.maximum(times_own, 1)
+    answers = pool.map(
+        lambda job: trainings.losses_of_halves(job, asked[job].models), range(len(asked))
+    )
+    progress = tqdm(answers, "held-out losses", len(asked), unit="model", disable=None, leave=False)
+    for job, (of_held_out, of_own) in enumerate(progress):
+        own, held_out = trainings.rows(job)
+        held_out_losses[held_out] += of_held_out / n_repeats
+        own_losses[own] += of_own
+        times_own[own] += 1
+    return _Losses(held_out_losses, own_losses / np.maximum(times_own, 1), times_own)
+
+
+def _losses_by_blocks(
+    trainings: _HalfTrainings,
+    asked: list[_Asked],
+    pool: ThreadPoolExecutor,
+    rng: np.random.Generator,
+) -> _Losses:
+    """Random blocks of pairs, read once for all models and put into batches block by block."""
+    n, n_repeats = len(trainings.trained_on), len(asked) // 2
+    order = rng.permutation(n)
+    blocks = [np.sort(rows) for rows in np.array_split(order, math.ceil(n / ROWS_AT_ONCE))]
+    losses = _Losses(*(np.zeros(n) for _ in _Losses._fields))
+    answers = pool.map(
+        lambda rows, generator: trainings.block_losses(rows, asked, generator),
+        blocks,
+        rng.spawn(len(blocks)),
+    )
+    with tqdm(total=n, desc="held-out losses", unit="pair", disable=None, leave=False) as progress:
+        for rows, found in zip(blocks, answers, strict=True):
+            losses.held_out[rows] = found.held_out / n_repeats
+            losses.own[rows] = found.own / np.maximum(found.times_own, 1)
+            losses.times_own[rows] = found.times_own
+            progress.update(len(rows))
+    return losses
+
+
+def _projected(parameters: Parameters, pairs: PairTensors) -> tuple[Tensor, Tensor]:
+    """Unit embeddings of both sides, the images' times the logit scale."""
+    images = parameters.log_scale.exp() * embed_images(parameters, pairs.images)
+    return images, embed_texts(parameters, pairs.texts)
+
+
+def mean_projected_losses(
+    images: Tensor, texts: Tensor, batches: Int64[np.ndarray, "n_batches b"]
+) -> Float[np.ndarray, " k"]:
+    """`mean_pair_losses` of pairs that have been through the model: logits are inner products."""
+    totals, counts = np.zeros(len(images)), np.zeros(len(images))
+    with torch.no_grad():
+        for index in batch_blocks(batches, images.device):
+            losses = pair_losses(images[index] @ texts[index].transpose(-1, -2))
+            places = index.cpu().numpy().reshape(-1)
+            totals += np.bincount(
+                places, losses.double().cpu().numpy().reshape(-1), minlength=len(totals)
+            )
+            counts += np.bincount(places, minlength=len(totals))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(totals / counts)
+
+
+def _put_together(asked: list[_Asked], losses: _Losses, stop: int) -> CrossFit:
+    """What all models say of the pairs."""
+    memorised = np.where(losses.times_own > 0, losses.held_out - losses.own, 0.0)
     return CrossFit(
-        [model for given in answers for model in given.models],
-        held_out_losses,
-        np.where(times_own > 0, memorised, 0.0),
-        n_repeats,
+        [model for given in asked for model in given.models],
+        losses.held_out,
+        memorised,
+        len(asked) // 2,
         stop,
-        float(np.mean([given.validation_loss for given in answers])),
+        float(np.mean([given.validation_loss for given in asked])),
     )
 
 
@@ -224,7 +337,7 @@ def _halves(
 
 def held_out_influences(
     cross: CrossFit,
-    pairs: PairTensors,
+    pairs: PairFeatures,
     index: Int64[np.ndarray, " m"],
     base_weights: Float[np.ndarray, " m"],
     *,

@@ -21,7 +21,7 @@ from learner.model import (
     projected_similarities,
     shuffled_batches,
 )
-from learner.pairs import PairTensors
+from learner.pairs import PairFeatures, PairTensors
 
 CURVATURES = ("gauss_newton", "hessian")
 VECTORS_AT_ONCE = 4  # Hessian products taken side by side
@@ -46,7 +46,7 @@ class Objective:
 
     def __init__(
         self,
-        pairs: PairTensors,
+        pairs: PairFeatures,
         parameters: Parameters,
         kept: np.ndarray,
         weights: np.ndarray,
@@ -61,7 +61,7 @@ class Objective:
         self.curvature = curvature
         sample = rng.permutation(kept)[:MAX_CURVATURE_PAIRS]
         self.batches = sample[shuffled_batches(len(sample), batch_size, rng)]
-        device = pairs.images.device
+        device = pairs.device
         self.weights = torch.from_numpy(weights.astype(np.float32)).to(device)
         decay = [torch.full_like(p, weight_decay) for p in parameters]
         decay[-1].zero_()  # the logit scale is not decayed

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import grad
 
 from learner.model import Parameters, batch_blocks, contrastive_loss, pair_losses, similarities
-from learner.pairs import PairTensors
+from learner.pairs import PairFeatures
 
 N_SHUFFLES = 8  # batch compositions that a pair's influence is averaged over
 
@@ -48,10 +48,10 @@ def unflatten(vector: Tensor, like: Parameters) -> Parameters:
     return Parameters(*(v.reshape(p.shape) for v, p in zip(parts, like, strict=True)))
 
 
-def loss_gradient(parameters: Parameters, pairs: PairTensors, batches: np.ndarray) -> Tensor:
+def loss_gradient(parameters: Parameters, pairs: PairFeatures, batches: np.ndarray) -> Tensor:
     """Gradient of the mean contrastive loss over fixed batches, (p,)."""
     total = torch.zeros_like(flatten(parameters))
-    for block in batch_blocks(batches, pairs.images.device):
+    for block in batch_blocks(batches, pairs.device):
         batch = pairs.take(block)
         total += flatten(
             grad(lambda p, batch=batch: contrastive_loss(similarities(p, batch)).sum())(parameters)
@@ -61,7 +61,7 @@ def loss_gradient(parameters: Parameters, pairs: PairTensors, batches: np.ndarra
 
 def batch_loss_influences(
     parameters: Parameters,
-    pairs: PairTensors,
+    pairs: PairFeatures,
     direction: Tensor,
     index: Int64[np.ndarray, " m"],
     base_weights: Float[np.ndarray, " m"],
@@ -90,7 +90,7 @@ def batch_loss_influences(
         rng: draws the shufflings.
         n_shuffles: batch compositions averaged over.
     """
-    device = pairs.images.device
+    device = pairs.device
     tangent = unflatten(direction, parameters)
     weights = torch.from_numpy(base_weights.astype(np.float32)).to(device)
     pair_index = torch.from_numpy(index).to(device)
@@ -121,7 +121,7 @@ def batch_loss_influences(
 
 
 def own_loss_influences(
-    parameters: Parameters, pairs: PairTensors, direction: Tensor, batches: np.ndarray
+    parameters: Parameters, pairs: PairFeatures, direction: Tensor, batches: np.ndarray
 ) -> Float[np.ndarray, " n"]:
     """Classical influence of every pair of fixed batches: v . grad l_i, with l_i its own loss.
 
@@ -129,8 +129,8 @@ def own_loss_influences(
     batch holds get NaN.
     """
     tangent = unflatten(direction, parameters)
-    result = np.full(len(pairs.images), np.nan)
-    for block in batch_blocks(batches, pairs.images.device):
+    result = np.full(pairs.n_pairs, np.nan)
+    for block in batch_blocks(batches, pairs.device):
         batch = pairs.take(block)
         _, slopes = jvp(
             lambda p, batch=batch: pair_losses(similarities(p, batch)), parameters, tangent

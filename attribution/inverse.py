@@ -26,7 +26,7 @@ from attribution.curvature import Objective
 from attribution.derivatives import flatten, jvp, unflatten, vjp
 from attribution.spectrum import Spectrum, lanczos, trace_estimate
 from learner.model import Parameters, pair_losses, similarities
-from learner.pairs import PairTensors
+from learner.pairs import PairFeatures, PairTensors
 
 logger = logging.getLogger(__name__)
 HESSIANS = ("lanczos", "cg", "datainf", "identity")
@@ -290,7 +290,7 @@ def _warn_of_what_is_left(max_steps: int, relative_residuals: Tensor) -> None:
 
 
 def datainf_direction(
-    parameters: Parameters, pairs: PairTensors, gradient: Tensor, batches: np.ndarray
+    parameters: Parameters, pairs: PairFeatures, gradient: Tensor, batches: np.ndarray
 ) -> Tensor:
     """DataInf's approximation of H^-1 g, layer by layer: Kwon et al. (2024), equation 5.
 
@@ -306,7 +306,7 @@ def datainf_direction(
     n_pairs = batches.size
     layers = unflatten(gradient, parameters)
     norms, products = [], []
-    for block in _small_blocks(batches, pairs.images.device):
+    for block in _small_blocks(batches, pairs.device):
         batch = pairs.take(block)
         norms.append(_squared_gradient_norms(parameters, batch))
         products.append(_layer_inner_products(parameters, batch, layers))
@@ -317,7 +317,7 @@ def datainf_direction(
     coefficients = inner / (damping + squared)
     sums = [torch.zeros_like(p) for p in parameters]
     start = 0
-    for block in _small_blocks(batches, pairs.images.device):
+    for block in _small_blocks(batches, pairs.device):
         batch = pairs.take(block)
         pull_back = vjp(lambda p, batch=batch: pair_losses(similarities(p, batch)), parameters)
         for layer in range(len(parameters)):

@@ -58,7 +58,7 @@ def pair_weight_gradient(
             batches came last.
     """
     if run.weights is None:
-        run.weights = torch.ones(len(run.pairs.images), device=run.pairs.images.device)
+        run.weights = torch.ones(run.pairs.n_pairs, device=run.pairs.device)
     totals = torch.zeros(len(run.weights), dtype=torch.float64, device=run.weights.device)
     with (
         one_cpu_thread(),

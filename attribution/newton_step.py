@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from attribution.derivatives import flatten, unflatten
 from learner.model import Parameters, contrastive_loss, mean_loss, projected_similarities
-from learner.pairs import PairTensors
+from learner.pairs import PairFeatures, PairTensors, StoredPairs
 
 CLUSTERS_AT_ONCE = 16  # vectors of all parameters that are alive at a time
 
 
 def newton_step_effects(
     parameters: Parameters,
-    pairs: PairTensors,
+    pairs: PairFeatures,
     weights: Float[np.ndarray, " n"],
     cluster_assignments: Int64[np.ndarray, " n"],
     batches: Int64[np.ndarray, "n_batches b"],
@@ -51,10 +51,14 @@ def newton_step_effects(
     Returns:
         (K,) nats.
     """
-    changes = _GradientChanges(parameters, pairs, weights, cluster_assignments, batches)
+    n_clusters = int(cluster_assignments.max()) + 1
+    if isinstance(pairs, StoredPairs):
+        held, places = np.unique(batches, return_inverse=True)
+        pairs, batches = pairs.subset(held), places.reshape(batches.shape)
+        weights, cluster_assignments = weights[held], cluster_assignments[held]
+    changes = _GradientChanges(parameters, pairs.whole(), weights, cluster_assignments, batches)
     loss = mean_loss(parameters, *validation)
     theta = flatten(parameters)
-    n_clusters = int(cluster_assignments.max()) + 1
     effects = np.empty(n_clusters)
     with tqdm(total=n_clusters, desc="leave-out steps", disable=None, leave=False) as progress:
         for start in range(0, n_clusters, CLUSTERS_AT_ONCE):
@@ -79,7 +83,7 @@ class _GradientChanges:
         batches: np.ndarray,
     ) -> None:
         self.parameters, self.pairs = parameters, pairs
-        device = pairs.images.device
+        device = pairs.device
         self.weights = torch.from_numpy(weights.astype(np.float32)).to(device)
         self.clusters = torch.from_numpy(cluster_assignments).to(device)
         self.batches = torch.from_numpy(batches).to(device)

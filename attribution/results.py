@@ -38,6 +38,9 @@ class InfluenceResult:
     estimator: str
     curvature_quality: dict[str, Any] = field(metadata={"file": "curvature_quality.json"})
     clusters: list[dict[str, Any]] = field(metadata={"file": "influence_scores.json"})
+    reference_batch_size: int | None = None  # grown with n; None: `--batch_size`, and all pairs
+    # The pairs that stood for all in the reference trainings; None: all were trained on.
+    reference_rows: Int64[np.ndarray, " t"] | None = None
 
     def quality(self) -> dict[str, Any]:
         """How the estimate was made, and what is known of its quality."""
@@ -47,6 +50,7 @@ class InfluenceResult:
             "validation_loss": self.validation_loss,
             "reference_steps": self.reference_steps,
             "reference_schedule": self.reference_schedule,
+            "reference_batch_size": self.reference_batch_size,
             "removal_correction": bool(self.removal_corrections.any()),
             "eigenvalues": self.eigenvalues.tolist(),
             "eigenvalue_residuals": self.eigenvalue_residuals.tolist(),

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64, Int64
 from tqdm import tqdm
 
 from learner.model import Parameters, batch_blocks, pair_losses, similarities
-from learner.pairs import PairTensors
+from learner.pairs import PairFeatures, PairTensors
 from learner.training import Training, TrainingConfig, side_by_side
 
 
@@ -23,12 +23,13 @@ from learner.training import Training, TrainingConfig, side_by_side
 class Retraining:
     """Everything about the reference training but its seed and its pair weights."""
 
-    pairs: PairTensors
+    pairs: PairFeatures
     training: TrainingConfig
     n_steps: int  # of the schedule
     stop_after: int  # early stopping: steps that are taken
     validation: PairTensors
     validation_batches: Int64[np.ndarray, "n_batches b"]
+    carry_over: bool = False  # see `Training`
 
     def losses(
         self, weightings: Sequence[Float[np.ndarray, " n"]], seeds: Sequence[int], description: str
@@ -40,7 +41,7 @@ class Retraining:
             seeds: one a weighting.
             description: of the progress bar.
         """
-        with side_by_side(self.pairs.images.device) as pool:
+        with side_by_side(self.pairs.device) as pool:
             return collect_losses(self.submit(pool, weightings, seeds), description)
 
     def submit(
@@ -58,7 +59,12 @@ class Retraining:
     def start(self, weights: Float[np.ndarray, " n"], seed: int) -> Training:
         """The training with these weights before its first step."""
         return Training(
-            self.pairs, self.training, n_steps=self.n_steps, seed=seed, sample_weights=weights
+            self.pairs,
+            self.training,
+            n_steps=self.n_steps,
+            seed=seed,
+            sample_weights=weights,
+            carry_over=self.carry_over,
         )
 
     def validation_losses(self, run: Training) -> Float64[np.ndarray, " m"]:
@@ -80,15 +86,15 @@ def collect_losses(
 
 
 def mean_pair_losses(
-    parameters: Parameters, pairs: PairTensors, batches: Int64[np.ndarray, "n_batches b"]
+    parameters: Parameters, pairs: PairFeatures, batches: Int64[np.ndarray, "n_batches b"]
 ) -> Float64[np.ndarray, " m"]:
     """Mean loss of every pair over the fixed batches that hold it, nats; NaN where none does.
 
     Their mean, each pair weighted by the batches that hold it, is the loss over the batches.
     """
-    totals, counts = np.zeros(len(pairs.images)), np.zeros(len(pairs.images))
+    totals, counts = np.zeros(pairs.n_pairs), np.zeros(pairs.n_pairs)
     with torch.no_grad():
-        for block in batch_blocks(batches, pairs.images.device):
+        for block in batch_blocks(batches, pairs.device):
             index = block.cpu().numpy()
             losses = pair_losses(similarities(parameters, pairs.take(block)))
             np.add.at(totals, index, losses.double().cpu().numpy())

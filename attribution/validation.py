@@ -10,7 +10,7 @@ shows little.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,8 @@ from artifacts.settings import InputError, Settings, setting
 from attribution.derivatives import batch_loss_influences, loss_gradient
 from attribution.results import CHECKS, LDS, LOCO, SMALL, InfluenceResult, InfluenceValidation
 from attribution.retraining import Retraining
-from learner.pairs import PairTensors
+from attribution.sampling import TrainedPairs
+from learner.pairs import PairFeatures, PairTensors
 from learner.training import TrainingConfig
 
 ESTIMATOR = "estimator"
@@ -53,7 +54,7 @@ class Effects(NamedTuple):
 
 def validate_influence(
     influence: InfluenceResult,
-    pairs: PairTensors,
+    pairs: PairFeatures,
     validation: PairTensors,
     cluster_assignments: Int64[np.ndarray, " n"],
     clip_scores: Float[np.ndarray, " n"],
@@ -87,9 +88,11 @@ def validate_influence(
     extra = rng.integers(2**31, size=config.validation_seeds)
     seeds = [*influence.reference_seeds.tolist(), *extra.tolist()][: config.validation_seeds]
     halves = np.array([rng.permutation(np.arange(n_clusters) % 2) for _ in chosen], dtype=bool)
-    retraining = _reference_training(influence, pairs, validation, training)
-    weightings = _weightings(cluster_assignments, chosen, halves)
-    real = real_effects(retraining, np.ones(n), weightings, seeds)
+    trained = _trained_pairs(influence, cluster_assignments, training)
+    rest, clusters = trained.among(pairs, cluster_assignments)
+    retraining = _reference_training(influence, rest, validation, training, trained)
+    weightings = _weightings(trained.weights, clusters, chosen, halves)
+    real = real_effects(retraining, trained.weights, weightings, seeds)
     similarity = gradient_similarity(influence, pairs, validation, training, rng=rng)
     sums = _ClusterSums(
         np.bincount(cluster_assignments),
@@ -118,23 +121,37 @@ class _ClusterSums(NamedTuple):
     gradient_similarity: Float[np.ndarray, " K"]
 
 
+def _trained_pairs(
+    influence: InfluenceResult,
+    cluster_assignments: Int64[np.ndarray, " n"],
+    training: TrainingConfig,
+) -> TrainedPairs:
+    """What the reference models were trained on."""
+    b = influence.reference_batch_size or training.batch_size
+    grown = b > training.batch_size
+    return TrainedPairs.of(cluster_assignments, influence.reference_rows, b, grown=grown)
+
+
 def _reference_training(
     influence: InfluenceResult,
-    pairs: PairTensors,
+    pairs: PairFeatures,
     validation: PairTensors,
     training: TrainingConfig,
+    trained: TrainedPairs,
 ) -> Retraining:
     return Retraining(
         pairs,
-        training,
+        replace(training, batch_size=trained.batch_size),
         influence.reference_schedule,
         influence.reference_steps,
         validation,
         influence.validation_batches,
+        carry_over=trained.grown,
     )
 
 
 def _weightings(
+    weights: Float[np.ndarray, " n"],
     cluster_assignments: Int64[np.ndarray, " n"],
     chosen: Int64[np.ndarray, " c"],
     halves: Bool[np.ndarray, "c K"],
@@ -142,9 +159,9 @@ def _weightings(
     """The weights of the training pairs in every retraining, check by check."""
     left_out = [cluster_assignments == k for k in chosen]
     return {
-        LOCO: [np.where(out, 0.0, 1.0) for out in left_out],
-        SMALL: [np.where(out, SMALL_WEIGHT, 1.0) for out in left_out],
-        LDS: [np.where(half[cluster_assignments], 0.0, 1.0) for half in halves],
+        LOCO: [np.where(out, 0.0, weights) for out in left_out],
+        SMALL: [np.where(out, SMALL_WEIGHT * weights, weights) for out in left_out],
+        LDS: [np.where(half[cluster_assignments], 0.0, weights) for half in halves],
     }
 
 
@@ -217,15 +234,15 @@ def real_effects(
 
 def gradient_similarity(
     influence: InfluenceResult,
-    pairs: PairTensors,
+    pairs: PairFeatures,
     validation: PairTensors,
     training: TrainingConfig,
     *,
     rng: np.random.Generator,
 ) -> Float[np.ndarray, " n"]:
     """Influence with the identity in the Hessian's place, of every pair."""
-    reference = influence.reference(pairs.images.device)
-    n = len(pairs.images)
+    reference = influence.reference(pairs.device)
+    n = pairs.n_pairs
     return batch_loss_influences(
         reference,
         pairs,

@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 from jaxtyping import Int64
 from torch import Tensor
 
-from learner.pairs import PairTensors
+from learner.pairs import PairFeatures, PairTensors
 
 INITIAL_LOGIT_SCALE = 1 / 0.07  # CLIP's
 MAX_LOG_SCALE = math.log(100.0)  # CLIP's cap on the logit scale
@@ -141,10 +141,10 @@ def batch_blocks(batches: np.ndarray, device: torch.device) -> Iterator[Tensor]:
         yield torch.from_numpy(batches[start : start + per_block]).to(device)
 
 
-def mean_loss(parameters: Parameters, pairs: PairTensors, batches: np.ndarray) -> float:
+def mean_loss(parameters: Parameters, pairs: PairFeatures, batches: np.ndarray) -> float:
     """Mean contrastive loss over fixed batches, nats."""
     total = 0.0
     with torch.no_grad():
-        for block in batch_blocks(batches, pairs.images.device):
+        for block in batch_blocks(batches, pairs.device):
             total += float(contrastive_loss(similarities(parameters, pairs.take(block))).sum())
     return total / len(batches)

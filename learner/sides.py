@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from learner.pairs import FeatureScaling, PairTensors
-
-
-@runtime_checkable
-class InFiles(Protocol):
-    """Pairs whose features lie in files and are scaled when they are taken out."""
-
-    @property
-    def image_features(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def text_features(self) -> np.ndarray: ...  # noqa: D102
-    @property
-    def scaling(self) -> FeatureScaling: ...  # noqa: D102
-    @property
-    def device(self) -> torch.device: ...  # noqa: D102
-    @property
-    def rows(self) -> Int64[np.ndarray, " n"] | None: ...  # noqa: D102
+from learner.pairs import PairFeatures, PairTensors
 
 
 @dataclass(frozen=True)
@@ -55,7 +39,7 @@ class ScaledRows:
         return np.asarray(self.scale(np.asarray(self.features[chosen]), torch.device("cpu")))
 
 
-def sides_of(pairs: PairTensors | InFiles) -> tuple[Any, Any]:
+def sides_of(pairs: PairFeatures) -> tuple[Any, Any]:
     """Images and texts, each an array or, of pairs in files, `ScaledRows`."""
     if isinstance(pairs, PairTensors):
         return pairs.images.cpu().numpy(), pairs.texts.cpu().numpy()
@@ -63,8 +47,3 @@ def sides_of(pairs: PairTensors | InFiles) -> tuple[Any, Any]:
         ScaledRows(pairs.image_features, pairs.scaling.images, pairs.rows),
         ScaledRows(pairs.text_features, pairs.scaling.texts, pairs.rows),
     )
-
-
-def device_of(pairs: PairTensors | InFiles) -> torch.device:
-    """Where pairs are, or are put when they are taken out."""
-    return pairs.images.device if isinstance(pairs, PairTensors) else pairs.device

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from artifacts.settings import Settings, setting
@@ -25,7 +25,7 @@ from learner.model import (
     projected_similarities,
     shuffled_batches,
 )
-from learner.pairs import PairTensors
+from learner.pairs import PairFeatures, PairTensors
 
 ADAM_BETAS = (0.9, 0.999)
 
@@ -93,35 +93,36 @@ class Training:
         sample_weights: (n,) weights >= 0 of the pairs; None is all ones.
         weighting: LOSS multiplies a pair's part of the loss by its weight; SAMPLE draws n pairs an
             epoch, each in proportion to its weight, and leaves the loss alone.
+        carry_over: the pairs that the full batches of an epoch leave over come first in the next.
     """
 
     def __init__(
         self,
-        pairs: PairTensors,
+        pairs: PairFeatures,
         config: TrainingConfig,
         *,
         n_steps: int,
         seed: int,
         sample_weights: np.ndarray | None = None,
         weighting: str = LOSS,
+        carry_over: bool = False,
     ) -> None:
         self.pairs, self.config, self.n_steps = pairs, config, n_steps
-        device = pairs.images.device
+        device = pairs.device
         self.batches = _training_batches(
-            len(pairs.images),
+            pairs.n_pairs,
             config.batch_size,
             n_steps,
             sample_weights if weighting == SAMPLE else None,
             seed=seed,
+            carry_over=carry_over,
         )
         phase = np.pi * np.arange(n_steps) / n_steps
         self.learning_rates = config.learning_rate * (1 + np.cos(phase)) / 2
         self.weights = None
         if sample_weights is not None and weighting == LOSS:
             self.weights = torch.from_numpy(sample_weights.astype(np.float32)).to(device)
-        start = initial_parameters(
-            pairs.images.shape[1], pairs.texts.shape[1], config.embed_dim, seed=seed, device=device
-        )
+        start = initial_parameters(*pairs.widths, config.embed_dim, seed=seed, device=device)
         self.n_done = 0
         self._live = start
         # Written anew by every step: fresh memory would cost as much as the arithmetic.
@@ -151,9 +152,15 @@ class Training:
 
     def batch(self, step: int) -> tuple[Tensor, PairTensors, Tensor | None]:
         """Indices, pairs and weights of the batch of a step counted from 0."""
-        index = torch.from_numpy(self.batches[step]).to(self.pairs.images.device)
+        index = torch.from_numpy(self.batches[step]).to(self.pairs.device)
         weights = None if self.weights is None else self.weights[index]
         return index, self.pairs.take(index), weights
+
+    def seen(self) -> Bool[np.ndarray, " n"]:
+        """Which pairs were in a batch of the steps taken so far."""
+        held = np.zeros(self.pairs.n_pairs, dtype=bool)
+        held[self.batches[: self.n_done].reshape(-1)] = True
+        return held
 
     def advance(self) -> Tensor:
         """One optimiser step; the loss of its batch before it, detached."""
@@ -213,7 +220,7 @@ class Training:
 
 
 def train(
-    pairs: PairTensors,
+    pairs: PairFeatures,
     config: TrainingConfig,
     *,
     n_steps: int,
@@ -290,7 +297,7 @@ def _reported_steps(
 ) -> Iterator[int]:
     """Take the steps; after each report, which goes into `history`, yield its step."""
     reports = {math.ceil(n_steps * (k + 1) / n_reports) for k in range(n_reports)}
-    running, since = torch.zeros((), device=run.pairs.images.device), 0
+    running, since = torch.zeros((), device=run.pairs.device), 0
     for step in range(1, n_steps + 1):
         with one_cpu_thread():
             running += run.advance()
@@ -335,10 +342,18 @@ def one_cpu_thread() -> Iterator[None]:
 
 
 def _training_batches(
-    n: int, batch_size: int, n_steps: int, sampling_weights: np.ndarray | None, *, seed: int
+    n: int,
+    batch_size: int,
+    n_steps: int,
+    sampling_weights: np.ndarray | None,
+    *,
+    seed: int,
+    carry_over: bool,
 ) -> Int64[np.ndarray, "n_steps b"]:
     n_epochs = math.ceil(n_steps / steps_per_epoch(n, batch_size))
     rng = np.random.default_rng(seed)
+    if carry_over:
+        return _carried_over(n, batch_size, n_steps, rng)
     epochs = [shuffled_batches(n, batch_size, rng) for _ in range(n_epochs)]
     if sampling_weights is not None:
         # Drawn by a generator of its own: equal weights leave the batches as they are.
@@ -346,6 +361,29 @@ def _training_batches(
         epochs = [drawn_pairs(sampling_weights, draws)[places] for places in epochs]
     batches: np.ndarray = np.concatenate(epochs)[:n_steps]
     return batches
+
+
+def _carried_over(
+    n: int, batch_size: int, n_steps: int, rng: np.random.Generator
+) -> Int64[np.ndarray, "n_steps b"]:
+    """Batches of one permutation of the pairs after another, none twice in a batch.
+
+    What a permutation leaves over of full batches is in the first batch of the next, so that
+    ceil(n / b) steps hold every pair.
+    """
+    b = min(batch_size, n)
+    batches: list[np.ndarray] = []
+    left: np.ndarray = np.zeros(0, dtype=np.int64)
+    while len(batches) < n_steps:
+        order: np.ndarray = rng.permutation(n)
+        if len(left):
+            beside = order[~np.isin(order, left)][: b - len(left)]
+            batches.append(np.concatenate([left, beside]))
+            order = order[~np.isin(order, beside)]
+        n_full = len(order) // b
+        batches += list(order[: n_full * b].reshape(n_full, b))
+        left = order[n_full * b :]
+    return np.stack(batches[:n_steps])
 
 
 def drawn_pairs(

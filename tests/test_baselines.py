@@ -520,7 +520,9 @@ def test_without_joint_embeddings_features_tell_the_likeness(
     case = case_of(9, validation_image_embeddings=None)
     found = norm_sim(case.pairs)
     assert "no joint embeddings of the held-out images are saved" in caplog.text
-    sides = (side.images.double().numpy() for side in (case.pairs.tensors, case.pairs.validation))
+    sides = (
+        side.images.double().numpy() for side in (case.pairs.tensors.whole(), case.pairs.validation)
+    )
     images, targets = ([row / np.linalg.norm(row) for row in side] for side in sides)
     expected = [max(float(image @ target) for target in targets) for image in images]
     np.testing.assert_allclose(found, expected, atol=1e-6)  # float32

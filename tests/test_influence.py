@@ -19,6 +19,7 @@ from scipy.stats import linregress, spearmanr
 
 import influence as influence_module
 from attribution import cluster_scores as cluster_scores_module
+from attribution import sampling as sampling_module
 from attribution.cluster_scores import ESTIMATORS, InfluenceConfig, cluster_scores, training_damping
 from attribution.curvature import Objective
 from attribution.derivatives import batch_loss_influences, loss_gradient
@@ -31,7 +32,7 @@ from attribution.inverse import (
 )
 from attribution.results import InfluenceResult
 from attribution.retraining import Retraining
-from attribution.sampling import sample_pairs
+from attribution.sampling import representation_weights, sample_pairs
 from attribution.spectrum import lanczos
 from influence import score_clusters
 from learner.pairs import PairTensors
@@ -327,6 +328,14 @@ def test_cluster_scores_by_hand() -> None:
     np.testing.assert_allclose(stderr, expected, rtol=1e-14)
 
 
+def test_a_cluster_without_an_evaluated_pair_has_the_mean_and_the_spread_of_all() -> None:
+    influence, clusters = np.array([1.0, 3.0, 5.0, 5.0]), np.array([0, 0, 2, 2])
+    scores, stderr, _ = cluster_scores(influence, clusters, np.array([2, 6, 2]))
+    np.testing.assert_allclose(scores, [0.2 * 2, 0.6 * 3.5, 0.2 * 5], rtol=1e-14)
+    spread = influence.var() + (2 + 0) / (1 + 1)  # and the variance within clusters
+    np.testing.assert_allclose(stderr, [0, 0.6 * np.sqrt(spread), 0], rtol=1e-14, atol=1e-14)
+
+
 def test_one_pair_a_cluster_takes_the_spread_between_clusters() -> None:
     influence = np.array([1.0, 2.0, 6.0])
     scores, stderr, within = cluster_scores(influence, np.arange(3), np.array([2, 4, 4]))
@@ -504,6 +513,104 @@ def test_the_result_says_how_to_repeat_the_reference_training(
     assert plain.quality()["validation_loss"] == plain.validation_loss
     assert plain.quality()["n_evaluated"] == 96
     assert plain.quality()["reference_steps"] == plain.reference_steps
+
+
+def seen_by(result: InfluenceResult, pairs: PairTensors, batch_size: int) -> np.ndarray:
+    """Which pairs were in a batch of one of the reference trainings, one run again a seed."""
+    training = dataclasses.replace(TRAINING, batch_size=batch_size)
+    held = np.zeros(pairs.n_pairs, dtype=bool)
+    for seed in result.reference_seeds.tolist():
+        run = Training(
+            pairs,
+            training,
+            n_steps=result.reference_schedule,
+            seed=seed,
+            carry_over=batch_size > TRAINING.batch_size,
+        )
+        held[run.batches[: result.reference_steps].ravel()] = True
+    return held
+
+
+def test_batches_grow_where_few_steps_would_leave_pairs_out(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(influence_module, "early_stop", lambda *_: 5)
+    result = estimate(planted, max_reference_steps=5)  # 96 pairs: five steps hold 80 of them
+    assert result.reference_batch_size == 20
+    assert result.reference_schedule == result.reference_steps == 5
+    assert result.first_order_evaluated.all()
+    assert result.reference_rows is None
+    assert np.count_nonzero(result.first_order_influence) == 96
+    assert "96 of 96 pairs: 5 steps of 20 pairs" in caplog.text
+    assert all(c["pairs_evaluated"] == c["size"] for c in result.clusters)
+
+
+def test_pairs_that_no_batch_held_are_not_evaluated(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(influence_module, "early_stop", lambda *_: 3)
+    result = estimate(planted, max_reference_steps=6)
+    held = seen_by(result, planted.pairs, 16)
+    assert held.sum() == 48
+    np.testing.assert_array_equal(result.first_order_evaluated, held)
+    assert "48 of 96 pairs: 3 steps of 16 pairs" in caplog.text
+    for k in range(4):
+        inside = planted.clusters == k
+        mean = result.first_order_influence[inside & held].mean()
+        np.testing.assert_allclose(result.first_order_influence[inside & ~held], mean, rtol=1e-12)
+        entry = next(c for c in result.clusters if c["cluster"] == k)
+        assert entry["pairs_evaluated"] == (inside & held).sum() < entry["size"]
+    assert result.quality()["n_evaluated"] == 48
+    assert np.all(result.influence_stderr > 0)  # of the pairs that are not evaluated
+    # Weighting all pairs alike changes nothing, whichever of them were seen.
+    size = np.abs(result.first_order_influence[held]).sum()
+    assert abs(result.first_order_influence[held].sum()) < 1e-5 * size
+
+
+def test_three_models_see_more_pairs_than_one(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(influence_module, "early_stop", lambda *_: 3)
+    result = estimate(planted, max_reference_steps=6, influence_seeds=3)
+    held = seen_by(result, planted.pairs, 16)
+    assert 48 < held.sum() <= 96
+    np.testing.assert_array_equal(result.first_order_evaluated, held)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_sample_stands_for_pairs_that_no_batch_can_hold(
+    planted: Planted,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    estimator: str,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(sampling_module, "MOST_BATCH", 16)
+    monkeypatch.setattr(influence_module, "early_stop", lambda *_: 4)
+    result = estimate(planted, max_reference_steps=4, estimator=estimator)
+    rows = result.reference_rows
+    assert rows is not None
+    assert len(rows) == 64
+    assert np.all(np.bincount(planted.clusters[rows]) >= 5)
+    evaluated = np.flatnonzero(result.first_order_evaluated)
+    assert set(evaluated.tolist()) <= set(rows.tolist())
+    if estimator == "metagradient":
+        np.testing.assert_array_equal(evaluated, rows)
+        assert "64 of 96 pairs, a random sample of every cluster: 4 steps" in caplog.text
+        assert np.all(result.influence_stderr > 0)
+    assert np.isfinite(result.influence_scores).all()
+    # The reference model has trained on nothing else.
+    run = Training(
+        planted.pairs.subset(rows),
+        TRAINING,
+        n_steps=4,
+        seed=int(result.reference_seeds[0]),
+        sample_weights=representation_weights(planted.clusters, rows),
+    )
+    run.advance_to(4)
+    assert torch.equal(result.reference(CPU).image_map, run.parameters.image_map)
 
 
 def test_the_validation_loss_by_another_channel(planted: Planted, plain: InfluenceResult) -> None:

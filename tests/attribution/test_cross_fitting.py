@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,10 @@ from attribution.cross_fitting import (
     cross_fit,
     held_out_influences,
 )
+from attribution.retraining import mean_pair_losses
 from learner.model import Parameters, mean_loss
-from learner.pairs import PairTensors, TrainingPairs
-from learner.training import TrainingConfig
+from learner.pairs import FeatureScaling, PairTensors, StoredPairs, TrainingPairs
+from learner.training import Training, TrainingConfig
 from tests.knowing import training_pairs
 from tests.reference import Scattered, auc, scattered_problem
 
@@ -181,6 +184,106 @@ def test_losses_are_those_of_the_models_that_are_returned(
     np.testing.assert_allclose(found.held_out_losses, held_out, rtol=1e-4)  # float32
     np.testing.assert_allclose(found.memorised, held_out - trained, atol=1e-4)
     assert found.validation_loss == pytest.approx(np.mean(validation_losses), rel=1e-4)
+
+
+def stored_in(folder: Path, problem: Scattered) -> TrainingPairs:
+    """The same pairs in files."""
+    for name, side in zip(("images", "texts"), problem.pairs, strict=True):
+        np.save(folder / f"{name}.npy", side.numpy())
+    images, texts = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "texts"))
+    as_they_are = FeatureScaling(
+        *(np.zeros(images.shape[1], dtype=np.float32), 1.0),
+        *(np.zeros(texts.shape[1], dtype=np.float32), 1.0),
+    )
+    return dataclasses.replace(
+        pairs_of(problem), tensors=StoredPairs(images, texts, as_they_are, torch.device("cpu"))
+    )
+
+
+def test_losses_by_blocks_are_those_of_the_models_too(problem: Scattered, tmp_path: Path) -> None:
+    # One block and one batch of a half: the same brute-force mean.
+    n = len(problem.wrong)
+    trained_on = np.arange(n) % 5 > 0
+    found = cross_fit(
+        stored_in(tmp_path, problem),
+        trained_on,
+        dataclasses.replace(TRAINING, batch_size=200),
+        n_repeats=2,
+        max_steps=25,
+        rng=np.random.default_rng(1),
+    )
+    held_out, own_losses, times_own = np.zeros(n), np.zeros(n), np.zeros(n)
+    for model in found.models:
+        own = np.setdiff1d(np.flatnonzero(trained_on), model.held_out)
+        held_out[model.held_out] += slow_losses(model.parameters, problem.pairs, model.held_out) / 4
+        own_losses[own] += slow_losses(model.parameters, problem.pairs, own)
+        times_own[own] += 1
+    np.testing.assert_allclose(found.held_out_losses, held_out, rtol=1e-4)  # float32
+    expected = np.where(trained_on, held_out - own_losses / np.maximum(times_own, 1), 0)
+    np.testing.assert_allclose(found.memorised, expected, atol=1e-4)
+    assert np.ptp(found.held_out_losses) > 1
+
+
+def test_blocks_say_what_whole_halves_say(
+    problem: Scattered, fitted: CrossFit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cross_fitting, "ROWS_AT_ONCE", 64)
+    found = cross_fit(
+        stored_in(tmp_path, problem),
+        np.ones(len(problem.wrong), dtype=bool),
+        TRAINING,
+        n_repeats=N_REPEATS,
+        max_steps=120,
+        rng=np.random.default_rng(0),
+    )
+    # The same models, to the bit; other batches of the pairs that they are asked about.
+    assert all(
+        same(a.parameters, b.parameters) for a, b in zip(found.models, fitted.models, strict=True)
+    )
+    assert not np.array_equal(found.held_out_losses, fitted.held_out_losses)
+    assert np.corrcoef(found.held_out_losses, fitted.held_out_losses)[0, 1] > 0.99
+    assert found.held_out_losses.mean() == pytest.approx(fitted.held_out_losses.mean(), rel=0.03)
+    assert found.validation_loss == fitted.validation_loss
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    again = cross_fit(
+        stored_in(tmp_path, problem),
+        np.ones(len(problem.wrong), dtype=bool),
+        TRAINING,
+        n_repeats=N_REPEATS,
+        max_steps=120,
+        rng=np.random.default_rng(0),
+    )
+    np.testing.assert_array_equal(again.held_out_losses, found.held_out_losses)
+    np.testing.assert_array_equal(again.memorised, found.memorised)
+
+
+def test_few_steps_have_larger_batches_and_fewer_compositions(
+    problem: Scattered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, int]] = []
+
+    class Watched(Training):
+        def __init__(self, pairs: PairTensors, config: TrainingConfig, **options: Any) -> None:
+            sizes.append((pairs.n_pairs, config.batch_size))
+            super().__init__(pairs, config, **options)
+
+    shapes: list[tuple[int, ...]] = []
+
+    def watched(parameters: Parameters, pairs: PairTensors, batches: np.ndarray) -> np.ndarray:
+        shapes.append(batches.shape)
+        return mean_pair_losses(parameters, pairs, batches)
+
+    monkeypatch.setattr(cross_fitting, "Training", Watched)
+    monkeypatch.setattr(cross_fitting, "mean_pair_losses", watched)
+    half = math.ceil(len(problem.wrong) / 2)
+    fit(problem, n_repeats=1, max_steps=120, stop_by=2)
+    # Two steps hold a half.
+    b = math.ceil(half / 2)
+    assert b > 2 * TRAINING.batch_size
+    assert {size for _, size in sizes} == {b}
+    n_shuffles = max(1, round(4 * 16 / b))
+    assert {shape[1] for shape in shapes} == {b}
+    assert all(shape[0] <= n_shuffles * 3 for shape in shapes)
 
 
 def slow_losses(parameters: Parameters, pairs: PairTensors, rows: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from attribution.validation import (
 )
 from influence import score_clusters
 from learner.model import mean_loss
-from learner.training import TrainingConfig, train
+from learner.training import Training, TrainingConfig, train
 from tests.knowing import planted_pairs
 from tests.reference import Planted, planted_problem
 
@@ -193,6 +193,38 @@ def real_change(
 
 def column(checks: dict[str, Any], check: str, name: str) -> np.ndarray:
     return np.array([point[name] for point in checks["points"][check]])
+
+
+@pytest.mark.parametrize("batch_size", [16, 24])
+def test_a_sample_that_was_trained_on_is_retrained_on(planted: Planted, batch_size: int) -> None:
+    n = len(planted.clusters)
+    rows = np.sort(np.random.default_rng(3).permutation(n)[: n - 24])
+    influence = dataclasses.replace(
+        estimate(planted, influence_seeds=1, removal_folds=0),
+        reference_batch_size=batch_size,
+        reference_rows=rows,
+    )
+    checks = validated(planted, influence, n_seeds=1).checks
+    sizes, sampled = np.bincount(planted.clusters), np.bincount(planted.clusters[rows])
+    weights = (sizes / sampled)[planted.clusters[rows]]
+    weights /= weights.mean()
+    inside = planted.clusters[rows] == checks["clusters"][0]
+    losses = []
+    for w in (weights, np.where(inside, 0, weights)):
+        run = Training(
+            planted.pairs.subset(rows),
+            dataclasses.replace(TRAINING, batch_size=batch_size),
+            n_steps=N_STEPS,
+            seed=int(influence.reference_seeds[0]),
+            sample_weights=w,
+            carry_over=batch_size > TRAINING.batch_size,
+        )
+        run.advance_to(N_STEPS)
+        losses.append(mean_loss(run.parameters, planted.validation, influence.validation_batches))
+    expected = 100 * (losses[1] / losses[0] - 1)
+    assert abs(expected) > 0.01
+    # Means over pairs and over batches, in float32.
+    assert column(checks, LOCO, "real")[0] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(("check", "weight"), [(LOCO, 0.0), (SMALL, SMALL_WEIGHT)])

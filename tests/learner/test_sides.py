@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from learner.pairs import FeatureScaling, PairTensors, fit_feature_scaling
-from learner.sides import ScaledRows, device_of, sides_of
+from learner.pairs import PairTensors, StoredPairs, fit_feature_scaling
+from learner.sides import ScaledRows, sides_of
 
 CPU = torch.device("cpu")
 
 
-class Stored(NamedTuple):
-    """Pairs in files."""
-
-    image_features: np.ndarray
-    text_features: np.ndarray
-    scaling: FeatureScaling
-    device: torch.device
-    rows: np.ndarray | None
-
-
-def stored(folder: Path, rows: np.ndarray | None) -> tuple[Stored, PairTensors]:
+def stored(folder: Path, rows: np.ndarray | None) -> tuple[StoredPairs, PairTensors]:
     """Pairs in files, and the same held."""
     rng = np.random.default_rng(0)
     features = [rng.normal(2, 3, size=(30, d)).astype(np.float32) for d in (5, 3)]
@@ -35,7 +24,7 @@ def stored(folder: Path, rows: np.ndarray | None) -> tuple[Stored, PairTensors]:
     held = scaling.pairs(features[0], features[1], CPU)
     if rows is not None:
         held = held.take(torch.from_numpy(rows))
-    return Stored(maps[0], maps[1], scaling, CPU, rows), held
+    return StoredPairs(maps[0], maps[1], scaling, CPU, rows), held
 
 
 def test_sides_of_pairs_in_files_are_those_of_pairs_that_are_held(tmp_path: Path) -> None:
@@ -46,6 +35,6 @@ def test_sides_of_pairs_in_files_are_those_of_pairs_that_are_held(tmp_path: Path
             assert side.shape == tuple(expected.shape)
             for index in (slice(2, 5), np.array([4, 0, 4]), slice(None)):
                 np.testing.assert_array_equal(side[index], expected.numpy()[index])
-        assert device_of(in_files) == device_of(held) == CPU
+        assert in_files.device == held.device == CPU
         for side, expected in zip(sides_of(held), held, strict=True):
             np.testing.assert_array_equal(side, expected.numpy())

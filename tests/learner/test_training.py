@@ -154,12 +154,39 @@ def test_epochs_follow_one_another_each_shuffled_anew() -> None:
     np.testing.assert_array_equal(make_run(n_steps=9).batches[:5], run.batches)
 
 
+def test_pairs_left_over_of_an_epoch_come_first_in_the_next() -> None:
+    run = Training(rotated_pairs(38), SMALL, n_steps=12, seed=1, carry_over=True)
+    # Three batches of 16 hold all of 38 pairs, which two full ones of the first epoch do not.
+    for start in range(0, 12, 3):
+        assert len(set(run.batches[start].tolist())) == 16
+    assert set(run.batches[:3].ravel().tolist()) == set(range(38))
+    assert set(run.batches[:2].ravel().tolist()).isdisjoint(run.batches[2, :6].tolist())
+    assert all(len(set(batch.tolist())) == 16 for batch in run.batches)
+    # After every epoch's worth of batches each pair has come as often as any other, give or take
+    # those that wait.
+    counts = np.bincount(run.batches[:12].ravel(), minlength=38)
+    assert counts.sum() == 192
+    assert counts.max() - counts.min() <= 1
+
+
+def test_fewer_pairs_than_a_batch_leave_nothing_over() -> None:
+    run = Training(rotated_pairs(10), SMALL, n_steps=3, seed=1, carry_over=True)
+    assert [sorted(batch.tolist()) for batch in run.batches] == [list(range(10))] * 3
+
+
+def test_a_run_knows_which_pairs_it_has_seen() -> None:
+    run = make_run(n_steps=5)
+    assert not run.seen().any()
+    run.advance_to(2)
+    assert set(np.flatnonzero(run.seen()).tolist()) == set(run.batches[:2].ravel().tolist())
+
+
 def test_a_batch_holds_its_pairs_and_weights() -> None:
     run = make_run()
     index, pairs, weights = run.batch(4)
     assert index.tolist() == run.batches[4].tolist()
-    assert torch.equal(pairs.images, run.pairs.images[run.batches[4]])
-    assert torch.equal(pairs.texts, run.pairs.texts[run.batches[4]])
+    assert torch.equal(pairs.images, run.pairs.whole().images[run.batches[4]])
+    assert torch.equal(pairs.texts, run.pairs.whole().texts[run.batches[4]])
     assert weights is not None
     assert weights.tolist() == [(i + 1) % 5 / 2 for i in run.batches[4]]
     assert make_run(sample_weights=None).batch(4)[2] is None
@@ -216,7 +243,10 @@ def test_the_moments_start_at_zero() -> None:
 def test_moments_and_gradient_are_those_of_the_batches_taken() -> None:
     run = make_run()
     problem = reference.Problem(
-        run.pairs.images.double().numpy(), run.pairs.texts.double().numpy(), np.zeros(97), 6
+        run.pairs.whole().images.double().numpy(),
+        run.pairs.whole().texts.double().numpy(),
+        np.zeros(97),
+        6,
     )
     weights = np.arange(1, 41) % 5 / 2
     first: np.ndarray = np.zeros(97)
