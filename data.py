@@ -50,6 +50,7 @@ from sources.folders import open_folder
 from sources.hub import open_hf
 from sources.images import DecodedImage
 from sources.parquet import open_parquet
+from sources.places import StorageGoneError
 from sources.scenes import open_synthetic
 from sources.shards import open_shards
 
@@ -354,6 +355,8 @@ class PairReader:
             data = record.read()
         except UnusableImage as unusable:
             return unusable
+        except StorageGoneError:
+            raise
         except (FileNotFoundError, NotADirectoryError) as error:
             told = error.args[0] if len(error.args) == 1 else record.key
             return UnusableImage(MISSING_FILE, str(told))

@@ -12,7 +12,6 @@ import posixpath
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sources.base import DataConfig, UnusableImage
 from sources.captions import captions_in
@@ -20,6 +19,7 @@ from sources.columns import caption_columns
 from sources.image_files import HEAD_BYTES, is_image_name, looks_like_image
 from sources.manifests import Row
 from sources.paths import Decoded, decode, read_file, storable_name
+from sources.places import Place
 
 TEXT_SUFFIXES = (".caption", ".txt", ".captions", ".cap", ".text")  # the preferred one first
 # What lies beside images and is none, whatever else it is.
@@ -44,7 +44,7 @@ class Beside:
     notes: tuple[str, ...]
 
 
-def read_beside(root: Path, files: Collection[str], texts: Texts, config: DataConfig) -> Beside:
+def read_beside(root: Place, files: Collection[str], texts: Texts, config: DataConfig) -> Beside:
     """The captions of images that lie in files of their own; no rows where none do.
 
     Args:
@@ -86,7 +86,7 @@ class Texts:
     alone: tuple[str, ...]
 
 
-def texts_by_image(root: Path, files: Collection[str]) -> Texts:
+def texts_by_image(root: Place, files: Collection[str]) -> Texts:
     """The text of every image that has one, by the order of `TEXT_SUFFIXES` of several.
 
     Files that are called like something else are images where their first bytes say so, and no
@@ -115,7 +115,7 @@ def texts_by_image(root: Path, files: Collection[str]) -> Texts:
     return Texts(found, tuple(text for text in alone if posixpath.dirname(text) in in_use))
 
 
-def _shows(root: Path, file: str) -> bool:
+def _shows(root: Place, file: str) -> bool:
     """Whether a file begins like an image."""
     try:
         return looks_like_image(read_file(root, file)[:HEAD_BYTES])
@@ -162,7 +162,7 @@ def _labels_by_image(files: Collection[str]) -> dict[str, str]:
 class _TextReader:
     """Reads many small texts, and says once how many are not UTF-8."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Place) -> None:
         self._root, self._all = root, Decoded("")
 
     def text(self, name: str) -> str | None:
@@ -212,7 +212,9 @@ def _as_in_a_shard(
     return [caption for name in named for caption in captions_in(fields[name])] or [None]
 
 
-def _hold_captions(root: Path, texts: Texts, labels: Mapping[str, str], config: DataConfig) -> bool:
+def _hold_captions(
+    root: Place, texts: Texts, labels: Mapping[str, str], config: DataConfig
+) -> bool:
     """Whether there are files of either kind, and the first hold captions, not numbers alone."""
     reader = _TextReader(root)
     if not texts.of:
