@@ -41,7 +41,7 @@ MAX_FAILED = 20  # reads of an address in a row, after which it counts as gone
 BUFFER_BYTES = 2**23  # read at once of a file that is read from front to back
 MAX_SHOWN = 200  # characters of what a driver says
 CLOUD_REQUIREMENTS = "requirements-cloud.txt"
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:[a-z][\w+.-]*::)*([a-z][\w+.-]*)://", re.IGNORECASE)
 _LOCAL = ("file", "local")
 # What fsspec puts around another storage: copies on the disk without bound, or files that say
 # themselves where to read on.
@@ -61,6 +61,8 @@ _NO_CREDENTIALS = {
     *("DefaultCredentialsError", "RefreshError", "ClientAuthenticationError", "PermissionError"),
 }
 _MISSING = {"FileNotFoundError", "NotADirectoryError", "RepositoryNotFoundError"}
+# Of which drivers themselves have made sure for some seconds.
+_UNREACHABLE = {"EndpointConnectionError", "ConnectionRefusedError", "gaierror"}
 _HINTS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or FSSPEC_S3_ANON=true for "
     "a public bucket",
@@ -251,16 +253,22 @@ class Address:
         if size > max_bytes:
             raise UnusableImage(FILE_TOO_LARGE, f"{size:,} bytes")
         path = self._path(self._listed(name) if "listing" in self.__dict__ else name)
-        return self._tried(lambda: _whole(self._files().cat_file(path), size), name)
+        if size < 0:
+            return self._tried(lambda: bytes(self._files().cat_file(path)), name)
+        return self._tried(lambda: self._part(path, 0, size), name)
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """So many bytes of a file below; see `read`."""
+        return self._tried(lambda: self._part(self._path(name), offset, size), name)
+
+    def _part(self, path: str, offset: int, size: int) -> bytes:
+        """So many bytes; many drivers first ask for the size of what is read as a whole."""
         if not size:
             return b""
-        path, end = self._path(name), offset + size
-        return self._tried(
-            lambda: _whole(self._files().cat_file(path, start=offset, end=end), size), name
-        )
+        data = bytes(self._files().cat_file(path, start=offset, end=offset + size))
+        if len(data) != size:
+            raise OSError(f"{len(data):,} of {size:,} bytes came")
+        return data
 
     def open(self, name: str, buffer_bytes: int = BUFFER_BYTES) -> io.BufferedReader:
         """A file below, which is read in parts where they are wanted; see `read`.
@@ -324,7 +332,7 @@ class Address:
         """
         self._check_hub()
         try:
-            return _tried_again(ask)
+            return _tried_again(ask, _UNREACHABLE)
         except Exception as error:
             if _is_one_of(error, _MISSING):
                 raise FileNotFoundError(self._text) from error
@@ -463,13 +471,19 @@ def each(place: Place, work: Callable[[S], T], items: Iterable[S]) -> Iterator[T
 # --- Trying ---------------------------------------------------------------------------------------
 
 
-def _tried_again(work: Callable[[], T]) -> T:
-    """What `work` gives, tried again after each of the waits if it fails in passing."""
+def _tried_again(work: Callable[[], T], also_final: Iterable[str] = ()) -> T:
+    """What `work` gives, tried again after each of the waits if it fails in passing.
+
+    Args:
+        work: asks the storage.
+        also_final: names of further errors that do not pass.
+    """
+    final = {*_MISSING, *_NO_CREDENTIALS, *also_final}
     for wait in WAITS_SECONDS:
         try:
             return work()
         except Exception as error:  # drivers raise whatever their libraries do
-            if isinstance(error, InputError) or _is_one_of(error, _MISSING | _NO_CREDENTIALS):
+            if isinstance(error, InputError) or _is_one_of(error, final):
                 raise
             logger.debug("tried again in %g s: %r", wait, error)
             time.sleep(wait)
@@ -483,13 +497,6 @@ def _is_one_of(error: BaseException | None, names: set[str]) -> bool:
             return True
         error = error.__cause__
     return False
-
-
-def _whole(data: bytes, size: int) -> bytes:
-    """What was read, if it is as long as it must be."""
-    if 0 <= size != len(data):
-        raise OSError(f"{len(data):,} of {size:,} bytes came")
-    return data
 
 
 def problem_of(error: BaseException) -> str:
