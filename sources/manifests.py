@@ -30,7 +30,7 @@ from sources.delimited import (
 )
 from sources.image_files import is_image_name
 from sources.json_tables import read_lines, read_rows
-from sources.paths import decode_text, leads_out, read_file, storable_name
+from sources.paths import decode_text, leads_out, read_list, storable_name
 from sources.places import BrokenReadError, Place, StorageGoneError
 
 MAX_TABLE_BYTES = 2**29  # of captions, which are read whole
@@ -123,15 +123,13 @@ def read_table_file(root: Place, name: str) -> bytes:
     """
     path = root / name
     try:
-        return read_file(root, name, MAX_TABLE_BYTES)
+        return read_list(root, name, MAX_TABLE_BYTES)
     except UnusableImage as error:
         outside = error.reason == OUTSIDE_FOLDER
         remedy = "put a copy in its place" if outside else "use parquet files or tar shards"
         raise InputError(f"{path} cannot be used ({error}); {remedy}") from error
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror or error}); correct it"
-        ) from error
+        raise InputError(f"{path} cannot be read ({error.strerror}); correct it") from error
 
 
 # --- Separated values -----------------------------------------------------------------------------

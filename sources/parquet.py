@@ -62,7 +62,7 @@ from sources.paths import (
     version_of,
     what_it_holds,
 )
-from sources.places import Place, Version, place_at
+from sources.places import BrokenReadError, Place, Version, place_at
 from sources.splits import IndexedSource, digest, official_split
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
         InputError: no such folder or file, no readable table in it, or a table without the columns.
     """
     root, names, listed, found_notes = _find_tables(config.data_dir)
-    tables, problems = [], []
+    tables, problems, n_broken = [], [], 0
     for name in tqdm(names, desc="parquet files", unit="file", disable=None, leave=False):
         try:
             tables.append(_read_table(root, name, config))
@@ -145,7 +145,10 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
         except DAMAGE as error:
             problems.append(problem_of(error))
             path = storable_name(str(root / name))
-            logger.warning("%s is damaged or no Parquet file; left out: %s", path, problems[-1])
+            is_broken = isinstance(error, BrokenReadError)
+            n_broken += is_broken
+            fault = "cannot be read" if is_broken else "is damaged or no Parquet file"
+            logger.warning("%s %s; left out: %s", path, fault, problems[-1])
     if not any(table.captions for table in tables):
         problem = f"none can be read ({problems[0]})" if not tables else "they have no rows"
         raise InputError(f"--data_dir {config.data_dir}: {len(names):,} parquet files, {problem}")
@@ -158,10 +161,9 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     n_pairs = sum(len(record.captions) for record in records)
     description = f"{len(tables):,} parquet files in {config.data_dir}: "
     description += f"{len(records):,} images, {n_pairs:,} captions"
-    damaged = "damaged file" if len(problems) == 1 else "damaged files"
-    unread = [f"{len(problems):,} {damaged}"] if problems else []
-    if problems:
-        description += f", {unread[0]} left out"
+    unread = _left_out(len(problems) - n_broken, n_broken)
+    if unread:
+        description += f", {' and '.join(unread)} left out"
     columns = dict.fromkeys(table.layout.columns.note() for table in tables)
     members = {record.member for record in records}
     others = [name for name in listed if name not in names and storable_name(name) not in members]
@@ -213,6 +215,12 @@ def _find_tables(
                 "put a copy in its place"
             )
     return place, names, listed, notes
+
+
+def _left_out(n_damaged: int, n_broken: int) -> list[str]:
+    """How many files are not read, a phrase for each reason."""
+    counts = {"damaged file": n_damaged, "unreadable file": n_broken}
+    return [f"{n:,} {what}{'s' if n > 1 else ''}" for what, n in counts.items() if n]
 
 
 def _check_addresses(

@@ -270,17 +270,17 @@ class Address:
             raise OSError(f"{len(data):,} of {size:,} bytes came")
         return data
 
-    def open(self, name: str, buffer_bytes: int = BUFFER_BYTES) -> io.BufferedReader:
+    def open(self, name: str, buffer_bytes: int | None = None) -> io.BufferedReader:
         """A file below, which is read in parts where they are wanted; see `read`.
 
         Args:
             name: path from here.
-            buffer_bytes: read at once.
+            buffer_bytes: read at once; None: `BUFFER_BYTES`.
         """
         size = self.version(name)[0]
         if size < 0:
             raise BrokenReadError(f"{self / name}: the storage does not tell its size")
-        return io.BufferedReader(_Parts(self, name, size), buffer_bytes)
+        return io.BufferedReader(_Parts(self, name, size), buffer_bytes or BUFFER_BYTES)
 
     # --- Asking -----------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ from sources.paths import (
     storable_name,
     unique_names,
 )
-from sources.places import Address, Place, Version, each
+from sources.places import Address, BrokenReadError, Place, Version, each
 from sources.shard_files import MARK_BYTES, ShardFiles, find_shards, packing_fault
 from sources.shard_samples import (
     COMMON_IMAGES,
@@ -212,6 +212,8 @@ def _read_shard(root: Place, name: str, choice: Choice) -> _Shard:
             if not packing:
                 members, n_whole, damage = read_members(file, version[0], choice.kind)
                 content = find_samples(members, choice, shown, partial(_read_head, file))
+    except BrokenReadError as error:
+        version, damage = None, str(error).removeprefix(f"{shown} ")
     except OSError as error:
         damage = f"cannot be read ({error.strerror or error})"
     problem = ""
