@@ -87,6 +87,26 @@ def has_file(root: Place, name: str) -> bool:
     return root.has(name) if isinstance(root, Address) else (root / name).is_file()
 
 
+def has_folder(root: Place, name: str) -> bool:
+    """Whether there is a folder of this name under a folder."""
+    if isinstance(root, Address):
+        return any(file.startswith(f"{name}/") for file in root.listing)
+    return (root / name).is_dir()
+
+
+def names_in(root: Place, folder: str = "") -> list[str]:
+    """Names of the files and folders in a folder, in no order.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not isinstance(root, Address):
+        return os.listdir(root / folder)
+    prefix = f"{folder}/" if folder else ""
+    below = (file[len(prefix) :] for file in root.listing if file.startswith(prefix))
+    return [*dict.fromkeys(name.partition("/")[0] for name in below)]
+
+
 def open_plainly(root: Place, name: str) -> io.BufferedReader:
     """A file under a folder, open for reading; only `real_path` looks where links lead.
 

@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int64, UInt8
 
 from sources.captions import caption_fault, normalize_caption
 from sources.embedding_tables import read_table
+from sources.places import Place
 from sources.vectors import Vectors
 
 STRETCH = 2**16  # rows of a file that are looked at together
@@ -38,7 +39,7 @@ class Stretch:
     """
 
     images: Vectors = field(repr=False)
-    root: Path
+    root: Place
     table: str
     caption_column: str
     first: int

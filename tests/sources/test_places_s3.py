@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from artifacts.settings import InputError
@@ -20,6 +21,7 @@ from tests.helpers import open_folder, read_all, write
 from tests.sources.layouts import as_folder, as_parquet, as_shards
 from tests.sources.remote import seen
 from tests.sources.tars import open_shards
+from tests.sources.test_npy import as_clip_retrieval, open_at
 from tests.sources.test_places import open_any
 
 moto_server = pytest.importorskip("moto.server", reason="needs moto[server], an S3 server")
@@ -130,3 +132,12 @@ def test_a_read_that_breaks_off_midway(
     monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", halves)
     assert seen(open_shards("s3://pool/breaks")) == seen(open_shards(root))
     assert {*reads.values()} == {3}
+
+
+def test_embeddings(bucket: Any, tmp_path: Path) -> None:
+    root = as_clip_retrieval(tmp_path / "embeddings")
+    bucket.put(str(root), "pool/embeddings", recursive=True)
+    local, remote = open_at(root), open_at("s3://pool/embeddings")
+    assert seen(remote.source) == seen(local.source)
+    rows = np.arange(55)
+    np.testing.assert_array_equal(remote.texts.at(rows), local.texts.at(rows))
