@@ -42,6 +42,7 @@ BUFFER_BYTES = 2**23  # read at once of a file that is read from front to back
 MAX_SHOWN = 200  # characters of what a driver says
 CLOUD_REQUIREMENTS = "requirements-cloud.txt"
 _ADDRESS = re.compile(r"(?:[a-z][\w+.-]*::)*([a-z][\w+.-]*)://", re.IGNORECASE)
+_TALKATIVE = ("aiobotocore", "botocore", "azure", "google.auth")  # they tell where keys were found
 _LOCAL = ("file", "local")
 # What fsspec puts around another storage: copies on the disk without bound, or files that say
 # themselves where to read on.
@@ -411,6 +412,8 @@ def place_at(text: str, flag: str = "--data_dir") -> Place:
     if scheme is None:
         return Path(text)
     _check_scheme(scheme[1].lower(), text, flag)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     return Address(text, flag)
 
 
