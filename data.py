@@ -50,6 +50,7 @@ from sources.folders import open_folder
 from sources.hub import open_hf
 from sources.images import DecodedImage, FoundImage
 from sources.parquet import open_parquet
+from sources.places import BrokenReadError, StorageGoneError
 from sources.scenes import open_synthetic
 from sources.shards import open_shards
 
@@ -120,7 +121,19 @@ def _columns_used(layout: str) -> set[str]:
 
 
 def _open_one(config: DataConfig, rng: np.random.Generator) -> PairSource:
-    """One data set, whatever it is."""
+    """One data set, whatever it is.
+
+    Raises:
+        InputError: it cannot be had or understood, or what tells its pairs breaks off.
+    """
+    try:
+        return _open_layout(config, rng)
+    except BrokenReadError as error:
+        raise InputError(f"--data_dir {config.data_dir}: {error}; run again") from error
+
+
+def _open_layout(config: DataConfig, rng: np.random.Generator) -> PairSource:
+    """What `dataset` names."""
     if config.dataset == "folder":
         return open_folder(config, rng)
     if config.dataset == "webdataset":
@@ -427,6 +440,8 @@ def read_record(
         data = read()
     except UnusableImage as unusable:
         return unusable
+    except StorageGoneError:
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
         told = error.args[0] if len(error.args) == 1 else key
         return UnusableImage(MISSING_FILE, str(told))

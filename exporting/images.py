@@ -21,6 +21,7 @@ import PIL.Image
 from artifacts.settings import InputError
 from sources.base import MISSING_FILE, UNREADABLE_FILE, PairSource, UnusableImage
 from sources.images import decode_image
+from sources.places import StorageGoneError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -99,6 +100,8 @@ def _read(read: Callable[[], bytes], expected: set[str], prepare: Prepare) -> Im
         return MISSING_FILE
     except KeyError:
         return NO_IMAGE
+    except StorageGoneError:
+        raise
     except Exception as error:  # a source may read through any library
         logger.debug("an image cannot be read again: %r", error)
         return UNREADABLE_FILE

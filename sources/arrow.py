@@ -11,6 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sources.paths import real_path
+from sources.places import Address, Place
+
+PART_BYTES = 2**20  # read at once of a table that is read in parts
+
 # --- What they hold -------------------------------------------------------------------------------
 
 
@@ -57,6 +62,16 @@ def is_list(arrow_type: Any) -> bool:
     types = pa.types
     tests = (types.is_list, types.is_large_list, types.is_fixed_size_list)
     return any(test(arrow_type) for test in tests)
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def file_of(root: Place, name: str) -> Any:
+    """A file under a folder, as Arrow opens it: a path, or what reads parts of it."""
+    if isinstance(root, Address):
+        return pa.PythonFile(root.open(name, PART_BYTES), mode="r")
+    return real_path(root, name)
 
 
 # --- Cells ----------------------------------------------------------------------------------------

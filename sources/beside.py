@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import posixpath
+import threading
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+from tqdm import tqdm
 
 from sources.base import DataConfig, UnusableImage
 from sources.captions import captions_in
@@ -20,6 +22,7 @@ from sources.columns import caption_columns
 from sources.image_files import HEAD_BYTES, is_image_name, looks_like_image
 from sources.manifests import Row
 from sources.paths import Decoded, decode, read_file, storable_name
+from sources.places import BrokenReadError, Place, each
 
 TEXT_SUFFIXES = (".caption", ".txt", ".captions", ".cap", ".text")  # the preferred one first
 # What lies beside images and is none, whatever else it is.
@@ -44,7 +47,7 @@ class Beside:
     notes: tuple[str, ...]
 
 
-def read_beside(root: Path, files: Collection[str], texts: Texts, config: DataConfig) -> Beside:
+def read_beside(root: Place, files: Collection[str], texts: Texts, config: DataConfig) -> Beside:
     """The captions of images that lie in files of their own; no rows where none do.
 
     Args:
@@ -58,18 +61,32 @@ def read_beside(root: Path, files: Collection[str], texts: Texts, config: DataCo
         return Beside((), ())
     reader, rows, n_broken_up = _TextReader(root), [], 0
     images = [f for f in files if is_image_name(f) or f in texts.of or f in labels]
-    for image in images:
+
+    def read(image: str) -> tuple[list[str | None], bool, str]:
         text, label = texts.of.get(image), labels.get(image)
-        fields = None if label is None else reader.fields(label)
-        if fields is not None and caption_columns(list(fields), config):
-            captions = _as_in_a_shard(reader, text, fields, config)
-        else:
-            captions = [None] if text is None else reader.lines(text)
-            n_broken_up += len(captions) > 1
-        rows.append(Row(image, tuple(captions)))
+        try:
+            fields = None if label is None else reader.fields(label)
+            if fields is not None and caption_columns(list(fields), config):
+                return _as_in_a_shard(reader, text, fields, config), False, ""
+            lines: list[str | None] = [None] if text is None else reader.lines(text)
+        except BrokenReadError as error:
+            return [None], False, str(error)
+        return lines, len(lines) > 1, ""
+
+    def lone(text: str) -> list[str | None]:
+        try:
+            return reader.lines(text)
+        except BrokenReadError:
+            return [None]
+
+    progress = tqdm(images, desc="texts", unit="text", disable=None, leave=False)
+    for image, found in zip(images, each(root, read, progress), strict=True):
+        captions, is_broken_up, missing = found
+        n_broken_up += is_broken_up
+        rows.append(Row(image, tuple(captions), missing=missing))
     rows += [
-        Row(text, tuple(reader.lines(text)), missing=f"no image beside {storable_name(text)}")
-        for text in texts.alone
+        Row(text, tuple(lines), missing=f"no image beside {storable_name(text)}")
+        for text, lines in zip(texts.alone, each(root, lone, texts.alone), strict=True)
     ]
     reader.warn()
     return Beside(rows, _notes(files, images, texts, labels, n_broken_up))
@@ -86,7 +103,7 @@ class Texts:
     alone: tuple[str, ...]
 
 
-def texts_by_image(root: Path, files: Collection[str]) -> Texts:
+def texts_by_image(root: Place, files: Collection[str]) -> Texts:
     """The text of every image that has one, by the order of `TEXT_SUFFIXES` of several.
 
     Files that are called like something else are images where their first bytes say so, and no
@@ -115,7 +132,7 @@ def texts_by_image(root: Path, files: Collection[str]) -> Texts:
     return Texts(found, tuple(text for text in alone if posixpath.dirname(text) in in_use))
 
 
-def _shows(root: Path, file: str) -> bool:
+def _shows(root: Place, file: str) -> bool:
     """Whether a file begins like an image."""
     try:
         return looks_like_image(read_file(root, file)[:HEAD_BYTES])
@@ -162,20 +179,27 @@ def _labels_by_image(files: Collection[str]) -> dict[str, str]:
 class _TextReader:
     """Reads many small texts, and says once how many are not UTF-8."""
 
-    def __init__(self, root: Path) -> None:
-        self._root, self._all = root, Decoded("")
+    def __init__(self, root: Place) -> None:
+        self._root, self._all, self._lock = root, Decoded(""), threading.Lock()
 
     def text(self, name: str) -> str | None:
-        """A text; None where it leads out of the folder or cannot be read."""
+        """A text; None where it leads out of the folder or cannot be read.
+
+        Raises:
+            BrokenReadError: it is there and breaks off, again and again.
+        """
         try:
             decoded = decode(read_file(self._root, name))
+        except BrokenReadError:
+            raise
         except (UnusableImage, OSError):
             return None
-        self._all = Decoded(
-            "",
-            self._all.n_western + decoded.n_western,
-            self._all.n_foreign + decoded.n_foreign,
-        )
+        with self._lock:
+            self._all = Decoded(
+                "",
+                self._all.n_western + decoded.n_western,
+                self._all.n_foreign + decoded.n_foreign,
+            )
         return decoded.text
 
     def lines(self, name: str) -> list[str | None]:
@@ -212,7 +236,9 @@ def _as_in_a_shard(
     return [caption for name in named for caption in captions_in(fields[name])] or [None]
 
 
-def _hold_captions(root: Path, texts: Texts, labels: Mapping[str, str], config: DataConfig) -> bool:
+def _hold_captions(
+    root: Place, texts: Texts, labels: Mapping[str, str], config: DataConfig
+) -> bool:
     """Whether there are files of either kind, and the first hold captions, not numbers alone."""
     reader = _TextReader(root)
     if not texts.of:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from sources.file_pairs import About, FilePair, file_source
 from sources.json_tables import image_number
 from sources.locate import Asked, Locator
 from sources.manifests import read_table_file
-from sources.paths import list_files
+from sources.paths import has_file, list_files
+from sources.places import Address, place_at
 from sources.splits import IndexedSource
 
 CAPTIONS = "annotations/captions_*.json"
@@ -26,11 +27,13 @@ def open_coco_files(data_dir: str, config: DataConfig, rng: np.random.Generator)
     Raises:
         InputError: the folder holds none, or an annotation file is damaged.
     """
-    root = Path(data_dir)
+    root = place_at(data_dir)
+    if isinstance(root, Address):
+        root.is_dir()  # an address that nothing is at says so
     for year in ("2017", "2014"):
         names = (f"annotations/captions_{part}{year}.json" for part in ("train", "val"))
-        paths = [root / name for name in names if (root / name).is_file()]
-        if paths and data_dir:  # an empty name is not the current folder
+        tables = [name for name in names if has_file(root, name)]
+        if tables and data_dir:  # an empty name is not the current folder
             break
     else:
         raise InputError(
@@ -42,9 +45,9 @@ def open_coco_files(data_dir: str, config: DataConfig, rng: np.random.Generator)
     locator = Locator(root, listed)
     pairs: list[FilePair] = []
     splits: dict[str, str] = {}
-    for path in paths:
-        data = read_table_file(root, path)
-        folder = path.stem.removeprefix("captions_")
+    for table in tables:
+        data = read_table_file(root, table)
+        folder = PurePosixPath(table).stem.removeprefix("captions_")
         split = SPLIT_OF[folder.removesuffix(year)]
         try:
             content = json.loads(data)
@@ -65,7 +68,9 @@ def open_coco_files(data_dir: str, config: DataConfig, rng: np.random.Generator)
                 FilePair(key, None) for number, key in files.items() if number not in described
             ]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{path} is damaged or no COCO captions file: {error!r}") from error
+            raise InputError(
+                f"{root / table} is damaged or no COCO captions file: {error!r}"
+            ) from error
         splits |= dict.fromkeys(files.values(), split)
     about = About("coco", f"COCO {year} in {root}", locator.notes())
     return file_source(about, pairs, splits, locator, listed, config, rng)

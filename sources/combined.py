@@ -7,6 +7,7 @@ so that those of the pool are what they are without it.
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +22,9 @@ from artifacts.settings import InputError
 from sources.base import SPLITS, DataConfig, ImageRecord, PairSource, PartConfig
 from sources.coco import CAPTIONS
 from sources.folders import CAPTION_FILES, METADATA_FILES
-from sources.paths import numbered, visible_files
+from sources.paths import has_file, numbered, visible_files
+from sources.places import Address, Place, is_address, place_at
+from sources.shard_files import PATTERN_MARKS
 from sources.splits import StreamSource, digest
 
 T = TypeVar("T")
@@ -108,6 +111,8 @@ def _check_apart(held_out: HeldOut, config: DataConfig) -> None:
 
 
 def _is_same(place: str, other: str) -> bool:
+    if is_address(place) or is_address(other):
+        return place.rstrip("/") == (other or "").rstrip("/")
     if os.path.exists(place) and os.path.exists(other):
         return os.path.samefile(place, other)
     return os.path.normpath(place) == os.path.normpath(other)
@@ -124,34 +129,65 @@ def find_layout(given: str, flag: str) -> tuple[str, str]:
         InputError: it does not exist, or could be several things.
     """
     layout, colon, place = given.partition(":")
-    if colon and layout in LAYOUTS:
+    if colon and layout in LAYOUTS and not is_address(given):
         if not place:
             raise InputError(f"{flag} {given} names no data; say where, as in {layout}:DIR")
+        if layout == "hf" and is_address(place):
+            raise InputError(_not_as_saved(place, flag))
         return layout, place
+    if is_address(given):
+        return _layout_behind(given, flag), given
     if os.path.isdir(given):
-        return _folder_layout(given, flag), given
+        return _folder_layout(Path(given), given, flag), given
     for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet")):
         if os.path.isfile(given) and given.endswith(suffix):
             return kind, given
     if os.path.exists(given):
         raise InputError(f"{flag} {given} is no folder, tar shard or parquet file; give one")
-    if any(mark in given for mark in "{*?["):
+    if any(mark in given for mark in PATTERN_MARKS):
         return "webdataset", given
     if HUB_ID.fullmatch(given) and not given.endswith((".tar", ".parquet")):
         return "hf", given
     raise InputError(f"{flag} {given} does not exist; give {ANY_LAYOUT}")
 
 
-def _folder_layout(given: str, flag: str) -> str:
+def _layout_behind(given: str, flag: str) -> str:
+    """What an address says that is behind it, or the files that are there.
+
+    Raises:
+        InputError: nothing is there, or it could be several things.
+    """
+    for suffix, kind in ((".tar", "webdataset"), (".parquet", "parquet")):
+        if given.endswith(suffix):
+            return kind
+    if any(mark in given for mark in PATTERN_MARKS):
+        return "webdataset"
+    root = place_at(given, flag)
+    if not root.is_dir():
+        raise InputError(f"{flag} {given} is no folder, tar shard or parquet file; give one")
+    layout = _folder_layout(root, given, flag)
+    if layout == "hf":
+        raise InputError(_not_as_saved(given, flag))
+    return layout
+
+
+def _not_as_saved(given: str, flag: str) -> str:
+    return (
+        f"{flag} {given}: a save_to_disk folder or Hub id is read by datasets, not from an "
+        "address; copy the folder to a disk, or save the data set as parquet files"
+    )
+
+
+def _folder_layout(root: Place, given: str, flag: str) -> str:
     """What the files of a folder say that it is.
 
     Raises:
         InputError: they say several things.
     """
-    root = Path(given)
-    if any(root.glob(CAPTIONS)):
-        return "coco"
     files = list(visible_files(root))
+    captions = files if isinstance(root, Address) else (str(p) for p in root.glob(CAPTIONS))
+    if any(fnmatch.fnmatch(file, f"*{CAPTIONS}") for file in captions):
+        return "coco"
     shards = {file.removesuffix(".tar") for file in files if file.endswith(".tar")}
     tables = {file.removesuffix(".parquet") for file in files if file.endswith(".parquet")}
     folders = {os.path.dirname(file) for file in files}
@@ -171,7 +207,7 @@ def _folder_layout(given: str, flag: str) -> str:
         )
     if found:
         return next(iter(found))
-    return "hf" if any((root / name).is_file() for name in SAVED_FILES) else "folder"
+    return "hf" if any(has_file(root, name) for name in SAVED_FILES) else "folder"
 
 
 # --- Opening them ---------------------------------------------------------------------------------

@@ -12,16 +12,24 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from artifacts.settings import InputError
+from sources.arrow import file_of
 from sources.base import EMBEDDING_ARCHITECTURES
 from sources.npz import NpzArray, array_names
-from sources.paths import leads_out, natural_order, storable_name, visible_files
+from sources.paths import (
+    has_file,
+    has_folder,
+    leads_out,
+    natural_order,
+    storable_name,
+    visible_files,
+)
+from sources.places import Place
 from sources.vectors import (
     IMAGE_FOLDER,
     MAX_OPEN_FILES,
@@ -87,7 +95,7 @@ class Pool(Generic[T]):
     shards: Sequence[Shard[T]]
     left_out: str
 
-    def vectors(self, root: Path) -> tuple[Vectors, Vectors]:
+    def vectors(self, root: Place) -> tuple[Vectors, Vectors]:
         """Image and text embeddings, shard by shard.
 
         Raises:
@@ -98,7 +106,7 @@ class Pool(Generic[T]):
         return _vectors(root, images), _vectors(root, texts)
 
 
-def _vectors(root: Path, arrays: Sequence[NpzArray]) -> Vectors:
+def _vectors(root: Place, arrays: Sequence[NpzArray]) -> Vectors:
     largest = max(array.held_bytes for array in arrays)
     n_held = min(MAX_OPEN_FILES, MAX_HELD_BYTES // largest) if largest else MAX_OPEN_FILES
     return Vectors(root, arrays, max(1, n_held))
@@ -107,14 +115,14 @@ def _vectors(root: Path, arrays: Sequence[NpzArray]) -> Vectors:
 # --- Which files ----------------------------------------------------------------------------------
 
 
-def is_datacomp(root: Path) -> bool:
+def is_datacomp(root: Place) -> bool:
     """Whether a folder holds .npz files and is none of clip-retrieval's."""
-    if any((root / folder).is_dir() for folder in (IMAGE_FOLDER, TEXT_FOLDER)):
+    if any(has_folder(root, folder) for folder in (IMAGE_FOLDER, TEXT_FOLDER)):
         return False
     return any(name.endswith(ARRAYS) for name in visible_files(root))
 
 
-def list_shards(root: Path) -> dict[str, set[str]]:
+def list_shards(root: Place) -> dict[str, set[str]]:
     """The suffixes that there are of every shard, by path without suffix, in natural order.
 
     Where all .npz files are in a folder `metadata`, as `download_upstream.py` leaves them, that one
@@ -131,7 +139,7 @@ def list_shards(root: Path) -> dict[str, set[str]]:
     return {stem: found[stem] for stem in sorted(found, key=natural_order)}
 
 
-def _check_files(root: Path, stem: str, suffixes: set[str]) -> None:
+def _check_files(root: Place, stem: str, suffixes: set[str]) -> None:
     """Raise an InputError unless both files of a shard are there, in the folder."""
     for suffix in (ARRAYS, TABLE):
         file = f"{stem}{suffix}"
@@ -141,14 +149,14 @@ def _check_files(root: Path, stem: str, suffixes: set[str]) -> None:
             )
         if leads_out(root, file):
             raise input_error(root, f"{file} leads out of the folder; put a copy in its place")
-        if not os.path.isfile(root / file):
+        if not has_file(root, file):
             raise input_error(root, f"{file} is no plain file; replace it")
 
 
 # --- Reading them ---------------------------------------------------------------------------------
 
 
-def read_pool(root: Path, wanted: str, read_table: Callable[[str], T]) -> Pool[T]:
+def read_pool(root: Place, wanted: str, read_table: Callable[[str], T]) -> Pool[T]:
     """The shards of a folder, of which captions and the like are kept and embeddings stay on disk.
 
     Every embedding is looked at once: what has no direction is a fault of its row, what was not
@@ -187,7 +195,7 @@ def read_pool(root: Path, wanted: str, read_table: Callable[[str], T]) -> Pool[T
     return Pool(chosen, shards, _warn_of_left_out(root, found, reasons))
 
 
-def _choose_architecture(root: Path, wanted: str, arrays: Mapping[str, Sequence[str]]) -> str:
+def _choose_architecture(root: Place, wanted: str, arrays: Mapping[str, Sequence[str]]) -> str:
     """The embeddings that are taken: those asked for, else those that most files hold.
 
     Args:
@@ -221,7 +229,7 @@ def _choose_architecture(root: Path, wanted: str, arrays: Mapping[str, Sequence[
 
 
 def _read_shard(
-    root: Path, stem: str, architecture: str, names: Sequence[str], read_table: Callable[[str], T]
+    root: Place, stem: str, architecture: str, names: Sequence[str], read_table: Callable[[str], T]
 ) -> Shard[T]:
     """A shard whose two files are there.
 
@@ -251,11 +259,13 @@ def _read_shard(
 # --- What is left out -----------------------------------------------------------------------------
 
 
-def _reason(root: Path, error: str) -> str:
+def _reason(root: Place, error: str) -> str:
     return " ".join(error.removeprefix(f"{input_error(root, '')}").split())
 
 
-def _warn_of_left_out(root: Path, found: Mapping[str, set[str]], reasons: Mapping[str, str]) -> str:
+def _warn_of_left_out(
+    root: Place, found: Mapping[str, set[str]], reasons: Mapping[str, str]
+) -> str:
     """How many shards and rows are left out, also said with a few reasons; "" where none is."""
     if not reasons:
         return ""
@@ -270,16 +280,16 @@ def _warn_of_left_out(root: Path, found: Mapping[str, set[str]], reasons: Mappin
     return phrase
 
 
-def _count_rows(root: Path, stem: str, suffixes: set[str]) -> int | None:
+def _count_rows(root: Place, stem: str, suffixes: set[str]) -> int | None:
     """Rows of a shard that is left out, by its table, else by its embeddings; None: unknown."""
     if any(leads_out(root, f"{stem}{suffix}") for suffix in suffixes):
         return None
-    if TABLE in suffixes and os.path.isfile(root / f"{stem}{TABLE}"):
+    if TABLE in suffixes and has_file(root, f"{stem}{TABLE}"):
         try:
-            return max(0, int(pq.read_metadata(root / f"{stem}{TABLE}").num_rows))
+            return max(0, int(pq.read_metadata(file_of(root, f"{stem}{TABLE}")).num_rows))
         except Exception as error:  # a damaged file raises whatever Arrow raises
             logger.debug("%s: no rows in %s%s: %s", root, stem, TABLE, error)
-    if ARRAYS in suffixes and os.path.isfile(root / f"{stem}{ARRAYS}"):
+    if ARRAYS in suffixes and has_file(root, f"{stem}{ARRAYS}"):
         try:
             names = array_names(root, stem + ARRAYS)
             return NpzArray.open(root, stem + ARRAYS, names[0]).shape[0] if names else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from artifacts.settings import InputError
-from sources.arrow import cell_texts, is_text, value_type
+from sources.arrow import cell_texts, file_of, is_text, value_type
 from sources.base import DataConfig
 from sources.columns import CAPTION_COLUMNS, choose_column, first_known
+from sources.places import Place
 from sources.vectors import input_error
 
 OTHER_COLUMNS = ("image_path", "key", "uid", "split")
@@ -35,14 +35,14 @@ class EmbeddingTable:
     others: dict[str, pa.ChunkedArray]
 
 
-def read_table(root: Path, file: str, caption_column: str) -> EmbeddingTable:
+def read_table(root: Place, file: str, caption_column: str) -> EmbeddingTable:
     """The columns of a metadata file that are used.
 
     Raises:
         InputError: it is damaged, or lacks a caption column or one of texts.
     """
     try:
-        with pq.ParquetFile(root / file, page_checksum_verification=True) as parquet:
+        with pq.ParquetFile(file_of(root, file), page_checksum_verification=True) as parquet:
             columns = _choose_columns(root, file, parquet.schema_arrow.names, caption_column)
             table = parquet.read(columns=list(columns.values()), use_threads=False)
         for use, name in columns.items():
@@ -59,7 +59,7 @@ def read_table(root: Path, file: str, caption_column: str) -> EmbeddingTable:
 
 
 def _choose_columns(
-    root: Path, file: str, names: Sequence[str], caption_column: str
+    root: Place, file: str, names: Sequence[str], caption_column: str
 ) -> dict[str, str]:
     """Name of every column that is used, by what it is used for."""
     default = DataConfig.caption_column
@@ -79,7 +79,7 @@ def _choose_columns(
     return {"caption": caption, **{use: name for use, name in others.items() if name is not None}}
 
 
-def _check_type(root: Path, file: str, use: str, name: str, kind: Any) -> None:
+def _check_type(root: Place, file: str, use: str, name: str, kind: Any) -> None:
     """Refuse a column that holds no text; those beside the captions may hold whole numbers."""
     if not is_text(value_type(kind)) and (use == "caption" or not pa.types.is_integer(kind)):
         raise input_error(

@@ -10,11 +10,9 @@ made of it one by one. Nothing is ever unpickled.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +33,8 @@ from sources.combined import FIRST_POSITIONS, CombinedSource, HeldOut, held_out_
 from sources.datacomp import is_datacomp, read_pool
 from sources.embedding_rows import EmbeddingRows
 from sources.embedding_tables import EmbeddingTable, read_table
-from sources.paths import file_version, read_file
+from sources.paths import read_file, version_of
+from sources.places import Place, place_at
 from sources.row_arrays import unit_texts
 from sources.row_facts import Stretch, stretches
 from sources.splits import complete_splits, digest
@@ -60,7 +59,7 @@ logger = logging.getLogger(__name__)
 class TableFiles(NamedTuple):
     """The metadata files beside embeddings."""
 
-    root: Path
+    root: Place
     names: Sequence[str]  # paths from it, part by part
     caption_column: str  # as asked for
 
@@ -83,7 +82,7 @@ class EmbeddingSource(PairSource):
         rng: np.random.Generator,
         *,
         tables: TableFiles,
-        image_root: Path | None,
+        image_root: Place | None,
         unread: Sequence[str] = (),
     ) -> None:
         """Nothing of the embeddings is read.
@@ -311,7 +310,7 @@ def _open_files(config: DataConfig, rng: np.random.Generator) -> EmbeddingFiles:
             there is no caption column.
     """
     root = _embeddings_root(config)
-    image_root = None if config.data_dir is None else Path(config.data_dir)
+    image_root = None if config.data_dir is None else place_at(config.data_dir)
     if image_root is not None and not image_root.is_dir():
         raise InputError(
             f"--data_dir {config.data_dir} is not a folder; give the one that image_path of "
@@ -349,15 +348,16 @@ def _describe(name: str, rows: EmbeddingRows, found: _Found) -> str:
 # --- Which files ----------------------------------------------------------------------------------
 
 
-def _embeddings_root(config: DataConfig) -> Path:
-    if not config.embeddings_dir or not os.path.isdir(config.embeddings_dir):
+def _embeddings_root(config: DataConfig) -> Place:
+    root = place_at(config.embeddings_dir or "", "--embeddings_dir")
+    if not config.embeddings_dir or not root.is_dir():
         given = config.embeddings_dir
         problem = f"{given} is not a folder" if given else "is needed"
         raise InputError(
             f"--embeddings_dir {problem}; give one with {', '.join(SUFFIXES)} in it, or with "
             "DataComp's .parquet and .npz files"
         )
-    return Path(config.embeddings_dir)
+    return root
 
 
 @dataclass(frozen=True)
@@ -382,21 +382,21 @@ class _Found:
     architecture: str = ""
     left_out: str = ""
 
-    def fingerprint(self, root: Path, by_path: Mapping[str, str]) -> str:
+    def fingerprint(self, root: Place, by_path: Mapping[str, str]) -> str:
         """Hex digest that changes whenever the files do, or what is taken from them.
 
         Args:
             root: of the files.
             by_path: splits that only the paths of images tell.
         """
-        versions = [file_version((root / file).stat()) for part in self.files for file in part]
+        versions = [version_of(root, file) for part in self.files for file in part]
         columns = [table.columns for table in self.tables]
         taken: list[object] = [self.architecture] if self.architecture else []
         taken += [dict(by_path)] if by_path else []
         return digest("embeddings", self.files, versions, columns, *taken)
 
 
-def _read_clip_retrieval(root: Path, config: DataConfig) -> _Found:
+def _read_clip_retrieval(root: Place, config: DataConfig) -> _Found:
     """Files that belong together by number.
 
     Raises:
@@ -409,7 +409,7 @@ def _read_clip_retrieval(root: Path, config: DataConfig) -> _Found:
     return _Found(files, images, texts, tables, find_problems(images, texts))
 
 
-def _read_datacomp(root: Path, config: DataConfig) -> _Found:
+def _read_datacomp(root: Place, config: DataConfig) -> _Found:
     """Files that belong together by name.
 
     Raises:
@@ -429,7 +429,7 @@ def _read_datacomp(root: Path, config: DataConfig) -> _Found:
     return _Found(files, images, texts, tables, problems, pool.architecture, pool.left_out)
 
 
-def _check_names(rows: EmbeddingRows, root: Path, config: DataConfig) -> None:
+def _check_names(rows: EmbeddingRows, root: Place, config: DataConfig) -> None:
     """Look at what DataComp calls pairs: uids should be unique, and images have no files."""
     is_pool = "train" in config.limits()  # what it is that images are exported of
     if is_pool and config.data_dir is not None and not rows.has_paths:

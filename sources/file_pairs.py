@@ -20,6 +20,7 @@ from sources.base import (
 from sources.image_files import from_base64
 from sources.locate import Locator
 from sources.paths import storable_name
+from sources.places import Version
 from sources.splits import IndexedSource, digest
 
 
@@ -60,7 +61,7 @@ def file_source(
     pairs: Sequence[FilePair],
     splits: Mapping[str, str],
     locator: Locator,
-    files: Mapping[str, tuple[int, int]],
+    files: Mapping[str, Version],
     config: DataConfig,
     rng: np.random.Generator,
 ) -> IndexedSource:

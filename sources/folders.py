@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from sources.paths import (
     split_from_path,
     storable_name,
 )
+from sources.places import Place, place_at
 from sources.splits import IndexedSource, official_split
 
 CAPTION_FILES = ("captions.txt", "captions.csv", "captions.tsv", "results.csv")
@@ -48,12 +48,13 @@ def open_folder(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     Raises:
         InputError: no such folder, no captions in it, or a file that cannot be understood.
     """
-    if config.data_dir is None or not Path(config.data_dir).is_dir():
+    place = None if config.data_dir is None else place_at(config.data_dir)
+    if place is None or not place.is_dir():
         problem = "is needed" if config.data_dir is None else f"{config.data_dir} is not a folder"
         if (config.data_dir or "").lower().endswith(PACKED_SUFFIXES):
             problem += "; unpack it"
         raise InputError(f"--data_dir {problem}; give the folder that holds images and captions")
-    root, snapshot_notes = current_snapshot(Path(config.data_dir))
+    root, snapshot_notes = current_snapshot(place)
     files = list_files(root)
     found = find_captions(root, files, config)
     if not found.manifests:
@@ -83,7 +84,7 @@ def _unnamed_note(files: Iterable[str], pairs: Iterable[FilePair]) -> list[str]:
     return [f"images that no row names, not read: {n:,}"] if n else []
 
 
-def _nothing_fits(root: Path, files: Collection[str], found: Captions, config: DataConfig) -> str:
+def _nothing_fits(root: Place, files: Collection[str], found: Captions, config: DataConfig) -> str:
     """An error that tells what was seen, and what would be read."""
     kinds = Counter(posixpath.splitext(file)[1].lower() or "no extension" for file in files)
     listed = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common(N_SHOWN))
@@ -117,7 +118,7 @@ def _others(files: Iterable[str]) -> str:
 
 
 def _check_addresses(
-    root: Path, found: Captions, pairs: Sequence[FilePair], files: Collection[str]
+    root: Place, found: Captions, pairs: Sequence[FilePair], files: Collection[str]
 ) -> None:
     """Refuse a table of addresses of which not a single image is in the folder."""
     addresses = [pair for pair in pairs if re.match("https?:/", pair.key)]
@@ -177,7 +178,7 @@ class Captions:
     unfit: tuple[str, ...] = ()
 
 
-def find_captions(root: Path, files: Collection[str], config: DataConfig) -> Captions:
+def find_captions(root: Place, files: Collection[str], config: DataConfig) -> Captions:
     """The tables that name images and captions, the usual names first; else texts beside images.
 
     Raises:
@@ -236,7 +237,7 @@ def _not_read_note(names: Iterable[str]) -> list[str]:
     return [f"other tables not read: {shown}{more}"] if names else []
 
 
-def _read_metadata(root: Path, name: str, config: DataConfig) -> Manifest:
+def _read_metadata(root: Place, name: str, config: DataConfig) -> Manifest:
     manifest = read_manifest(root, name, config)
     if not manifest.rows:
         raise InputError(
@@ -264,7 +265,7 @@ def _candidates(files: Collection[str]) -> list[str]:
     return sorted((name for name in found if not name.endswith("_stats.json")), key=natural_order)
 
 
-def _belonging_together(root: Path, usable: Sequence[Manifest]) -> Sequence[Manifest]:
+def _belonging_together(root: Place, usable: Sequence[Manifest]) -> Sequence[Manifest]:
     """Tables that are read as one: one alone, those of other images each, or one for each split.
 
     Raises:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from artifacts.settings import InputError
 from sources.base import DataConfig
 from sources.columns import SPLIT_COLUMN, caption_columns, image_column
 from sources.image_files import is_image_name
+from sources.places import Place
 from sources.splits import official_split
 
 FILE, CAPTION = "file_name", "caption"  # what rows are given whose fields have no names
@@ -25,7 +25,7 @@ ANSWERERS = ("gpt", "assistant", "model", "bot")
 Row = Mapping[str, Any]
 
 
-def read_rows(text: str, path: Path) -> list[Row] | None:
+def read_rows(text: str, path: Place) -> list[Row] | None:
     """The rows of a JSON or JSON lines file; None where it holds none.
 
     Raises:
@@ -48,7 +48,7 @@ def _begins_with_object(text: str) -> bool:
         return False
 
 
-def read_lines(text: str, path: Path) -> list[Row]:
+def read_lines(text: str, path: Place) -> list[Row]:
     """The rows of JSON lines.
 
     Raises:

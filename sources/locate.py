@@ -16,12 +16,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple, NoReturn
 from urllib.parse import unquote
 
 from sources.image_files import is_image_name
 from sources.paths import clean_path, read_file, split_from_path, storable_name
+from sources.places import Place
 
 N_NEAR = 8  # names on either side, in the order of names, that the nearest one is looked for among
 N_SHOWN = 3  # of files that have the same name
@@ -80,7 +80,7 @@ N_WITH_EXTENSION = 4
 class Locator:
     """The files of a folder, found by what tables call them."""
 
-    def __init__(self, root: Path, files: Collection[str]) -> None:
+    def __init__(self, root: Place, files: Collection[str]) -> None:
         """`files` are paths from `root`, in order."""
         self._root, self._files = root, files
         self._clean: dict[str, str] = {}  # names as they are written, and plainly

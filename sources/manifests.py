@@ -11,14 +11,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from artifacts.settings import InputError
-from sources.arrow import cell_values, is_bytes, plain_type
+from sources.arrow import cell_values, file_of, is_bytes, plain_type
 from sources.base import OUTSIDE_FOLDER, DataConfig, UnusableImage
 from sources.captions import captions_in
 from sources.columns import SPLIT_COLUMNS, Columns, find_columns, first_known
@@ -31,7 +30,8 @@ from sources.delimited import (
 )
 from sources.image_files import is_image_name
 from sources.json_tables import read_lines, read_rows
-from sources.paths import decode_text, leads_out, read_file, real_path, storable_name
+from sources.paths import decode_text, leads_out, read_list, storable_name
+from sources.places import BrokenReadError, Place, StorageGoneError
 
 MAX_TABLE_BYTES = 2**29  # of captions, which are read whole
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".token", ".txt")
@@ -97,7 +97,7 @@ class Manifest:
         return storable_name(f"{self.name} ({columns})" if columns else self.name)
 
 
-def read_manifest(root: Path, name: str, config: DataConfig) -> Manifest:
+def read_manifest(root: Place, name: str, config: DataConfig) -> Manifest:
     """A file as a manifest, without rows where it is none.
 
     Raises:
@@ -105,7 +105,7 @@ def read_manifest(root: Path, name: str, config: DataConfig) -> Manifest:
     """
     if name.lower().endswith(".parquet"):
         return _read_parquet(root, name, config)
-    text = decode_text(read_table_file(root, root / name), root / name)
+    text = decode_text(read_table_file(root, name), root / name)
     if name.lower().endswith(LINES_SUFFIXES):
         is_list = text.lstrip("\ufeff \t\r\n").startswith("[")
         lines = (read_rows(text, root / name) or []) if is_list else read_lines(text, root / name)
@@ -115,14 +115,15 @@ def read_manifest(root: Path, name: str, config: DataConfig) -> Manifest:
     return _read_delimited(name, text, config)
 
 
-def read_table_file(root: Path, path: Path) -> bytes:
+def read_table_file(root: Place, name: str) -> bytes:
     """The bytes of a table.
 
     Raises:
         InputError: it leads out of the folder, is far too large or cannot be read.
     """
+    path = root / name
     try:
-        return read_file(root, path.relative_to(root).as_posix(), MAX_TABLE_BYTES)
+        return read_list(root, name, MAX_TABLE_BYTES)
     except UnusableImage as error:
         outside = error.reason == OUTSIDE_FOLDER
         remedy = "put a copy in its place" if outside else "use parquet files or tar shards"
@@ -256,12 +257,13 @@ def _file_name(value: object) -> str:
 # --- Parquet --------------------------------------------------------------------------------------
 
 
-def _read_parquet(root: Path, name: str, config: DataConfig) -> Manifest:
+def _read_parquet(root: Place, name: str, config: DataConfig) -> Manifest:
     """The rows of a Parquet file whose images are paths; one with images in it is no manifest."""
     if leads_out(root, name):
         raise InputError(f"{root / name} cannot be used ({OUTSIDE_FOLDER}); put a copy there")
     try:
-        with pq.ParquetFile(real_path(root, name), page_checksum_verification=True) as file:
+        source = file_of(root, name)
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             names = tuple(file.schema_arrow.names)
             columns = find_columns(names, config)
             if columns is None:
@@ -271,6 +273,10 @@ def _read_parquet(root: Path, name: str, config: DataConfig) -> Manifest:
             wanted = [columns.image, *columns.captions, *([columns.split] if columns.split else [])]
             table = file.read(columns=wanted, use_threads=False)
         cells = {column: cell_values(table.column(column)) for column in wanted}
+    except BrokenReadError as error:
+        raise InputError(f"{root / name}: {error}; run again") from error
+    except StorageGoneError:
+        raise
     except (pa.ArrowException, OSError, ValueError, LookupError, OverflowError):
         return Manifest(name, ())  # damaged, or called like one
     rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]

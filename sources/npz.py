@@ -21,6 +21,8 @@ import numpy as np
 from jaxtyping import Float
 
 from artifacts.settings import InputError
+from sources.npy import read_header
+from sources.places import Address, Place
 from sources.vectors import input_error, table_fault
 
 SAVE_PLAINLY = "download it again, or save float16 or float32 arrays with np.savez"
@@ -42,10 +44,11 @@ class NpzArray:
         dtype: of the values.
         order: C or F.
         header_bytes: of the array, before its first value.
-        offset: of the first value in the file; None where the array is compressed.
+        offset: of the first value in the file; None where the array is compressed, or behind an
+            address.
     """
 
-    root: Path
+    root: Place
     file: str
     array: str
     shape: tuple[int, int]
@@ -55,7 +58,7 @@ class NpzArray:
     offset: int | None
 
     @classmethod
-    def open(cls, root: Path, file: str, array: str) -> NpzArray:
+    def open(cls, root: Place, file: str, array: str) -> NpzArray:
         """Reads the headers alone.
 
         Raises:
@@ -63,23 +66,26 @@ class NpzArray:
                 cannot be true.
         """
         name = f"{array} of {file}"
-        with _reading(root, name), zipfile.ZipFile(root / file) as archive:
+        with _reading(root, name), zipfile.ZipFile(_openable(root, file)) as archive:
             info = _member(archive, array)
             with archive.open(info) as member:
                 head = io.BytesIO(member.read(MAX_HEADER_BYTES))
-            shape, is_fortran, dtype = _read_header(head)
+            shape, is_fortran, dtype = read_header(head)
             fault = table_fault(shape, dtype)
             if fault:
                 raise input_error(root, f"{name} {fault}; {SAVE_PLAINLY}")
             if head.tell() + shape[0] * shape[1] * dtype.itemsize != info.file_size:
                 raise ValueError(f"its size is not that of an array of {dtype} of shape {shape}")
             offset = None
-            if info.compress_type == zipfile.ZIP_STORED:
+            if isinstance(root, Path) and info.compress_type == zipfile.ZIP_STORED:
                 offset = _stored_at(root / file, info) + head.tell()
             elif info.file_size > MAX_DECODED_BYTES:
                 size = f"{info.file_size:,} bytes"
                 raise input_error(
-                    root, f"{name} is compressed and has {size}; save it with np.savez, which maps"
+                    root,
+                    f"{name} is compressed and has {size}; save it with np.savez, which maps"
+                    if isinstance(root, Path)
+                    else f"{name} has {size}, which memory would have to hold; use smaller files",
                 )
         order = "F" if is_fortran else "C"
         return cls(root, file, array, (shape[0], shape[1]), dtype, order, head.tell(), offset)
@@ -113,11 +119,12 @@ class NpzArray:
 
     @contextmanager
     def _opened(self) -> Iterator[IO[bytes]]:
-        path = self.root / self.file
+        path = _openable(self.root, self.file, None)
         with zipfile.ZipFile(path) as archive, archive.open(_member(archive, self.array)) as member:
             yield member
 
     def _mapped(self) -> Float[np.ndarray, "n d"]:
+        assert isinstance(self.root, Path), "what lies behind an address is decoded"
         if self.shape[0] == 0:  # nothing cannot be mapped
             return np.empty(self.shape, self.dtype)
         return np.memmap(
@@ -136,19 +143,24 @@ class NpzArray:
         return np.ndarray(self.shape, self.dtype, data, order=self.order)
 
 
-def array_names(root: Path, file: str) -> list[str]:
+def _openable(root: Place, file: str, buffer_bytes: int | None = MAX_HEADER_BYTES) -> Any:
+    """What the zip reader opens; of an address so much is read at once."""
+    return root.open(file, buffer_bytes) if isinstance(root, Address) else root / file
+
+
+def array_names(root: Place, file: str) -> list[str]:
     """Names of the arrays in a file, which may be of any kind and damaged.
 
     Raises:
         InputError: it is no .npz file.
     """
-    with _reading(root, file), zipfile.ZipFile(root / file) as archive:
+    with _reading(root, file), zipfile.ZipFile(_openable(root, file)) as archive:
         members = archive.namelist()
     return [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
 
 
 @contextmanager
-def _reading(root: Path, name: str) -> Iterator[None]:
+def _reading(root: Place, name: str) -> Iterator[None]:
     """Whatever a damaged file raises as an InputError that names it."""
     try:
         yield
@@ -175,24 +187,6 @@ def _member(archive: zipfile.ZipFile, array: str) -> zipfile.ZipInfo:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"compressed by method {info.compress_type}, which NumPy does not use")
     return info
-
-
-def _read_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it is in Fortran's order, and type of the values that follow.
-
-    Raises:
-        ValueError: it is no header of an array, or one of Python objects.
-    """
-    version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
-    if version == (1, 0):
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
-    elif version == (2, 0):
-        shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(file)  # type: ignore[no-untyped-call]
-    else:
-        raise ValueError(f"version {version} of .npy, which no array of numbers needs")
-    if dtype.hasobject:
-        raise ValueError("Python objects, which are never unpickled")
-    return shape, is_fortran, dtype
 
 
 def _stored_at(path: Path, info: zipfile.ZipInfo) -> int:

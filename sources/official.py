@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from artifacts.settings import InputError
@@ -29,7 +28,8 @@ from sources.delimited import read_header_table, without_number
 from sources.json_tables import rows_in
 from sources.locate import Asked, Locator
 from sources.manifests import read_table_file
-from sources.paths import decode, decode_text, read_file, split_from_path, storable_name, words
+from sources.paths import decode, decode_text, read_list, split_from_path, storable_name, words
+from sources.places import Place
 from sources.splits import official_split
 
 SPLIT_FILE = "splits.csv"
@@ -77,7 +77,7 @@ class OfficialSplits:
 
 
 def find_splits(
-    root: Path, files: Collection[str], images: Sequence[Named], column: str = SPLIT_COLUMN
+    root: Place, files: Collection[str], images: Sequence[Named], column: str = SPLIT_COLUMN
 ) -> OfficialSplits:
     """The official splits of a folder's images, the most explicit source of each first.
 
@@ -181,7 +181,7 @@ def _by_table(images: Iterable[Named]) -> dict[str, str]:
     return found
 
 
-def _by_file(root: Path, files: Collection[str]) -> dict[str, str]:
+def _by_file(root: Place, files: Collection[str]) -> dict[str, str]:
     """Split of every image that splits.csv names.
 
     Raises:
@@ -212,8 +212,8 @@ def _by_file(root: Path, files: Collection[str]) -> dict[str, str]:
     return splits
 
 
-def _text(root: Path, name: str) -> str:
-    return decode_text(read_table_file(root, root / name), root / name)
+def _text(root: Place, name: str) -> str:
+    return decode_text(read_table_file(root, name), root / name)
 
 
 # --- Lists of names -------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def is_split_list(name: str) -> bool:
     return base.lower().endswith(LIST_SUFFIXES) and split_from_path(base) is not None
 
 
-def _by_lists(root: Path, files: Collection[str], keys: Collection[str]) -> dict[str, str]:
+def _by_lists(root: Place, files: Collection[str], keys: Collection[str]) -> dict[str, str]:
     """Splits of the images that lists name: files called after a split, JSON of several."""
     lists: list[tuple[str, list[str]]] = []
     texts = [name for name in files if is_split_list(name) and _stem(name) not in keys]
@@ -245,10 +245,10 @@ def _by_lists(root: Path, files: Collection[str], keys: Collection[str]) -> dict
     return found
 
 
-def _listed_splits(root: Path, name: str) -> list[tuple[str, list[str]]]:
+def _listed_splits(root: Place, name: str) -> list[tuple[str, list[str]]]:
     """The names of each split in a JSON file: lists by split, or rows as Karpathy has them."""
     try:
-        content = json.loads(decode(read_file(root, name, MAX_LIST_BYTES)).text)
+        content = json.loads(decode(read_list(root, name, MAX_LIST_BYTES)).text)
     except (UnusableImage, OSError, ValueError, RecursionError):
         return []
     if isinstance(content, Mapping) and all(official_split(str(split)) for split in content):
@@ -267,10 +267,10 @@ def _listed_splits(root: Path, name: str) -> list[tuple[str, list[str]]]:
     return list(found.items())
 
 
-def _listed_names(root: Path, name: str) -> list[str]:
+def _listed_names(root: Place, name: str) -> list[str]:
     """The lines of a file that hold one name each; none where one of them holds more."""
     try:
-        text = decode_text(read_file(root, name, MAX_LIST_BYTES), root / name)
+        text = decode_text(read_list(root, name, MAX_LIST_BYTES), root / name)
     except (UnusableImage, OSError):
         return []
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,16 +53,16 @@ from sources.official import column_notes, path_notes, splits_of_paths
 from sources.parquet_images import DAMAGE, ImageCells, group_sizes, open_file, problem_of
 from sources.paths import (
     current_snapshot,
-    file_version,
     leads_out,
     list_files,
     natural_order,
-    real_path,
     split_from_path,
     storable_name,
     unread_note,
+    version_of,
     what_it_holds,
 )
+from sources.places import BrokenReadError, Place, Version, place_at
 from sources.splits import IndexedSource, digest, official_split
 
 logger = logging.getLogger(__name__)
@@ -137,7 +136,7 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
         InputError: no such folder or file, no readable table in it, or a table without the columns.
     """
     root, names, listed, found_notes = _find_tables(config.data_dir)
-    tables, problems = [], []
+    tables, problems, n_broken = [], [], 0
     for name in tqdm(names, desc="parquet files", unit="file", disable=None, leave=False):
         try:
             tables.append(_read_table(root, name, config))
@@ -146,7 +145,10 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
         except DAMAGE as error:
             problems.append(problem_of(error))
             path = storable_name(str(root / name))
-            logger.warning("%s is damaged or no Parquet file; left out: %s", path, problems[-1])
+            is_broken = isinstance(error, BrokenReadError)
+            n_broken += is_broken
+            fault = "cannot be read" if is_broken else "is damaged or no Parquet file"
+            logger.warning("%s %s; left out: %s", path, fault, problems[-1])
     if not any(table.captions for table in tables):
         problem = f"none can be read ({problems[0]})" if not tables else "they have no rows"
         raise InputError(f"--data_dir {config.data_dir}: {len(names):,} parquet files, {problem}")
@@ -159,10 +161,9 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     n_pairs = sum(len(record.captions) for record in records)
     description = f"{len(tables):,} parquet files in {config.data_dir}: "
     description += f"{len(records):,} images, {n_pairs:,} captions"
-    damaged = "damaged file" if len(problems) == 1 else "damaged files"
-    unread = [f"{len(problems):,} {damaged}"] if problems else []
-    if problems:
-        description += f", {unread[0]} left out"
+    unread = _left_out(len(problems) - n_broken, n_broken)
+    if unread:
+        description += f", {' and '.join(unread)} left out"
     columns = dict.fromkeys(table.layout.columns.note() for table in tables)
     members = {record.member for record in records}
     others = [name for name in listed if name not in names and storable_name(name) not in members]
@@ -170,10 +171,7 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
     versions = {storable_name(name): version for name, version in listed.items()}
     fingerprint = digest(
         "parquet",
-        [
-            (table.path, table.layout.version(), file_version((root / table.path).stat()))
-            for table in tables
-        ],
+        [(table.path, table.layout.version(), version_of(root, table.path)) for table in tables],
         [(r.key, versions.get(r.member), [c.text for c in r.captions]) for r in records],
         *([splits.by_path] if splits.by_path else []),
     )
@@ -189,11 +187,11 @@ def open_parquet(config: DataConfig, rng: np.random.Generator) -> IndexedSource:
 
 def _find_tables(
     data_dir: str | None,
-) -> tuple[Path, list[str], dict[str, tuple[int, int]], tuple[str, ...]]:
+) -> tuple[Place, list[str], dict[str, Version], tuple[str, ...]]:
     """The data folder, the Parquet files in it in natural order, all that is in it, and notes."""
     if not data_dir:
         raise InputError("--data_dir is needed; give a folder of parquet files, or one file")
-    place = Path(data_dir)
+    place = place_at(data_dir)
     if place.is_file():
         return place.parent, [place.name], {}, ()
     if not place.is_dir():
@@ -219,6 +217,12 @@ def _find_tables(
     return place, names, listed, notes
 
 
+def _left_out(n_damaged: int, n_broken: int) -> list[str]:
+    """How many files are not read, a phrase for each reason."""
+    counts = {"damaged file": n_damaged, "unreadable file": n_broken}
+    return [f"{n:,} {what}{'s' if n > 1 else ''}" for what, n in counts.items() if n]
+
+
 def _check_addresses(
     tables: Sequence[_Table], images: _Images, listed: Collection[str], config: DataConfig
 ) -> None:
@@ -238,7 +242,7 @@ def _check_addresses(
 # --- Columns --------------------------------------------------------------------------------------
 
 
-def _find_layout(schema: Any, path: Path, config: DataConfig) -> _Layout:
+def _find_layout(schema: Any, path: Place, config: DataConfig) -> _Layout:
     """The columns to read.
 
     Raises:
@@ -290,7 +294,7 @@ def _class_names(schema: Any, column: str) -> tuple[str, ...]:
     return tuple(names) if is_list else ()
 
 
-def _no_column(names: Sequence[str], path: Path, config: DataConfig) -> InputError:
+def _no_column(names: Sequence[str], path: Place, config: DataConfig) -> InputError:
     """What a table without images or captions by their names lacks, and what may help."""
     has_images = find_columns([*names, "\0"], replace(config, caption_column="\0")) is not None
     flag = "caption_column" if has_images else "image_column"
@@ -304,7 +308,7 @@ def _no_column(names: Sequence[str], path: Path, config: DataConfig) -> InputErr
     return InputError(problem + there)
 
 
-def _wrong_type(flag: str, column: str, schema: Any, path: Path, needed: str) -> InputError:
+def _wrong_type(flag: str, column: str, schema: Any, path: Place, needed: str) -> InputError:
     found = str(schema.field(column).type)[:80]
     return InputError(
         f"--{flag} {column} holds {found} in {path}, not {needed}; name another column"
@@ -348,14 +352,14 @@ def _image_leaves(arrow_type: Any, name: str) -> tuple[tuple[str, ...], tuple[st
 # --- Captions -------------------------------------------------------------------------------------
 
 
-def _read_table(root: Path, name: str, config: DataConfig) -> _Table:
+def _read_table(root: Place, name: str, config: DataConfig) -> _Table:
     """A file's captions and names; its images are not touched.
 
     Raises:
         InputError: it lacks a column.
         pa.ArrowException: it is damaged; so may any other of `DAMAGE`.
     """
-    file = open_file(Path(real_path(root, name)))
+    file = open_file(root, name)
     try:
         layout = _find_layout(file.schema_arrow, root / name, config)
         if layout.path and not layout.data and _is_base64(file, layout.path):
@@ -495,7 +499,7 @@ def _group_rows(
 class _Images:
     """The images of rows: in the tables, or in files that these name."""
 
-    def __init__(self, root: Path, locator: Locator) -> None:
+    def __init__(self, root: Place, locator: Locator) -> None:
         self.locator, self._cells = locator, ImageCells(root)
 
     def plan(self, tables: Iterable[_Table]) -> None:

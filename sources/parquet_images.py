@@ -7,22 +7,29 @@ rows at a time, however large its row groups are.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sources.arrow import plain_column
-from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, SEVERAL_IMAGES, UnusableImage
+from sources.arrow import file_of, plain_column
+from sources.base import (
+    FILE_TOO_LARGE,
+    MAX_FILE_BYTES,
+    SEVERAL_IMAGES,
+    UNREADABLE_FILE,
+    UnusableImage,
+)
 from sources.image_files import HEAD_BYTES, from_base64, is_lfs_pointer
-from sources.paths import real_path, storable_name
+from sources.paths import has_file, open_plainly, storable_name
+from sources.places import BrokenReadError, Place, StorageGoneError
 
 DAMAGED_TABLE = "damaged table"
 IMAGES_AT_ONCE = 32  # rows, fewer where their mean size makes more than
@@ -31,6 +38,7 @@ BATCHES_KEPT = 8  # for threads that ask a little late, fewer where they make mo
 BYTES_KEPT = 2**28
 MAX_OPEN_FILES = 4
 MAX_OPEN_GROUPS = 2  # of a file
+REMOTE_BUFFER_BYTES = 2**23  # the same of an address, where every piece is waited for
 BUFFER_BYTES = 2**20  # a column is read in such pieces; without a buffer a row group at a time
 
 # What damaged bytes make Arrow and its wrappers raise; InputError is a ValueError too.
@@ -40,17 +48,18 @@ DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, OverflowError)
 # --- Files ----------------------------------------------------------------------------------------
 
 
-def open_file(path: Path) -> Any:
-    """A Parquet file, opened so that little of it is held at a time."""
-    if not path.is_file():  # a pipe would be waited for
-        raise FileNotFoundError(f"{storable_name(path.name)} is no file")
-    with open(path, "rb") as file:
+def open_file(root: Place, name: str) -> Any:
+    """A Parquet file under a folder, opened so that little of it is held at a time."""
+    if not has_file(root, name):  # a pipe would be waited for
+        raise FileNotFoundError(f"{storable_name(posixpath.basename(name))} is no file")
+    with open_plainly(root, name) as file:
         if is_lfs_pointer(file.read(HEAD_BYTES)):
             raise pa.ArrowInvalid("a pointer of Git LFS; git lfs pull fetches the file")
-    source = pa.OSFile(os.fsencode(path))
+    source = file_of(root, name)
+    is_local = isinstance(source, str)
     return pq.ParquetFile(
-        source,
-        buffer_size=BUFFER_BYTES,
+        pa.OSFile(os.fsencode(source)) if is_local else source,
+        buffer_size=BUFFER_BYTES if is_local else REMOTE_BUFFER_BYTES,
         pre_buffer=False,
         page_checksum_verification=True,  # of pages that have one
         arrow_extensions_enabled=False,
@@ -77,7 +86,7 @@ def problem_of(error: BaseException) -> str:
 class ImageCells:
     """The image cells of the files of a folder; a few files are open at a time."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Place) -> None:
         """Nothing is read yet; `root` is the data folder."""
         self._root = root
         self._lock = threading.Lock()
@@ -101,8 +110,11 @@ class ImageCells:
         with self._lock:
             if file not in self._open:
                 try:
-                    column = ImageColumn(Path(real_path(self._root, file)), leaf)
-                except OSError:  # it was moved, or the system opens no more files
+                    column = ImageColumn(self._root, file, leaf)
+                except (
+                    StorageGoneError,
+                    OSError,
+                ):  # it was moved, or the system opens no more files
                     raise
                 except DAMAGE as error:
                     raise UnusableImage(DAMAGED_TABLE, problem_of(error)) from error
@@ -154,12 +166,12 @@ class ImageColumn:
     the writer chose, and `BATCHES_KEPT` batches.
     """
 
-    def __init__(self, path: Path, leaf: tuple[str, ...]) -> None:
+    def __init__(self, root: Place, name: str, leaf: tuple[str, ...]) -> None:
         self._leaf = leaf
-        self._file = open_file(path)
+        self._file = open_file(root, name)
         self._starts = np.cumsum([0, *group_sizes(self._file)])
         self._kept: deque[tuple[int, Any]] = deque()  # first row, cells
-        self._lost: dict[int, tuple[int, str]] = {}  # by row group: first row, problem
+        self._lost: dict[int, tuple[int, str, str]] = {}  # by row group: first row, reason
         self._cursors: OrderedDict[int, _Cursor] = OrderedDict()  # by row group, last used last
 
     def close(self) -> None:
@@ -179,7 +191,7 @@ class ImageColumn:
             return found
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         if group in self._lost and row >= self._lost[group][0]:
-            raise UnusableImage(DAMAGED_TABLE, self._lost[group][1])
+            raise UnusableImage(*self._lost[group][1:])
         if group not in self._cursors or row < self._cursors[group].next:
             self._cursors[group] = _Cursor(int(self._starts[group]), self._decode(group))
         self._cursors.move_to_end(group)
@@ -203,10 +215,12 @@ class ImageColumn:
             if cells is None:
                 raise pa.ArrowInvalid(f"row group {group} ends early")
         except DAMAGE as error:
-            problem = problem_of(error)
-            self._lost[group] = (cursor.next, problem)
             del self._cursors[group]
-            raise UnusableImage(DAMAGED_TABLE, problem) from error
+            if isinstance(error, StorageGoneError):
+                raise
+            reason = UNREADABLE_FILE if isinstance(error, BrokenReadError) else DAMAGED_TABLE
+            self._lost[group] = (cursor.next, reason, problem_of(error))
+            raise UnusableImage(*self._lost[group][1:]) from error
         self._kept.append((cursor.next, cells))
         cursor.next += len(cells)
         while len(self._kept) > 1 and (

@@ -6,6 +6,7 @@ And text in whatever encoding it has.
 from __future__ import annotations
 
 import codecs
+import io
 import logging
 import os
 import posixpath
@@ -17,8 +18,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
+from typing import overload
 
+from artifacts.settings import InputError
 from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER, SPLIT_OF, UnusableImage
+from sources.places import Address, BrokenReadError, Place, Version, leads_above
 
 logger = logging.getLogger(__name__)
 MAX_LINK_BYTES = 256
@@ -32,8 +36,11 @@ _LINK_TEXT = re.compile(rb"(?:\.\./)+blobs/([0-9a-f]{40,64})\s*")
 # --- What a folder holds --------------------------------------------------------------------------
 
 
-def visible_files(root: Path) -> Iterator[str]:
+def visible_files(root: Place) -> Iterator[str]:
     """Paths from `root` of every visible file, those of a folder before those of its subfolders."""
+    if isinstance(root, Address):
+        yield from sorted(filter(_is_visible, root.listing), key=_walking_order)
+        return
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         place = os.path.relpath(folder, root).replace(os.sep, "/")
@@ -42,8 +49,21 @@ def visible_files(root: Path) -> Iterator[str]:
             yield prefix + name
 
 
-def list_files(root: Path) -> dict[str, tuple[int, int]]:
+def _is_visible(name: str) -> bool:
+    """Whether no part of a listed name is hidden or none at all, as `..` would be."""
+    return all(part and not part.startswith(".") for part in name.split("/"))
+
+
+def _walking_order(name: str) -> list[tuple[bool, str]]:
+    """Puts files before the folders beside them."""
+    *folders, base = name.split("/")
+    return [*((True, folder) for folder in folders), (False, base)]
+
+
+def list_files(root: Place) -> dict[str, Version]:
     """`file_version` of every visible file, by path from `root`; links are not followed."""
+    if isinstance(root, Address):
+        return {name: root.listing[name] for name in visible_files(root)}
     base = os.fspath(root)
     return {name: file_version(os.lstat(f"{base}/{name}")) for name in visible_files(root)}
 
@@ -53,8 +73,53 @@ def file_version(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def leads_out(root: Path, name: str) -> bool:
+def version_of(root: Place, name: str) -> Version:
+    """What changes when a file under a folder does.
+
+    Raises:
+        OSError: there is none.
+    """
+    return root.version(name) if isinstance(root, Address) else file_version((root / name).stat())
+
+
+def has_file(root: Place, name: str) -> bool:
+    """Whether there is a plain file of this name under a folder."""
+    return root.has(name) if isinstance(root, Address) else (root / name).is_file()
+
+
+def has_folder(root: Place, name: str) -> bool:
+    """Whether there is a folder of this name under a folder."""
+    if isinstance(root, Address):
+        return any(file.startswith(f"{name}/") for file in root.listing)
+    return (root / name).is_dir()
+
+
+def names_in(root: Place, folder: str = "") -> list[str]:
+    """Names of the files and folders in a folder, in no order.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not isinstance(root, Address):
+        return os.listdir(root / folder)
+    prefix = f"{folder}/" if folder else ""
+    below = (file[len(prefix) :] for file in root.listing if file.startswith(prefix))
+    return [*dict.fromkeys(name.partition("/")[0] for name in below)]
+
+
+def open_plainly(root: Place, name: str) -> io.BufferedReader:
+    """A file under a folder, open for reading; only `real_path` looks where links lead.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    return root.open(name) if isinstance(root, Address) else open(real_path(root, name), "rb")
+
+
+def leads_out(root: Place, name: str) -> bool:
     """Whether a path from a folder leads out of it, through links or upwards."""
+    if isinstance(root, Address):
+        return leads_above(name)
     return not _is_allowed(root, os.path.realpath(root / name))
 
 
@@ -64,13 +129,15 @@ def real_path(root: Path, name: str) -> str:
     return _linked_blob(path) or path
 
 
-def read_file(root: Path, key: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+def read_file(root: Place, key: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The bytes of a file under a folder.
 
     Raises:
         UnusableImage: the path leads out of the folder, or the file is far too large.
         OSError: there is no such file, or it cannot be read.
     """
+    if isinstance(root, Address):
+        return root.read(key, max_bytes)
     folder, name = os.path.split(os.path.join(root, key))
     real_folder = _real_folder(os.fspath(root), folder)
     path = os.path.join(real_folder or "", name)
@@ -86,6 +153,19 @@ def read_file(root: Path, key: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         raise UnusableImage(FILE_TOO_LARGE, f"{status.st_size:,} bytes")
     with open(path, "rb") as file:
         return file.read()
+
+
+def read_list(root: Place, name: str, max_bytes: int) -> bytes:
+    """The bytes of a file without which others mean something else, such as a list of names.
+
+    Raises:
+        InputError: they are there and cannot be read to their end.
+        UnusableImage, OSError: see `read_file`.
+    """
+    try:
+        return read_file(root, name, max_bytes)
+    except BrokenReadError as error:
+        raise InputError(f"{root / name}: {error}; run again") from error
 
 
 @lru_cache(maxsize=1024)  # else every part of the path is looked at again for every image
@@ -129,11 +209,21 @@ def _linked_blob(path: str) -> str | None:
     return blob if is_there else None
 
 
-def current_snapshot(folder: Path) -> tuple[Path, tuple[str, ...]]:
+@overload
+def current_snapshot(folder: Path) -> tuple[Path, tuple[str, ...]]: ...
+
+
+@overload
+def current_snapshot(folder: Place) -> tuple[Place, tuple[str, ...]]: ...
+
+
+def current_snapshot(folder: Place) -> tuple[Place, tuple[str, ...]]:
     """The snapshot that a repository of the Hub's cache stands for; any other folder as it is.
 
     Every snapshot holds the same files anew, so one is enough.
     """
+    if isinstance(folder, Address):
+        return folder, ()
     if not ((folder / "blobs").is_dir() and (folder / "snapshots").is_dir()):
         return folder, ()
     snapshots = [path for path in (folder / "snapshots").iterdir() if path.is_dir()]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from jaxtyping import Float32, Int64, UInt8
 
 from sources.captions import caption_fault, normalize_caption
 from sources.embedding_tables import read_table
+from sources.places import Place
 from sources.vectors import Vectors
 
 STRETCH = 2**16  # rows of a file that are looked at together
@@ -38,7 +38,7 @@ class Stretch:
     """
 
     images: Vectors = field(repr=False)
-    root: Path
+    root: Place
     table: str
     caption_column: str
     first: int

@@ -8,11 +8,12 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import posixpath
 import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, takewhile
 from math import prod
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from sources.paths import (
     unread_note,
     what_it_holds,
 )
+from sources.places import Address, Place, place_at
 
 logger = logging.getLogger(__name__)
 UNPACKERS = {"gz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd --rm"}
@@ -46,6 +48,7 @@ _PACKED_HEADS = {
 }
 MARK_BYTES = 64  # of a file that tell what it is packed as
 _ZIP_HEADS = (b"PK\x03\x04", b"PK\x05\x06")
+PATTERN_MARKS = "{*?["
 MAX_PATTERN_PATHS = 100_000
 N_SHOWN_SHARDS = 3
 
@@ -61,7 +64,7 @@ class ShardFiles:
         unread: what is left out although it may hold pairs, a phrase each.
     """
 
-    root: Path
+    root: Place
     names: list[str]
     notes: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
@@ -81,6 +84,9 @@ def find_shards(data_dir: str | None) -> ShardFiles:
             "--data_dir is needed; give a folder of .tar shards, one of them, or a pattern such as "
             "shards/{00000..00012}.tar"
         )
+    place = place_at(data_dir)
+    if isinstance(place, Address):
+        return _shards_behind(place)
     if os.path.isdir(data_dir):
         return _shards_below(Path(data_dir))
     paths = [data_dir] if os.path.lexists(data_dir) else _pattern_paths(data_dir)
@@ -93,11 +99,7 @@ def find_shards(data_dir: str | None) -> ShardFiles:
         )
     if other := [path for path in there if not path.lower().endswith(".tar")]:
         raise InputError(f"--data_dir {data_dir}: {other[0]} is no .tar shard; {_remedy(other[0])}")
-    unread = []
-    if absent := [path for path in paths if path not in there]:
-        missing = f"{len(absent):,} of {len(paths):,} shards are missing, the first is {absent[0]}"
-        logger.warning("--data_dir %s: %s", data_dir, missing)
-        unread.append(storable_name(missing))
+    unread = _missing_note(data_dir, [path for path in paths if path not in there], len(paths))
     try:
         root = os.path.commonpath([os.path.dirname(path) for path in paths])
     except ValueError as error:
@@ -105,7 +107,62 @@ def find_shards(data_dir: str | None) -> ShardFiles:
             f"--data_dir {data_dir} mixes absolute and relative paths; give one kind"
         ) from error
     names = [os.path.relpath(path, root or ".") for path in there]
-    return ShardFiles(Path(root), sorted(names, key=natural_order), unread=tuple(unread))
+    return ShardFiles(Path(root), sorted(names, key=natural_order), unread=unread)
+
+
+def _shards_behind(place: Address) -> ShardFiles:
+    """The shards of an address: of a folder, of one of them, or of a pattern.
+
+    Raises:
+        InputError: there are none.
+    """
+    text = str(place)
+    if not any(mark in text for mark in PATTERN_MARKS):
+        if place.is_dir():
+            return _shards_below(place)
+        if not text.lower().endswith(".tar"):
+            raise InputError(f"--data_dir {text} is no .tar shard; {_remedy(text)}")
+        return ShardFiles(place.parent, [place.name])
+    paths = list(dict.fromkeys(_expanded(text)))
+    scheme, folder = _common_folder(paths)
+    root = place_at(f"{scheme}{folder}")
+    assert isinstance(root, Address), "it begins as an address does"
+    n_before = len(scheme) + (len(folder) + 1 if folder else 0)
+    found = {path: root.matching(path[n_before:]) for path in paths}
+    names = list(dict.fromkeys(chain.from_iterable(found.values())))
+    if not names:
+        raise InputError(
+            f"--data_dir {text}: no such file; give a folder of .tar shards, one of them, or a "
+            "pattern such as s3://bucket/{00000..00012}.tar"
+        )
+    if other := [name for name in names if not name.lower().endswith(".tar")]:
+        raise InputError(f"--data_dir {text}: {other[0]} is no .tar shard; {_remedy(other[0])}")
+    unread = _missing_note(text, [path for path in paths if not found[path]], len(paths))
+    return ShardFiles(root, sorted(names, key=natural_order), unread=unread)
+
+
+def _common_folder(paths: Sequence[str]) -> tuple[str, str]:
+    """How addresses begin, and the folder that is around all of them and no pattern itself.
+
+    Raises:
+        InputError: they are of different storage.
+    """
+    parts = [path.partition("://") for path in paths]
+    if len({scheme for scheme, _, _ in parts}) > 1:
+        raise InputError(f"--data_dir {paths[0]} and others are of different storage; give one")
+    folders = [rest.split("/")[:-1] for _, _, rest in parts]
+    common = posixpath.commonprefix(folders)  # of lists, part by part
+    plain = takewhile(lambda part: not glob.has_magic(part), common)
+    return f"{parts[0][0]}://", "/".join(plain)
+
+
+def _missing_note(data_dir: str, absent: Sequence[str], n_all: int) -> tuple[str, ...]:
+    """What is said of shards that are named and not there; nothing where all are."""
+    if not absent:
+        return ()
+    missing = f"{len(absent):,} of {n_all:,} shards are missing, the first is {absent[0]}"
+    logger.warning("--data_dir %s: %s", data_dir, missing)
+    return (storable_name(missing),)
 
 
 def _remedy(path: str) -> str:
@@ -137,7 +194,7 @@ def _shards_near(path: str) -> str:
 # --- A folder -------------------------------------------------------------------------------------
 
 
-def _shards_below(folder: Path) -> ShardFiles:
+def _shards_below(folder: Place) -> ShardFiles:
     root, notes = current_snapshot(folder)
     files = sorted(list_files(root), key=natural_order)
     names = [name for name in files if name.lower().endswith(".tar")]
@@ -163,21 +220,21 @@ def _shards_below(folder: Path) -> ShardFiles:
     return ShardFiles(root, [n for n in names if n not in outside], notes, tuple(remedies))
 
 
-def _left_out(root: Path, files: Sequence[str], outside: Sequence[str]) -> dict[str, str]:
+def _left_out(root: Place, files: Sequence[str], outside: Sequence[str]) -> dict[str, str]:
     """What is left out of a folder although it may hold pairs, and the rest of what helps."""
     packed = [name for name in files if name.endswith(PACKED_SUFFIXES)]
     zipped = [name for name in files if name.endswith(".zip")]
     found = {}
     if outside:
-        place = os.path.dirname(os.path.realpath(root / outside[0]))
+        place = os.path.dirname(os.path.realpath(str(root / outside[0])))
         fault = f"{len(outside):,} links lead out of it, the first is {outside[0]}; put copies in "
         found[f"{fault}their place"] = f", or give the folder that they lead to ({place})"
     if packed:
         fault = f"{len(packed):,} shards are compressed, the first is {packed[0]}; decompress them"
-        found[fault] = f" ({unpacking(os.path.join(root, packed[0]))})"
+        found[fault] = f" ({unpacking(os.path.join(str(root), packed[0]))})"
     if zipped:
         fault = f"{len(zipped):,} files are zip, the first is {zipped[0]}; unpack them"
-        found[fault] = f" ({unpacking(os.path.join(root, zipped[0]))})"
+        found[fault] = f" ({unpacking(os.path.join(str(root), zipped[0]))})"
     return found
 
 
@@ -220,11 +277,16 @@ def packing_fault(head: bytes, path: str) -> str:
 
 
 def _pattern_paths(pattern: str) -> list[str]:
+    return list(chain.from_iterable(map(_matching, _expanded(pattern))))
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """The texts that a pattern stands for; see `expand_braces`."""
     if _n_expanded(pattern) > MAX_PATTERN_PATHS:
         raise InputError(
             f"--data_dir {pattern} names more than {MAX_PATTERN_PATHS:,} shards; give a folder"
         )
-    return list(chain.from_iterable(map(_matching, expand_braces(pattern))))
+    return expand_braces(pattern)
 
 
 def _matching(path: str) -> list[str]:

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -35,7 +34,15 @@ from sources.base import (
 from sources.columns import SPLIT_COLUMN
 from sources.image_files import HEAD_BYTES
 from sources.official import path_notes, splits_of_paths
-from sources.paths import file_version, real_path, split_from_path, storable_name, unique_names
+from sources.paths import (
+    file_version,
+    open_plainly,
+    real_path,
+    split_from_path,
+    storable_name,
+    unique_names,
+)
+from sources.places import Address, BrokenReadError, Place, Version, each
 from sources.shard_files import MARK_BYTES, ShardFiles, find_shards, packing_fault
 from sources.shard_samples import (
     COMMON_IMAGES,
@@ -57,18 +64,18 @@ class _Shard:
     """A shard and what it holds.
 
     Attributes:
-        path: where it is.
+        read: gives a part of it, by offset and size in bytes.
         name: its path from the data folder.
-        version: size in bytes and modification time in ns; None for what is no file.
+        version: what changes when it does; None for what is no file.
         content: its samples, and what else it holds.
         problem: why nothing of it can be used, or "".
         is_whole: whether it could be read to its end.
         warnings: what is wrong with it, a line each.
     """
 
-    path: str
+    read: Callable[[int, int], bytes]
     name: str
-    version: tuple[int, int] | None
+    version: Version | None
     content: ShardContent
     problem: str
     is_whole: bool
@@ -160,7 +167,8 @@ def _further_facts(shards: Iterable[_Shard]) -> list[object]:
 def _read_shards(files: ShardFiles, choice: Choice) -> tuple[list[_Shard], list[str]]:
     """The shards, and which flags are not used because no shard holds what they name."""
     progress = tqdm(files.names, desc="shards", unit="shard", disable=None, leave=False)
-    shards = [_read_shard(files.root, name, choice) for name in progress]
+    read = partial(_read_shard, files.root, choice=choice)
+    shards = list(each(files.root, read, progress))
     unused = {}
     samples = [sample for shard in shards for sample in shard.samples]
     if choice.image and not any(sample.image for sample in samples):
@@ -180,22 +188,32 @@ def _read_shards(files: ShardFiles, choice: Choice) -> tuple[list[_Shard], list[
 # --- One shard ------------------------------------------------------------------------------------
 
 
-def _read_shard(root: Path, name: str, choice: Choice) -> _Shard:
+def _read_shard(root: Place, name: str, choice: Choice) -> _Shard:
     """What a shard holds, and what is wrong with it."""
-    path, shown = os.path.join(root, name), storable_name(name)
+    shown = storable_name(name)
     content = ShardContent()
+    read: Callable[[int, int], bytes] = partial(_read_part, os.path.join(str(root), name))
     version, n_whole, damage, packing = None, 0, "", ""
     try:
-        path = real_path(root, name)
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-            raise OSError("no plain file")
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            version = file_version(status)
-            packing = packing_fault(file.read(MARK_BYTES), os.path.join(root, name))
+        if isinstance(root, Address):
+            read = partial(root.read_range, name)
+        else:
+            path = real_path(root, name)
+            read = partial(_read_part, path)
+            if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+                raise OSError("no plain file")
+        with open_plainly(root, name) as file:
+            version = (
+                root.version(name)
+                if isinstance(root, Address)
+                else file_version(os.fstat(file.fileno()))
+            )
+            packing = packing_fault(file.read(MARK_BYTES), os.path.join(str(root), name))
             if not packing:
-                members, n_whole, damage = read_members(file, status.st_size, choice.kind)
+                members, n_whole, damage = read_members(file, version[0], choice.kind)
                 content = find_samples(members, choice, shown, partial(_read_head, file))
+    except BrokenReadError as error:
+        version, damage = None, str(error).removeprefix(f"{shown} ")
     except OSError as error:
         damage = f"cannot be read ({error.strerror or error})"
     problem = ""
@@ -209,7 +227,7 @@ def _read_shard(root: Path, name: str, choice: Choice) -> _Shard:
         )
     warnings += [f"{shown}: {warning}" for warning in _sample_warnings(content.samples)]
     is_whole = bool(version and version[0]) and not (damage or packing)
-    return _Shard(path, shown, version, content, problem, is_whole, tuple(warnings))
+    return _Shard(read, shown, version, content, problem, is_whole, tuple(warnings))
 
 
 def _read_head(file: io.BufferedIOBase, member: Member) -> bytes:
@@ -218,7 +236,7 @@ def _read_head(file: io.BufferedIOBase, member: Member) -> bytes:
     return file.read(min(HEAD_BYTES, member.size))
 
 
-def _emptiness(version: tuple[int, int] | None, n_whole: int, damage: str) -> str:
+def _emptiness(version: Version | None, n_whole: int, damage: str) -> str:
     """Why a shard holds no sample."""
     if version is None:
         return damage
@@ -346,7 +364,7 @@ def _record(shard: _Shard, sample: Sample, key: str, position: int) -> ImageReco
     elif image is None:
         read = partial(_miss, key)
     else:
-        read = partial(_read_image, shard.path, image.offset, image.size)
+        read = partial(shard.read, image.offset, image.size)
     return ImageRecord(
         *(key, read, captions),
         shard=shard.name,
@@ -364,7 +382,7 @@ def _miss(key: str) -> NoReturn:
     raise FileNotFoundError(key)
 
 
-def _read_image(path: str, offset: int, size: int) -> bytes:
+def _read_part(path: str, offset: int, size: int) -> bytes:
     """A part of a file; every call opens it anew, so that any number of threads may read."""
     with open(path, "rb") as file:
         file.seek(offset)

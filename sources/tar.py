@@ -15,6 +15,7 @@ from typing import NamedTuple
 from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER
 from sources.image_files import IMAGE_EXTENSIONS
 from sources.paths import storable_name
+from sources.places import StorageGoneError
 
 TRUNCATED_SHARD = "truncated shard"
 NO_PLAIN_MEMBER = "no plain file in its shard"
@@ -118,6 +119,8 @@ def read_members(
                 member = member._replace(content=_read_exactly(file, member.size))
             if member.extension or (member.key and member.problem is None):
                 members.append(member)
+    except StorageGoneError:
+        raise
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         return members, n_whole, storable_name(str(error)) or type(error).__name__
     return members, n_whole, ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,16 @@ from tqdm import tqdm
 
 from artifacts.settings import InputError
 from sources.base import UnusableImage
-from sources.paths import leads_out, natural_order, storable_name
+from sources.npy import fetch_rows, remote_header
+from sources.paths import (
+    has_file,
+    has_folder,
+    leads_out,
+    names_in,
+    natural_order,
+    storable_name,
+)
+from sources.places import Address, Place
 
 EMBEDDING_NOT_USABLE = "embedding not usable"
 IMAGE_FOLDER, TEXT_FOLDER, METADATA_FOLDER = "img_emb", "text_emb", "metadata"
@@ -30,22 +40,23 @@ MADE_BY = {  # flags of clip-retrieval's inference
 N_SHOWN_NAMES = 5  # of a folder that is none of embeddings
 MIN_LENGTH = 1e-5  # float16 cannot tell the direction of a shorter row
 BLOCK_ROWS = 2**13  # of embeddings that are looked at together
+MAX_FETCHED_FILES = 2  # the same of an address, whose files are fetched to the disk
 MAX_OPEN_FILES = 64  # of each kind; a memory map keeps its file open
 SAVE_PLAINLY = "save the embeddings as a float16 or float32 array with np.save"
 
 
-def input_error(root: Path, problem: str) -> InputError:
+def input_error(root: Place, problem: str) -> InputError:
     """What is wrong with a folder of embeddings, with the flag that names it."""
     return InputError(f"--embeddings_dir {root}: {problem}")
 
 
-def paired_files(root: Path) -> list[tuple[str, str, str]]:
+def paired_files(root: Place) -> list[tuple[str, str, str]]:
     """Paths from the folder of the image, text and metadata files that belong together.
 
     Raises:
         InputError: a folder or a file is missing, or leads out of `root`.
     """
-    there = [folder for folder in SUFFIXES if os.path.lexists(root / folder)]
+    there = [folder for folder in SUFFIXES if _is_there(root, folder)]
     if not {IMAGE_FOLDER, TEXT_FOLDER} & {*there}:
         raise unknown_layout(root)
     found = {folder: _list_folder(root, folder, SUFFIXES[folder]) for folder in there}
@@ -73,10 +84,10 @@ def paired_files(root: Path) -> list[tuple[str, str, str]]:
     return parts
 
 
-def _list_folder(root: Path, folder: str, suffix: str) -> list[str]:
+def _list_folder(root: Place, folder: str, suffix: str) -> list[str]:
     """Visible files of a subfolder in natural order, as paths from `root`."""
     try:
-        names = [name for name in os.listdir(root / folder) if not name.startswith(".")]
+        names = [name for name in names_in(root, folder) if not name.startswith(".")]
     except OSError as error:
         raise input_error(
             root, f"{folder} cannot be read ({error.strerror}); provide it"
@@ -92,17 +103,18 @@ def _list_folder(root: Path, folder: str, suffix: str) -> list[str]:
     for file in files:
         if leads_out(root, file):
             raise input_error(root, f"{file} leads out of the folder; put a copy in its place")
-        if not os.path.isfile(root / file):
+        if not has_file(root, file):
             raise input_error(root, f"{file} is no plain file; replace it")
     return files
 
 
-def unknown_layout(root: Path) -> InputError:
+def unknown_layout(root: Place) -> InputError:
     """What a folder without embeddings holds, what it should hold, and where that may be."""
     try:
-        names = [name for name in os.listdir(root) if not name.startswith(".")]
-        metadata = root / METADATA_FOLDER
-        inner = os.listdir(metadata) if metadata.is_dir() and not metadata.is_symlink() else []
+        names = [name for name in names_in(root) if not name.startswith(".")]
+        is_link = not isinstance(root, Address) and (root / METADATA_FOLDER).is_symlink()
+        has_metadata = has_folder(root, METADATA_FOLDER) and not is_link
+        inner = names_in(root, METADATA_FOLDER) if has_metadata else []
     except OSError as error:
         return input_error(root, f"it cannot be read ({error.strerror}); provide it")
     names = sorted(names, key=natural_order)
@@ -121,10 +133,24 @@ def unknown_layout(root: Path) -> InputError:
             "it (clip-retrieval's layout), or with a .parquet and an .npz file of every name "
             "(DataComp's metadata)"
         )
-    nearby = [root.parent] if root.name in SUFFIXES else [root / name for name in names]
-    meant = [str(place) for place in nearby if _may_be_meant(place)][:1]
+    meant = _meant_near(root, names)[:1]
     hint = "".join(f"; --embeddings_dir {place} may be meant" for place in meant)
     return input_error(root, f"it holds {problem}{hint}")
+
+
+def _is_there(root: Place, folder: str) -> bool:
+    """Whether a folder holds one of this name, a link that leads nowhere included."""
+    if isinstance(root, Address):
+        return has_folder(root, folder)
+    return os.path.lexists(root / folder)
+
+
+def _meant_near(root: Place, names: Sequence[str]) -> list[str]:
+    """Folders of embeddings around a folder that is none: the one above, or those in it."""
+    if isinstance(root, Address):
+        return [str(root / n) for n in names if has_folder(root, f"{n}/{IMAGE_FOLDER}")]
+    nearby = [root.parent] if root.name in SUFFIXES else [root / name for name in names]
+    return [str(place) for place in nearby if _may_be_meant(place)]
 
 
 def _may_be_meant(place: Path) -> bool:
@@ -168,21 +194,23 @@ class Vectors:
     """
 
     def __init__(
-        self, root: Path, files: Sequence[RowFile], max_open_files: int | None = None
+        self, root: Place, files: Sequence[RowFile], max_open_files: int | None = None
     ) -> None:
         """Reads no rows.
 
         Args:
             root: the folder that errors name.
             files: in their order.
-            max_open_files: whose rows are held at once; None: `MAX_OPEN_FILES`.
+            max_open_files: whose rows are held at once; None: `MAX_OPEN_FILES`, of an address
+                `MAX_FETCHED_FILES`.
 
         Raises:
             InputError: one file is wider than another.
         """
         self._root, self.files, self._max_open = root, [file.name for file in files], max_open_files
         self._parts = files
-        self._cached = lru_cache(max_open_files or MAX_OPEN_FILES)(self._read)
+        n_open = MAX_FETCHED_FILES if isinstance(root, Address) else MAX_OPEN_FILES
+        self._cached = lru_cache(max_open_files or n_open)(self._read)
         self._lock = threading.Lock()
         self.n_rows = [file.shape[0] for file in files]
         self.width = files[0].shape[1]
@@ -250,33 +278,53 @@ class NpyFile:
         shape: rows and values a row.
     """
 
-    root: Path
+    root: Place
     name: str
     shape: tuple[int, int]
 
     @classmethod
-    def open(cls, root: Path, name: str) -> NpyFile:
+    def open(cls, root: Place, name: str) -> NpyFile:
         """Reads the header alone.
 
         Raises:
             InputError: it is no table of floats, or cannot be read.
         """
+        if isinstance(root, Address):
+            with _reading(root, name):
+                shape, _, dtype = remote_header(root, name)
+            _check_table(root, name, shape, dtype)
+            return cls(root, name, (int(shape[0]), int(shape[1])))
         n, width = _map_rows(root, name).shape
         return cls(root, name, (int(n), int(width)))
 
     def rows(self) -> Float[np.ndarray, "n d"]:
-        """All rows, which stay on disk; see `RowFile.rows`."""
+        """All rows, which stay on disk, or are fetched to it; see `RowFile.rows`."""
         return _map_rows(self.root, self.name)
 
 
-def _map_rows(root: Path, file: str) -> Float[np.ndarray, "n d"]:
+def _map_rows(root: Place, file: str) -> Float[np.ndarray, "n d"]:
     """A memory map of a .npy file.
 
     Raises:
         InputError: it is no table of floats, or cannot be read.
     """
+    with _reading(root, file):
+        rows: np.ndarray
+        if isinstance(root, Address):
+            rows = fetch_rows(root, file)
+        else:
+            rows = np.lib.format.open_memmap(root / file, mode="r")  # type: ignore[no-untyped-call]
+    _check_table(root, file, rows.shape, rows.dtype)
+    return rows
+
+
+@contextmanager
+def _reading(root: Place, file: str) -> Iterator[None]:
+    """Whatever an array that is none raises as an InputError that names it."""
     try:
-        rows: np.ndarray = np.lib.format.open_memmap(root / file, mode="r")  # type: ignore[no-untyped-call]
+        yield
+    except InputError:
+        raise
     except OSError as error:
         raise input_error(
             root, f"{file} cannot be read ({error.strerror or error}); correct it"
@@ -286,10 +334,13 @@ def _map_rows(root: Path, file: str) -> Float[np.ndarray, "n d"]:
         raise input_error(
             root, f"{file} is damaged or no plain array ({problem}); {SAVE_PLAINLY}"
         ) from error
-    fault = table_fault(rows.shape, rows.dtype)
+
+
+def _check_table(root: Place, file: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raise an InputError unless an array is one row of floats a pair."""
+    fault = table_fault(shape, dtype)
     if fault:
         raise input_error(root, f"{file} {fault}; {SAVE_PLAINLY}")
-    return rows
 
 
 def table_fault(shape: tuple[int, ...], dtype: np.dtype) -> str:

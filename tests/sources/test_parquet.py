@@ -499,10 +499,10 @@ def test_few_files_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
     n_open, original_open, original_close = [0], parquet_images.open_file, pq.ParquetFile.close
     highest = []
 
-    def opening(path: Path) -> Any:
+    def opening(root: Path, name: str) -> Any:
         n_open[0] += 1
         highest.append(n_open[0])
-        return original_open(path)
+        return original_open(root, name)
 
     def closing(file: Any, force: bool = False) -> None:
         n_open[0] -= 1
