@@ -1,7 +1,9 @@
 """Stage 1b: topics by k-means over the concatenated embeddings, and the cells within each.
 
-Lloyd's algorithm from scikit-learn, its mini-batch variant (Sculley 2010) for large sets; the
-terms that set a cluster apart are those of `learner/terms.py`.
+Lloyd's algorithm from scikit-learn, for large sets fitted to a sample first (`learner/kmeans.py`);
+the terms that set a cluster apart are those of `learner/terms.py`. Near copies are looked for among
+images that lie close together: in small sets those nearest to one topic's images, in large ones
+those of about sqrt(n) groups of their own, so that their cost does not depend on the topics.
 
 What hurts a training set is mostly spread over all topics: wrong captions, boilerplate, copies. A
 topic's mean cannot see it, so each is split into cells by how well image and text agree, and into
@@ -19,19 +21,23 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int64
-from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from tqdm import tqdm
 
 from artifacts.settings import InputError, Settings, setting
 from embedding import EmbeddingResult
-from learner.near_copies import near_copies
+from learner.groups import nearby_groups
+from learner.kmeans import Fitted, sampled_kmeans
+from learner.near_copies import near_copies, nearest_other_groups
 from learner.pairs import TrainingPairs, fit_feature_scaling, nearest_clusters, representation
 from learner.terms import distinctive_terms
 from sources.captions import caption_groups
 
-# Above this many pairs mini-batch k-means takes over: there Lloyd's takes 9 s for 100 clusters,
-# mini-batch a tenth of it for 1.1 % more inertia (benchmarks/results/clustering.json).
-MINI_BATCH_ABOVE = 50_000
+# Above this many pairs k-means begins with a sample, and image groups are apart from topics
+# (benchmarks/results/clustering.json).
+SAMPLED_ABOVE = 50_000
+MINI_BATCH_ABOVE = SAMPLED_ABOVE  # what `cli.costs` knows it by
 N_NEAREST = 5
 ROWS_AT_ONCE = 8192
 
@@ -66,6 +72,8 @@ class ClusterAssignment:
     clusters: list[dict[str, Any]] = field(metadata={"file": "clusters.json"})
     # (pair, near copy with a better caption); results saved before this existed have none.
     copy_links: Int64[np.ndarray, "m 2"] | None = None
+    # About sqrt(n) groups of images that lie close together; None of small sets, whose topics do.
+    image_groups: Int64[np.ndarray, " n"] | None = None
 
 
 def cluster_embeddings(
@@ -98,22 +106,20 @@ def cluster_embeddings(
             f"--n_clusters asks for {config.n_clusters} clusters but there are only {n} training "
             f"pairs; pass --n_clusters {max(1, n // 10)} or more data"
         )
-    kmeans_class = MiniBatchKMeans if n > MINI_BATCH_ABOVE else KMeans
-    kmeans = kmeans_class(
-        n_clusters=config.n_clusters, n_init=3, random_state=int(rng.integers(2**31))
-    )
-    with warnings.catch_warnings():
-        # Fewer distinct points than clusters: the empty clusters are dropped below.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        labels = kmeans.fit_predict(embeddings)
-    used, assignments = np.unique(labels, return_inverse=True)
-    assignments = assignments.astype(np.int64)
-    centers = kmeans.cluster_centers_[used].astype(np.float32)
-    width = embeddings.shape[1] // 2
-    images = embeddings[:, :width] if image_features is None else image_features
+    found = _fit(embeddings, config.n_clusters, rng)
+    used, assignments = np.unique(found.labels, return_inverse=True)
+    assignments = assignments.astype(np.int64).reshape(n)
+    centers = found.centers[used].astype(np.float32)
+    embedded = embeddings[:, : embeddings.shape[1] // 2]
     # Copies share an image, not a caption: they are looked for where the images lie together.
-    groups = image_groups(embeddings, centers)
-    copies, links = near_copies(images, groups, clip_scores, config.near_copy_similarity)
+    own = nearby_groups(embedded, round(n**0.5), rng) if n > SAMPLED_ABOVE else None
+    copies, links = near_copies(
+        embedded if image_features is None else image_features,
+        image_groups(embeddings, centers) if own is None else own,
+        clip_scores,
+        config.near_copy_similarity,
+        other_groups=None if own is None else nearest_other_groups(embedded, own),
+    )
     bands = agreement_bands(clip_scores, config.agreement_bands)
     cells = split_into_cells(assignments, bands, copies)
     clusters = describe_clusters(assignments, centers, embeddings, clip_scores, captions)
@@ -122,7 +128,21 @@ def cluster_embeddings(
     )
     for cluster, its_cells in zip(clusters, described, strict=True):
         cluster["cells"] = its_cells
-    return ClusterAssignment(assignments, cells, copies, centers, clusters, links)
+    return ClusterAssignment(assignments, cells, copies, centers, clusters, links, own)
+
+
+def _fit(
+    embeddings: Float[np.ndarray, "n d2"], n_clusters: int, rng: np.random.Generator
+) -> Fitted:
+    """K-means, on a sample first where there are many pairs; some clusters may be empty."""
+    if len(embeddings) > SAMPLED_ABOVE:
+        return sampled_kmeans(embeddings, n_clusters, rng)
+    kmeans = KMeans(n_clusters=n_clusters, n_init=3, random_state=int(rng.integers(2**31)))
+    with warnings.catch_warnings():
+        # Fewer distinct points than clusters: the empty clusters are dropped.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = kmeans.fit_predict(embeddings)
+    return Fitted(labels, kmeans.cluster_centers_)
 
 
 def image_groups(
@@ -155,11 +175,12 @@ def describe_clusters(
 ) -> list[dict[str, Any]]:
     """What each cluster is about: size, mean CLIP score, its terms, captions nearest the centre."""
     terms = distinctive_terms(assignments, len(centers), captions)
+    distances = _distances(embeddings, centers, assignments)
+    order = np.argsort(assignments, kind="stable")
+    starts = np.searchsorted(assignments[order], np.arange(1, len(centers)))
     clusters = []
-    for k, center in enumerate(centers):
-        members = np.flatnonzero(assignments == k)
-        distances = np.linalg.norm(embeddings[members] - center, axis=1)
-        nearest = members[np.argsort(distances, kind="stable")[:N_NEAREST]]
+    for k, members in enumerate(np.split(order, starts)):
+        nearest = members[np.argsort(distances[members], kind="stable")[:N_NEAREST]]
         clusters.append(
             {
                 "cluster": k,
@@ -170,6 +191,29 @@ def describe_clusters(
             }
         )
     return clusters
+
+
+def _distances(
+    embeddings: Float[np.ndarray, "n d2"],
+    centers: Float[np.ndarray, "K d2"],
+    assignments: Int64[np.ndarray, " n"],
+) -> Float[np.ndarray, " n"]:
+    """The distance of each point to its centre, in blocks of rows."""
+    distances = []
+    with tqdm(
+        total=len(embeddings),
+        desc="distances",
+        unit="row",
+        unit_scale=True,
+        disable=None,
+        leave=False,
+    ) as bar:
+        for start in range(0, len(embeddings), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            apart = embeddings[rows] - centers[assignments[rows]]
+            distances.append(np.linalg.norm(apart, axis=1))
+            bar.update(len(apart))
+    return np.concatenate(distances)
 
 
 def agreement_bands(clip_scores: Float[np.ndarray, " n"], n_bands: int) -> Int64[np.ndarray, " n"]:
@@ -193,8 +237,9 @@ def split_into_cells(
     copies: Int64[np.ndarray, " n"],
 ) -> Int64[np.ndarray, " n"]:
     """Cell of each pair: one per cluster, band, and whether a better copy exists; none is empty."""
-    keys = np.stack([cluster_assignments, bands, np.minimum(copies, 1)], axis=1)
-    cells: np.ndarray = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+    n_bands = int(bands.max(initial=0)) + 1
+    keys = (cluster_assignments * n_bands + bands) * 2 + np.minimum(copies, 1)
+    cells: np.ndarray = np.unique(keys, return_inverse=True)[1].reshape(-1)
     return cells.astype(np.int64)
 
 

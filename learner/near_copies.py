@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Float32, Int64
+from scipy import sparse
+from tqdm import tqdm
 
 # A pair is a near copy of another where their images are this much closer than its surroundings:
 # photographs of one scene are alike without being copies (drawn ones more so).
@@ -15,6 +17,10 @@ SURROUNDINGS = 20
 IDENTICAL = 1e-5  # cosine distance of equal images, but for rounding, whatever their surroundings
 MOST_LINKS = 8  # that are kept of a pair, however large its family
 SIMILARITIES_AT_ONCE = 1024  # of a similarity matrix
+CANDIDATES_AT_ONCE = 2**22
+ROWS_AT_ONCE = 4096
+BORDER = 0.14  # squared distance that a group may be farther than a pair's own to be searched too,
+OTHERS = 3  # and how many of these at most: 98 % of copies are found (tests/learner)
 
 
 class NearCopies(NamedTuple):
@@ -42,6 +48,8 @@ def near_copies(
     groups: Int64[np.ndarray, " n"],
     agreement: Float[np.ndarray, " n"],
     similarity: float,
+    *,
+    other_groups: Int64[np.ndarray, "n m"] | None = None,
 ) -> NearCopies:
     """The near copies of its image that each pair has whose own caption agrees better.
 
@@ -51,62 +59,179 @@ def near_copies(
 
     or the same with i and j exchanged, and where they are equal. The best of a family of copies has
     none better, its second best has one. A family larger than the surroundings hides its members,
-    unless they are equal. Only pairs of one group are compared, in blocks of rows, never n x n at
-    once.
+    unless they are equal. Each pair is compared with those of its group, and with those of which
+    it is another group, in blocks of rows, never n x n at once. Features are read group by group.
 
     Args:
         image_features: of any encoder; copies lie close together in all of them.
         groups: pairs whose images may be copies of each other, such as image clusters.
         agreement: of image and caption, on any scale; ties go to the earlier row.
         similarity: least centred cosine of a near copy.
+        other_groups: groups beside its own in which a pair may have copies, -1 for none; see
+            `nearest_other_groups`.
     """
-    better, links = np.zeros(len(image_features), dtype=np.int64), [np.zeros((0, 2), np.int64)]
-    for rows, near in _near_and_better(image_features, groups, agreement, similarity):
-        better[rows.of_block] = near.sum(axis=1)
-        pair, other = np.nonzero(near)  # of each pair the best first
-        first = np.flatnonzero(np.diff(pair, prepend=-1))
-        rank = np.arange(len(pair)) - np.repeat(first, np.diff(first, append=len(pair)))
-        pair, other = pair[rank < MOST_LINKS], other[rank < MOST_LINKS]
-        links.append(np.stack([rows.of_block[pair], rows.of_group[other]], axis=1))
+    n = len(image_features)
+    mean = image_features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    better = np.zeros(n, dtype=np.int64)
+    links: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
+    reach = np.zeros(n, dtype=np.float32)
+    with tqdm(
+        total=2 * n, desc="near copies", unit="pair", unit_scale=True, disable=None, leave=False
+    ) as bar:
+        for group in _members(groups, other_groups, agreement):
+            points = _unit(image_features, group.rows, mean)
+            reach[group.rows[group.own]] = _reach(points, group.own)
+            bar.update(group.n_own)
+        for group in _members(groups, other_groups, agreement):
+            points = _unit(image_features, group.rows, mean)
+            for pair, other in _near_and_better(points, group, reach[group.rows], similarity):
+                pair, other = group.rows[pair], group.rows[other]
+                first = np.flatnonzero(np.diff(pair, prepend=-1))
+                counts = np.diff(first, append=len(pair))
+                better[pair[first]] = counts
+                rank = np.arange(len(pair)) - np.repeat(first, counts)
+                links.append(np.stack([pair, other], axis=1)[rank < MOST_LINKS])
+            bar.update(group.n_own)
     return NearCopies(better, np.concatenate(links))
 
 
-class _Rows(NamedTuple):
-    of_block: Int64[np.ndarray, " b"]
-    of_group: Int64[np.ndarray, " g"]
+class _Group(NamedTuple):
+    """The rows that one group's pairs are compared with, those of best agreement first."""
+
+    rows: Int64[np.ndarray, " g"]
+    own: slice | Int64[np.ndarray, " m"]  # which of them are the group's own
+
+    @property
+    def n_own(self) -> int:
+        return len(self.rows) if isinstance(self.own, slice) else len(self.own)
+
+
+def _members(
+    groups: Int64[np.ndarray, " n"],
+    other_groups: Int64[np.ndarray, "n m"] | None,
+    agreement: Float[np.ndarray, " n"],
+) -> Iterator[_Group]:
+    """Group by group the rows in it, and the guests for whom it is another group."""
+    n = len(groups)
+    rows: np.ndarray = np.arange(n)
+    if other_groups is not None:
+        guests, places = np.nonzero(other_groups >= 0)
+        rows = np.append(rows, guests)
+        groups = np.append(groups, other_groups[guests, places])
+    order = np.lexsort((rows, -agreement[rows], groups))  # best first in each group
+    for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+        own = np.flatnonzero(members < n)
+        if len(own):
+            yield _Group(rows[members], slice(None) if len(own) == len(members) else own)
+
+
+def _unit(
+    image_features: Float[np.ndarray, "n d_i"],
+    rows: slice | Int64[np.ndarray, " g"],
+    mean: Float32[np.ndarray, " d_i"],
+) -> Float[np.ndarray, "g d_i"]:
+    """Some rows less the mean, of unit length."""
+    centred = np.asarray(image_features[rows]) - mean
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.asarray(centred / np.maximum(norms, np.finfo(np.float32).tiny))
 
 
 def _near_and_better(
-    image_features: Float[np.ndarray, "n d_i"],
-    groups: Int64[np.ndarray, " n"],
-    agreement: Float[np.ndarray, " n"],
+    points: Float[np.ndarray, "g d_i"],
+    group: _Group,
+    reach: Float32[np.ndarray, " g"],
     similarity: float,
-) -> Iterator[tuple[_Rows, Bool[np.ndarray, "b g"]]]:
-    """Block by block: whose near copy with a better caption which pair of the group is."""
-    centred = image_features - image_features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    norms = np.linalg.norm(centred, axis=1, keepdims=True)
-    unit = centred / np.maximum(norms, np.finfo(np.float32).tiny)
-    order = np.lexsort((np.arange(len(unit)), -agreement, groups))  # best first in each group
-    for members in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-        points = unit[members]
-        reach = _reach(points)
-        for start in range(0, len(points), SIMILARITIES_AT_ONCE):
-            rows = slice(start, start + SIMILARITIES_AT_ONCE)
-            cosines = points[rows] @ points.T
-            near = 1 - cosines < np.maximum(reach[rows, None], reach[None, :])
-            near &= cosines >= similarity
-            earlier = np.arange(len(points))[None, :] < np.arange(len(points))[rows, None]
-            yield _Rows(members[rows], members), near & earlier
+) -> Iterator[tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]]:
+    """Block by block the near copies among the rows of a group: a pair, and a better one.
+
+    A better copy stands before its pair; the pairs come in order, and of each the best first.
+    """
+    own, place = points[group.own], np.arange(len(points))[group.own]
+    for start in range(0, len(own), SIMILARITIES_AT_ONCE):
+        block, at = own[start : start + SIMILARITIES_AT_ONCE], place[start:]
+        cosines = block @ points.T
+        step = max(1, CANDIDATES_AT_ONCE // len(points))  # where all images are alike, all are
+        for first in range(0, len(block), step):
+            pair, other = np.nonzero(cosines[first : first + step] >= similarity)
+            pair += first
+            near = other < at[pair]
+            pair, other = pair[near], other[near]
+            near = 1 - cosines[pair, other] < np.maximum(reach[at[pair]], reach[other])
+            yield at[pair[near]], other[near]
 
 
-def _reach(points: Float[np.ndarray, "g d_i"]) -> Float[np.ndarray, " g"]:
+def _reach(
+    points: Float[np.ndarray, "g d_i"], own: slice | Int64[np.ndarray, " m"]
+) -> Float[np.ndarray, " m"]:
     """Cosine distance within which another image is much closer than the surroundings."""
+    blocks = points[own]
     if len(points) < 2:
         return np.zeros(len(points), dtype=np.float32)
     k = min(SURROUNDINGS, len(points) - 1)
-    reach = np.empty(len(points), dtype=np.float32)
-    for start in range(0, len(points), SIMILARITIES_AT_ONCE):
+    reach = np.empty(len(blocks), dtype=np.float32)
+    for start in range(0, len(blocks), SIMILARITIES_AT_ONCE):
         rows = slice(start, start + SIMILARITIES_AT_ONCE)
-        cosines = points[rows] @ points.T  # the image itself is the first of the nearest
+        cosines = blocks[rows] @ points.T  # the image itself is the first of the nearest
         reach[rows] = CLOSER * (1 - np.partition(cosines, -(k + 1), axis=1)[:, -(k + 1)])
     return np.maximum(reach, np.float32(IDENTICAL))
+
+
+# --- Across the borders of groups -----------------------------------------------------------------
+
+
+def nearest_other_groups(
+    images: Float[np.ndarray, "n d"], groups: Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, "n m"]:
+    """The groups beside its own that each image is nearest to, as far as it is near; else -1.
+
+    Copies on the two sides of a border are so found from either. A group is near whose mean is at
+    most `BORDER` farther than that of the own group, in squared distance of unit rows.
+
+    Args:
+        images: embeddings, such as a memory map: read in blocks of rows, in order.
+        groups: of the images, 0 to their number - 1.
+    """
+    mean = images.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centers = _mean_images(images, groups, mean)
+    half_squares = (centers**2).sum(axis=1) / 2
+    found = np.full((len(images), min(OTHERS, len(centers) - 1)), -1, dtype=np.int64)
+    for start, block in _blocks(images, mean, "other groups"):
+        closeness = block @ centers.T - half_squares
+        rows, own = np.arange(len(block)), groups[start : start + len(block)]
+        to_own = closeness[rows, own]
+        closeness[rows, own] = -np.inf
+        for place in found[start : start + len(block)].T:
+            other = closeness.argmax(axis=1)
+            is_near = 2 * (to_own - closeness[rows, other]) <= BORDER
+            place[is_near] = other[is_near]
+            closeness[rows, other] = -np.inf
+    return found
+
+
+def _mean_images(
+    images: Float[np.ndarray, "n d"],
+    groups: Int64[np.ndarray, " n"],
+    mean: Float32[np.ndarray, " d"],
+) -> Float32[np.ndarray, "G d"]:
+    """The mean of the centred unit rows of each group."""
+    counts = np.bincount(groups)
+    totals = np.zeros((len(counts), images.shape[1]))
+    for start, block in _blocks(images, mean, "means of groups"):
+        ones, rows = np.ones(len(block), dtype=np.float32), np.arange(len(block))
+        where = (groups[start : start + len(block)], rows)
+        totals += sparse.csr_matrix((ones, where), (len(counts), len(block))) @ block
+    means: np.ndarray = (totals / np.maximum(counts, 1)[:, None]).astype(np.float32)
+    return means
+
+
+def _blocks(
+    images: Float[np.ndarray, "n d"], mean: Float32[np.ndarray, " d"], what: str
+) -> Iterator[tuple[int, Float32[np.ndarray, "b d"]]]:
+    """The first row of every block of images, and the block, centred and of unit length."""
+    with tqdm(
+        total=len(images), desc=what, unit="row", unit_scale=True, disable=None, leave=False
+    ) as bar:
+        for start in range(0, len(images), ROWS_AT_ONCE):
+            block = _unit(images, slice(start, start + ROWS_AT_ONCE), mean)
+            yield start, block
+            bar.update(len(block))

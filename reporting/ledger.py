@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Bool, Float, Int8, Int64
 
 from attribution.results import PairInfluence
 from attribution.scores import standardised
@@ -93,61 +93,117 @@ def make_ledger(
         parts: what adds up to their values.
         trust: which held-out pairs are trusted; None where none was judged.
     """
-    read = table.drop(columns=["image_row", "fault"]).assign(
-        status="read", reason="", detail="", duplicate_of=-1, decision=HELD_OUT
-    )
-    read["decision_reason"] = MEASURES
-    read["log_odds"], read["trusted"] = np.nan, pd.array([pd.NA] * len(read), "boolean")
-    skipped = skipped.assign(
-        status=SKIPPED, decision=SKIPPED, decision_reason=skipped["reason"], uid=""
-    )
-    train = read.index[read["split"] == "train"]
+    train = np.flatnonzero((table["split"] == "train").to_numpy())
     weights = curated.training_weights(len(train))
     reasons, cut = _decisions(curated.pair_values, weights, parts, curated.reviewed)
-    read.loc[train, "decision"] = np.where(weights > 0, KEPT, DROPPED)
-    read.loc[train, "decision_reason"] = reasons
-    read.loc[train, "log_odds"] = influence.agreement
+    n_read = len(table)
+    told: dict[str, Any] = {
+        "status": np.full(n_read, "read", dtype=object),
+        "reason": np.full(n_read, "", dtype=object),
+        "detail": np.full(n_read, "", dtype=object),
+        "duplicate_of": np.full(n_read, -1),
+        "decision": np.full(n_read, HELD_OUT, dtype=object),
+        "decision_reason": np.full(n_read, MEASURES, dtype=object),
+        "log_odds": np.full(n_read, np.nan),
+        "trusted": pd.array(np.full(n_read, None), "boolean"),
+    }
+    told["decision"][train] = _named(np.array([DROPPED, KEPT], dtype=object), weights > 0)
+    told["decision_reason"][train] = reasons
+    told["log_odds"][train] = influence.agreement
     if trust is not None:
-        _judge_held_out(read, trust)
-    facts = _training_facts(pairs, influence, curated, parts).set_index(train)
-    rows = pd.concat([read.drop(columns="group").join(facts), skipped], ignore_index=True)
-    rows = rows.sort_values("position", kind="stable").reset_index(drop=True)
-    return Ledger(rows.astype(TYPES)[COLUMNS], cut)
+        _judge_held_out(told, table["split"].to_numpy(), trust)
+    facts = _training_facts(pairs, influence, curated, parts, weights)
+    return Ledger(_in_order_of_source(table, skipped, told, facts, train), cut)
+
+
+def _in_order_of_source(
+    table: pd.DataFrame,
+    skipped: pd.DataFrame,
+    told: dict[str, Any],
+    facts: dict[str, Any],
+    train: Int64[np.ndarray, " n"],
+) -> pd.DataFrame:
+    """All columns, one after the other, so that no more than one is held twice.
+
+    Args:
+        table: what was read.
+        skipped: what was not.
+        told: of every pair that was read.
+        facts: of training pairs alone.
+        train: their rows in `table`.
+    """
+    n = len(table) + len(skipped)
+    places = np.append(*(rows["position"].to_numpy(np.int64) for rows in (table, skipped)))
+    order = np.argsort(places, kind="stable")
+    of_skipped = {"status": SKIPPED, "decision": SKIPPED, "uid": ""}
+    columns: dict[str, Any] = {}
+    for name in COLUMNS:
+        if name in facts:
+            known = pd.Series(facts.pop(name))
+            spread = np.full(n, -1)
+            spread[train] = np.arange(len(train))
+            column = _typed(name, known).reindex(spread[order])
+        else:
+            column = pd.Series(told.pop(name)) if name in told else table[name]
+            if name == "decision_reason":
+                rest = skipped["reason"]
+            elif name in skipped and name not in of_skipped:
+                rest = skipped[name]
+            else:
+                rest = pd.Series(np.full(len(skipped), of_skipped.get(name)), dtype=object)
+            parts = [column, rest.astype(column.dtype)] if len(skipped) else [column]
+            column = pd.concat(parts, ignore_index=True).iloc[order]
+        columns[name] = _typed(name, column).array
+    return pd.DataFrame(columns, copy=False)
+
+
+def _typed(name: str, column: pd.Series[Any]) -> pd.Series[Any]:
+    return column.astype(pd.api.types.pandas_dtype(TYPES[name])) if name in TYPES else column
+
+
+def _named(names: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """One of few names of each row; all rows of a name share it."""
+    named: np.ndarray = names[index.astype(np.intp)]
+    return named
 
 
 def _training_facts(
-    pairs: TrainingPairs, influence: PairInfluence, curated: CurationResult, parts: ValueParts
-) -> pd.DataFrame:
-    """What is known of the training pairs alone, one row each."""
-    categories = {int(entry["cluster"]): entry["category"] for entry in curated.categorization}
-    return pd.DataFrame(
-        {
-            "cluster": pairs.cluster_assignments,
-            "cell": influence.cell_assignments,
-            "clip_score": pairs.clip_scores.astype(np.float64),
-            "influence": influence.pair_influence / influence.validation_loss,
-            "evaluated": influence.pair_influence_evaluated,
-            "better_copies": pairs.better_copies,
-            "influence_part": parts.influence,
-            "agreement_part": parts.agreement,
-            "relevance_part": parts.relevance,
-            "value": curated.pair_values,
-            "category": [categories[int(k)] for k in pairs.cluster_assignments],
-            "group": _group_names(pairs.groups, len(pairs.indices)),
-            "weight": curated.training_weights(len(pairs.indices)),
-        }
-    )
+    pairs: TrainingPairs,
+    influence: PairInfluence,
+    curated: CurationResult,
+    parts: ValueParts,
+    weights: Float[np.ndarray, " n"],
+) -> dict[str, Any]:
+    """What is known of the training pairs alone, a value each."""
+    categories = np.empty(len(curated.categorization), dtype=object)
+    for entry in curated.categorization:
+        categories[int(entry["cluster"])] = entry["category"]
+    return {
+        "cluster": pairs.cluster_assignments,
+        "cell": influence.cell_assignments,
+        "clip_score": pairs.clip_scores.astype(np.float64),
+        "influence": influence.pair_influence / influence.validation_loss,
+        "evaluated": influence.pair_influence_evaluated,
+        "better_copies": pairs.better_copies,
+        "influence_part": parts.influence,
+        "agreement_part": parts.agreement,
+        "relevance_part": parts.relevance,
+        "value": curated.pair_values,
+        "category": _named(categories, pairs.cluster_assignments),
+        "group": _group_names(pairs.groups, len(pairs.indices)),
+        "weight": weights,
+    }
 
 
-def _judge_held_out(read: pd.DataFrame, trust: PairTrust) -> None:
+def _judge_held_out(told: dict[str, Any], splits: np.ndarray, trust: PairTrust) -> None:
     """Writes into the rows of held-out pairs whether they are trusted, and what that means."""
-    validation, test = (read.index[read["split"] == split] for split in ("validation", "test"))
-    read.loc[validation, "log_odds"] = trust.validation_log_odds
-    read.loc[validation, "trusted"] = trust.validation_trusted
-    read.loc[test, "log_odds"] = trust.test_log_odds
-    read.loc[test, "trusted"] = trust.test_trusted
+    validation, test = (np.flatnonzero(splits == split) for split in ("validation", "test"))
+    told["log_odds"][validation] = trust.validation_log_odds
+    told["trusted"][validation] = trust.validation_trusted
+    told["log_odds"][test] = trust.test_log_odds
+    told["trusted"][test] = trust.test_trusted
     not_asked = np.where(trust.validation_copies > 0, NOT_ASKED_COPY, NOT_ASKED)
-    read.loc[validation, "decision_reason"] = np.where(trust.validation_trusted, ASKED, not_asked)
+    told["decision_reason"][validation] = np.where(trust.validation_trusted, ASKED, not_asked)
 
 
 def _decisions(
@@ -192,12 +248,14 @@ def _against(parts: ValueParts) -> np.ndarray:
     return reasons
 
 
-def _group_names(groups: Mapping[str, Bool[np.ndarray, " n"]], n: int) -> list[str]:
-    names: list[list[str]] = [[] for _ in range(n)]
-    for name, member in groups.items():
-        for row in np.flatnonzero(member):
-            names[row].append(name)
-    return [",".join(found) for found in names]
+def _group_names(groups: Mapping[str, Bool[np.ndarray, " n"]], n: int) -> np.ndarray:
+    """The names of each row's groups, joined by commas: one text for all rows of the same."""
+    found = np.zeros(n, dtype=np.int64)
+    for bit, member in enumerate(groups.values()):
+        found |= member.astype(np.int64) << bit
+    kinds, index = np.unique(found, return_inverse=True)
+    names = [",".join(g for bit, g in enumerate(groups) if kind >> bit & 1) for kind in kinds]
+    return _named(np.array(names, dtype=object), index)
 
 
 # --- Reading it -----------------------------------------------------------------------------------

@@ -176,14 +176,26 @@ def caption_groups(captions: Sequence[str]) -> dict[str, dict[str, Bool[np.ndarr
 
     A word list on whole words; a caption with words of two groups of an attribute is in neither.
     """
-    words = [set(re.findall(r"[a-z]+", caption.lower())) for caption in captions]
-    memberships: dict[str, dict[str, np.ndarray]] = {}
-    for attribute, groups in GROUP_WORDS.items():
-        lists = {group: set(text.split()) for group, text in groups.items()}
-        mentions = {
-            group: np.array([bool(w & named) for w in words], dtype=bool)
-            for group, named in lists.items()
+    bits: dict[str, int] = {}  # of a word, one for every group whose list it is in
+    groups = [(attribute, group) for attribute, of in GROUP_WORDS.items() for group in of]
+    for bit, (attribute, group) in enumerate(groups):
+        for word in GROUP_WORDS[attribute][group].split():
+            bits[word] = bits.get(word, 0) | 1 << bit
+    named = np.fromiter((_named(caption, bits) for caption in captions), np.int64, len(captions))
+    mentions = {of: named >> bit & 1 for bit, of in enumerate(groups)}
+    return {
+        attribute: {
+            group: (mentions[attribute, group] == 1)
+            & (sum(mentions[attribute, other] for other in of) == 1)
+            for group in of
         }
-        n_mentioned = sum(m.astype(int) for m in mentions.values())
-        memberships[attribute] = {g: m & (n_mentioned == 1) for g, m in mentions.items()}
-    return memberships
+        for attribute, of in GROUP_WORDS.items()
+    }
+
+
+def _named(caption: str, bits: Mapping[str, int]) -> int:
+    """The bits of all words of a caption together."""
+    found = 0
+    for word in re.findall(r"[a-z]+", caption.lower()):
+        found |= bits.get(word, 0)
+    return found

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.cluster import MiniBatchKMeans
 
 import clustering
 from artifacts.settings import InputError
@@ -17,7 +16,9 @@ from clustering import (
     ClusteringConfig,
     cluster_embeddings,
     describe_clusters,
+    split_into_cells,
 )
+from learner.kmeans import Fitted, sampled_kmeans
 
 
 def run(
@@ -62,22 +63,54 @@ def test_separated_blobs_are_found(seed: int) -> None:
     assert same_grouping(run(points, 4, seed=seed).cluster_assignments, truth)
 
 
-def test_large_sets_are_clustered_in_mini_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_sets_begin_with_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
 
-    class Watched(MiniBatchKMeans):  # type: ignore[misc]
-        def fit_predict(self, points: np.ndarray) -> np.ndarray:
-            used.append(len(points))
-            return np.asarray(super().fit_predict(points))
+    def watched(points: np.ndarray, n_clusters: int, rng: np.random.Generator) -> Fitted:
+        used.append(len(points))
+        return sampled_kmeans(points, n_clusters, rng)
 
-    monkeypatch.setattr(clustering, "MiniBatchKMeans", Watched)
+    monkeypatch.setattr(clustering, "sampled_kmeans", watched)
     points, truth = blobs(30)
-    monkeypatch.setattr(clustering, "MINI_BATCH_ABOVE", 120)
-    run(points, 4)
+    monkeypatch.setattr(clustering, "SAMPLED_ABOVE", 120)
+    assert run(points, 4).image_groups is None
     assert used == []  # as many as the limit are not above it
-    monkeypatch.setattr(clustering, "MINI_BATCH_ABOVE", 119)
-    assert same_grouping(run(points, 4).cluster_assignments, truth)
+    monkeypatch.setattr(clustering, "SAMPLED_ABOVE", 119)
+    result = run(points, 4)
+    assert same_grouping(result.cluster_assignments, truth)
     assert used == [120]
+    # Groups of images, by the first of the two columns, in which all copies lie.
+    assert result.image_groups is not None
+    assert result.image_groups.shape == (120,)
+    assert 4 <= len(set(result.image_groups)) <= 22  # about sqrt(120), up to twice as many
+
+
+def test_copies_of_large_sets_are_found_whatever_their_topic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clustering, "SAMPLED_ABOVE", 199)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(200, 30))
+    images[7] = images[4]
+    points = np.concatenate([images, np.zeros((200, 30))], axis=1)
+    points[:, 30] = 40.0 * (np.arange(200) % 2)  # captions put the two into two topics
+    result = run(points, 2)
+    assert same_grouping(result.cluster_assignments, np.arange(200) % 2)
+    assert np.flatnonzero(result.better_copies).tolist() == [4]  # agreement grows with the row
+    assert result.copy_links is not None
+    assert result.copy_links.tolist() == [[4, 7]]
+
+
+def test_cells_are_numbered_by_cluster_band_and_copies() -> None:
+    rng = np.random.default_rng(0)
+    clusters, bands, copies = (
+        rng.integers(0, 5, 300),
+        rng.integers(0, 4, 300),
+        rng.integers(0, 3, 300),
+    )
+    kinds = list(zip(clusters, bands, np.minimum(copies, 1), strict=True))
+    numbers = {kind: i for i, kind in enumerate(sorted(set(kinds)))}
+    assert split_into_cells(clusters, bands, copies).tolist() == [numbers[kind] for kind in kinds]
 
 
 def test_the_seed_decides() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from learner import near_copies
+from learner.groups import nearby_groups
 from learner.near_copies import better_copies
 
 SIMILARITY = 0.85
@@ -180,3 +182,96 @@ def test_links_name_the_copies_that_are_counted_the_best_of_them_first() -> None
     }
     assert links[0] == [11, 10, 9, 8, 7, 6, 5, 4]
     assert (links[20], links[30]) == ([40, 30], [40])
+
+
+# --- Across the borders of groups -----------------------------------------------------------------
+
+
+def test_a_copy_in_another_group_is_found_where_that_group_is_searched_too() -> None:
+    images = with_copies(pictures(60, seed=0), [[3, 40], [8, 9]], noise=0.05)
+    groups, scores = np.arange(60) // 30, np.linspace(0, 1, 60)
+    found = near_copies.near_copies(images, groups, scores, SIMILARITY)
+    assert found.links.tolist() == [[8, 9]]
+    # Row 40 is a guest in the group of row 3, and so is one that is a copy of nothing.
+    others = np.full((60, 1), -1)
+    others[[40, 50], 0] = 0
+    found = near_copies.near_copies(images, groups, scores, SIMILARITY, other_groups=others)
+    assert sorted(found.links.tolist()) == [[3, 40], [8, 9]]
+    assert np.flatnonzero(found.better).tolist() == [3, 8]
+    # The pair of best caption has none better, whichever of the two is the guest.
+    others = np.full((60, 1), -1)
+    others[3, 0] = 1
+    found = near_copies.near_copies(images, groups, scores, SIMILARITY, other_groups=others)
+    assert found.links.tolist() == [[8, 9]]
+
+
+def test_a_pair_is_counted_once_however_many_groups_two_copies_share() -> None:
+    images = with_copies(pictures(60, seed=0), [[3, 40, 41]], noise=0.05)
+    groups = np.arange(60) // 20
+    others = np.stack([(groups + 1) % 3, (groups + 2) % 3], axis=1)  # all guests everywhere
+    scores = np.linspace(0, 1, 60)
+    found = near_copies.near_copies(images, groups, scores, SIMILARITY, other_groups=others)
+    whole = near_copies.near_copies(images, one_group(60), scores, SIMILARITY)
+    assert found.better.tolist() == whole.better.tolist()
+    assert sorted(found.links.tolist()) == sorted(whole.links.tolist())
+    assert whole.better[3] == 2
+
+
+def test_other_groups_are_the_nearest_by_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_copies, "ROWS_AT_ONCE", 13)
+    images = pictures(80, seed=0, scene=0.5)
+    groups = np.random.default_rng(1).integers(0, 6, size=80)
+    centred = images.astype(np.float64) - images.astype(np.float64).mean(axis=0)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    means = np.stack([unit[groups == k].mean(axis=0) for k in range(6)])
+    squares = ((unit[:, None] - means[None]) ** 2).sum(axis=2)
+    found = near_copies.nearest_other_groups(images, groups)
+    assert found.shape == (80, near_copies.OTHERS)
+    n_near = 0
+    for row in range(80):
+        ranked = [int(k) for k in np.argsort(squares[row]) if k != groups[row]]
+        farther = squares[row] - squares[row, groups[row]]
+        near = [k for k in ranked if farther[k] <= near_copies.BORDER][: near_copies.OTHERS]
+        assert found[row].tolist() == near + [-1] * (near_copies.OTHERS - len(near))
+        n_near += len(near)
+    assert 0 < n_near < 80 * near_copies.OTHERS
+
+
+def test_one_group_has_no_others() -> None:
+    assert near_copies.nearest_other_groups(pictures(9, seed=0), one_group(9)).shape == (9, 0)
+
+
+def test_most_planted_copies_are_found_in_groups_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    images = (rng.normal(size=(200, 48))[rng.integers(200, size=4000)] / 2).astype(np.float32)
+    images += rng.normal(size=images.shape)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    families = rng.permutation(4000)[:400].reshape(200, 2).tolist()
+    images = with_copies(images, families, noise=0.01)
+    scores, groups = rng.random(4000), nearby_groups(images, 63, rng)
+    exact = near_copies.near_copies(images, one_group(4000), scores, SIMILARITY)
+    others = near_copies.nearest_other_groups(images, groups)
+    found = near_copies.near_copies(images, groups, scores, SIMILARITY, other_groups=others)
+    every, some = (set(map(tuple, links.tolist())) for links in (exact.links, found.links))
+    assert len(every) > 150
+    assert len(every & some) > 0.95 * len(every)
+
+
+def test_images_that_are_all_alike_cost_no_square_of_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared, reach = [], near_copies._reach
+
+    def watched(points: np.ndarray, own: Any) -> np.ndarray:
+        compared.append(len(points) * len(points[own]))
+        return reach(points, own)
+
+    monkeypatch.setattr(near_copies, "_reach", watched)
+    images = np.ones((6000, 3), dtype=np.float32)
+    images[:2] = [[1, 0, 0], [0, 1, 0]]
+    groups = nearby_groups(images, 77, np.random.default_rng(0))
+    others = near_copies.nearest_other_groups(images, groups)
+    scores = np.linspace(0, 1, 6000)
+    found = near_copies.near_copies(images, groups, scores, SIMILARITY, other_groups=others)
+    assert sum(compared) < 6000**2 / 3  # groups of at most four times 78, guests in three others
+    assert (found.better > 0).mean() > 0.95  # all but the best of every group

@@ -160,3 +160,28 @@ def test_captions_that_are_all_alike_give_words() -> None:
         "公园",
         "玩耍",
     }
+
+
+def test_terms_are_those_of_the_dense_table_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    letters = np.array(list("bcdfghjk"))
+    words = ["".join(rng.choice(letters, size=4)) for _ in range(60)]
+    captions = [" ".join(rng.choice(words, size=6)) for _ in range(200)]
+    assignments = rng.integers(0, 9, size=200)
+    assignments[assignments == 4] = 5  # a cluster without captions
+    names = sorted({word for caption in captions for word in caption.split()})
+    counts = np.zeros((9, len(names)))
+    for caption, k in zip(captions, assignments, strict=True):
+        for word in caption.split():
+            counts[k, names.index(word)] += 1
+    totals = counts.sum(axis=1)
+    expected = []
+    for k in range(9):
+        scores = [
+            counts[k, t] / max(totals[k], 1) * math.log1p(totals.mean() / counts[:, t].sum())
+            for t in range(len(names))
+        ]
+        ranked = sorted(range(len(names)), key=lambda t: (-round(scores[t], 12), t))
+        expected.append([names[t] for t in ranked if scores[t] > 0][:N_TERMS])
+    assert expected[4] == []
+    assert distinctive_terms(assignments, 9, captions) == expected
