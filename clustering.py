@@ -305,4 +305,5 @@ def training_pairs(
         validation=validation,
         validation_image_embeddings=e.validation_image_embeddings,
         represented=representation(c.cluster_assignments, held_out),
+        image_groups=c.image_groups,
     )

@@ -156,7 +156,7 @@ def stage_1(run: Run) -> Known:
     clustered = run.stage(
         stages.CLUSTERING,
         ClusterAssignment,
-        config,
+        *(config, stages.for_many(len(e.indices))),
         after=[embedded],
         compute=lambda rng: cluster_embeddings(
             *(e.concatenated_embeddings, e.clip_scores, captions, config),
@@ -170,11 +170,12 @@ def stage_1(run: Run) -> Known:
 def stage_2(run: Run, known: Known) -> Judged:
     """Which held-out pairs are trusted, and what helps by their word."""
     config, needed = run.config, run.config.needs_influence()
+    many = stages.for_many(len(known.pairs.indices))
     similarity = config.clustering.near_copy_similarity
     trust = run.stage(
         stages.TRUST,
         PairTrust,
-        *(config.trust, {"near_copy_similarity": similarity}),
+        *(config.trust, {"near_copy_similarity": similarity}, many),
         after=[known.embedded],
         needed_later=needed,
         compute=lambda rng: judge_held_out(
@@ -185,7 +186,7 @@ def stage_2(run: Run, known: Known) -> Judged:
     influence = run.stage(
         stages.INFLUENCE,
         InfluenceResult,
-        *(config.influence, config.training),
+        *(config.influence, config.training, many),
         after=[known.embedded, known.clustered, trust],
         needed_later=needed,
         compute=lambda rng: score_clusters(asked, config.influence, config.training, rng=rng),

@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 SCHEMA_VERSION = 7  # raise when what all stages save changes; for one stage see `Stage.version`
+MANY_PAIRS = 20_000  # from here on some stages work with samples and groups
 T = TypeVar("T")  # a stage's result
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "datasets", "pillow")
 
@@ -86,6 +87,14 @@ STAGES = (
     ),
     *(EVALUATION, PAIR_MAP, PHOTOGRAPHS),
 )
+
+
+def for_many(n_pairs: int) -> dict[str, int]:
+    """What is added to the settings of stages whose arithmetic of many pairs is younger than them.
+
+    Results of fewer pairs that were saved before stay current.
+    """
+    return {"for_many_pairs": 1} if n_pairs > MANY_PAIRS else {}
 
 
 def baseline_stage(method: str) -> Stage:

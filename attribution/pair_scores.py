@@ -96,7 +96,7 @@ def quantities(
         cross.memorised,
         topic_mean(clip_scores),
         topic_mean(cross.held_out_losses),
-        neighbour_agreement(images, texts, trained_on, rng=rng),
+        neighbour_agreement(images, texts, trained_on, rng=rng, groups=pairs.image_groups),
         neighbour_agreement(texts, images, trained_on, rng=rng),
         np.minimum(pairs.better_copies, 3).astype(np.float64),
         *(member.astype(np.float64) for member in pairs.groups.values()),

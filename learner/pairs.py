@@ -251,6 +251,8 @@ class TrainingPairs:
     validation: PairTensors  # scaled features
     validation_image_embeddings: Float[np.ndarray, "V d"] | None  # None where none were saved
     represented: Float64[np.ndarray, " K"]  # see `representation`
+    # Of many pairs those whose images lie together, about sqrt(n) groups.
+    image_groups: Int64[np.ndarray, " n"] | None = None
 
     def asking(self, rows: Int64[np.ndarray, " k"]) -> TrainingPairs:
         """The same with those of the held-out pairs that are trusted to say what helps."""
