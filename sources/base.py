@@ -66,13 +66,14 @@ class DataConfig(Settings):
     data_dir: str | None = setting(
         None,
         "local data: COCO's official layout, a folder of images and captions, of parquet files or "
-        "of tar shards, or a pattern of shards",
+        "of tar shards, or a pattern of shards; or an address of it, as s3://, gs://, hf://",
         type=str,
     )
     embeddings_dir: str | None = setting(
         None,
         "embeddings that you already have, in clip-retrieval's layout (img_emb, text_emb, "
-        "metadata) or as DataComp's metadata (.parquet and .npz): stage 1 then only clusters",
+        "metadata) or as DataComp's metadata (.parquet and .npz), in a folder or at an address: "
+        "stage 1 then only clusters",
         type=str,
     )
     embedding_arch: str = setting(
