@@ -150,7 +150,7 @@ def _in_order_of_source(
             elif name in skipped and name not in of_skipped:
                 rest = skipped[name]
             else:
-                rest = pd.Series(np.full(len(skipped), of_skipped.get(name)), dtype=object)
+                rest = pd.Series(np.full(len(skipped), of_skipped.get(name, np.nan)), dtype=object)
             parts = [column, rest.astype(column.dtype)] if len(skipped) else [column]
             column = pd.concat(parts, ignore_index=True).iloc[order]
         columns[name] = _typed(name, column).array
