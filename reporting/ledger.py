@@ -47,6 +47,11 @@ COLUMNS = [
     *("value", "category", "group", "log_odds", "trusted"),
     *("decision", "decision_reason", "weight", "image_sha256"),
 ]
+# What `exporting.formats.export_curated` takes.
+EXPORTED = [
+    *("position", "id", "uid", "key", "caption", "image_sha256", "weight", "cluster", "cell"),
+    *("clip_score", "influence", "evaluated", "group"),
+]
 TYPES = (
     dict.fromkeys(["cluster", "cell", "better_copies"], "Int64")
     | dict.fromkeys(["evaluated", "trusted"], "boolean")
@@ -283,4 +288,5 @@ def count_decisions(ledger: pd.DataFrame) -> list[dict[str, Any]]:
 
 def curated_pairs(ledger: pd.DataFrame) -> pd.DataFrame:
     """The kept pairs as exports take them, by position."""
-    return ledger[ledger["decision"] == KEPT].reset_index(drop=True)
+    kept = np.flatnonzero(ledger["decision"] == KEPT)
+    return ledger[EXPORTED].iloc[kept].reset_index(drop=True)

@@ -211,7 +211,7 @@ def test_texts_in_arrow_columns_give_the_same_ledger_and_stay_there(made: Ledger
     found = make_ledger(*case._replace(table=table, skipped=skipped)).ledger
     assert str(found["caption"].dtype) == str(found["id"].dtype) == "string"
     plain, expected = (
-        rows.astype(object).where(rows.notna(), None) for rows in (found, made.ledger)
+        rows.astype(object).mask(rows.isna(), "null") for rows in (found, made.ledger)
     )
     pd.testing.assert_frame_equal(plain, expected)
 
