@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -19,11 +20,14 @@ import numpy as np
 from sklearn.cluster import KMeans
 from tqdm import tqdm
 
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
 from learner.kmeans import sampled_kmeans
 
 CASES = ((50_000, 100), (50_000, 1_000), (100_000, 1_000))  # points and clusters
 N_SEEDS = 3
-RESULTS = Path(__file__).parent / "results" / "clustering.json"
+RESULTS = ROOT / "benchmarks" / "results" / "clustering.json"
 
 
 def draw_points(n: int, rng: np.random.Generator) -> np.ndarray:

@@ -47,6 +47,11 @@ COLUMNS = [
     *("value", "category", "group", "log_odds", "trusted"),
     *("decision", "decision_reason", "weight", "image_sha256"),
 ]
+# What `exporting.formats.export_curated` takes.
+EXPORTED = [
+    *("position", "id", "uid", "key", "caption", "image_sha256", "weight", "cluster", "cell"),
+    *("clip_score", "influence", "evaluated", "group"),
+]
 TYPES = (
     dict.fromkeys(["cluster", "cell", "better_copies"], "Int64")
     | dict.fromkeys(["evaluated", "trusted"], "boolean")
@@ -150,7 +155,7 @@ def _in_order_of_source(
             elif name in skipped and name not in of_skipped:
                 rest = skipped[name]
             else:
-                rest = pd.Series(np.full(len(skipped), of_skipped.get(name)), dtype=object)
+                rest = pd.Series(np.full(len(skipped), of_skipped.get(name, np.nan)), dtype=object)
             parts = [column, rest.astype(column.dtype)] if len(skipped) else [column]
             column = pd.concat(parts, ignore_index=True).iloc[order]
         columns[name] = _typed(name, column).array
@@ -283,4 +288,5 @@ def count_decisions(ledger: pd.DataFrame) -> list[dict[str, Any]]:
 
 def curated_pairs(ledger: pd.DataFrame) -> pd.DataFrame:
     """The kept pairs as exports take them, by position."""
-    return ledger[ledger["decision"] == KEPT].reset_index(drop=True)
+    kept = np.flatnonzero(ledger["decision"] == KEPT)
+    return ledger[EXPORTED].iloc[kept].reset_index(drop=True)

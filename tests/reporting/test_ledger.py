@@ -202,6 +202,37 @@ def test_facts_stand_with_their_pair(made: Ledger) -> None:
         assert rows.loc[[1, 3, 5, 7, 9], column].isna().all(), column
 
 
+def test_texts_in_arrow_columns_give_the_same_ledger_and_stay_there(made: Ledger) -> None:
+    case = case_of()
+    table, skipped = (
+        rows.astype({c: "string[pyarrow]" for c in rows.columns if rows[c].dtype == object})
+        for rows in (case.table, case.skipped)
+    )
+    found = make_ledger(*case._replace(table=table, skipped=skipped)).ledger
+    assert str(found["caption"].dtype) == str(found["id"].dtype) == "string"
+    plain, expected = (
+        rows.astype(object).mask(rows.isna(), "null") for rows in (found, made.ledger)
+    )
+    pd.testing.assert_frame_equal(plain, expected)
+
+
+def test_a_ledger_of_which_nothing_was_skipped() -> None:
+    case = case_of()
+    none = case.skipped.iloc[:0].astype(object)  # as a frame without rows is made
+    found = make_ledger(*case._replace(skipped=none)).ledger
+    assert found["position"].tolist() == [0, 1, 2, 3, 4, 6, 8, 10]
+    assert found["position"].dtype == found["row"].dtype == found["duplicate_of"].dtype == np.int64
+    assert found["caption"].tolist() == [f"caption {i}" for i in (1, 6, 4, 7, 2, 3, 5, 0)]
+
+
+def test_pairs_of_the_same_groups_share_one_text(made: Ledger) -> None:
+    groups = case_of().pairs.groups
+    joined = made.ledger.set_index("position")["group"]
+    for row, position in enumerate([10, 0, 4, 6, 2, 8]):
+        assert joined[position] == ",".join(name for name in groups if groups[name][row])
+    assert joined[0] is joined[4]  # not a text a row
+
+
 def test_when_nothing_is_dropped() -> None:
     everything = make_ledger(*case_of(weights=np.ones(6)))
     assert everything.cut is None
