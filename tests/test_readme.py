@@ -39,6 +39,8 @@ README, FLAGS = PAGES["README.md"], PAGES["docs/flags.md"]
 METHOD, DATA, RESULTS = (PAGES[f"docs/{name}.md"] for name in ("method", "data", "results"))
 FOREIGN_FLAGS = {"check", "help", "jaxtyping-packages"}  # of ruff, every program and pytest
 FOREIGN_FLAGS |= {"x", "y", "neighbors", "text", "image"}  # of embedding-atlas
+FOREIGN_FLAGS |= {"head", "port", "autoscaling-config", "address", "min-nodes"}  # of Ray
+FOREIGN_FLAGS |= {"ntasks-per-node"}  # of SLURM
 FRACTIONS = {0.8: "four fifths", 0.2: "a fifth", 0.1: "a tenth", 0.05: "twentieth", 0.5: "half"}
 
 

@@ -44,10 +44,10 @@ def commands(text: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line]
 
 
-def python(title: str) -> Any:
-    """The Python of a section of the README."""
-    (code,) = re.findall(r"```python\n(.*?)```", section(README, title), re.DOTALL)
-    return compile(code, "README.md", "exec")
+def python(title: str, page: str = README) -> Any:
+    """The Python of a section of a page, the README by default."""
+    (code,) = re.findall(r"```python\n(.*?)```", section(page, title), re.DOTALL)
+    return compile(code, title, "exec")
 
 
 def main_commands(text: str) -> list[str]:
@@ -196,7 +196,7 @@ def test_commands(command: str, folder: Path, capsys: pytest.CaptureFixture[str]
         assert (folder / "out/curated/list/curated.csv").is_file()
         assert (folder / "out/curated/datacomp/subset.npy").is_file()
         names: dict[str, object] = {}
-        exec(python("My trainer is …"), names)
+        exec(python("Exports", DATA), names)
         kept = ledger[ledger["decision"] == "kept"]
         for name in ("pairs", "same"):
             assert sorted(names[name]["id"]) == sorted(kept["id"])  # type: ignore[index]
@@ -247,7 +247,7 @@ def test_the_table_of_what_a_run_writes(earlier: Path) -> None:
 def test_reading_a_result(earlier: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree("out", ignore_errors=True)
     shutil.copytree(earlier, "out")
-    exec(python("Reading a result"), {})
+    exec(python("Reading a result", DATA), {})
     printed = capsys.readouterr().out
     assert "+/-" in printed
     assert "its value is above the cut" in printed
