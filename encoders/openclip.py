@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ class OpenClipEncoder(Encoder):
 
         self.name, self._device, self._dtype = name, device, dtype
         self._model, self._tokenizer = model.eval().to(device, dtype), tokenizer
+        self._one_at_a_time = threading.Lock()  # fast tokenizers refuse a second thread
         self.max_tokens = tokenizer.context_length
         self._transform = image_transform_v2(
             PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
@@ -75,7 +77,8 @@ class OpenClipEncoder(Encoder):
 
     def encode_texts(self, captions: Sequence[str]) -> Encoded:
         """Output of the text tower and its projection, in one pass."""
-        tokens = self._tokenizer(list(captions)).to(self._device)
+        with self._one_at_a_time:
+            tokens = self._tokenizer(list(captions)).to(self._device)
         with torch.inference_mode():
             features = self._model.encode_text(tokens, normalize=False)
             return self._encoded(features, self._project_text)

@@ -7,6 +7,7 @@ fixed resolutions of SigLIP 2, arXiv 2502.14786), from a folder, the cache or th
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -72,6 +73,7 @@ class PretrainedEncoder(Encoder):
         self.name = name
         self._model, self._device = model.eval().to(device), device
         self._image_processor, self._tokenizer = image_processor, tokenizer
+        self._one_at_a_time = threading.Lock()  # fast tokenizers refuse a second thread
         self._is_siglip = model.config.model_type == "siglip"
         self.max_tokens = model.config.text_config.max_position_embeddings
 
@@ -93,15 +95,16 @@ class PretrainedEncoder(Encoder):
 
         SigLIP was trained on lower-case text padded to full length without a mask.
         """
-        tokens = self._tokenizer(
-            self._read(captions),
-            padding="max_length" if self._is_siglip else "longest",
-            truncation=True,
-            max_length=self.max_tokens,
-            return_attention_mask=not self._is_siglip,
-            return_token_type_ids=False,
-            return_tensors="pt",
-        )
+        with self._one_at_a_time:
+            tokens = self._tokenizer(
+                self._read(captions),
+                padding="max_length" if self._is_siglip else "longest",
+                truncation=True,
+                max_length=self.max_tokens,
+                return_attention_mask=not self._is_siglip,
+                return_token_type_ids=False,
+                return_tensors="pt",
+            )
         with torch.inference_mode():
             pooled = self._model.text_model(**tokens.to(self._device)).pooler_output
             projected = pooled if self._is_siglip else self._model.text_projection(pooled)
