@@ -32,6 +32,8 @@ from tqdm import tqdm
 
 from artifacts.provenance import CLUSTERING, CURATION, INFLUENCE, PAIR_INFLUENCE, TRUST
 from attribution.agreement import (
+    ALL_NORMALISED,
+    FEWEST_NORMALISATIONS,
     FIT_BATCH,
     N_NORMALISATIONS,
     NORMALISATION_BATCH,
@@ -389,8 +391,10 @@ def neg_clip_loss(pairs: TrainingPairs, *, rng: np.random.Generator) -> Float[np
 
 
 def agreement_cosines(n: int) -> int:
-    """How many embeddings `normalised_agreement` of n pairs compares."""
+    """How many embeddings `normalised_agreement` of n pairs compares; of many, at least."""
     n_shuffles = N_NORMALISATIONS if n > NORMALISATION_BATCH else 1
+    if n > ALL_NORMALISED:
+        n_shuffles = FEWEST_NORMALISATIONS
     fitting = FIT_SCALES * min(n, FIT_BATCH) ** 2
     return fitting + n_shuffles * n * min(n, NORMALISATION_BATCH)
 

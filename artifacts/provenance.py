@@ -62,7 +62,7 @@ class Stage:
 EMBEDDING = Stage("embedding", "stage1", manifest="embedding_manifest.json", number=1)
 CLUSTERING = Stage("clustering", "stage1", number=1)
 TRUST = Stage("trust", "stage2", manifest="trust_manifest.json", number=2)
-INFLUENCE = Stage("influence", "stage2", number=2)
+INFLUENCE = Stage("influence", "stage2", number=2, version=1)
 PAIR_INFLUENCE = Stage(
     "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2, version=2
 )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from attribution.agreement import MAX_WITNESSES, NORMALISATION_BATCH
+from attribution.agreement import ALL_NORMALISED, MAX_WITNESSES, NORMALISATION_BATCH
 from attribution.cluster_scores import FIRST_ORDER, METAGRADIENT, REFERENCE_REPORTS, STEP
 from attribution.cross_fitting import (
     CHECKPOINTS,
@@ -20,7 +20,8 @@ from attribution.cross_fitting import (
     VALIDATION_SHUFFLES,
 )
 from attribution.curvature import MAX_CURVATURE_PAIRS
-from attribution.pair_scores import MIN_EVALUATED
+from attribution.pair_scores import n_evaluated
+from attribution.sampling import grown_batch_size
 from attribution.trust import JUDGING_FOLDS
 from baselines import FULL, METHODS, Counts, agreement_cosines
 from cli.config import Config
@@ -225,14 +226,22 @@ def _influence_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     """Early stopping, then the reference models, with `METAGRADIENT` side by side."""
     n_steps, n_models = reference_steps(config, sizes), config.influence.influence_seeds
     batches = sizes.validation / config.training.batch_size
+    grown = _growth(config, sizes.train, n_steps)
     search = n_steps + REFERENCE_REPORTS * FORWARD * batches
     if config.influence.estimator == METAGRADIENT:
         shared = n_models * (SWEEP + n_folds(config)) * n_steps * speed.shared_step_seconds
         # One sweep is not shared among cores.
-        return search * speed.step_seconds + max(shared, SWEEP * n_steps * speed.step_seconds)
+        alone = max(shared, SWEEP * n_steps * speed.step_seconds)
+        return grown * (search * speed.step_seconds + alone)
     n_batches = min(sizes.train, MAX_CURVATURE_PAIRS) / config.training.batch_size
     asked = CURVATURE_PASSES[config.influence.estimator] * n_batches
     return (search + n_models * (n_steps + asked)) * speed.step_seconds
+
+
+def _growth(config: Config, n_trained: float, n_steps: int) -> float:
+    """How much larger than `--batch_size` batches are of which so many steps hold all pairs."""
+    b = config.training.batch_size
+    return grown_batch_size(round(n_trained), b, max(1, n_steps)) / b
 
 
 def _validation_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
@@ -253,14 +262,14 @@ def _pair_influence_seconds(config: Config, sizes: Sizes, speed: Speed) -> float
     )
     n_models = 2 * c.held_out_repeats
     search = n_steps + REFERENCE_REPORTS * FORWARD * validation_batches
-    n_evaluated = min(n, max(c.influence_budget * n, MIN_EVALUATED))
-    derivatives = INFLUENCE_SHUFFLES * math.ceil(n_evaluated / 2 / b) * PAIR_DERIVATIVE
+    derivatives = INFLUENCE_SHUFFLES * math.ceil(n_evaluated(c, n) / 2 / b) * PAIR_DERIVATIVE
     alone = search + n_models * len(CHECKPOINTS) * derivatives
+    n_witnesses = min(n, MAX_WITNESSES) if n <= ALL_NORMALISED else math.isqrt(n)
     n_views = 0 if c.encoder_agreement_only else 1  # fitting its maps takes seconds
-    n_cosines = n_views * agreement_cosines(n) + 2 * n * min(n, MAX_WITNESSES)
+    n_cosines = n_views * agreement_cosines(n) + 2 * n * n_witnesses
     return c.rounds * (
         alone * speed.step_seconds
-        + n_models * (n_steps + asked) * speed.shared_step_seconds
+        + n_models * (_growth(config, n / 2, n_steps) * n_steps + asked) * speed.shared_step_seconds
         + n_cosines * speed.cosine_seconds
     )
 

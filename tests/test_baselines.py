@@ -372,7 +372,7 @@ def test_distances_to_the_nearest_centers(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_agreement_less_that_with_others_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agreement, "fit_log_scale", lambda *_, **__: torch.tensor(math.log(10)))
+    monkeypatch.setattr(agreement, "_scale_that_suits", lambda *_: torch.tensor(math.log(10)))
     images = np.eye(4, dtype=np.float32)[:3]
     texts = np.zeros((3, 4), dtype=np.float32)
     texts[0, :3] = 1 / math.sqrt(3)  # suits every image
@@ -400,7 +400,7 @@ def test_agreement_less_that_with_others_by_hand(monkeypatch: pytest.MonkeyPatch
 def test_normalisation_over_random_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agreement, "NORMALISATION_BATCH", 4)
     monkeypatch.setattr(agreement, "N_NORMALISATIONS", 3)
-    monkeypatch.setattr(agreement, "fit_log_scale", lambda *_, **__: torch.tensor(math.log(5)))
+    monkeypatch.setattr(agreement, "_scale_that_suits", lambda *_: torch.tensor(math.log(5)))
     case = case_of(10)
     logits = 5 * case.pairs.image_embeddings.astype(float) @ case.pairs.text_embeddings.T
     rng = np.random.default_rng(2)
