@@ -42,11 +42,13 @@ from cli.config import Config, parse_arguments
 from cli.log import logging_to
 from cli.overrides import read_overrides
 from cli.preview import preview
-from cli.run import Run, resolve_device
+from cli.run import Run, open_again, resolve_device
 from clustering import ClusterAssignment, cluster_embeddings, training_pairs
 from curation import CurationResult, curate, estimated_parts
 from embedding import EmbeddingResult
+from engine.base import Setup
 from engine.start import start_engine
+from exporting.folder import Workers
 from exporting.formats import ExportReport, export_curated, warn_of_outdated
 from influence import judge_held_out, score_clusters, score_pairs_in_rounds
 from learner.pairs import TrainingPairs
@@ -296,6 +298,7 @@ def export(run: Run, known: Known, chosen: Chosen) -> ExportReport:
         fingerprint=ledger.fingerprint,
         about={"dataset": dataset, "source": e.source, "encoder": e.encoder},
         n_workers=config.data.num_workers,
+        workers=Workers(run.engine, Setup(open_again, run.source_job(dataset))),
     )
 
 

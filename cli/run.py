@@ -36,7 +36,7 @@ from engine.base import Engine
 from engine.local import LocalEngine
 from engine.room import StageRoom
 from learner.model import Parameters
-from sources.base import PairSource
+from sources.base import DataConfig, PairSource
 from sources.embeddings import open_embeddings
 
 logger = logging.getLogger(__name__)
@@ -188,9 +188,33 @@ class Run:
 
     def open_source(self, dataset: str) -> PairSource:
         """The data set named, with the choices that the seed makes."""
-        if self.config.data.embeddings_dir is not None:
-            return open_embeddings(self.config.data, rng=self.rng("data")).source
-        return open_source(replace(self.config.data, dataset=dataset), rng=self.rng("data"))
+        return open_again(self.source_job(dataset))
+
+    def source_job(self, dataset: str) -> SourceJob:
+        """How any process opens the data set named."""
+        data = self.config.data
+        is_given = data.embeddings_dir is not None
+        return SourceJob(data if is_given else replace(data, dataset=dataset), self.config.run.seed)
+
+
+@dataclass(frozen=True)
+class SourceJob:
+    """A data set with the choices that a seed makes; nothing in it is `auto` any more."""
+
+    data: DataConfig
+    seed: int
+
+
+def open_again(job: SourceJob) -> PairSource:
+    """A data set, in whatever process.
+
+    Raises:
+        InputError: it cannot be had here.
+    """
+    rng = stage_rng(job.seed, "data")
+    if job.data.embeddings_dir is not None:
+        return open_embeddings(job.data, rng=rng).source
+    return open_source(job.data, rng=rng)
 
 
 def resolve_device(name: str) -> torch.device:

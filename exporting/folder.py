@@ -14,6 +14,7 @@ import pandas as pd
 
 from artifacts.settings import InputError
 from artifacts.store import Store
+from engine.base import Engine, Setup
 from sources.base import PairSource
 
 EXPORT_VERSION = 1  # raise when what is written changes: earlier exports are then written anew
@@ -48,6 +49,19 @@ class FormatReport:
 
 
 @dataclass(frozen=True)
+class Workers:
+    """Whoever writes shards side by side.
+
+    Attributes:
+        engine: what they work on.
+        setup: opens the data set in each.
+    """
+
+    engine: Engine
+    setup: Setup[PairSource]
+
+
+@dataclass(frozen=True)
 class Job:
     """One format's export.
 
@@ -62,6 +76,7 @@ class Job:
         fingerprint: of this format; stands for everything that it depends on.
         about: facts for the data set card, in order.
         n_workers: threads that read images; 0 reads in the main one.
+        workers: who else can write shards; None: nobody.
     """
 
     name: str
@@ -73,6 +88,7 @@ class Job:
     fingerprint: str
     about: Mapping[str, str]
     n_workers: int
+    workers: Workers | None = None
 
     @property
     def folder(self) -> str:

@@ -31,6 +31,7 @@ from exporting.folder import (
     MANIFEST,
     FormatReport,
     Job,
+    Workers,
     claim,
     complete,
     csv_text,
@@ -107,6 +108,7 @@ def export_curated(
     fingerprint: str,
     about: Mapping[str, str],
     n_workers: int = 4,
+    workers: Workers | None = None,
 ) -> ExportReport:
     """Write the curated set in every format asked for; formats without images come first.
 
@@ -124,6 +126,7 @@ def export_curated(
         fingerprint: stands for everything that the export depends on beside `config`.
         about: facts for the data set card, in order.
         n_workers: threads that read images; 0 reads in the main one.
+        workers: who writes several shards side by side, where any image can be reached at any time.
 
     Raises:
         InputError: nothing to export, a folder in the way that no export wrote, a full disk, or
@@ -142,7 +145,7 @@ def export_curated(
     for name in sorted(config.export, key=lambda name: name in NEED_IMAGES):
         job = Job(
             *(name, table, source, store, config.export_shard_size),
-            *(config.fingerprint_settings(), digests[name], about, n_workers),
+            *(config.fingerprint_settings(), digests[name], about, n_workers, workers),
         )
         report = reports[name] = _export(job)
         logger.info(

@@ -1,30 +1,45 @@
-"""Shards of images, written in one pass over the data set.
+"""Shards of images, written by whatever workers there are, or in one pass over a stream.
 
 Which pair is in which shard is settled before the first image is read, so that an interrupted
-export goes on where it stopped and ends with the same bytes.
+export goes on where it stopped and ends with the same bytes, whoever writes which shard.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import platform
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from artifacts.settings import InputError
-from exporting.folder import MANIFEST, RECORDS, FormatReport, Job, claim, complete, csv_text
+from artifacts.store import Store
+from exporting.folder import (
+    MANIFEST,
+    RECORDS,
+    FormatReport,
+    Job,
+    Workers,
+    claim,
+    complete,
+    csv_text,
+)
 from exporting.images import IMAGE_CHANGED, NO_IMAGE, ImageFile, Prepare, read_pairs
+from sources.base import PairSource
 
 logger = logging.getLogger(__name__)
 NOT_EXPORTED = "not_exported.csv"
+PAIRS = ".pairs.tmp"  # those of shards that workers write, while they do
 DIGITS = 5  # of a shard's number, at least
 
 
@@ -148,17 +163,31 @@ def _nothing_exported(job: Job, reasons: Counter[str]) -> str:
 
 
 def _write_shards(job: Job, format_: ShardFormat, shards: list[Shard]) -> dict[str, Record]:
-    """Write the shards that are not there yet, in one pass over the data set.
-
-    A shard is closed with its last pair, and the pairs of a weight are in the order of reading,
-    so that no more shards are open than there are weights.
-    """
+    """Write the shards that are not there yet; the records of all."""
     records = {shard.name: record for shard in shards if (record := _whole(job, shard.name))}
     missing = [shard for shard in shards if shard.name not in records]
     if not missing:
         return records
     if records:
         logger.info("--export %s: %d of %d shards are there", job.name, len(records), len(shards))
+    source = job.source()
+    if job.workers is not None and source.can_go_back and len(missing) > 1:
+        return records | _write_side_by_side(job, format_, missing, source, job.workers)
+    return records | _write_in_one_pass(job, format_, missing, source)
+
+
+# --- In one pass ----------------------------------------------------------------------------------
+
+
+def _write_in_one_pass(
+    job: Job, format_: ShardFormat, missing: list[Shard], source: PairSource
+) -> dict[str, Record]:
+    """The records of shards, written as the data set gives their images.
+
+    A shard is closed with its last pair, and the pairs of a weight are in the order of reading,
+    so that no more shards are open than there are weights.
+    """
+    records = dict[str, Record]()
     number = np.full(len(job.table), -1)
     for i, shard in enumerate(missing):
         number[shard.rows] = i
@@ -166,7 +195,7 @@ def _write_shards(job: Job, format_: ShardFormat, shards: list[Shard]) -> dict[s
     unfinished: dict[int, _OpenShard] = {}
     with ExitStack() as stack:
         outcomes = stack.enter_context(
-            closing(read_pairs(todo, job.source(), format_.prepare, job.n_workers))
+            closing(read_pairs(todo, source, format_.prepare, job.n_workers))
         )
         progress = stack.enter_context(
             tqdm(total=len(todo), desc=f"export {job.name}", unit="pair", disable=None, leave=False)
@@ -175,29 +204,131 @@ def _write_shards(job: Job, format_: ShardFormat, shards: list[Shard]) -> dict[s
             for pair in pairs:
                 if pair.shard not in unfinished:
                     shard = missing[pair.shard]
-                    unfinished[pair.shard] = _open(job, format_, shard, stack)
+                    own, place = stack.enter_context(ExitStack()), (job.store, job.folder)
+                    unfinished[pair.shard] = _open(
+                        place, shard.name, len(shard.rows), format_.writer, own
+                    )
                 current = unfinished[pair.shard]
                 current.add(pair, outcome)
                 if not current.n_left:
-                    records[current.name] = _close(job, unfinished.pop(pair.shard))
+                    records[current.name] = _close(
+                        (job.store, job.folder), unfinished.pop(pair.shard)
+                    )
             progress.update(len(pairs))
     return records
 
 
-def _open(job: Job, format_: ShardFormat, shard: Shard, stack: ExitStack) -> _OpenShard:
+def _open(
+    place: tuple[Store, str],
+    name: str,
+    n_pairs: int,
+    writer: Callable[[BinaryIO], ShardWriter],
+    stack: ExitStack,
+) -> _OpenShard:
     """A shard's file, which `stack` throws away unless `_close` comes first."""
-    own = stack.enter_context(ExitStack())
-    writer = format_.writer(own.enter_context(job.store.writing(f"{job.folder}/{shard.name}")))
-    own.callback(writer.close)
-    return _OpenShard(shard.name, len(shard.rows), writer, own)
+    store, folder = place
+    writing = writer(stack.enter_context(store.writing(f"{folder}/{name}")))
+    stack.callback(writing.close)
+    return _OpenShard(name, n_pairs, writing, stack)
 
 
-def _close(job: Job, shard: _OpenShard) -> Record:
+def _close(place: tuple[Store, str], shard: _OpenShard) -> Record:
+    store, folder = place
     shard.stack.close()
-    path = job.store.root / job.folder / shard.name
-    shard.record.bytes = path.stat().st_size
-    job.store.write_json(f"{job.folder}/{_record_name(shard.name)}", asdict(shard.record))
+    shard.record.bytes = (store.root / folder / shard.name).stat().st_size
+    store.write_json(f"{folder}/{_record_name(shard.name)}", asdict(shard.record))
     return shard.record
+
+
+# --- Side by side ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ShardJob:
+    """A shard that is written by itself.
+
+    Attributes:
+        place: the run's folder, and the format's in it.
+        name: of the shard.
+        number: of the row group that holds its pairs, in the file `PAIRS`.
+        writer: see `ShardFormat`.
+        prepare: the same.
+        n_workers: threads that read images.
+    """
+
+    place: tuple[Store, str]
+    name: str
+    number: int
+    writer: Callable[[BinaryIO], ShardWriter]
+    prepare: Prepare
+    n_workers: int
+
+
+def _write_side_by_side(
+    job: Job, format_: ShardFormat, missing: list[Shard], source: PairSource, workers: Workers
+) -> dict[str, Record]:
+    """The records of shards, each written by one worker."""
+    place = Store(job.store.root.resolve()), job.folder  # workers may have another folder
+    jobs = [
+        _ShardJob(place, shard.name, i, format_.writer, format_.prepare, job.n_workers)
+        for i, shard in enumerate(missing)
+    ]
+    try:
+        _write_pairs(job, missing)
+        workers.engine.offer(workers.setup, source)
+        records = workers.engine.map(
+            *(write_shard, jobs),
+            description=f"export {job.name}",
+            unit="pair",
+            sizes=[len(shard.rows) for shard in missing],
+            setup=workers.setup,
+        )
+        return {
+            shard.name: Record(**record) for shard, record in zip(missing, records, strict=True)
+        }
+    finally:  # `PAIRS`, and what workers left that were killed
+        job.store.remove_temporary(job.folder)
+
+
+def _write_pairs(job: Job, shards: Sequence[Shard]) -> None:
+    """What workers have to know of the pairs of each shard, which is too much to be sent."""
+    pairs = pa.Table.from_pandas(job.table, preserve_index=False)
+    with (
+        job.store.writing(f"{job.folder}/{PAIRS}") as file,
+        pq.ParquetWriter(file, pairs.schema) as writer,
+    ):
+        for shard in shards:
+            writer.write_table(pairs.take(pa.array(shard.rows)), row_group_size=len(shard.rows))
+
+
+def write_shard(job: _ShardJob, source: PairSource) -> dict[str, Any]:
+    """Write a shard and its record, which is returned.
+
+    Raises:
+        InputError: the folder cannot be read or written, or the data set not be read.
+    """
+    store, folder = job.place
+    path = store.root / folder / PAIRS
+    try:
+        pairs = pq.ParquetFile(path).read_row_group(job.number).to_pandas()
+    except OSError as error:
+        raise InputError(
+            f"--output_dir: {path} cannot be read on {platform.node()} ({error.strerror or error}"
+            "); all workers need --output_dir under the same path, on shared storage"
+        ) from error
+    with ExitStack() as stack:
+        outcomes = stack.enter_context(
+            closing(read_pairs(pairs, source, job.prepare, job.n_workers))
+        )
+        own = stack.enter_context(ExitStack())
+        current = _open(job.place, job.name, len(pairs), job.writer, own)
+        for members, outcome in outcomes:
+            for pair in members:
+                current.add(pair, outcome)
+        return asdict(_close(job.place, current))
+
+
+# --- Records --------------------------------------------------------------------------------------
 
 
 def _record_name(shard: str) -> str:

@@ -20,6 +20,9 @@ from webdataset.tariterators import (  # type: ignore[import-untyped]
 
 from artifacts.settings import InputError
 from artifacts.store import Store
+from engine.base import Setup
+from engine.local import LocalEngine
+from exporting.folder import Workers
 from exporting.formats import ExportConfig, ExportReport, export_curated
 from sources.base import ImageRecord, PairSource
 from tests.helpers import offline_datasets, picture
@@ -44,6 +47,12 @@ class Fake(PairSource):
         if isinstance(image, Exception):
             raise image
         return image
+
+
+class Reachable(Fake):
+    """The same where several workers may ask."""
+
+    can_go_back = True
 
 
 class Interrupted(Fake):
@@ -117,6 +126,7 @@ def run_export(
     size: int = 3,
     fingerprint: str = "f",
     n_workers: int = 2,
+    workers: Workers | None = None,
 ) -> ExportReport:
     return export_curated(
         case.table,
@@ -126,7 +136,19 @@ def run_export(
         fingerprint=fingerprint,
         about=ABOUT,
         n_workers=n_workers,
+        workers=workers,
     )
+
+
+def threads(source: PairSource, n: int = 2) -> Workers:
+    """Workers that share a data set."""
+    engine, setup = LocalEngine(n), Setup(not_opened, None)
+    engine.offer(setup, source)
+    return Workers(engine, setup)
+
+
+def not_opened(job: None) -> PairSource:
+    raise AssertionError("the data set is open already")
 
 
 def same_image(table: pd.DataFrame, first: int, *rows: int) -> pd.DataFrame:

@@ -7,23 +7,34 @@ import gc
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from artifacts.settings import InputError
+from artifacts.store import Store
 from exporting.formats import FORMATS
+from exporting.images import for_open_clip
+from exporting.shards import _ShardJob, write_shard
+from exporting.webdataset import _TarWriter
+from sources.places import StorageGoneError
 from tests.exporting.exports import (
     CASE,
     WITH_IMAGES,
     Fake,
     Interrupted,
+    Reachable,
     read_tars,
     run_export,
+    same_image,
     shards,
+    threads,
     tree,
 )
+
+SUFFIXES = (".tar", ".parquet", ".arrow")
 
 
 def test_workers_do_not_change_what_is_written(tmp_path: Path) -> None:
@@ -33,12 +44,61 @@ def test_workers_do_not_change_what_is_written(tmp_path: Path) -> None:
     assert trees[0] == trees[1] == trees[2]
 
 
+@pytest.mark.parametrize("n_threads", [0, 3])
+@pytest.mark.parametrize("n_workers", [1, 3])
+def test_shards_that_are_written_side_by_side_are_the_same(
+    n_threads: int, n_workers: int, tmp_path: Path
+) -> None:
+    case = replace(CASE, table=same_image(CASE.table, 1, 4, 9))  # in shards of several weights
+    images = {**case.without("k/2.jpg", FileNotFoundError()), "k/5.jpg": b"another"}
+    one = run_export(tmp_path / "one", case, *WITH_IMAGES, source=Fake(images))
+    source = Reachable(images)
+    two = run_export(
+        *(tmp_path / "two", case, *WITH_IMAGES),
+        source=source,
+        n_workers=n_threads,
+        workers=threads(source, n_workers),
+    )
+    assert set(source.keys_read) == set(case.table["key"])
+    found, expected = tree(tmp_path / "two"), tree(tmp_path / "one")
+    cards = {name for name in expected if "README" in name}  # they name their folder
+    assert found.keys() == expected.keys()
+    assert len(found) - len(cards) > 20
+    assert all(found[name] == expected[name] for name in expected.keys() - cards)
+    assert [r.not_exported for r in two.formats] == [r.not_exported for r in one.formats]
+    assert one.formats[0].not_exported == 2
+
+
+@pytest.mark.parametrize("name", WITH_IMAGES)
+def test_shards_side_by_side_go_on_after_an_error(name: str, tmp_path: Path) -> None:
+    gone = StorageGoneError("s3://pool: 20 reads in a row have failed")
+    expected = run_export(tmp_path / "whole", CASE, name)
+    source = Reachable(CASE.without("k/13.jpg", gone))
+    with pytest.raises(InputError, match="reads in a row have failed"):
+        run_export(tmp_path / "x", CASE, name, source=source, workers=threads(source, 1))
+    folder = tmp_path / "x" / "curated" / name
+    kept = {p: p.stat().st_ino for p in folder.rglob("*") if p.suffix in SUFFIXES}
+    assert len(kept) >= 2
+    assert not json.loads((folder / "export.json").read_bytes())["complete"]
+    source = Reachable(CASE.images)
+    report = run_export(tmp_path / "x", CASE, name, source=source, workers=threads(source))
+    assert {p: p.stat().st_ino for p in kept} == kept, "not written again"
+    assert len(source.keys_read) < len(CASE.table)
+    assert report.formats[0].pairs == expected.formats[0].pairs
+    assert not list(folder.rglob(".*.tmp"))
+
+
+def test_a_worker_that_does_not_see_the_output_folder(tmp_path: Path) -> None:
+    job = _ShardJob((Store(tmp_path), "x"), "0.tar", 0, _TarWriter, for_open_clip, 0)
+    with pytest.raises(InputError, match=r"pairs.tmp cannot be read on .* on shared storage"):
+        write_shard(job, Reachable({}))
+
+
 @pytest.mark.parametrize("name", WITH_IMAGES)
 def test_an_interrupted_export_goes_on_and_ends_the_same(name: str, tmp_path: Path) -> None:
     images = CASE.without("k/2.jpg", FileNotFoundError())
     run_export(tmp_path / "whole", CASE, name, source=Fake(images))
     expected = tree(tmp_path / "whole")
-    suffixes = (".tar", ".parquet", ".arrow")
     n_kept = []
     for n in range(len(CASE.table)):
         root = tmp_path / str(n)
@@ -47,7 +107,7 @@ def test_an_interrupted_export_goes_on_and_ends_the_same(name: str, tmp_path: Pa
         folder = root / "curated" / name
         assert not json.loads((folder / "export.json").read_bytes())["complete"]
         assert not list(folder.rglob("*.tmp"))
-        kept = {p: p.stat().st_ino for p in folder.rglob("*") if p.suffix in suffixes}
+        kept = {p: p.stat().st_ino for p in folder.rglob("*") if p.suffix in SUFFIXES}
         n_kept.append(len(kept))
         source = Fake(images)
         run_export(root, CASE, name, source=source)
