@@ -285,7 +285,7 @@ def _baseline_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
 
 
 def _evaluation_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
-    """Every training, one after the other, with its reports and the ranks of the test queries."""
+    """Every training, side by side, with its reports and the ranks of the test queries."""
     training, c, n = config.training, config.evaluation, sizes.train
     full, part = (
         training.num_epochs * steps_per_epoch(m, training.batch_size)
@@ -295,9 +295,11 @@ def _evaluation_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     n_steps = c.n_seeds * (n_others * (full + part) + (FULL in c.methods) * full)
     reports = TRAINING_REPORTS * FORWARD * sizes.validation / training.batch_size
     n_cosines = 2 * sizes.test_images * sizes.test_captions
-    return (n_steps + n_trained(config) * reports) * speed.step_seconds + (
-        n_trained(config) * n_cosines * speed.cosine_seconds
+    trainings = max(
+        (n_steps + n_trained(config) * reports) * speed.shared_step_seconds,
+        (full + reports) * speed.step_seconds,
     )
+    return trainings + n_trained(config) * n_cosines * speed.cosine_seconds
 
 
 def _export_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
