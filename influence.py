@@ -29,7 +29,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,6 @@ from attribution.cluster_scores import (
     FIRST_ORDER,
     METAGRADIENT,
     VALIDATION_SHUFFLES,
-    Data,
     Estimate,
     InfluenceConfig,
     by_curvature,
@@ -51,6 +50,7 @@ from attribution.cluster_scores import (
     curvature_quality,
     early_stop,
     metagradients,
+    trained_references,
 )
 from attribution.cross_fitting import CrossFit, cross_fit, held_out_influences
 from attribution.guard import guard_influence
@@ -65,11 +65,13 @@ from attribution.pair_scores import (
     spread_evenly,
 )
 from attribution.results import InfluenceResult, PairInfluence
-from attribution.retraining import Retraining
+from attribution.retraining import Data, Retraining
 from attribution.sampling import TrainedPairs, sample_pairs, trained_pairs
 from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
 from curation import CurationResult
 from embedding import EmbeddingResult
+from engine.room import StageRoom
+from learner.lending import lend
 from learner.model import shuffled_batches
 from learner.pairs import PairFeatures, PairTensors, TrainingPairs
 from learner.sides import sides_of
@@ -146,6 +148,7 @@ def score_clusters(
     pairs: TrainingPairs,
     config: InfluenceConfig,
     training: TrainingConfig,
+    room: StageRoom,
     *,
     rng: np.random.Generator,
 ) -> InfluenceResult:
@@ -158,6 +161,7 @@ def score_clusters(
         pairs: the training pairs, and the held-out ones that are asked.
         config: settings of the estimate.
         training: settings of the reference model, and the batch size of the objective.
+        room: where the models are trained.
         rng: the stage's generator.
     """
     n_held_out, b = pairs.validation.n_pairs, training.batch_size
@@ -178,20 +182,19 @@ def score_clusters(
     schedule = min(
         training.num_epochs * steps_per_epoch(n, trained.batch_size), config.max_reference_steps
     )
-    stop = early_stop(data, training, schedule, int(seeds[0]), trained.grown)
-    retraining = Retraining(
-        *(data.pairs, training, schedule, stop, data.validation, data.validation_batches),
-        carry_over=trained.grown,
-    )
+    lent = lend(room, "pairs", data, pairs.tensors.device)
+    whole = Retraining(training, schedule, schedule, carry_over=trained.grown)
+    retraining = replace(whole, stop_after=early_stop(lent, whole, int(seeds[0])))
     if config.estimator == METAGRADIENT:
-        evaluated, estimates = metagradients(data, config, retraining, seeds.tolist(), rng=rng)
+        evaluated, estimates = metagradients(lent, config, retraining, seeds.tolist(), rng=rng)
     else:
         estimates = [
-            by_curvature(data, evaluated, config, retraining, seed, rng=rng)
-            for seed in seeds.tolist()
+            by_curvature(data, evaluated, config, run, rng=rng)
+            for run in trained_references(lent, retraining, seeds.tolist())
         ]
+    batches = data.validation_batches
     rows = evaluated if trained.rows is None else trained.rows[evaluated]
-    result = _result(pairs, config, estimates, rows, retraining, seeds, trained)
+    result = _result(pairs, config, estimates, rows, retraining, seeds, batches, trained)
     logger.info("validation loss of the reference models %.4f", result.validation_loss)
     return result
 
@@ -203,6 +206,7 @@ def _result(
     evaluated: Int64[np.ndarray, " m"],
     retraining: Retraining,
     seeds: Int64[np.ndarray, " s"],
+    validation_batches: Int64[np.ndarray, "v b"],
     trained: TrainedPairs,
 ) -> InfluenceResult:
     """The estimates of all reference models together, with what they stand on."""
@@ -230,7 +234,7 @@ def _result(
         reference_seeds=seeds.astype(np.int64),
         reference_steps=retraining.stop_after,
         reference_schedule=retraining.n_steps,
-        validation_batches=retraining.validation_batches,
+        validation_batches=validation_batches,
         validation_loss=loss,
         estimator=config.estimator,
         curvature_quality=curvature_quality(config, curvature),
@@ -305,6 +309,7 @@ def score_pairs_in_rounds(
     trust: PairTrust,
     config: PairInfluenceConfig,
     training: TrainingConfig,
+    room: StageRoom,
     *,
     max_steps: int,
     curate: Callable[[PairInfluence], CurationResult],
@@ -317,20 +322,19 @@ def score_pairs_in_rounds(
         trust: what is said of them before any influence is.
         config: settings of the estimate, among them the number of rounds.
         training: settings of the models.
+        room: where they are trained.
         max_steps: of the models' learning-rate schedule.
         curate: what is kept by an estimate.
         rng: the stage's generator.
     """
-    result: PairInfluence | None = None
-    kept: np.ndarray | None = None
+    before: Round | None = None
     history: list[dict[str, Any]] = []
     for round_number in range(1, config.rounds + 1):
         result = score_pairs(
-            *(pairs, trust, config, training),
+            *(pairs, trust, config, training, room.of(f"round {round_number}")),
             max_steps=max_steps,
             rng=rng,
-            kept=kept,
-            previous=result,
+            before=before,
         )
         now = curate(result).training_weights(len(pairs.indices)) > 0
         history.append(
@@ -338,7 +342,7 @@ def score_pairs_in_rounds(
                 "round": round_number,
                 "validation_loss": round(result.validation_loss, 5),
                 "kept": int(now.sum()),
-                "kept_before_too": None if kept is None else int((now & kept).sum()),
+                "kept_before_too": None if before is None else int((now & before.kept).sum()),
                 "explained": result.quality["explained"],
             }
         )
@@ -349,9 +353,17 @@ def score_pairs_in_rounds(
             f"{now.sum():,}",
             100 * float(result.quality["explained"]),
         )
-        kept = now
-    assert result is not None, "there is at least one round"
-    return replace(result, quality={**result.quality, "rounds": history})
+        before = Round(now, result)
+    assert before is not None, "there is at least one round"
+    estimate = before.estimate
+    return replace(estimate, quality={**estimate.quality, "rounds": history})
+
+
+class Round(NamedTuple):
+    """An earlier round of curation."""
+
+    kept: Bool[np.ndarray, " n"]  # which pairs were curated, and the next models are trained on
+    estimate: PairInfluence  # whose evaluated pairs are evaluated again
 
 
 def score_pairs(
@@ -359,11 +371,11 @@ def score_pairs(
     trust: PairTrust,
     config: PairInfluenceConfig,
     training: TrainingConfig,
+    room: StageRoom,
     *,
     max_steps: int,
     rng: np.random.Generator,
-    kept: Bool[np.ndarray, " n"] | None = None,
-    previous: PairInfluence | None = None,
+    before: Round | None = None,
 ) -> PairInfluence:
     """Evaluate the influence of a few pairs, infer that of the others, and settle the cells.
 
@@ -372,16 +384,18 @@ def score_pairs(
         trust: what is said of them before any influence is.
         config: settings of the estimate.
         training: settings of the models.
+        room: where they are trained.
         max_steps: of the models' learning-rate schedule.
         rng: the stage's generator.
-        kept: an earlier round's curated set, which the models are trained on; all by default.
-        previous: that round's result, whose evaluated pairs are evaluated again.
+        before: the round before; without one, the models are trained on all pairs.
 
     Raises:
         InputError: all pairs show one image.
     """
-    trained_on = np.ones(len(pairs.indices), dtype=bool) if kept is None else kept
-    cross = _held_out_models(pairs, trained_on, config, training, max_steps=max_steps, rng=rng)
+    trained_on = np.ones(len(pairs.indices), dtype=bool) if before is None else before.kept
+    cross = _held_out_models(
+        pairs, trained_on, config, training, room, max_steps=max_steps, rng=rng
+    )
     agreement = refine_agreement(
         *(trust.encoder_view, cross.held_out_losses, pairs.tensors, pairs.image_ids),
         pairs.validation,
@@ -390,8 +404,8 @@ def score_pairs(
         encoder_alone=config.encoder_agreement_only,
     )
     known = [agreement, trust.encoder_view.own, *quantities(pairs, cross, trained_on, rng)]
-    if previous is not None:
-        index = np.flatnonzero(previous.pair_influence_evaluated)
+    if before is not None:
+        index = np.flatnonzero(before.estimate.pair_influence_evaluated)
     else:
         index = _few_pairs(pairs, config, rng)
     per_repeat = held_out_influences(
@@ -461,6 +475,7 @@ def _held_out_models(
     trained_on: Bool[np.ndarray, " n"],
     config: PairInfluenceConfig,
     training: TrainingConfig,
+    room: StageRoom,
     *,
     max_steps: int,
     rng: np.random.Generator,
@@ -476,7 +491,7 @@ def _held_out_models(
             "has not seen; add data or raise --max_train_samples"
         )
     return cross_fit(
-        *(pairs, trained_on, training),
+        *(pairs, trained_on, training, room),
         n_repeats=config.held_out_repeats,
         max_steps=max_steps,
         stop_by=config.held_out_steps,

@@ -185,13 +185,15 @@ def stage_2(run: Run, known: Known) -> Judged:
         ),
     )
     asked = known.pairs if trust.found is None else known.pairs.asking(trust.found.asked)
-    influence = run.stage(
+    influence = run.shared_stage(
         stages.INFLUENCE,
         InfluenceResult,
         *(config.influence, config.training, many),
         after=[known.embedded, known.clustered, trust],
         needed_later=needed,
-        compute=lambda rng: score_clusters(asked, config.influence, config.training, rng=rng),
+        compute=lambda rng, room: score_clusters(
+            asked, config.influence, config.training, room, rng=rng
+        ),
     )
     validated = validate(run, asked, influence)
     scored = score_pairs(run, known, trust, asked, influence)
@@ -205,16 +207,13 @@ def validate(
     config = run.config.influence_validation
     if config.validate_influence == 0:
         return None
-    return run.stage(
+    return run.shared_stage(
         stages.INFLUENCE_VALIDATION,
         InfluenceValidation,
         config,
         after=[influence],
-        compute=lambda rng: validate_influence(
-            influence.value,
-            *(asked.tensors, asked.validation, asked.cluster_assignments, asked.clip_scores),
-            *(config, run.config.training),
-            rng=rng,
+        compute=lambda rng, room: validate_influence(
+            influence.value, asked, config, run.config.training, room, rng=rng
         ),
     )
 
@@ -233,15 +232,15 @@ def score_pairs(
     """
     config, max_steps = run.config, run.config.influence.max_reference_steps
     in_rounds = config.pair_influence.rounds > 1
-    return run.stage(
+    return run.shared_stage(
         stages.PAIR_INFLUENCE,
         PairInfluence,
         *(config.pair_influence, config.training, {"max_reference_steps": max_steps}),
         *([config.curation] if in_rounds else []),
         after=[known.embedded, known.clustered, trust, *([influence] if in_rounds else [])],
         needed_later=stages.CURATION.number not in config.execution.skip_stage,
-        compute=lambda rng: score_pairs_in_rounds(
-            *(asked, trust.value, config.pair_influence, config.training),
+        compute=lambda rng, room: score_pairs_in_rounds(
+            *(asked, trust.value, config.pair_influence, config.training, room),
             max_steps=max_steps,
             curate=lambda estimate: curate(asked, influence.value, estimate, config.curation),
             rng=rng,
@@ -352,8 +351,8 @@ def prove(run: Run, known: Known, judged: Judged, chosen: Chosen) -> Proof:
         EvaluationResult,
         *(config.training, config.evaluation),
         after=after,
-        compute=lambda rng, on_model: evaluate_methods(
-            *(subsets, asked.tensors, asked.validation, test, config.training, config.evaluation),
+        compute=lambda rng, room, on_model: evaluate_methods(
+            *(subsets, asked, test, config.training, config.evaluation, room),
             rng=rng,
             on_model=on_model,
         ),

@@ -17,13 +17,22 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from tqdm import tqdm
 
 from artifacts.settings import InputError, Settings, setting
 from baselines import FULL, METHODS
 from embedding import EmbeddingResult
-from learner.model import Parameters, embed_images, embed_texts, shuffled_batches
-from learner.pairs import FeatureScaling, PairFeatures, PairTensors
+from engine.room import StageRoom
+from engine.shards import ShardFiles, Summary
+from learner.lending import lend
+from learner.model import (
+    Parameters,
+    embed_images,
+    embed_texts,
+    from_vector,
+    shuffled_batches,
+    to_vector,
+)
+from learner.pairs import FeatureScaling, PairFeatures, TrainingPairs
 from learner.training import LOSS, WEIGHTINGS, TrainingConfig, steps_per_epoch, train
 from sources.captions import caption_groups
 
@@ -112,11 +121,11 @@ class EvaluationResult:
 
 def evaluate_methods(
     subsets: Mapping[str, Subset],
-    pairs: PairFeatures,
-    validation: PairTensors,
+    pairs: TrainingPairs,
     test: RetrievalSet,
     training: TrainingConfig,
     config: EvaluationConfig,
+    room: StageRoom,
     *,
     rng: np.random.Generator,
     on_model: Callable[[str, Parameters], None] | None = None,
@@ -127,49 +136,97 @@ def evaluate_methods(
 
     Args:
         subsets: what each method trains on, by name.
-        pairs: all training pairs.
-        validation: held-out pairs, for the loss curves.
+        pairs: all training pairs, and the held-out ones for the loss curves.
         test: unseen images and captions.
         training: settings of every run.
         config: number of seeds, and what weights do.
+        room: where models are trained.
         rng: the stage's generator.
         on_model: called with `method_comparison_seed` and the trained parameters.
     """
     seeds = [int(s) for s in rng.integers(2**31, size=config.n_seeds)]
-    held_out = validation, shuffled_batches(len(validation.images), training.batch_size, rng)
-    full_steps = training.num_epochs * steps_per_epoch(pairs.n_pairs, training.batch_size)
-    runs, ranks, jobs = [], [], planned_runs(tuple(subsets), config.n_seeds)
-    # A process pays for its start with its first steps; no method is charged for it.
-    train(pairs, training, n_steps=1, seed=0, validation=held_out, n_reports=1)
-    for method, comparison, seed_index in tqdm(jobs, desc="training", unit="run", disable=None):
-        rows, weights = subsets[method]
-        n_pairs = pairs.n_pairs if comparison == SAME_STEPS else len(rows)
-        n_steps = training.num_epochs * steps_per_epoch(n_pairs, training.batch_size)
-        started = time.perf_counter()
-        parameters, history = train(
-            pairs.subset(rows),
-            training,
-            n_steps=n_steps,
-            seed=seeds[seed_index],
-            sample_weights=weights,
-            weighting=config.weighting,
-            validation=held_out,
-        )
-        runs.append(
-            {
-                **{"method": method, "comparison": comparison, "seed_index": seed_index},
-                **{"n_pairs": len(rows), "n_steps": n_steps},
-                "relative_training_cost": n_steps / full_steps,
-                "training_seconds": time.perf_counter() - started,
-                "history": history._asdict(),
-            }
-        )
-        ranks.append(model_ranks(parameters, test))
-        if on_model:
+    batches = shuffled_batches(pairs.validation.n_pairs, training.batch_size, rng)
+    device, n_pairs = pairs.tensors.device, pairs.tensors.n_pairs
+    compared = _Compared(
+        pairs.tensors, dict(subsets), (pairs.validation, batches), test, training, config.weighting
+    )
+    full_steps = training.num_epochs * steps_per_epoch(n_pairs, training.batch_size)
+    planned, jobs = planned_runs(tuple(subsets), config.n_seeds), list[_Run]()
+    for method, comparison, seed_index in planned:
+        n_own = n_pairs if comparison == SAME_STEPS else len(subsets[method].rows)
+        n_steps = training.num_epochs * steps_per_epoch(n_own, training.batch_size)
+        jobs.append(_Run(method, n_steps, seeds[seed_index], on_model is not None))
+    made = lend(room, "pairs", compared, device).run(
+        "training" if on_model is None else "training of models that are kept",
+        _train_and_rank,
+        jobs,
+        unit="step",
+        sizes=[job.n_steps for job in jobs],
+    )
+    runs = [
+        {
+            **{"method": method, "comparison": comparison, "seed_index": seed_index},
+            **{"n_pairs": len(subsets[method].rows), "n_steps": job.n_steps},
+            "relative_training_cost": job.n_steps / full_steps,
+            **one.summary,
+        }
+        for (method, comparison, seed_index), job, one in zip(planned, jobs, made, strict=True)
+    ]
+    if on_model:
+        for (method, comparison, seed_index), one in zip(planned, made, strict=True):
+            vector = one.load(".parameters.npy")
+            parameters = from_vector(vector, pairs.tensors.widths, device)
             on_model(f"{method}_{comparison}_seed{seed_index}", parameters)
     encoder_ranks = retrieval_ranks(test.image_embeddings, test.text_embeddings, test.caption_image)
-    of_images, of_captions = (np.stack(side) for side in zip(*ranks, strict=True))
+    of_images, of_captions = (
+        np.stack([one.load(ending) for one in made]) for ending in (".images.npy", ".captions.npy")
+    )
     return EvaluationResult(of_images, of_captions, *encoder_ranks, runs)
+
+
+class _Compared(NamedTuple):
+    """What all trainings have in common."""
+
+    pairs: PairFeatures
+    subsets: Mapping[str, Subset]
+    held_out: Sequence[Any]  # pairs and their fixed batches, for the loss curves
+    test: RetrievalSet
+    training: TrainingConfig
+    weighting: str
+
+
+class _Run(NamedTuple):
+    """One training."""
+
+    method: str
+    n_steps: int
+    seed: int
+    keeps: bool  # the trained model
+
+
+def _train_and_rank(job: _Run, files: ShardFiles, compared: _Compared) -> Summary:
+    """Train a model, and write where it ranks every query."""
+    rows, weights = compared.subsets[job.method]
+    pairs, held_out = compared.pairs.subset(rows), (compared.held_out[0], compared.held_out[1])
+    # A process pays for its start with its first steps; no method is charged for it.
+    train(pairs, compared.training, n_steps=1, seed=0, validation=held_out, n_reports=1)
+    started = time.perf_counter()
+    parameters, history = train(
+        pairs,
+        compared.training,
+        n_steps=job.n_steps,
+        seed=job.seed,
+        sample_weights=weights,
+        weighting=compared.weighting,
+        validation=held_out,
+    )
+    seconds = time.perf_counter() - started
+    of_images, of_captions = model_ranks(parameters, compared.test)
+    files.write_npy(".images.npy", of_images)
+    files.write_npy(".captions.npy", of_captions)
+    if job.keeps:
+        files.write_npy(".parameters.npy", to_vector(parameters))
+    return {"training_seconds": seconds, "history": history._asdict()}
 
 
 def planned_runs(methods: Sequence[str], n_seeds: int) -> list[tuple[str, str, int]]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,22 +22,26 @@ from attribution.derivatives import (
 )
 from attribution.finite_removal import (
     RemovalEffects,
+    factors_without_folds,
     removal_corrections,
     removal_effects,
-    weights_without_folds,
 )
 from attribution.inverse import HESSIANS, InverseProduct, inverse_product
 from attribution.metagradient import pair_weight_gradient
 from attribution.newton_step import newton_step_effects
-from attribution.retraining import Retraining, collect_losses
+from attribution.retraining import Data, Retraining, RetrainingJob, validation_losses
 from attribution.sampling import representation_weights
-from learner.model import Parameters, mean_loss
-from learner.pairs import PairFeatures, PairTensors, nearest_clusters
-from learner.training import ADAM_BETAS, Training, TrainingConfig, side_by_side, train_until_best
+from engine.room import Made
+from engine.shards import ShardFiles, Summary
+from learner.lending import Lent
+from learner.model import Parameters, from_vector, mean_loss, to_vector
+from learner.pairs import nearest_clusters
+from learner.training import ADAM_BETAS, Training, TrainingState, train_until_best
 
 METAGRADIENT, STEP, FIRST_ORDER = ESTIMATORS = ("metagradient", "step", "first_order")
 REFERENCE_REPORTS = 40  # early stopping looks at the validation loss this often
 PATIENCE = 10  # reports without a lower validation loss after which the search ends
+SWEEP_STEPS = 5  # steps of training that take as long as one with the way back through it
 VALIDATION_SHUFFLES = 4  # batch compositions that the validation loss is averaged over
 DAMPING_MULTIPLE = 5.0
 PRIOR_PAIRS = 4.0  # what the variance pooled over clusters counts beside a cluster's own
@@ -100,16 +104,6 @@ class InfluenceConfig(Settings):
             raise InputError("--removal_folds must be 0 or at least 2; one fold is all clusters")
 
 
-class Data(NamedTuple):
-    """What influence is estimated on: the pairs that are trained on, and the held-out pairs."""
-
-    pairs: PairFeatures
-    clusters: Int64[np.ndarray, " n"]  # 0 to K - 1, each with a pair
-    validation: PairTensors
-    validation_batches: Int64[np.ndarray, "m b"]
-    weights: Float[np.ndarray, " n"]  # of the pairs, where derivatives are taken
-
-
 class Estimate(NamedTuple):
     """What one reference model says. Influences are in nats."""
 
@@ -121,31 +115,27 @@ class Estimate(NamedTuple):
     validation_loss: float
 
 
-def early_stop(
-    data: Data, training: TrainingConfig, schedule: int, seed: int, carry_over: bool
-) -> int:
-    """After how many steps the validation loss is lowest.
+def early_stop(lent: Lent[Data], retraining: Retraining, seed: int) -> int:
+    """After how many steps of the schedule the validation loss is lowest.
 
     A model that has memorised its pairs, wrong ones too, has no gradient left to tell them apart
     by. One shuffling of the validation pairs is enough to see it.
     """
+    (found,) = lent.run("early stopping", _find_stop, [RetrainingJob(retraining, seed)], unit="run")
+    return int(found.summary["steps"])
+
+
+def _find_stop(job: RetrainingJob, files: ShardFiles, data: Data) -> Summary:
     first_shuffle = data.validation_batches[: len(data.validation_batches) // VALIDATION_SHUFFLES]
-    run = Training(
-        data.pairs,
-        training,
-        n_steps=schedule,
-        seed=seed,
-        sample_weights=data.weights,
-        carry_over=carry_over,
-    )
+    run = job.start(data)
     train_until_best(
         run, (data.validation, first_shuffle), n_reports=REFERENCE_REPORTS, patience=PATIENCE
     )
-    return run.n_done
+    return {"steps": run.n_done}
 
 
 def metagradients(
-    data: Data,
+    lent: Lent[Data],
     config: InfluenceConfig,
     retraining: Retraining,
     seeds: Sequence[int],
@@ -158,21 +148,12 @@ def metagradients(
         The pairs that a batch of one of the models' trainings held: no other is evaluated. And
         what each model says.
     """
+    data = lent.context
     n_clusters = int(data.clusters.max()) + 1
     n_folds = min(config.removal_folds, n_clusters)
     # The folds of each seed; none without the correction.
     dealt = [rng.permutation(np.arange(n_clusters) % n_folds) for _ in seeds if n_folds > 1]
-    with side_by_side(data.pairs.device) as pool:
-        # The longest first, so that no core is idle while another finishes.
-        sweeps = [pool.submit(_sweep, data, config, retraining, seed) for seed in seeds]
-        trainings = [
-            retraining.submit(
-                pool, weights_without_folds(data.weights, data.clusters, folds), [seed] * n_folds
-            )
-            for folds, seed in zip(dealt, seeds, strict=False)
-        ]
-        swept = [sweep.result() for sweep in sweeps]
-        left_out = [collect_losses(of_seed, "leaving folds out") for of_seed in trainings]
+    swept, left_out = _trained(lent, config, retraining, seeds, dealt)
     nearest = nearest_clusters(data.pairs, data.clusters, data.validation)
     removals: list[RemovalEffects | None] = [
         removal_effects(s.losses, losses, folds, nearest)
@@ -202,16 +183,71 @@ class Swept(NamedTuple):
     losses: Float[np.ndarray, " m"]  # of the validation pairs; NaN where no batch holds one
 
 
-def _sweep(data: Data, config: InfluenceConfig, retraining: Retraining, seed: int) -> Swept:
-    """Train one reference model and go back through its training."""
-    run, stop = retraining.start(data.weights, seed), retraining.stop_after
-    by_weight = pair_weight_gradient(
-        run,
-        stop,
-        lambda p: unflatten(loss_gradient(p, data.validation, data.validation_batches), p),
-        checkpoints=_checkpoints(stop, config.influence_checkpoints),
+class _ReferenceJob(NamedTuple):
+    """A reference training that is gone back through, or one without a fold of the clusters."""
+
+    training: RetrainingJob
+    checkpoints: list[int] | None  # of the sweep
+
+
+def _trained(
+    lent: Lent[Data],
+    config: InfluenceConfig,
+    retraining: Retraining,
+    seeds: Sequence[int],
+    dealt: Sequence[Int64[np.ndarray, " K"]],
+) -> tuple[list[Swept], list[Float[np.ndarray, "n_folds m"]]]:
+    """All reference models, and the validation losses of each without its folds."""
+    stop, data = retraining.stop_after, lent.context
+    checkpoints = _checkpoints(stop, config.influence_checkpoints)
+    sweeps = [_ReferenceJob(RetrainingJob(retraining, seed), checkpoints) for seed in seeds]
+    without = [
+        _ReferenceJob(RetrainingJob(retraining, seed, factors), None)
+        for folds, seed in zip(dealt, seeds, strict=False)
+        for factors in factors_without_folds(folds)
+    ]
+    # The longest first, so that no core is idle while another finishes.
+    made = lent.run(
+        "reference trainings",
+        _train_reference,
+        [*sweeps, *without],
+        unit="step",
+        sizes=[SWEEP_STEPS * stop] * len(sweeps) + [stop] * len(without),
     )
-    return Swept(by_weight, run.seen(), run.parameters, retraining.validation_losses(run))
+    swept = [_read_sweep(one, data) for one in made[: len(sweeps)]]
+    losses = [np.array(one.load(".losses.npy")) for one in made[len(sweeps) :]]
+    n_folds = len(losses) // max(len(dealt), 1)
+    return swept, [np.stack(losses[i * n_folds : (i + 1) * n_folds]) for i in range(len(dealt))]
+
+
+def _train_reference(job: _ReferenceJob, files: ShardFiles, data: Data) -> Summary:
+    """Train one reference model, and go back through its training where that is asked for."""
+    stop, checkpoints = job.training.retraining.stop_after, job.checkpoints
+    run = job.training.start(data)
+    if checkpoints is None:
+        run.advance_to(stop)
+    else:
+        by_weight = pair_weight_gradient(
+            run,
+            stop,
+            lambda p: unflatten(loss_gradient(p, data.validation, data.validation_batches), p),
+            checkpoints=checkpoints,
+        )
+        files.write_npy(".by_weight.npy", by_weight)
+        files.write_npy(".seen.npy", run.seen())
+        files.write_npy(".parameters.npy", to_vector(run.parameters))
+    files.write_npy(".losses.npy", validation_losses(run, data))
+    return {}
+
+
+def _read_sweep(made: Made, data: Data) -> Swept:
+    vector = made.load(".parameters.npy")
+    return Swept(
+        np.array(made.load(".by_weight.npy")),
+        np.array(made.load(".seen.npy")),
+        from_vector(vector, data.pairs.widths, data.pairs.device),
+        np.array(made.load(".losses.npy")),
+    )
 
 
 def _checkpoints(stop: int, count: int) -> list[int]:
@@ -219,18 +255,38 @@ def _checkpoints(stop: int, count: int) -> list[int]:
     return sorted({round(stop * (1 - k / (2 * count))) for k in range(count)} - {0})
 
 
+def trained_references(
+    lent: Lent[Data], retraining: Retraining, seeds: Sequence[int]
+) -> Iterator[Training]:
+    """The reference models' trainings, one after the other, as early stopping leaves them."""
+    jobs, data = [RetrainingJob(retraining, seed) for seed in seeds], lent.context
+    for job, made in zip(
+        jobs, lent.run("reference trainings", _write_state, jobs, unit="training"), strict=True
+    ):
+        run, device = job.start(data), data.pairs.device
+        vectors = made.load(".state.npy")
+        parts = (from_vector(vector, data.pairs.widths, device) for vector in vectors)
+        run.restore(TrainingState(*parts), retraining.stop_after)
+        yield run
+
+
+def _write_state(job: RetrainingJob, files: ShardFiles, data: Data) -> Summary:
+    run = job.start(data)
+    run.advance_to(job.retraining.stop_after)
+    files.write_npy(".state.npy", np.stack([to_vector(part) for part in run.state()]))
+    return {}
+
+
 def by_curvature(
     data: Data,
     evaluated: Int64[np.ndarray, " m"],
     config: InfluenceConfig,
-    retraining: Retraining,
-    seed: int,
+    run: Training,
     *,
     rng: np.random.Generator,
 ) -> Estimate:
-    """Train one reference model and ask it by the inverse of its curvature."""
-    run, training, n = retraining.start(data.weights, seed), retraining.training, len(data.weights)
-    run.advance_to(retraining.stop_after)
+    """Ask one reference model by the inverse of its curvature."""
+    training, n = run.config, len(data.weights)
     validation = (data.validation, data.validation_batches)
     objective = Objective(
         data.pairs,

@@ -22,14 +22,10 @@ class RemovalEffects(NamedTuple):
     total: float  # over all folds and all validation pairs
 
 
-def weights_without_folds(
-    weights: Float[np.ndarray, " n"],
-    cluster_assignments: Int64[np.ndarray, " n"],
-    folds: Int64[np.ndarray, " K"],
-) -> list[Float[np.ndarray, " n"]]:
-    """The weights of the pairs without each fold of the clusters."""
-    of_pair = folds[cluster_assignments]
-    return [np.where(of_pair == fold, 0.0, weights) for fold in range(folds.max() + 1)]
+def factors_without_folds(folds: Int64[np.ndarray, " K"]) -> Float[np.ndarray, "n_folds K"]:
+    """By what the weights of each cluster's pairs are multiplied without each fold: one or zero."""
+    kept: np.ndarray = folds != np.arange(folds.max() + 1)[:, None]
+    return kept.astype(np.float64)
 
 
 def removal_effects(

@@ -6,60 +6,52 @@ Seeds and batches are paired: only the weights differ, and a weight of zero dele
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
-from tqdm import tqdm
 
+from engine.shards import ShardFiles, Summary
+from learner.lending import Lent
 from learner.model import Parameters, batch_blocks, pair_losses, similarities
 from learner.pairs import PairFeatures, PairTensors
-from learner.training import Training, TrainingConfig, side_by_side
+from learner.training import Training, TrainingConfig
+
+
+class Data(NamedTuple):
+    """What influence is estimated on: the pairs that are trained on, and the held-out pairs."""
+
+    pairs: PairFeatures
+    clusters: Int64[np.ndarray, " n"]  # 0 to K - 1, each with a pair
+    validation: PairTensors
+    validation_batches: Int64[np.ndarray, "m b"]
+    weights: Float[np.ndarray, " n"]  # of the pairs, where derivatives are taken
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """Everything about the reference training but its seed and its pair weights."""
+    """Everything about the reference training but its data, its seed and its pair weights."""
 
-    pairs: PairFeatures
     training: TrainingConfig
     n_steps: int  # of the schedule
     stop_after: int  # early stopping: steps that are taken
-    validation: PairTensors
-    validation_batches: Int64[np.ndarray, "n_batches b"]
     carry_over: bool = False  # see `Training`
 
-    def losses(
-        self, weightings: Sequence[Float[np.ndarray, " n"]], seeds: Sequence[int], description: str
-    ) -> Float64[np.ndarray, "w m"]:
-        """Loss of every validation pair after training with each of the weightings, nats.
+    def start(
+        self, data: Data, seed: int, factors: Float[np.ndarray, " K"] | None = None
+    ) -> Training:
+        """The training before its first step.
 
         Args:
-            weightings: weights of the n training pairs; zero leaves a pair out.
-            seeds: one a weighting.
-            description: of the progress bar.
+            data: what is trained on.
+            seed: of the training.
+            factors: by which the weights of each cluster's pairs are multiplied; None: as they are.
         """
-        with side_by_side(self.pairs.device) as pool:
-            return collect_losses(self.submit(pool, weightings, seeds), description)
-
-    def submit(
-        self,
-        pool: ThreadPoolExecutor,
-        weightings: Sequence[Float[np.ndarray, " n"]],
-        seeds: Sequence[int],
-    ) -> list[Future[Float64[np.ndarray, " m"]]]:
-        """The trainings that `losses` waits for, left to a pool of `side_by_side`."""
-        return [
-            pool.submit(self._losses, weights, seed)
-            for weights, seed in zip(weightings, seeds, strict=True)
-        ]
-
-    def start(self, weights: Float[np.ndarray, " n"], seed: int) -> Training:
-        """The training with these weights before its first step."""
+        weights = data.weights if factors is None else data.weights * factors[data.clusters]
         return Training(
-            self.pairs,
+            data.pairs,
             self.training,
             n_steps=self.n_steps,
             seed=seed,
@@ -67,22 +59,52 @@ class Retraining:
             carry_over=self.carry_over,
         )
 
-    def validation_losses(self, run: Training) -> Float64[np.ndarray, " m"]:
-        """Loss of every validation pair as the run stands, nats."""
-        return mean_pair_losses(run.parameters, self.validation, self.validation_batches)
+    def losses(
+        self,
+        lent: Lent[Data],
+        factors: Float[np.ndarray, "w K"],
+        seeds: Sequence[int],
+        name: str,
+    ) -> Float64[np.ndarray, "w m"]:
+        """Loss of every validation pair after training with each of the weightings, nats.
 
-    def _losses(self, weights: np.ndarray, seed: int) -> Float64[np.ndarray, " m"]:
-        run = self.start(weights, seed)
-        run.advance_to(self.stop_after)
-        return self.validation_losses(run)
+        Args:
+            lent: what is trained on, and where.
+            factors: of the clusters' weights in each training; zero leaves a cluster out.
+            seeds: one a weighting.
+            name: of what is done.
+        """
+        jobs = [
+            RetrainingJob(self, seed, of_clusters)
+            for seed, of_clusters in zip(seeds, factors, strict=True)
+        ]
+        made = lent.run(name, write_losses, jobs, unit="training")
+        return np.stack([np.array(one.load(".npy")) for one in made])
 
 
-def collect_losses(
-    trainings: Sequence[Future[Float64[np.ndarray, " m"]]], description: str
-) -> Float64[np.ndarray, "w m"]:
-    """The losses of trainings that a pool was given, in their order."""
-    done = tqdm(trainings, desc=description, unit="training", disable=None, leave=False)
-    return np.stack([training.result() for training in done])
+class RetrainingJob(NamedTuple):
+    """One training."""
+
+    retraining: Retraining
+    seed: int
+    factors: Float[np.ndarray, " K"] | None = None
+
+    def start(self, data: Data) -> Training:
+        """It, before its first step."""
+        return self.retraining.start(data, self.seed, self.factors)
+
+
+def write_losses(job: RetrainingJob, files: ShardFiles, data: Data) -> Summary:
+    """Train, and write the loss of every validation pair, nats."""
+    run = job.start(data)
+    run.advance_to(job.retraining.stop_after)
+    files.write_npy(".npy", validation_losses(run, data))
+    return {}
+
+
+def validation_losses(run: Training, data: Data) -> Float64[np.ndarray, " m"]:
+    """Loss of every validation pair as the run stands, nats; NaN where no batch holds it."""
+    return mean_pair_losses(run.parameters, data.validation, data.validation_batches)
 
 
 def mean_pair_losses(

@@ -9,20 +9,22 @@ shows little.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from scipy.stats import pearsonr, spearmanr
 
 from artifacts.settings import InputError, Settings, setting
 from attribution.derivatives import batch_loss_influences, loss_gradient
 from attribution.results import CHECKS, LDS, LOCO, SMALL, InfluenceResult, InfluenceValidation
-from attribution.retraining import Retraining
+from attribution.retraining import Data, Retraining
 from attribution.sampling import TrainedPairs
-from learner.pairs import PairFeatures, PairTensors
+from engine.room import StageRoom
+from learner.lending import Lent, lend
+from learner.pairs import TrainingPairs
 from learner.training import TrainingConfig
 
 ESTIMATOR = "estimator"
@@ -54,12 +56,10 @@ class Effects(NamedTuple):
 
 def validate_influence(
     influence: InfluenceResult,
-    pairs: PairFeatures,
-    validation: PairTensors,
-    cluster_assignments: Int64[np.ndarray, " n"],
-    clip_scores: Float[np.ndarray, " n"],
+    pairs: TrainingPairs,
     config: InfluenceValidationConfig,
     training: TrainingConfig,
+    room: StageRoom,
     *,
     rng: np.random.Generator,
 ) -> InfluenceValidation:
@@ -70,34 +70,42 @@ def validate_influence(
 
     Args:
         influence: the estimate.
-        pairs: n training pairs, scaled features.
-        validation: held-out pairs, scaled features.
-        cluster_assignments: cluster of each training pair.
-        clip_scores: image-text agreement of each training pair.
+        pairs: the training pairs, and the held-out ones that are asked.
         config: how many clusters and seeds.
         training: settings of the reference training.
+        room: where models are trained.
         rng: draws the halves and further seeds.
 
     Raises:
         InputError: there are fewer than two clusters to leave out.
     """
-    n, n_clusters = len(cluster_assignments), len(influence.influence_scores)
+    clusters, n_clusters = pairs.cluster_assignments, len(influence.influence_scores)
     if n_clusters < 2:
         raise InputError("--validate_influence needs at least two clusters; raise --n_clusters")
     chosen = spread_over_scores(influence.influence_scores, config.validate_influence)
     extra = rng.integers(2**31, size=config.validation_seeds)
     seeds = [*influence.reference_seeds.tolist(), *extra.tolist()][: config.validation_seeds]
     halves = np.array([rng.permutation(np.arange(n_clusters) % 2) for _ in chosen], dtype=bool)
-    trained = _trained_pairs(influence, cluster_assignments, training)
-    rest, clusters = trained.among(pairs, cluster_assignments)
-    retraining = _reference_training(influence, rest, validation, training, trained)
-    weightings = _weightings(trained.weights, clusters, chosen, halves)
-    real = real_effects(retraining, trained.weights, weightings, seeds)
-    similarity = gradient_similarity(influence, pairs, validation, training, rng=rng)
+    trained = _trained_pairs(influence, clusters, training)
+    data = Data(
+        *trained.among(pairs.tensors, clusters),
+        pairs.validation,
+        influence.validation_batches,
+        trained.weights,
+    )
+    lent = lend(room, "pairs", data, pairs.tensors.device)
+    retraining = Retraining(
+        replace(training, batch_size=trained.batch_size),
+        influence.reference_schedule,
+        influence.reference_steps,
+        carry_over=trained.grown,
+    )
+    real = real_effects(lent, retraining, _factors(n_clusters, chosen, halves), seeds)
+    similarity = gradient_similarity(influence, pairs, training, rng=rng)
     sums = _ClusterSums(
-        np.bincount(cluster_assignments),
-        np.bincount(cluster_assignments, clip_scores),
-        np.bincount(cluster_assignments, similarity) / n,
+        np.bincount(clusters),
+        np.bincount(clusters, pairs.clip_scores),
+        np.bincount(clusters, similarity) / len(clusters),
     )
     effects = _effects(influence, sums, chosen, halves, real)
     return InfluenceValidation(
@@ -132,36 +140,15 @@ def _trained_pairs(
     return TrainedPairs.of(cluster_assignments, influence.reference_rows, b, grown=grown)
 
 
-def _reference_training(
-    influence: InfluenceResult,
-    pairs: PairFeatures,
-    validation: PairTensors,
-    training: TrainingConfig,
-    trained: TrainedPairs,
-) -> Retraining:
-    return Retraining(
-        pairs,
-        replace(training, batch_size=trained.batch_size),
-        influence.reference_schedule,
-        influence.reference_steps,
-        validation,
-        influence.validation_batches,
-        carry_over=trained.grown,
-    )
-
-
-def _weightings(
-    weights: Float[np.ndarray, " n"],
-    cluster_assignments: Int64[np.ndarray, " n"],
-    chosen: Int64[np.ndarray, " c"],
-    halves: Bool[np.ndarray, "c K"],
-) -> dict[str, list[Float[np.ndarray, " n"]]]:
-    """The weights of the training pairs in every retraining, check by check."""
-    left_out = [cluster_assignments == k for k in chosen]
+def _factors(
+    n_clusters: int, chosen: Int64[np.ndarray, " c"], halves: Bool[np.ndarray, "c K"]
+) -> dict[str, Float64[np.ndarray, "c K"]]:
+    """By what the weights of the clusters' pairs are multiplied in every retraining."""
+    changed = chosen[:, None] == np.arange(n_clusters)
     return {
-        LOCO: [np.where(out, 0.0, weights) for out in left_out],
-        SMALL: [np.where(out, SMALL_WEIGHT * weights, weights) for out in left_out],
-        LDS: [np.where(half[cluster_assignments], 0.0, weights) for half in halves],
+        LOCO: np.where(changed, 0.0, 1.0),
+        SMALL: np.where(changed, SMALL_WEIGHT, 1.0),
+        LDS: np.where(halves, 0.0, 1.0),
     }
 
 
@@ -210,43 +197,51 @@ def spread_over_scores(scores: Float[np.ndarray, " K"], count: int) -> Int64[np.
 
 
 def real_effects(
+    lent: Lent[Data],
     retraining: Retraining,
-    weights: np.ndarray,
-    weightings: Mapping[str, list[np.ndarray]],
-    seeds: list[int],
+    factors: Mapping[str, Float[np.ndarray, "c K"]],
+    seeds: Sequence[int],
 ) -> dict[str, Float[np.ndarray, "s c"]]:
-    """Change of the validation loss in percent of it, seed by seed."""
-    everything = [weights]
-    for many in weightings.values():
-        everything += many
-    jobs = [(w, seed) for seed in seeds for w in everything]
+    """Change of the validation loss in percent of it, seed by seed.
+
+    Args:
+        lent: what is trained on, and where.
+        retraining: the reference training.
+        factors: by which the weights of the clusters' pairs are multiplied, check by check.
+        seeds: of the trainings.
+    """
+    n_clusters = int(lent.context.clusters.max()) + 1
+    everything = np.concatenate([np.ones((1, n_clusters)), *factors.values()])
     losses = retraining.losses(
-        [w for w, _ in jobs], [seed for _, seed in jobs], "validating influence"
+        lent,
+        np.tile(everything, (len(seeds), 1)),
+        [seed for seed in seeds for _ in everything],
+        "validating influence",
     )
     # Every validation pair counts as often as batches hold it.
-    held = np.bincount(retraining.validation_batches.reshape(-1), minlength=losses.shape[1])
+    batches = lent.context.validation_batches
+    held = np.bincount(batches.reshape(-1), minlength=losses.shape[1])
     means = losses[:, held > 0] @ held[held > 0] / held.sum()
     by_seed = means.reshape(len(seeds), len(everything))
     change = 100 * (by_seed[:, 1:] / by_seed[:, :1] - 1)
-    cuts = np.cumsum([len(many) for many in weightings.values()])[:-1]
-    return dict(zip(weightings, np.split(change, cuts, axis=1), strict=True))
+    cuts = np.cumsum([len(many) for many in factors.values()])[:-1]
+    return dict(zip(factors, np.split(change, cuts, axis=1), strict=True))
 
 
 def gradient_similarity(
     influence: InfluenceResult,
-    pairs: PairFeatures,
-    validation: PairTensors,
+    pairs: TrainingPairs,
     training: TrainingConfig,
     *,
     rng: np.random.Generator,
 ) -> Float[np.ndarray, " n"]:
     """Influence with the identity in the Hessian's place, of every pair."""
-    reference = influence.reference(pairs.device)
-    n = pairs.n_pairs
+    reference = influence.reference(pairs.tensors.device)
+    n = pairs.tensors.n_pairs
     return batch_loss_influences(
         reference,
-        pairs,
-        loss_gradient(reference, validation, influence.validation_batches),
+        pairs.tensors,
+        loss_gradient(reference, pairs.validation, influence.validation_batches),
         np.arange(n),
         np.ones(n),
         batch_size=training.batch_size,

@@ -39,7 +39,7 @@ from attribution.curvature import Objective
 from attribution.derivatives import batch_loss_influences, loss_gradient, own_loss_influences
 from attribution.inverse import conjugate_gradients
 from attribution.results import LDS, LOCO, SMALL, InfluenceResult
-from attribution.retraining import Retraining
+from attribution.retraining import Data, Retraining
 from attribution.validation import (
     SMALL_WEIGHT,
     correlations,
@@ -47,12 +47,14 @@ from attribution.validation import (
     noise_ceiling,
     real_effects,
 )
+from benchmarks.rooms import temporary_room
 from cli.config import Config, parse_arguments
 from cli.run import Run
 from clustering import ClusteringConfig, cluster_embeddings
 from embedding import EmbeddingResult
 from encoders.joint_map import embed_across_folds
 from influence import score_clusters
+from learner.lending import lend
 from learner.model import Parameters, shuffled_batches
 from learner.pairs import PairTensors, TrainingPairs, fit_feature_scaling
 from learner.training import TrainingConfig
@@ -224,13 +226,22 @@ def known(problem: Problem) -> TrainingPairs:
 def estimate(problem: Problem, seed: int = SEED, **settings: Any) -> tuple[InfluenceResult, float]:
     """The estimate and its seconds, the training of its reference models included."""
     pairs, started = known(problem), time.perf_counter()
-    result = score_clusters(
-        pairs,
-        InfluenceConfig(**settings),
-        TRAINING,
-        rng=np.random.default_rng(seed),
-    )
+    with temporary_room() as room:
+        result = score_clusters(
+            pairs,
+            InfluenceConfig(**settings),
+            TRAINING,
+            room,
+            rng=np.random.default_rng(seed),
+        )
     return result, time.perf_counter() - started
+
+
+def data_of(problem: Problem, reference: InfluenceResult) -> Data:
+    """What is retrained on, and measured with the batches of the reference."""
+    weights = np.ones(len(problem.clusters))
+    batches = reference.validation_batches
+    return Data(problem.pairs, problem.clusters, problem.validation, batches, weights)
 
 
 class Truth(NamedTuple):
@@ -248,26 +259,17 @@ def ground_truth(problem: Problem, reference: InfluenceResult, file: Path) -> Tr
     if file.exists():
         saved = np.load(file)
         return Truth({check: saved[check] for check in (LOCO, SMALL, LDS)}, halves)
-    retraining = Retraining(
-        problem.pairs,
-        TRAINING,
-        reference.reference_schedule,
-        reference.reference_steps,
-        problem.validation,
-        reference.validation_batches,
-    )
-    inside = [problem.clusters == cluster for cluster in range(k)]
-    weightings = {
-        LOCO: [np.where(i, 0.0, 1.0) for i in inside],
-        SMALL: [np.where(i, SMALL_WEIGHT, 1.0) for i in inside],
-        LDS: [np.where(half[problem.clusters], 0.0, 1.0) for half in halves],
+    retraining = Retraining(TRAINING, reference.reference_schedule, reference.reference_steps)
+    one = np.eye(k, dtype=bool)
+    factors = {
+        LOCO: np.where(one, 0.0, 1.0),
+        SMALL: np.where(one, SMALL_WEIGHT, 1.0),
+        LDS: np.where(halves, 0.0, 1.0),
     }
-    effects = real_effects(
-        retraining,
-        np.ones(len(problem.clusters)),
-        weightings,
-        reference.reference_seeds.tolist(),
-    )
+    with temporary_room() as room:
+        lent = lend(room, "pairs", data_of(problem, reference), problem.pairs.device)
+        seeds = reference.reference_seeds.tolist()
+        effects = real_effects(lent, retraining, factors, seeds)
     np.savez(file, **effects)  # type: ignore[arg-type]
     return Truth(effects, halves)
 

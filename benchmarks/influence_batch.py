@@ -40,8 +40,10 @@ from attribution.results import LOCO, SMALL, InfluenceResult
 from attribution.retraining import Retraining
 from attribution.sampling import TrainedPairs
 from attribution.validation import SMALL_WEIGHT, correlations, noise_ceiling, real_effects
-from benchmarks.influence import REGIMES, SEED, TRAINING, Problem, known, make_problem
+from benchmarks.influence import REGIMES, SEED, TRAINING, Problem, data_of, known, make_problem
+from benchmarks.rooms import temporary_room
 from embedding import EmbeddingResult
+from learner.lending import lend
 
 BATCHES = (32, 64, 128, 256)
 N_CLUSTERS = 40
@@ -52,11 +54,13 @@ def estimate(problem: Problem, batch_size: int) -> tuple[InfluenceResult, float]
     """By reference models of such batches, with every default else, and its seconds."""
     n, started = len(problem.clusters), time.perf_counter()
     trained = TrainedPairs(None, np.ones(n), batch_size, grown=False)
-    with patch.object(influence, "trained_pairs", lambda *_, **__: trained):
+    as_told = patch.object(influence, "trained_pairs", lambda *_, **__: trained)
+    with as_told, temporary_room() as room:
         result = influence.score_clusters(
             known(problem),
             InfluenceConfig(),
             TRAINING,
+            room,
             rng=np.random.default_rng(SEED),
         )
     return result, time.perf_counter() - started
@@ -68,23 +72,19 @@ def real(problem: Problem, reference: InfluenceResult, file: Path) -> dict[str, 
         saved = np.load(file)
         return {check: saved[check] for check in (LOCO, SMALL)}
     retraining = Retraining(
-        problem.pairs,
         replace(TRAINING, batch_size=int(reference.reference_batch_size or 0)),
         reference.reference_schedule,
         reference.reference_steps,
-        problem.validation,
-        reference.validation_batches,
     )
-    inside = [problem.clusters == cluster for cluster in range(N_CLUSTERS)]
-    effects = real_effects(
-        retraining,
-        np.ones(len(problem.clusters)),
-        {
-            LOCO: [np.where(i, 0.0, 1.0) for i in inside],
-            SMALL: [np.where(i, SMALL_WEIGHT, 1.0) for i in inside],
-        },
-        reference.reference_seeds.tolist()[:N_RETRAINED],
-    )
+    one = np.eye(N_CLUSTERS, dtype=bool)
+    with temporary_room() as room:
+        data = data_of(problem, reference)
+        effects = real_effects(
+            lend(room, "pairs", data, data.pairs.device),
+            retraining,
+            {LOCO: np.where(one, 0.0, 1.0), SMALL: np.where(one, SMALL_WEIGHT, 1.0)},
+            reference.reference_seeds.tolist()[:N_RETRAINED],
+        )
     np.savez(file, **effects)  # type: ignore[arg-type]
     return effects
 

@@ -92,6 +92,7 @@ from baselines import (
 from baselines import (
     METHODS as METHODS_OF_RUNS,
 )
+from benchmarks.rooms import temporary_room
 from clustering import ClusterAssignment, ClusteringConfig, cluster_embeddings
 from curation import (
     CurationConfig,
@@ -101,7 +102,7 @@ from curation import (
 )
 from encoders.base import EmbeddingConfig
 from encoders.pretrained import load_encoder
-from influence import score_clusters, score_pairs
+from influence import Round, score_clusters, score_pairs
 from learner.model import Parameters, embed_images, embed_texts, mean_loss, shuffled_batches
 from learner.pairs import (
     FeatureScaling,
@@ -474,14 +475,14 @@ def curate_with_influencespace(
             pair_influence = replace(pair_influence, relevance_part=nothing)
         curated = curate(known(problem), scores, pair_influence, config)
         return curated, pair_influence, seconds + pair_seconds + time.perf_counter() - started
-    estimate, kept = None, None
+    before: Round | None = None
     rng = stage_rng(problem.seed, "pair_influence")
     for _ in range(variant.rounds):
-        estimate = estimate_pairs(problem, trust, variant.cells, rng, kept=kept, previous=estimate)
+        estimate = estimate_pairs(problem, trust, variant.cells, rng, before)
         curated = curate(known(problem), scores, estimate, config)
-        kept = curated.training_weights(len(problem.regime.faults)) > 0
-    assert estimate is not None, "there is a round"
-    return curated, estimate, seconds + time.perf_counter() - started
+        before = Round(curated.training_weights(len(problem.regime.faults)) > 0, estimate)
+    assert before is not None, "there is a round"
+    return curated, before.estimate, seconds + time.perf_counter() - started
 
 
 def judged_by_labels(problem: Problem, estimate: PairInfluence, n_kept: int) -> np.ndarray:
@@ -520,20 +521,20 @@ def estimate_pairs(
     trust: PairTrust,
     settings: Mapping[str, Any],
     rng: np.random.Generator,
-    kept: np.ndarray | None = None,
-    previous: PairInfluence | None = None,
+    before: Round | None = None,
 ) -> PairInfluence:
     """The influence of pairs and cells, as stage 2 estimates it."""
-    return score_pairs(
-        known(problem),
-        trust,
-        PairInfluenceConfig(**settings),
-        TRAINING,
-        max_steps=InfluenceConfig().max_reference_steps,
-        rng=rng,
-        kept=kept,
-        previous=previous,
-    )
+    with temporary_room(_workers) as room:
+        return score_pairs(
+            known(problem),
+            trust,
+            PairInfluenceConfig(**settings),
+            TRAINING,
+            room,
+            max_steps=InfluenceConfig().max_reference_steps,
+            rng=rng,
+            before=before,
+        )
 
 
 def groups_of(regime: Regime) -> dict[str, np.ndarray]:
@@ -605,12 +606,14 @@ def influence_of(problem: Problem) -> tuple[InfluenceResult, float]:
     folds are enough.
     """
     started = time.perf_counter()
-    result = score_clusters(
-        known(problem),
-        InfluenceConfig(influence_seeds=1, removal_folds=5),
-        TRAINING,
-        rng=stage_rng(problem.seed, "influence"),
-    )
+    with temporary_room(_workers) as room:
+        result = score_clusters(
+            known(problem),
+            InfluenceConfig(influence_seeds=1, removal_folds=5),
+            TRAINING,
+            room,
+            rng=stage_rng(problem.seed, "influence"),
+        )
     return result, time.perf_counter() - started
 
 
@@ -782,14 +785,14 @@ class _NoTerminal(io.TextIOWrapper):
 
 
 _rows: Any = None  # the worker's end of the queue of rows
+_workers: int | None = None  # trainings at once; None: one a processor core
 
 
 def _start_worker(rows: Any) -> None:
-    global _rows
+    global _rows, _workers
     _rows = rows
     torch.set_num_threads(1)
-    # A worker has one core: the library would start a thread for every core of the machine.
-    os.cpu_count = lambda: 1
+    _workers = 1  # it has one core
     sys.stderr = _NoTerminal(sys.stderr.buffer, line_buffering=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -36,9 +35,11 @@ from cli.sizes import (
 from clustering import MINI_BATCH_ABOVE
 from curation import curated_size
 from encoders.joint_map import N_FOLDS, Moments, fit_joint_map
+from engine.base import Setup
+from engine.local import LocalEngine
 from exporting.formats import NEED_IMAGES
 from learner.pairs import PairTensors
-from learner.training import TrainingConfig, side_by_side, steps_per_epoch, train
+from learner.training import TrainingConfig, steps_per_epoch, train
 
 # --- What is counted in training steps: measured beside them, one CPU thread each -----------------
 STEPS_TIMED = 30
@@ -112,19 +113,27 @@ def measure_speed(
 
 def _time_steps(pairs: PairTensors, config: TrainingConfig) -> tuple[float, float]:
     """Seconds of a training step alone, and side by side with others, after warming up."""
-
-    def train_some(seed: int) -> None:
-        train(pairs, config, n_steps=STEPS_TIMED, seed=seed)
-
-    train_some(0)
-    alone = _timed(lambda: train_some(0)) / STEPS_TIMED
-    device = pairs.images.device
-    if device.type != "cpu":
+    timed = pairs, config
+    _train_some(0, timed)
+    alone = _timed(lambda: _train_some(0, timed)) / STEPS_TIMED
+    if pairs.device.type != "cpu":
         return alone, alone
-    n_trainings = os.cpu_count() or 1
-    with side_by_side(device) as pool:
-        together = _timed(lambda: list(pool.map(train_some, range(n_trainings))))
-    return alone, together / (n_trainings * STEPS_TIMED)
+    engine, setup = LocalEngine(), Setup(_already_there, None)
+    engine.offer(setup, timed)
+
+    def side_by_side() -> None:
+        jobs = range(engine.workers)
+        list(engine.map(_train_some, jobs, setup=setup, description="timing", unit="training"))
+
+    return alone, _timed(side_by_side) / (engine.workers * STEPS_TIMED)
+
+
+def _already_there(_: None) -> tuple[PairTensors, TrainingConfig]:
+    raise AssertionError("it is offered")
+
+
+def _train_some(seed: int, timed: tuple[PairTensors, TrainingConfig]) -> None:
+    train(*timed, n_steps=STEPS_TIMED, seed=seed)
 
 
 def _time_joint_map(images: np.ndarray, texts: np.ndarray, width: int) -> tuple[float, float]:
@@ -285,7 +294,7 @@ def _baseline_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
 
 
 def _evaluation_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
-    """Every training, one after the other, with its reports and the ranks of the test queries."""
+    """Every training, side by side, with its reports and the ranks of the test queries."""
     training, c, n = config.training, config.evaluation, sizes.train
     full, part = (
         training.num_epochs * steps_per_epoch(m, training.batch_size)
@@ -295,9 +304,11 @@ def _evaluation_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     n_steps = c.n_seeds * (n_others * (full + part) + (FULL in c.methods) * full)
     reports = TRAINING_REPORTS * FORWARD * sizes.validation / training.batch_size
     n_cosines = 2 * sizes.test_images * sizes.test_captions
-    return (n_steps + n_trained(config) * reports) * speed.step_seconds + (
-        n_trained(config) * n_cosines * speed.cosine_seconds
+    trainings = max(
+        (n_steps + n_trained(config) * reports) * speed.shared_step_seconds,
+        (full + reports) * speed.step_seconds,
     )
+    return trainings + n_trained(config) * n_cosines * speed.cosine_seconds
 
 
 def _export_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:

@@ -93,13 +93,31 @@ class Run:
             needed_later: whether a stage that is skipped is loaded. One that is saved is loaded all
                 the same where the report can show it.
         """
+        return self.shared_stage(
+            stage,
+            result_type,
+            *settings,
+            after=after,
+            compute=lambda rng, _: compute(rng),
+            needed_later=needed_later,
+        )
+
+    def shared_stage(
+        self,
+        stage: Stage,
+        result_type: type[T],
+        *settings: Settings | Mapping[str, Any],
+        after: Sequence[Saved[Any]],
+        compute: Callable[[np.random.Generator, StageRoom], T],
+        needed_later: bool = True,
+    ) -> Saved[T]:
+        """The same for a stage whose work is shared out to the engine's workers."""
         provenance, mode = self.provenance(*settings, after=after), self.mode(stage, needed_later)
         is_shown = not self.config.report.no_report
         if mode is Mode.OMIT and is_shown and self.store.is_current(stage, provenance):
             mode = Mode.LOAD
-        return self.have(
-            stage, result_type, provenance, partial(compute, self.rng(stage.name)), mode
-        )
+        made = partial(compute, self.rng(stage.name), self.room(stage, provenance))
+        return self.have(stage, result_type, provenance, made, mode)
 
     def provenance(
         self, *settings: Settings | Mapping[str, Any], after: Sequence[Saved[Any]]
@@ -146,7 +164,7 @@ class Run:
         result_type: type[T],
         *settings: Settings,
         after: Sequence[Saved[Any]],
-        compute: Callable[[np.random.Generator, Keep | None], T],
+        compute: Callable[[np.random.Generator, StageRoom, Keep | None], T],
     ) -> Saved[T]:
         """The same for a stage whose models are kept with `--save_checkpoints`."""
         provenance, mode = self.provenance(*settings, after=after), self.mode(stage)
@@ -160,7 +178,7 @@ class Run:
             tensors = {k: v.cpu().contiguous() for k, v in parameters._asdict().items()}
             checkpoints.write(name, to_safetensors(tensors))
 
-        made = partial(compute, rng, keep if keeps else None)
+        made = partial(compute, rng, self.room(stage, provenance), keep if keeps else None)
         saved = self.have(stage, result_type, provenance, made, mode)
         if keeps:
             checkpoints.finish()

@@ -31,7 +31,7 @@ def _new_key() -> str:
     return f"{os.getpid()}.{next(_numbers)}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setup(Generic[Context]):
     """What a worker makes once and uses for all its jobs: an encoder, an opened source.
 
@@ -67,9 +67,13 @@ class Engine(ABC):
     def finished(self, call: Call) -> Iterator[tuple[int, Any]]:
         """Number and summary of every job, as they get done; closing it ends what is running."""
 
-    def offer(self, setup: Setup[Context], context: Context) -> None:
-        """What a setup would make and is there already, for workers that can use it."""
-        return
+    def offer(self, setup: Setup[Context], context: Context) -> bool:
+        """What a setup would make and is there already, for workers that can use it.
+
+        Returns:
+            Whether they use it, for as long as the setup is held: its job is then never asked for.
+        """
+        return False
 
     def close(self) -> None:
         """Let go of what was made or started for the work."""

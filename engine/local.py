@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from engine.base import Call, Engine, Setup, run_job
 from engine.threads import limit_this_thread
@@ -32,6 +33,7 @@ class LocalEngine(Engine):
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or n_cores()
         self._made: dict[tuple[str, int], Any] = {}  # contexts by setup and thread
+        self._offered: WeakKeyDictionary[Setup[Any], Any] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def finished(self, call: Call) -> Iterator[tuple[int, Any]]:
@@ -53,14 +55,16 @@ class LocalEngine(Engine):
             with self._lock:  # those of threads that are no more
                 self._made = {key: made for key, made in self._made.items() if key[1] == 0}
 
-    def offer(self, setup: Setup[Any], context: Any) -> None:
+    def offer(self, setup: Setup[Any], context: Any) -> bool:
         """See `Engine`."""
         if setup.shared:
-            self._made[setup.key, 0] = context
+            self._offered[setup] = context
+        return setup.shared
 
     def close(self) -> None:
         """See `Engine`."""
         self._made.clear()
+        self._offered.clear()
 
     def _run(self, call: Call, number: int) -> Any:
         job = call.jobs[number]
@@ -71,6 +75,8 @@ class LocalEngine(Engine):
     def _context(self, setup: Setup[Any]) -> Any:
         key = setup.key, 0 if setup.shared or setup.on_gpu else threading.get_ident()
         with self._lock:
+            if setup in self._offered:
+                return self._offered[setup]
             if key not in self._made:
                 self._made = {k: made for k, made in self._made.items() if k[0] == setup.key}
                 self._made[key] = setup.make(setup.job)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import write_array
 from numpy.typing import DTypeLike
 
+from artifacts.arrays import map_array
 from artifacts.provenance import Stage
 from artifacts.settings import InputError
 from artifacts.store import Store
@@ -18,6 +20,7 @@ from engine.base import Engine, Setup
 from engine.shards import Shard, Summary, run_shards
 
 SHARDS = "shards"  # subfolder of a stage's folder
+PUT = "put"  # in it, arrays that workers are shown
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class StageRoom:
     store: Store
     stage: Stage
     fingerprint: str
+    part: str = ""  # of the stage, where it does the same several times
+
+    def of(self, part: str) -> StageRoom:
+        """The same for a part of the stage, whose shards are its own."""
+        return replace(self, part=part)
 
     def run(
         self,
@@ -87,7 +95,7 @@ class StageRoom:
         Raises:
             InputError: raised by work, the engine or the store.
         """
-        folder = f"{self._folder()}/{name.replace(' ', '_')}"
+        folder = self._folder(name)
         shards = [
             Shard(
                 f"{i:06d}", self._print(name, i, len(jobs)), job, 1 if sizes is None else sizes[i]
@@ -113,16 +121,33 @@ class StageRoom:
         """Whether an array that is allocated under this name was there before."""
         return self.store.part_path(self.stage, name, self.fingerprint).exists()
 
+    def put(self, name: str, array: np.ndarray) -> np.ndarray:
+        """An array as workers may be shown it: in a file, mapped, until the stage is saved.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written to.
+        """
+        relative = f"{self._folder(PUT)}/{name}.npy"
+        with self.store.writing(relative, lasting=False) as file:
+            write_array(file, array, allow_pickle=False)  # type: ignore[no-untyped-call]
+        return map_array(self.store.root / relative)
+
     def clear(self) -> None:
         """Remove all shards: the stage is saved."""
-        self.store.remove_folder(self._folder())
+        self.store.remove_folder(self._stage_folder())
 
     def forget(self, name: str) -> None:
         """Remove the shards of one thing that is done."""
-        self.store.remove_folder(f"{self._folder()}/{name.replace(' ', '_')}")
+        self.store.remove_folder(self._folder(name))
 
-    def _folder(self) -> str:
+    def _stage_folder(self) -> str:
         return f"{self.stage.folder}/{SHARDS}/{self.stage.name.replace(' ', '_')}"
 
+    def _folder(self, name: str) -> str:
+        return "/".join(
+            [self._stage_folder(), *(n.replace(" ", "_") for n in (self.part, name) if n)]
+        )
+
     def _print(self, name: str, number: int, count: int) -> str:
-        return hashlib.sha256(f"{self.fingerprint}:{name}:{number}:{count}".encode()).hexdigest()
+        whole = f"{self.fingerprint}:{self.part}{name}:{number}:{count}"
+        return hashlib.sha256(whole.encode()).hexdigest()

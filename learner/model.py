@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name for it
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from learner.pairs import PairFeatures, PairTensors
@@ -42,6 +42,23 @@ def initial_parameters(
     text_map = torch.randn(d_text, embed_dim, generator=generator) / math.sqrt(d_text)
     log_scale = torch.tensor(math.log(INITIAL_LOGIT_SCALE))
     return Parameters(image_map.to(device), text_map.to(device), log_scale.to(device))
+
+
+def to_vector(parameters: Parameters) -> Float32[np.ndarray, " p"]:
+    """All parameters one after the other, as they are kept in a file."""
+    return torch.cat([part.reshape(-1) for part in parameters]).numpy(force=True)
+
+
+def from_vector(
+    vector: Float32[np.ndarray, " p"], widths: tuple[int, int], device: torch.device
+) -> Parameters:
+    """What `to_vector` was given, for features of these widths."""
+    whole = torch.from_numpy(np.array(vector)).to(device)
+    embed_dim = (len(vector) - 1) // sum(widths)
+    images, texts, log_scale = whole.split([*(d * embed_dim for d in widths), 1])
+    return Parameters(
+        images.reshape(widths[0], -1), texts.reshape(widths[1], -1), log_scale.reshape(())
+    )
 
 
 def embed_images(parameters: Parameters, images: Tensor) -> Tensor:

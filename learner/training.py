@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -311,23 +309,6 @@ def _reported_steps(
             running.zero_()
             since = 0
             yield step
-
-
-@contextmanager
-def side_by_side(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """A pool that trains on each of the CPU's cores, one thread each; else one after the other.
-
-    Every training gives the same bits as it does alone.
-    """
-    workers = (os.cpu_count() or 1) if device.type == "cpu" else 1
-    # A thread count is in part the thread's and in part the process's own, so both are set. What
-    # runs in the pool and sets it to one, and back to the one that it was, leaves others alone.
-    with one_cpu_thread():
-        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

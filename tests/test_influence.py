@@ -7,7 +7,6 @@ tests hold that sign, the unit and the scale to models retrained exactly with th
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -31,15 +30,18 @@ from attribution.inverse import (
     low_rank_inverse,
 )
 from attribution.results import InfluenceResult
-from attribution.retraining import Retraining
+from attribution.retraining import Data, Retraining
 from attribution.sampling import representation_weights, sample_pairs
 from attribution.spectrum import lanczos
+from engine.local import LocalEngine
 from influence import score_clusters
+from learner.lending import lend
 from learner.pairs import PairTensors
 from learner.training import Training, TrainingConfig, train
 from tests import reference
 from tests.knowing import planted_pairs
 from tests.reference import Planted, Problem, planted_problem, rotated_pairs
+from tests.rooms import new_room
 
 CPU = torch.device("cpu")
 
@@ -405,11 +407,12 @@ def estimate(planted: Planted, *, seed: int = 0, **changes: Any) -> InfluenceRes
         "rank": 5,
     }
     clusters = changes.pop("clusters", planted.clusters)
-    training = changes.pop("training", TRAINING)
+    training, engine = changes.pop("training", TRAINING), changes.pop("engine", None)
     return score_clusters(
         planted_pairs(planted, clusters, "term"),
         InfluenceConfig(**{"influence_seeds": 1, "removal_folds": 5} | settings | changes),
         training,
+        new_room(engine),
         rng=np.random.default_rng(seed),
     )
 
@@ -424,15 +427,17 @@ def sampled(planted: Planted) -> InfluenceResult:
     return estimate(planted, estimator="first_order")
 
 
-def retraining_of(planted: Planted, result: InfluenceResult) -> Retraining:
-    return Retraining(
-        planted.pairs,
-        TRAINING,
-        result.reference_schedule,
-        result.reference_steps,
-        planted.validation,
-        result.validation_batches,
+def losses_of_retraining(
+    planted: Planted, result: InfluenceResult, weightings: list[np.ndarray], seeds: list[int]
+) -> np.ndarray:
+    """Validation losses after the reference training under these weights."""
+    n = len(planted.clusters)
+    data = Data(  # every pair a cluster of its own, to be weighted as one likes
+        *(planted.pairs, np.arange(n), planted.validation, result.validation_batches, np.ones(n))
     )
+    retraining = Retraining(TRAINING, result.reference_schedule, result.reference_steps)
+    lent = lend(new_room(), "pairs", data, CPU)
+    return np.asarray(retraining.losses(lent, np.stack(weightings), seeds, "retraining"))
 
 
 def test_the_combinations_are_all_there_are() -> None:
@@ -466,6 +471,7 @@ def test_wrong_captions_are_clearly_harmful_with_every_default(planted: Planted)
         planted_pairs(planted, planted.clusters, "term"),
         InfluenceConfig(influence_seeds=1, removal_folds=5),
         TRAINING,
+        new_room(),
         rng=np.random.default_rng(0),
     )
     assert result.estimator == "metagradient"
@@ -481,7 +487,7 @@ def test_the_metagradient_is_the_slope_of_real_retraining(planted: Planted) -> N
         1 + change * (planted.clusters == k) for k in range(4) for change in (STEP, -STEP)
     ]
     seeds = [int(result.reference_seeds[0])] * 8
-    losses = retraining_of(planted, result).losses(weightings, seeds, "").mean(axis=1)
+    losses = losses_of_retraining(planted, result, weightings, seeds).mean(axis=1)
     slopes = (losses[1::2] - losses[0::2]) / (2 * STEP) / result.validation_loss  # leaving out
     assert np.abs(slopes).min() > 0.02
     # Float32: 1e-6 of a loss of size one over twice the step, two deviations.
@@ -503,7 +509,7 @@ def test_the_result_says_how_to_repeat_the_reference_training(
     assert plain.validation_batches.shape == (16, 16)  # four shufflings of 64 pairs
     assert set(np.bincount(plain.validation_batches.ravel()).tolist()) == {4}
     seed = int(plain.reference_seeds[0])
-    losses = retraining_of(planted, plain).losses([np.ones(96)], [seed], "")
+    losses = losses_of_retraining(planted, plain, [np.ones(96)], [seed])
     # The same training to the bit; the mean runs over pairs instead of batches, in float32.
     assert float(losses.mean()) == pytest.approx(plain.validation_loss, rel=1e-6)
     run = Training(planted.pairs, TRAINING, n_steps=SCHEDULE, seed=seed, sample_weights=np.ones(96))
@@ -766,7 +772,7 @@ def test_corrections_add_up_to_what_retraining_without_the_folds_costs(
     assert np.all(result.influence_stderr >= plain.influence_stderr)
     weightings = [np.ones(96), *(1.0 * (planted.clusters != k) for k in range(4))]
     seeds = [int(result.reference_seeds[0])] * 5
-    losses = retraining_of(planted, result).losses(weightings, seeds, "").mean(axis=1)
+    losses = losses_of_retraining(planted, result, weightings, seeds).mean(axis=1)
     total = float((losses[1:] - losses[0]).sum())
     # Float32 losses of size one.
     assert result.removal_corrections.sum() * result.validation_loss == pytest.approx(
@@ -800,7 +806,7 @@ def test_an_ensemble_averages_the_scores_of_its_models(
     )
     assert result.first_order_scores.std(axis=0).min() > 0
     # The loss is the mean of theirs.
-    losses = retraining_of(planted, result).losses([np.ones(96)] * 3, seeds, "").mean(axis=1)
+    losses = losses_of_retraining(planted, result, [np.ones(96)] * 3, seeds).mean(axis=1)
     assert result.validation_loss == pytest.approx(float(losses.mean()), rel=1e-6)  # float32
     # The first of them is the one that stands alone without an ensemble, in nats.
     assert seeds[0] == int(plain.reference_seeds[0])
@@ -832,12 +838,12 @@ def same_bits(first: InfluenceResult, second: InfluenceResult) -> bool:
 
 
 def test_side_by_side_is_one_after_the_other_to_the_bit(
-    planted: Planted, monkeypatch: pytest.MonkeyPatch
+    planted: Planted,
 ) -> None:
-    found = []
-    for n_cores in (1, 2, 16):
-        monkeypatch.setattr(os, "cpu_count", lambda n=n_cores: n)
-        found.append(estimate(planted, influence_seeds=3, removal_folds=2))
+    found = [
+        estimate(planted, influence_seeds=3, removal_folds=2, engine=LocalEngine(n_workers))
+        for n_workers in (1, 2, 16)
+    ]
     assert found[0].removal_corrections.any()
     assert same_bits(found[0], found[1])
     assert same_bits(found[0], found[2])

@@ -27,11 +27,12 @@ from attribution.pair_scores import (
 )
 from attribution.results import PairInfluence
 from attribution.trust import PairTrust
-from influence import score_pairs
+from influence import Round, score_pairs
 from learner.pairs import TrainingPairs
 from learner.training import TrainingConfig
 from tests.knowing import training_pairs
 from tests.reference import Scattered, auc, scattered_problem
+from tests.rooms import new_room
 from tests.trusting import pair_trust, trust_of_view
 
 TRAINING = TrainingConfig(embed_dim=6, num_epochs=30, batch_size=32, learning_rate=0.02)
@@ -88,15 +89,16 @@ def trust_in(problem: Scattered) -> PairTrust:
 
 
 def estimate(problem: Scattered, *, seed: int = 0, **changes: Any) -> PairInfluence:
-    more = {name: changes.pop(name) for name in ("kept", "previous") if name in changes}
+    before = changes.pop("before", None)
     return score_pairs(
         known_pairs(problem),
         trust_in(problem),
         PairInfluenceConfig(**{"held_out_repeats": N_REPEATS, "held_out_steps": 120} | changes),
         TRAINING,
+        new_room(),
         max_steps=120,
         rng=np.random.default_rng(seed),
-        **more,
+        before=before,
     )
 
 
@@ -188,6 +190,7 @@ def test_pairs_of_one_image_are_an_input_error(small: Scattered) -> None:
             trust_in(small),
             PairInfluenceConfig(**QUICK),
             TRAINING,
+            new_room(),
             max_steps=12,
             rng=np.random.default_rng(0),
         )
@@ -373,6 +376,7 @@ def test_influence_by_misleading_pairs_is_not_followed(problem: Scattered) -> No
             trust,
             PairInfluenceConfig(held_out_repeats=1, held_out_steps=120),
             TRAINING,
+            new_room(),
             max_steps=120,
             rng=np.random.default_rng(0),
         )
@@ -422,7 +426,7 @@ def test_a_second_round_evaluates_the_same_pairs_on_other_models(
     problem: Scattered, tenth: PairInfluence
 ) -> None:
     kept = tenth.pair_influence > np.quantile(tenth.pair_influence, 0.2)
-    second = estimate(problem, seed=1, kept=kept, previous=tenth)
+    second = estimate(problem, seed=1, before=Round(kept, tenth))
     np.testing.assert_array_equal(second.pair_influence_evaluated, tenth.pair_influence_evaluated)
     assert not np.array_equal(second.pair_influence, tenth.pair_influence)
     # Trained on the cleaner set, models expect less of validation pairs and more of wrong ones.

@@ -13,10 +13,13 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 import train_eval
 from artifacts.settings import InputError
 from baselines import FULL, METHODS
+from engine.room import StageRoom
 from learner.model import Parameters, similarities
 from learner.training import LOSS, WEIGHTINGS, TrainingConfig, train
 from sources.captions import caption_groups
+from tests.knowing import planted_pairs
 from tests.reference import Planted, planted_problem
+from tests.rooms import new_room
 from train_eval import (
     COMPARISONS,
     EvaluationConfig,
@@ -210,15 +213,16 @@ def evaluate(
     n_seeds: int = 2,
     seed: int = 0,
     weighting: str = LOSS,
+    room: StageRoom | None = None,
 ) -> tuple[EvaluationResult, dict[str, Parameters]]:
     models: dict[str, Parameters] = {}
     result = evaluate_methods(
         subsets,
-        planted.pairs,
-        planted.validation,
+        planted_pairs(planted, planted.clusters, "term"),
         retrieval_set(planted),
         TRAINING,
         EvaluationConfig(n_seeds=n_seeds, weighting=weighting),
+        room or new_room(),
         rng=np.random.default_rng(seed),
         on_model=models.__setitem__,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,18 @@ from attribution import cross_fitting
 from attribution.cross_fitting import (
     CrossFit,
     HeldOutModel,
-    _halves,
+    _dealt,
     cross_fit,
     held_out_influences,
 )
 from attribution.retraining import mean_pair_losses
+from engine.local import LocalEngine
 from learner.model import Parameters, mean_loss
 from learner.pairs import FeatureScaling, PairTensors, StoredPairs, TrainingPairs
 from learner.training import Training, TrainingConfig
 from tests.knowing import training_pairs
 from tests.reference import Scattered, auc, scattered_problem
+from tests.rooms import new_room
 
 TRAINING = TrainingConfig(embed_dim=6, num_epochs=30, batch_size=16, learning_rate=0.02)
 N_REPEATS = 3
@@ -50,6 +51,7 @@ def fit(problem: Scattered, *, seed: int = 0, **changes: Any) -> CrossFit:
         pairs_of(problem),
         trained_on,
         TRAINING,
+        new_room(LocalEngine(options.pop("workers", 2))),
         rng=np.random.default_rng(seed),
         **options,
     )
@@ -84,7 +86,7 @@ def test_halves_share_no_image_and_are_even(
     image_ids = np.repeat(np.arange(len(captions)), captions)
     trained_on = ~np.array(unused)[image_ids]
     trained_on[image_ids < 2] = True
-    halves = _halves(image_ids, trained_on, np.random.default_rng(seed))
+    halves = _dealt(image_ids, trained_on, np.random.default_rng(seed))
     used = sorted(set(image_ids[trained_on].tolist()))
     for members in (used, sorted(set(image_ids.tolist()) - set(used))):
         sides = [set(halves[image_ids == i].tolist()) for i in members]
@@ -166,6 +168,7 @@ def test_losses_are_those_of_the_models_that_are_returned(
         pairs_of(problem),
         np.ones(len(problem.wrong), dtype=bool),
         whole,
+        new_room(),
         n_repeats=2,
         max_steps=25,
         rng=np.random.default_rng(1),
@@ -208,6 +211,7 @@ def test_losses_by_blocks_are_those_of_the_models_too(problem: Scattered, tmp_pa
         stored_in(tmp_path, problem),
         trained_on,
         dataclasses.replace(TRAINING, batch_size=200),
+        new_room(),
         n_repeats=2,
         max_steps=25,
         rng=np.random.default_rng(1),
@@ -232,6 +236,7 @@ def test_blocks_say_what_whole_halves_say(
         stored_in(tmp_path, problem),
         np.ones(len(problem.wrong), dtype=bool),
         TRAINING,
+        new_room(),
         n_repeats=N_REPEATS,
         max_steps=120,
         rng=np.random.default_rng(0),
@@ -244,11 +249,11 @@ def test_blocks_say_what_whole_halves_say(
     assert np.corrcoef(found.held_out_losses, fitted.held_out_losses)[0, 1] > 0.99
     assert found.held_out_losses.mean() == pytest.approx(fitted.held_out_losses.mean(), rel=0.03)
     assert found.validation_loss == fitted.validation_loss
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     again = cross_fit(
         stored_in(tmp_path, problem),
         np.ones(len(problem.wrong), dtype=bool),
         TRAINING,
+        new_room(LocalEngine(1)),
         n_repeats=N_REPEATS,
         max_steps=120,
         rng=np.random.default_rng(0),
@@ -317,10 +322,9 @@ def test_models_stop_no_later_than_they_may(
 
 
 def test_the_same_generator_gives_the_same_bits_whatever_the_number_of_cores(
-    problem: Scattered, fitted: CrossFit, monkeypatch: pytest.MonkeyPatch
+    problem: Scattered, fitted: CrossFit
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    again = fit(problem)
+    again = fit(problem, workers=1)
     np.testing.assert_array_equal(again.held_out_losses, fitted.held_out_losses)
     np.testing.assert_array_equal(again.memorised, fitted.memorised)
     assert all(

@@ -8,9 +8,9 @@ import torch
 
 from attribution.finite_removal import (
     RemovalEffects,
+    factors_without_folds,
     removal_corrections,
     removal_effects,
-    weights_without_folds,
 )
 from learner.pairs import PairTensors, nearest_clusters
 
@@ -20,7 +20,7 @@ from learner.pairs import PairTensors, nearest_clusters
 def test_weights_without_folds_by_hand() -> None:
     clusters = np.array([0, 1, 2, 3, 0, 1, 2, 3])
     weights = np.array([1, 2, 1, 1, 0.5, 1, 1, 1])
-    first, second = weights_without_folds(weights, clusters, np.array([0, 1, 1, 0]))
+    first, second = (weights * f[clusters] for f in factors_without_folds(np.array([0, 1, 1, 0])))
     np.testing.assert_array_equal(first, [0, 2, 1, 0, 0, 1, 1, 0])
     np.testing.assert_array_equal(second, [1, 0, 0, 1, 0.5, 0, 0, 1])
 
@@ -28,7 +28,7 @@ def test_weights_without_folds_by_hand() -> None:
 def test_every_cluster_is_left_out_once() -> None:
     clusters = np.arange(21) % 7
     folds = np.random.default_rng(0).permutation(np.arange(7) % 3)
-    left_out = [clusters[w == 0] for w in weights_without_folds(np.ones(21), clusters, folds)]
+    left_out = [clusters[f[clusters] == 0] for f in factors_without_folds(folds)]
     assert sorted(len(k) for k in left_out) == [6, 6, 9]  # three pairs a cluster
     assert sorted(np.concatenate(left_out)) == sorted(clusters)
 

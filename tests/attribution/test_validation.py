@@ -29,6 +29,7 @@ from learner.model import mean_loss
 from learner.training import Training, TrainingConfig, train
 from tests.knowing import planted_pairs
 from tests.reference import Planted, planted_problem
+from tests.rooms import new_room
 
 TRAINING = TrainingConfig(embed_dim=4, batch_size=16, num_epochs=5, learning_rate=0.02)
 N_STEPS = 24  # of the retrainings
@@ -140,6 +141,7 @@ def estimate(planted: Planted, *, n_clusters: int = 4, **changes: Any) -> Influe
         planted_pairs(planted, clusters, "topic "),
         config,
         TRAINING,
+        new_room(),
         rng=np.random.default_rng(5),
     )
     return dataclasses.replace(result, reference_steps=N_STEPS, reference_schedule=N_STEPS)
@@ -153,14 +155,13 @@ def validated(
     n_clusters: int = 4,
     n_seeds: int = 3,
 ) -> InfluenceValidation:
+    pairs = planted_pairs(planted, planted.clusters % n_clusters, "topic ")
     return validate_influence(
         influence,
-        planted.pairs,
-        planted.validation,
-        planted.clusters % n_clusters,
-        clip_scores(planted),
+        dataclasses.replace(pairs, clip_scores=clip_scores(planted)),
         InfluenceValidationConfig(count, n_seeds),
         TRAINING,
+        new_room(),
         rng=np.random.default_rng(6),
     )
 

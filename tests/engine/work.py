@@ -124,3 +124,22 @@ def times(number: int, model: dict[str, Any]) -> tuple[float, int]:
     time.sleep(0.05)
     assert model["process"] == os.getpid()
     return number * model["factor"], os.getpid()
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A training, in one of which a worker dies."""
+
+    training: Any
+    mark: str
+
+
+def train_and_die_once(job: Deadly, files: Any, data: Any) -> dict[str, Any]:
+    """Write a retraining's losses; the first worker that is half-way with seed 2 is killed."""
+    from attribution.retraining import write_losses
+
+    if job.training.seed == 2 and not Path(job.mark).exists():
+        job.training.start(data).advance_to(4)
+        Path(job.mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write_losses(job.training, files, data)
