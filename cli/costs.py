@@ -296,6 +296,8 @@ def _baseline_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
 def _evaluation_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     """Every training, side by side, with its reports and the ranks of the test queries."""
     training, c, n = config.training, config.evaluation, sizes.train
+    if not c.methods:
+        return 0.0
     full, part = (
         training.num_epochs * steps_per_epoch(m, training.batch_size)
         for m in (n, curated_size(n, config.curation.target_size_ratio))

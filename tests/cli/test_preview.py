@@ -519,6 +519,11 @@ def test_evaluation_counts_every_training() -> None:
     seconds = expected_seconds(config, Sizes(100, 0, 0, 0), STEPS_ALONE)
     # Two epochs of 12 batches of 8; of 80 pairs 10 batches. Random trains in both comparisons.
     assert seconds["evaluation"] == 3 * (2 * 12 + 2 * 10 + 2 * 12)
+    # On many cores the longest of them, which is on all pairs.
+    many = STEPS_ALONE._replace(shared_step_seconds=0.01)
+    assert expected_seconds(config, Sizes(100, 0, 0, 0), many)["evaluation"] == 2 * 12
+    nothing = expected_seconds(tiny("--methods", "none"), Sizes(100, 0, 0, 0), many)
+    assert nothing["evaluation"] == 0
 
 
 def test_influence_counts_sweeps_folds_and_the_search() -> None:
