@@ -59,6 +59,7 @@ class Sample(NamedTuple):
     time: float  # seconds since the epoch
     n_bytes: int
     n_processes: int
+    cpu_seconds: float = 0.0  # so far, of those that are there and of children that have ended
 
 
 def rss_anon(pid: int) -> int | None:
@@ -69,6 +70,16 @@ def rss_anon(pid: int) -> int | None:
         return None
     found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
     return int(found.group(1)) * 1024 if found else None  # a process that has ended has none
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of one process and its ended children so far; 0 where it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    ticks = stat.rpartition(")")[2].split()[11:15]  # user, system, and the children's
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def parents() -> dict[int, int]:
@@ -97,8 +108,9 @@ def family(pid: int) -> list[int]:
 
 def sample(pid: int) -> Sample:
     """The memory of a process and its descendants now."""
-    found = [n for member in family(pid) if (n := rss_anon(member)) is not None]
-    return Sample(time.time(), sum(found), len(found))
+    members = family(pid)
+    found = [n for member in members if (n := rss_anon(member)) is not None]
+    return Sample(time.time(), sum(found), len(found), sum(map(cpu_seconds, members)))
 
 
 class Sampler(threading.Thread):
@@ -152,10 +164,13 @@ def phases(output: Path, started: float, ended: float) -> list[Phase]:
 
 def measured(phase: Phase, samples: Sequence[Sample]) -> dict[str, Any]:
     """Seconds of a phase and the most memory seen in it."""
-    seen = [s.n_bytes for s in samples if phase.start <= s.time <= phase.stop]
+    inside = [s for s in samples if phase.start <= s.time <= phase.stop]
+    seen, used = [s.n_bytes for s in inside], [s.cpu_seconds for s in inside]
     return {
         "stage": phase.name,
         "seconds": round(phase.stop - phase.start, 2),
+        # Where others use the machine too, these say what a stage costs.
+        "cpu_seconds": round(max(used) - min(used), 2) if used else None,
         "computing_seconds": phase.computing_seconds,
         "peak_rss_anon_mib": round(max(seen) / MIB, 1) if seen else None,
     }
@@ -212,6 +227,7 @@ def run(job: Job) -> dict[str, Any]:
         "width": job.planting.width,
         "n_clusters": job.n_clusters,
         "total_seconds": round(ended - started, 2),
+        "cpu_seconds": round(max(s.cpu_seconds for s in samples), 2),
         "peak_rss_anon_mib": round(max(s.n_bytes for s in samples) / MIB, 1),
         "most_processes": max(s.n_processes for s in samples),
         "load_average": round(os.getloadavg()[1], 2),

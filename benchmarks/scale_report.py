@@ -32,7 +32,7 @@ def exponent(small: float, large: float, n_small: int, n_large: int) -> float | 
 
 def by_stage(run: Run, name: str) -> dict[str, Any]:
     """A number of every stage of a run, by the stage's name."""
-    return {stage["stage"]: stage[name] for stage in run["stages"]}
+    return {stage["stage"]: stage.get(name) for stage in run["stages"]}
 
 
 def groups(results: Mapping[str, Any]) -> dict[tuple[str, int | None], list[Run]]:
@@ -87,29 +87,38 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def stage_table(runs: Sequence[Run]) -> str:
-    """A row a stage: seconds and memory at every size, exponent between the last two."""
+    """A row a stage: seconds and memory at every size, exponent between the last two.
+
+    The exponent is that of processor time, which does not depend on who else uses the machine.
+    """
     header = ["stage"]
     for run in runs:
-        header += [f"{run['n']:,}: s", "MiB"]
+        header += [f"{run['n']:,}: s", "CPU s", "MiB"]
     header += ["exponent"] if len(runs) > 1 else []
     rows = []
     for name in by_stage(runs[-1], "seconds"):
-        seconds = [by_stage(run, "seconds").get(name) for run in runs]
-        memory = [by_stage(run, "peak_rss_anon_mib").get(name) for run in runs]
-        rows.append(_stage_row(name, seconds, memory, runs))
-    totals = [run["total_seconds"] for run in runs]
-    rows.append(_stage_row("all", totals, [run["peak_rss_anon_mib"] for run in runs], runs))
+        columns = [
+            [by_stage(run, key).get(name) for run in runs]
+            for key in ("seconds", "cpu_seconds", "peak_rss_anon_mib")
+        ]
+        rows.append(_stage_row(name, columns, runs))
+    totals = [
+        [run.get(key) for run in runs]
+        for key in ("total_seconds", "cpu_seconds", "peak_rss_anon_mib")
+    ]
+    rows.append(_stage_row("all", totals, runs))
     return table(header, rows)
 
 
 def _stage_row(
-    name: str, seconds: Sequence[float | None], memory: Sequence[float | None], runs: Sequence[Run]
+    name: str, columns: Sequence[Sequence[float | None]], runs: Sequence[Run]
 ) -> list[str]:
+    """`columns` are seconds, processor seconds and memory, of every run."""
     row = [name.replace("_", " ")]
-    for s, mib in zip(seconds, memory, strict=True):
-        row += ["–" if s is None else f"{s:,.1f}", "–" if mib is None else f"{mib:,.0f}"]
+    for values in zip(*columns, strict=True):
+        row += ["–" if value is None else f"{value:,.0f}" for value in values]
     if len(runs) > 1:
-        small, large = seconds[-2:]
+        small, large = columns[1][-2:]
         b = exponent(small or 0.0, large or 0.0, runs[-2]["n"], runs[-1]["n"])
         row.append("–" if b is None else f"{b:.2f}")
     return row

@@ -186,10 +186,11 @@ def test_a_stage_lasts_from_the_end_of_the_one_before(bench: Bench, tmp_path: Pa
         ("clustering", 104.0, 110.0, 5.0),
         ("results", 110.0, 111.0, None),
     ]
-    samples = [scale.Sample(100 + i, (i + 1) * MIB, 1) for i in range(9)]
+    samples = [scale.Sample(100 + i, (i + 1) * MIB, 1, 1.5 * i) for i in range(9)]
     assert scale.measured(found[1], samples) == {
         "stage": "clustering",
         "seconds": 6.0,
+        "cpu_seconds": 6.0,
         "computing_seconds": 5.0,
         "peak_rss_anon_mib": 9.0,
     }
@@ -305,8 +306,11 @@ def make_run(n: int, engine: str = "local", workers: int | None = None) -> dict[
     """Linear clustering, quadratic curation, 500 MiB and a kibibyte a pair."""
     stages = [("embedding", n / 1000), ("clustering", n / 500), ("curation", (n / 10_000) ** 2)]
     rows = [
-        {"stage": name, "seconds": s, "computing_seconds": s, "peak_rss_anon_mib": 100.0}
-        for name, s in [*stages, ("results", 0.5)]
+        {
+            **{"stage": name, "seconds": s, "cpu_seconds": 2 * s},
+            **{"computing_seconds": s, "peak_rss_anon_mib": 100.0},
+        }
+        for name, s in [*stages, ("results", 0.25)]
     ]
     kinds = {"good": [9 * n // 10, n // 10], "wrong caption": [n // 10, n // 10 - 1]}
     return {
@@ -366,9 +370,9 @@ def test_the_page_and_the_plan_tell_what_was_measured(bench: Bench, tmp_path: Pa
     runs = [make_run(100_000), make_run(1_000_000) | {"kills": [kill]}, make_run(100_000, "ray", 2)]
     results = make_results(*runs)
     page = bench.report.render(results)
-    assert "| clustering | 200.0 | 100 | 2,000.0 | 100 | 1.00 |" in page
-    assert "| curation | 100.0 | 100 | 10,000.0 | 100 | 2.00 |" in page
-    assert "| results | 0.5 | 100 | 0.5 | 100 | – |" in page
+    assert "| clustering | 200 | 400 | 100 | 2,000 | 4,000 | 100 | 1.00 |" in page
+    assert "| curation | 100 | 200 | 100 | 10,000 | 20,000 | 100 | 2.00 |" in page
+    assert "| results | 0 | 0 | 100 | 0 | 0 | 100 | – |" in page
     assert "**Engine ray, 2 workers**" in page
     assert "| 1,000,000 | 1,000,000 | 80.0 % | 10.0 % |" in page
     assert "| 100.00 % | 100.00 % |" in page  # CLIP score and ours, of 100,000 less one
