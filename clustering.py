@@ -38,6 +38,9 @@ from sources.captions import caption_groups
 # (benchmarks/results/clustering.json).
 SAMPLED_ABOVE = 50_000
 MINI_BATCH_ABOVE = SAMPLED_ABOVE  # what `cli.costs` knows it by
+# Times the square root of n: as dear to assign as to compare within, and of planted copies more
+# are found than with fewer, larger ones.
+IMAGE_GROUPS = 2
 N_NEAREST = 5
 ROWS_AT_ONCE = 8192
 
@@ -112,7 +115,7 @@ def cluster_embeddings(
     centers = found.centers[used].astype(np.float32)
     embedded = embeddings[:, : embeddings.shape[1] // 2]
     # Copies share an image, not a caption: they are looked for where the images lie together.
-    own = nearby_groups(embedded, round(n**0.5), rng) if n > SAMPLED_ABOVE else None
+    own = nearby_groups(embedded, round(IMAGE_GROUPS * n**0.5), rng) if n > SAMPLED_ABOVE else None
     copies, links = near_copies(
         embedded if image_features is None else image_features,
         image_groups(embeddings, centers) if own is None else own,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 # A pair is a near copy of another where their images are this much closer than its surroundings:
@@ -17,10 +21,11 @@ SURROUNDINGS = 20
 IDENTICAL = 1e-5  # cosine distance of equal images, but for rounding, whatever their surroundings
 MOST_LINKS = 8  # that are kept of a pair, however large its family
 SIMILARITIES_AT_ONCE = 1024  # of a similarity matrix
+MOST_THREADS = 16
 CANDIDATES_AT_ONCE = 2**22
 ROWS_AT_ONCE = 4096
 BORDER = 0.14  # squared distance that a group may be farther than a pair's own to be searched too,
-OTHERS = 3  # and how many of these at most: 98 % of copies are found (tests/learner)
+OTHERS = 3  # and how many of these at most
 
 
 class NearCopies(NamedTuple):
@@ -72,27 +77,31 @@ def near_copies(
     """
     n = len(image_features)
     mean = image_features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    better = np.zeros(n, dtype=np.int64)
-    links: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
-    reach = np.zeros(n, dtype=np.float32)
+    better, reach = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.float32)
+
+    def reach_of(group: _Group) -> np.ndarray:
+        return _reach(_unit(image_features, group.rows, mean), group.own)
+
+    def links_of(group: _Group) -> np.ndarray:
+        points, found = _unit(image_features, group.rows, mean), []
+        for pair, other in _near_and_better(points, group, reach[group.rows], similarity):
+            pair, other = group.rows[pair], group.rows[other]
+            first = np.flatnonzero(np.diff(pair, prepend=-1))
+            counts = np.diff(first, append=len(pair))
+            better[pair[first]] = counts
+            rank = np.arange(len(pair)) - np.repeat(first, counts)
+            found.append(np.stack([pair, other], axis=1)[rank < MOST_LINKS])
+        return np.concatenate(found)
+
+    members = list(_members(groups, other_groups, agreement))
     with tqdm(
         total=2 * n, desc="near copies", unit="pair", unit_scale=True, disable=None, leave=False
     ) as bar:
-        for group in _members(groups, other_groups, agreement):
-            points = _unit(image_features, group.rows, mean)
-            reach[group.rows[group.own]] = _reach(points, group.own)
-            bar.update(group.n_own)
-        for group in _members(groups, other_groups, agreement):
-            points = _unit(image_features, group.rows, mean)
-            for pair, other in _near_and_better(points, group, reach[group.rows], similarity):
-                pair, other = group.rows[pair], group.rows[other]
-                first = np.flatnonzero(np.diff(pair, prepend=-1))
-                counts = np.diff(first, append=len(pair))
-                better[pair[first]] = counts
-                rank = np.arange(len(pair)) - np.repeat(first, counts)
-                links.append(np.stack([pair, other], axis=1)[rank < MOST_LINKS])
-            bar.update(group.n_own)
-    return NearCopies(better, np.concatenate(links))
+        side_by_side = other_groups is not None
+        for group, found in _of_each(members, reach_of, bar, side_by_side=side_by_side):
+            reach[group.rows[group.own]] = found
+        links = [found for _, found in _of_each(members, links_of, bar, side_by_side=side_by_side)]
+    return NearCopies(better, np.concatenate([np.zeros((0, 2), np.int64), *links]))
 
 
 class _Group(NamedTuple):
@@ -104,6 +113,33 @@ class _Group(NamedTuple):
     @property
     def n_own(self) -> int:
         return len(self.rows) if isinstance(self.own, slice) else len(self.own)
+
+
+def _of_each(
+    members: Sequence[_Group],
+    work: Callable[[_Group], np.ndarray],
+    bar: tqdm[Any],
+    *,
+    side_by_side: bool,
+) -> Iterator[tuple[_Group, np.ndarray]]:
+    """What is found of each group, in their order.
+
+    Small groups are worked at side by side, a thread each: in products as small as theirs more
+    threads wait for each other longer than they work.
+    """
+    with ExitStack() as stack:
+        results: Iterable[np.ndarray]
+        if side_by_side:
+            stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
+            threads = stack.enter_context(
+                ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS))
+            )
+            results = threads.map(work, members)
+        else:
+            results = map(work, members)
+        for group, found in zip(members, results, strict=True):
+            yield group, found
+            bar.update(group.n_own)
 
 
 def _members(
