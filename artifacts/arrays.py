@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Float32
 from numpy.typing import DTypeLike
+from tqdm import tqdm
 
 from artifacts.scratch import reserve
 
@@ -105,9 +106,21 @@ def hash_file(path: Path) -> str:
         OSError: it cannot be read.
     """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with (
+        open(path, "rb") as file,
+        tqdm(
+            total=path.stat().st_size,
+            desc=f"hash of {path.name}",
+            unit="B",
+            unit_scale=True,
+            disable=None,
+            leave=False,
+            delay=1,  # most files take less
+        ) as bar,
+    ):
         while block := file.read(HASHED_AT_ONCE):
             digest.update(block)
+            bar.update(len(block))
     return digest.hexdigest()
 
 

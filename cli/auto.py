@@ -151,6 +151,7 @@ class StageOneData:
                 replace(config.embedding, encoder_model=self.encoder_model),
                 config.run.seed,
                 str(run.device),
+                self.fingerprint,
             ),
             on_gpu=run.device.type == "cuda",
         )

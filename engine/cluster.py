@@ -201,7 +201,6 @@ class RayEngine(Engine):
             logger.info("ray        waits up to %d s for a free %s", timeout, kind)
             ready, _ = ray.wait([first], timeout=max(timeout - LOOK_SECONDS, 0))
         if not ready:
-            ray.cancel(first, force=True)
             raise self.lacks(kind, "no worker has started")
         ray.get(first)
 
@@ -285,9 +284,10 @@ class _Tasks:
         """Note that a job is done."""
 
     def end(self, pending: list[Any]) -> None:
-        """Give up what is not done."""
-        for future in pending:
-            self.ray.cancel(future, force=True)
+        """Give up what is not done: nobody waits for it, and it ends with the run at the latest.
+
+        Ray can cancel tasks, but ends this process without a word where one is done meanwhile.
+        """
 
 
 class _Actors:

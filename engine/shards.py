@@ -155,15 +155,15 @@ def run_shards(
     _remove_others(store, folder, {shard.name for shard in shards})
     is_begun = [manifest_path(store, folder, shard.name).is_file() for shard in shards]
     begun = [job for job, there in zip(jobs, is_begun, strict=True) if there]
-    found = list(
-        engine.map(
-            saved_summary,
-            begun,
+    found: list[Summary | None] = []
+    if begun:
+        checked = engine.map(
+            *(saved_summary, begun),
             description=f"{description}: what is saved",
             unit=unit,
             sizes=[job.shard.size for job in begun],
         )
-    )
+        found = list(checked)
     whole = {
         job.shard.name: summary
         for job, summary in zip(begun, found, strict=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from platform import node
+
 import pyarrow.parquet as pq
 
+from artifacts.settings import InputError
 from engine.room import StageRoom
 from engine.shards import ShardFiles, Summary
 from sources.embeddings import EmbeddingSource
@@ -12,8 +15,20 @@ from sources.row_facts import RowFacts, Stretch, join_facts, look_at
 
 
 def fill_shard(job: FillJob, files: ShardFiles) -> Summary:
-    """Write the unit embeddings of some pairs in their places, and their cosines."""
-    files.write_npy(".npy", fill_rows(job))
+    """Write the unit embeddings of some pairs in their places, and their cosines.
+
+    Raises:
+        InputError: an embedding cannot be read any more, or a file cannot be written.
+    """
+    try:
+        cosines = fill_rows(job)
+    except OSError as error:
+        raise InputError(
+            f"--output_dir: {job.targets['image_embeddings'].path.parent} cannot be written to on "
+            f"{node()} ({error.strerror or error}); free some space, or choose a folder that all "
+            "workers see"
+        ) from error
+    files.write_npy(".npy", cosines)
     return {}
 
 

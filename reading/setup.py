@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from platform import node
 
 import numpy as np
 import torch
 
 from artifacts.provenance import stage_rng
+from artifacts.settings import InputError
 from data import open_source
 from encoders.base import EmbeddingConfig, Encoder
 from encoders.pretrained import load_encoder
@@ -25,12 +27,14 @@ class ReadingJob:
         embedding: which encoder.
         seed: of the run.
         device: that the encoder works on.
+        fingerprint: of the data set as it was opened first; None: whatever is there.
     """
 
     data: DataConfig
     embedding: EmbeddingConfig
     seed: int
     device: str
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,14 @@ def open_reading(job: ReadingJob) -> Reading:
     """The data set and the encoder.
 
     Raises:
-        InputError: one of them cannot be had here.
+        InputError: one of them cannot be had here, or the data are others.
     """
     encoder = load_encoder(job.embedding, device=torch.device(job.device))
     source = open_source(job.data, rng=stage_rng(job.seed, "data"))
+    if job.fingerprint not in (None, source.fingerprint):
+        place = job.data.data_dir or job.data.dataset
+        raise InputError(
+            f"--data_dir: {place} holds other files on {node()} than where the run was started, or "
+            "they were changed since; all workers need the same data under the same path"
+        )
     return Reading(source, encoder, decode_pixels(encoder.preprocess, job.data.max_image_pixels))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,42 @@ def encode_where_a_node_leaves(job: ImagesJob, files: ShardFiles, reading: Readi
             return encode_shard(job, files, reading)
         time.sleep(0.05)
     raise TimeoutError(visited)
+
+
+# --- What goes wrong ------------------------------------------------------------------------------
+
+
+def look_but_hide(stretch: Stretch, files: ShardFiles) -> Summary:
+    """Look at rows; before the first shard of the second file it is taken away."""
+    mark = files.store.root / DIED
+    if stretch.table.endswith("_1.parquet") and not mark.exists():
+        mark.touch()
+        path = Path(str(stretch.root)) / "img_emb" / "img_emb_1.npy"
+        path.rename(path.with_suffix(".hidden"))
+    return look_shard(stretch, files)
+
+
+def look_on_a_full_disk(stretch: Stretch, files: ShardFiles) -> Summary:
+    with _full_from(files, 2):
+        return look_shard(stretch, files)
+
+
+def fill_a_full_disk(job: FillJob, files: ShardFiles) -> Summary:
+    with _full_from(files, 2):
+        return fill_shard(job, files)
+
+
+@contextmanager
+def _full_from(files: ShardFiles, number: int) -> Iterator[None]:
+    """A disk without room for this shard and those after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if int(files.name) >= number:
+            patch.setattr(os, "fsync", _full)
+        yield
+
+
+def _full(file: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 # --- What was worked on ---------------------------------------------------------------------------

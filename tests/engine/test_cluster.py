@@ -208,6 +208,14 @@ def test_errors_of_work_come_as_they_are_and_once(engine: RayEngine, tmp_path: P
     assert counter.read_text() == "2\n3\n"
 
 
+def test_errors_while_other_jobs_get_done(engine: RayEngine, tmp_path: Path) -> None:
+    jobs = [(i, str(tmp_path / "calls")) for i in (0, 1, 4, 2, 5, 6, 7, 8, 9)]
+    for _ in range(25):  # Ray ends this process where a task is cancelled that gets done
+        with pytest.raises(InputError, match=r"^shard 2 is damaged"):
+            list(engine.map(work.refuse, jobs, **BAR))
+    assert next(iter(engine.map(work.slow_square, [(3, 0.0)], **BAR)))[0] == 9
+
+
 def test_a_worker_has_one_thread_of_arithmetic(engine: RayEngine) -> None:
     for blas, torch in engine.map(work.threads, range(4), **BAR):
         assert blas == {1}

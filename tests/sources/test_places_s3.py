@@ -5,8 +5,6 @@ What is read is told by the same files as a folder on the disk.
 
 from __future__ import annotations
 
-import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,42 +18,23 @@ from sources import places
 from tests.helpers import open_folder, read_all, write
 from tests.sources.layouts import as_folder, as_parquet, as_shards
 from tests.sources.remote import seen
+from tests.sources.s3 import KEYS, s3_bucket
 from tests.sources.tars import open_shards
 from tests.sources.test_npy import as_clip_retrieval, open_at
 from tests.sources.test_places import open_any
 
-moto_server = pytest.importorskip("moto.server", reason="needs moto[server], an S3 server")
+pytest.importorskip("moto.server", reason="needs moto[server], an S3 server")
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs, the driver of s3://")
 
 SIZES = {"train": 12, "validation": 4, "test": 4}
-KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utc:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The driver's view of an empty bucket called pool."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    nowhere = str(tmp_path_factory.mktemp("aws") / "none")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
-            patch.delenv(name)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", nowhere)
-        patch.setenv("AWS_CONFIG_FILE", nowhere)
-        for key in KEYS:
-            patch.setenv(key, "any")
-        s3fs.S3FileSystem.clear_instance_cache()
-        files = s3fs.S3FileSystem()
-        files.mkdir("pool")
+    with s3_bucket(tmp_path_factory.mktemp("aws")) as files:
         yield files
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 def test_folder_shards_and_tables(bucket: Any, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_one_shard_and_patterns(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert shown("train/{002..000}.tar") == ["000.tar", "001.tar", "002.tar"]
     assert shown("{val,train}/000.tar") == ["train/000.tar", "val/000.tar"]
     assert shown("{train,train}/000.tar") == ["000.tar"]
+    assert len(list(records(tmp_path / "{train,train}/00{0,{0..1}}.tar"))) == 6, "each read once"
     assert shown("a{b,c}d.tar") == ["a{b,c}d.tar"]  # a file of this name comes first
     assert not warnings_in(caplog)
     assert shown("{train,val}/{000..002}.tar") == [
