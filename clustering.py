@@ -37,7 +37,6 @@ from sources.captions import caption_groups
 # Above this many pairs k-means begins with a sample, and image groups are apart from topics
 # (benchmarks/results/clustering.json).
 SAMPLED_ABOVE = 50_000
-MINI_BATCH_ABOVE = SAMPLED_ABOVE  # what `cli.costs` knows it by
 # Times the square root of n: as dear to assign as to compare within, and of planted copies more
 # are found than with fewer, larger ones.
 IMAGE_GROUPS = 2

@@ -32,7 +32,7 @@ from cli.sizes import (
     n_trained,
     reference_steps,
 )
-from clustering import MINI_BATCH_ABOVE
+from clustering import SAMPLED_ABOVE
 from curation import curated_size
 from encoders.joint_map import N_FOLDS, Moments, fit_joint_map
 from engine.base import Setup
@@ -218,7 +218,7 @@ def _embedding_seconds(sizes: Sizes, speed: Speed) -> float:
 
 
 def _clustering_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
-    passes = CLUSTERING_PASSES if sizes.train <= MINI_BATCH_ABOVE else CLUSTERING_PASSES / 10
+    passes = CLUSTERING_PASSES if sizes.train <= SAMPLED_ABOVE else CLUSTERING_PASSES / 10
     n_cosines = passes * sizes.train * config.clustering.n_clusters
     return n_cosines * speed.cosine_seconds + DESCRIBING_SECONDS * sizes.train
 
