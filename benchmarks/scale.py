@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from scale_data import FAULTS, GOOD, WRONG_CAPTION, Planting, read_truth, rows_of, write_embeddings
-from scale_report import draw, filled, plan_markdown, render
+from scale_report import draw, filled, groups, plan_markdown, render, short_table
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -42,6 +42,7 @@ from artifacts.provenance import STAGES, hardware
 RESULTS = ROOT / "benchmarks/results"
 FIGURE = ROOT / "docs/scaling.png"
 DOCUMENT = ROOT / "docs/scaling.md"
+README = ROOT / "README.md"
 SIZES = (100_000, 1_000_000)
 N_CLUSTERS = 1000
 KEPT_SHARE = 0.8
@@ -396,7 +397,15 @@ def document(results: Mapping[str, Any], figure: Path) -> None:
     draw(results, figure)
     shown = "![Seconds of every stage, and the most memory, by the number of pairs](scaling.png)"
     sections = {"measured": f"{render(results)}\n{shown}", "plan": planned(results)}
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8"), sections), encoding="utf-8")
+    _fill(DOCUMENT, sections)
+    local = groups(results).get(("local", None))
+    if local:
+        _fill(README, {"scale": short_table(local)})
+
+
+def _fill(path: Path, sections: Mapping[str, str]) -> None:
+    text = path.read_text(encoding="utf-8")
+    path.write_text(filled(text, sections), encoding="utf-8")
 
 
 def planned(results: Mapping[str, Any]) -> str:

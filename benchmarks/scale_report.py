@@ -86,6 +86,37 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, rule, *rows])
 
 
+def short_table(runs: Sequence[Run]) -> str:
+    """A row a size: seconds of the stages, memory, and what was caught; for the README."""
+    groups = {
+        "read": ("embedding",),
+        "cluster": ("clustering",),
+        "trust": ("trust",),
+        "clusters' influence": ("influence",),
+        "pairs' influence": ("pair_influence",),
+        "curate": ("curation", "ledger", "results"),
+    }
+    header = ["pairs", *groups, "all", "CPU", "memory", "wrong captions dropped", "by CLIP score"]
+    rows = []
+    for run in runs:
+        seconds = by_stage(run, "seconds")
+        wrong = run["caught"]["kinds"]["wrong caption"]
+        rows.append(
+            [
+                f"{run['n']:,}",
+                *(f"{sum(seconds.get(n) or 0 for n in names):,.0f} s" for names in groups.values()),
+                f"{run['total_seconds'] / 60:,.1f} min",
+                f"{run['cpu_seconds'] / 60:,.1f} min",
+                f"{run['peak_rss_anon_mib'] / 1024:,.1f} GiB",
+                *(
+                    _share(wrong[name], wrong["in_data"], 2)
+                    for name in ("dropped", "dropped_by_clip_score")
+                ),
+            ]
+        )
+    return table(header, rows)
+
+
 def stage_table(runs: Sequence[Run]) -> str:
     """A row a stage: seconds and memory at every size, exponent between the last two.
 

@@ -415,3 +415,11 @@ def test_the_document_has_its_sections_filled(bench: Bench) -> None:
     with pytest.raises(ValueError, match="there is no section other"):
         bench.report.filled(text, {"other": ""})
     assert "two sizes" in bench.scale.planned(make_results(make_run(10)))
+
+
+def test_the_short_table_is_of_whole_stages(bench: Bench) -> None:
+    run = make_run(100_000) | {"cpu_seconds": 600.0}
+    told = bench.report.short_table([run])
+    row = told.splitlines()[-1]
+    assert row.startswith("| 100,000 | 100 s | 200 s | 0 s | 0 s | 0 s | 100 s | 6.7 min |")
+    assert row.endswith("| 10.0 min | 0.6 GiB | 99.99 % | 99.99 % |")
