@@ -572,7 +572,8 @@ def fingerprints(folder: Path) -> dict[str, str]:
 def test_a_setting_makes_stale_what_follows_from_it_and_nothing_else(
     copied: Path, monkeypatch: pytest.MonkeyPatch, flag: str, value: str, stale: set[str]
 ) -> None:
-    for name in ("embed_pairs", "cluster_embeddings", "score_clusters", "select_baseline"):
+    monkeypatch.setattr("cli.auto.embed_in_shards", _must_not_run)
+    for name in ("cluster_embeddings", "score_clusters", "select_baseline"):
         monkeypatch.setattr(main, name, _must_not_run)
     if flag == "weighting":
         monkeypatch.setattr(main, "score_pairs_in_rounds", _must_not_run)
@@ -616,7 +617,8 @@ def reviewed(
     said |= dict.fromkeys(of["kept"][:2], "drop") | {of["held out"][0]: "drop", "0f" * 16: "keep"}
     file = write_review(folder.parent / "overrides.csv", said)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("embed_pairs", "cluster_embeddings", "score_clusters", "judge_held_out"):
+        patch.setattr("cli.auto.embed_in_shards", _must_not_run)
+        for name in ("cluster_embeddings", "score_clusters", "judge_held_out"):
             patch.setattr(main, name, _must_not_run)
         patch.setattr(main, "score_pairs_in_rounds", _must_not_run)
         patch.setattr(visualize, "figures", lambda _: {})
