@@ -104,7 +104,9 @@ def run_pipeline(config: Config, command: str) -> None:
     """Everything, from the data to the results page."""
     started = time.perf_counter()
     if config.run.dry_run:  # no folder is made and no log; warnings reach the terminal all the same
-        print(preview(open_run(config, Store.at(config.run.output_dir))))
+        store = Store.at(config.run.output_dir)
+        with start_engine(config.engine, store):  # whether it is installed; nothing is begun
+            print(preview(open_run(config, store)))
         return
     if config.run.explain is not None:
         print(explain_pair(Store.at(config.run.output_dir), config.run.explain))

@@ -107,7 +107,8 @@ def _take_over(file: int, path: Path, *, locks_work: bool) -> None:
     if not is_ours or not (locks_work or _has_ended(content.get("pid"))):
         raise _taken(path, content)
     logger.warning(
-        "%s: the run of process %s has ended without a word; its folder is taken over",
+        "%s: the run of process %s has ended without a word; its folder is taken over "
+        "(--load_saved keeps the stages that it had saved)",
         *(path.parent, content.get("pid")),
     )
 

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -51,6 +52,7 @@ from artifacts.scratch import HELD_BYTES
 from artifacts.settings import InputError
 
 logger = logging.getLogger(__name__)
+ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]+:/")  # s3://, not C:/
 PART = ".part"  # ends the name of an array that is being filled
 MANIFEST_KEYS = {"fingerprint", "settings", "inputs", "values", "files", "seconds"}
 Result = TypeVar("Result")
@@ -67,8 +69,13 @@ class Store:
         """The store in `output_dir`, to be looked at: nothing is made.
 
         Raises:
-            InputError: it is a file.
+            InputError: it is a file, or an address.
         """
+        if ADDRESS.match(output_dir):
+            raise InputError(
+                f"--output_dir {output_dir} is an address; name a folder on a disk, which all "
+                "workers see"
+            )
         root = Path(output_dir)
         if root.exists() and not root.is_dir():
             raise InputError(f"--output_dir {output_dir} is a file; name a folder")

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int8, Int64
 from torch import Tensor
+from tqdm import tqdm
 
 from attribution.derivatives import batch_loss_influences, loss_gradient
 from attribution.retraining import mean_pair_losses
@@ -419,7 +420,8 @@ def held_out_influences(
     influences = np.zeros((cross.n_repeats, len(index)))
     per_repeat = len(cross.models) // (2 * cross.n_repeats)
     # One after the other: forward-mode derivatives know one level for all threads.
-    for model in cross.models:
+    bar = tqdm(cross.models, desc="held-out influence", unit="model", disable=None, leave=False)
+    for model in bar:
         at = np.flatnonzero(np.isin(index, model.held_out))
         if len(at) == 0:
             continue

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter1d
+from tqdm import tqdm
 
 N_BINS = 200
 STARTS = (0.05, 0.25, 0.5, 0.75)  # shares; the likelihood may have several peaks
@@ -145,7 +146,8 @@ def _mixture(
     n, step = counts.sum(axis=1, keepdims=True), middles[1] - middles[0]
     known, (known_mean, known_spread) = (PRIOR_PAIRS, like.right) if like else (0.0, (0.0, 1.0))
     share, mean, spread = start
-    for _ in range(N_STEPS):
+    steps = range(N_STEPS)
+    for _ in tqdm(steps, desc="share of wrong captions", unit="step", disable=None, leave=False):
         spread = np.maximum(spread, step)
         right = np.exp(-(((middles - mean) / spread) ** 2) / 2) / spread / np.sqrt(2 * np.pi)
         right = (1 - share) * right * step

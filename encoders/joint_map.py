@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.linalg import cholesky, solve_triangular, svd
+from tqdm import tqdm
 
 from artifacts.scratch import scratch_array
 from artifacts.settings import InputError
@@ -90,7 +91,8 @@ def embed_across_folds(
     full_map = fit_joint_map(everything, n_dimensions)
     shape = len(image_ids), n_dimensions
     image_embeddings, text_embeddings = (scratch_array(shape, np.float32) for _ in range(2))
-    for fold, rows in enumerate(members):
+    bar = tqdm(members, desc="joint maps", unit="fold", disable=None, leave=False)
+    for fold, rows in enumerate(bar):
         others = reduce(add, moments[:fold] + moments[fold + 1 :] + common)
         fold_map = fit_joint_map(others, n_dimensions).rotated_onto(full_map, others)
         for start in range(0, len(rows), EMBEDDED_AT_ONCE):

@@ -249,7 +249,7 @@ class RowReader:
             *(split, part.first + kept, _prefixed(part.prefix, rows.keys_of(owners)), image_rows),
             *(captions, hex_rows(facts.sha256[owners]), "", ""),
             self._pair_ids(part, kept, captions),
-            *(_shards_of(part.source, owners), rows.paths_of(owners)),
+            *(_shards_of(part.source, kept), rows.paths_of(owners)),
             *(rows.numbers[kept], rows.uids_of(owners)),
         )
         table = pd.DataFrame(dict(zip(PAIR_COLUMNS, values, strict=True)), index=range(len(kept)))
@@ -293,7 +293,7 @@ class RowReader:
                 (
                     *(split, part.first + position, part.prefix + rows.key_of(owner)),
                     *(reason, detail, shown_caption(text), pair_id if was_read else ""),
-                    *(rows.shards[int(rows.parts[owner])], rows.path(owner)),
+                    *(rows.shards[int(rows.parts[position])], rows.path(owner)),
                     *(int(rows.numbers[position]), first),
                 )
             )
@@ -326,5 +326,5 @@ def _prefixed(prefix: str, keys: list[str]) -> list[str]:
     return [prefix + key for key in keys] if prefix else keys
 
 
-def _shards_of(source: EmbeddingSource, owners: Int64[np.ndarray, " m"]) -> list[str]:
-    return [source.rows.shards[part] for part in source.rows.parts[owners].tolist()]
+def _shards_of(source: EmbeddingSource, positions: Int64[np.ndarray, " m"]) -> list[str]:
+    return [source.rows.shards[part] for part in source.rows.parts[positions].tolist()]
