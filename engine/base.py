@@ -75,6 +75,14 @@ class Engine(ABC):
         """
         return False
 
+    def workers_a_machine(self, on_gpu: bool = False) -> int:
+        """How many work at once on one machine, for what they share; no result depends on it.
+
+        Args:
+            on_gpu: whether each has a GPU of its own.
+        """
+        return 1
+
     def close(self) -> None:
         """Let go of what was made or started for the work."""
         return

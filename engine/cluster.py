@@ -59,6 +59,12 @@ class RayEngine(Engine):
             self.ray.shutdown()
             self._is_started = False
 
+    def workers_a_machine(self, on_gpu: bool = False) -> int:
+        """See `Engine`; nodes of a cluster are taken to be like this machine."""
+        if on_gpu:
+            return 1
+        return min(self.config.workers or sys.maxsize, n_cores())
+
     def finished(self, call: Call) -> Iterator[tuple[int, Any]]:
         """See `Engine`."""
         if not call.jobs:

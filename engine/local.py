@@ -38,7 +38,7 @@ class LocalEngine(Engine):
 
     def finished(self, call: Call) -> Iterator[tuple[int, Any]]:
         """See `Engine`."""
-        workers = 1 if call.on_gpu else self.workers
+        workers = self.workers_a_machine(call.on_gpu)
         pool = ThreadPoolExecutor(workers, initializer=limit_this_thread)
         pending: dict[Future[Any], int] = {}
         ahead = iter(range(len(call.jobs)))
@@ -60,6 +60,10 @@ class LocalEngine(Engine):
         if setup.shared:
             self._offered[setup] = context
         return setup.shared
+
+    def workers_a_machine(self, on_gpu: bool = False) -> int:
+        """See `Engine`."""
+        return 1 if on_gpu else self.workers
 
     def close(self) -> None:
         """See `Engine`."""

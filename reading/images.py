@@ -8,6 +8,7 @@ files until they are wanted.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -200,6 +201,11 @@ class ShardReader(PairReader):
             features, self._gather(places, shards, ".projections.npy") if has_projections else None
         )
 
+    def threads_a_worker(self, n_shards: int) -> int:
+        """Threads that read, shared among the workers that are at work on so many shards."""
+        n_workers = self._room.engine.workers_a_machine(self._setup.on_gpu)
+        return math.ceil(self._config.num_workers / min(n_workers, n_shards))
+
     def _gather(
         self, places: Int64[np.ndarray, "m 2"], shards: Sequence[int], ending: str
     ) -> Float32[np.ndarray, "m d"]:
@@ -235,10 +241,11 @@ class ShardReader(PairReader):
         every = list(asked.values())
         hands = [every[i : i + IMAGES_A_SHARD] for i in range(0, len(every), IMAGES_A_SHARD)]
         self._n_waves += 1
+        n_threads = self.threads_a_worker(len(hands))
         made = self._room.run(
             f"images {split} {self._n_waves}",
             encode_shard,
-            [self._job(hand) for hand in hands],
+            [self._job(hand, n_threads) for hand in hands],
             sizes=[len(hand) for hand in hands],
             unit="image",
             setup=self._setup,
@@ -251,12 +258,12 @@ class ShardReader(PairReader):
             self._shards.append(shard)
         return found
 
-    def _job(self, hand: Sequence[ImageRecord]) -> ImagesJob:
+    def _job(self, hand: Sequence[ImageRecord], n_threads: int) -> ImagesJob:
         return ImagesJob(
             tuple(record.key for record in hand),
             tuple(_usable_texts(record) for record in hand),
             self._batch_size,
-            self._config.num_workers,
+            n_threads,
         )
 
     def _outcome(self, record: ImageRecord, row: Mapping[str, Any]) -> ReadImage | UnusableImage:

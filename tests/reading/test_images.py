@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -93,17 +93,24 @@ def _moved(image: ImageRecord, by: int) -> ImageRecord:
     return ImageRecord(image.key, image.read, captions)
 
 
-def embedded(store: Store, encoder: Encoder, *, batch_size: int = 3) -> EmbeddingResult:
+def embedded(
+    store: Store,
+    encoder: Encoder,
+    *,
+    batch_size: int = 3,
+    workers: int = 2,
+    data: DataConfig = DATA,
+) -> EmbeddingResult:
     """The saved result of stage 1a, shard by shard."""
     source, config = hostile_source(), EmbeddingConfig("colours", encoder_batch_size=batch_size)
-    engine = LocalEngine(2)
+    engine = LocalEngine(workers)
     room = StageRoom(engine, store, EMBEDDING, PROVENANCE.fingerprint(EMBEDDING))
-    setup = Setup(open_reading, ReadingJob(DATA, config, 1, "cpu"))
-    decode = decode_pixels(encoder.preprocess, DATA.max_image_pixels)
+    setup = Setup(open_reading, ReadingJob(data, config, 1, "cpu"))
+    decode = decode_pixels(encoder.preprocess, data.max_image_pixels)
     engine.offer(setup, Reading(source, encoder, decode))
 
     def compute() -> EmbeddingResult:
-        reader = ShardReader(source, DATA, room, setup, batch_size)
+        reader = ShardReader(source, data, room, setup, batch_size)
         rng = np.random.default_rng(4)
         return embed_in_shards(reader, encoder, config, rng=rng, room=room, setup=setup)
 
@@ -200,3 +207,43 @@ def test_a_later_caption_of_an_image_gets_its_name(store: Store) -> None:
     assert kept["image_sha256"].duplicated().any()  # a second round of captions was needed
     assert (kept["id"].str.len() == 32).all()
     assert kept["id"].is_unique
+
+
+@pytest.mark.parametrize(("workers", "num_workers"), [(1, 1), (1, 4), (2, 3), (4, 1), (30, 24)])
+def test_neither_workers_nor_threads_that_read_change_a_byte(
+    tmp_path: Path, workers: int, num_workers: int
+) -> None:
+    """The truth: one worker, which reads in its own thread."""
+    saved = []
+    for name, n_workers, n_threads in (("one", 1, 0), ("many", workers, num_workers)):
+        store = Store.open(str(tmp_path / name))
+        data = replace(DATA, num_workers=n_threads)
+        embedded(store, Colours(), workers=n_workers, data=data)
+        files = sorted(f for f in store.root.rglob("*") if f.is_file() and f.suffix != ".json")
+        saved.append({str(f.relative_to(store.root)): f.read_bytes() for f in files})
+    one, many = saved
+    assert {"image_features.npy", "text_features.npy"} <= {Path(name).name for name in one}
+    assert many == one
+
+
+@pytest.mark.parametrize(
+    ("workers", "num_workers", "n_shards", "on_gpu", "expected"),
+    [
+        (1, 4, 9, False, 4),
+        (2, 4, 9, False, 2),
+        (2, 3, 9, False, 2),
+        (2, 4, 1, False, 4),  # a worker that has all the work has all the threads
+        (64, 4, 100, False, 1),
+        (64, 4, 100, True, 4),  # then one works
+        (2, 0, 9, False, 0),
+    ],
+)
+def test_workers_share_the_threads_that_read(
+    store: Store, workers: int, num_workers: int, n_shards: int, on_gpu: bool, expected: int
+) -> None:
+    data = replace(DATA, num_workers=num_workers)
+    room = StageRoom(LocalEngine(workers), store, EMBEDDING, "print")
+    job = ReadingJob(data, EmbeddingConfig("colours"), 1, "cpu")
+    setup = Setup(open_reading, job, on_gpu=on_gpu)
+    reader = ShardReader(hostile_source(), data, room, setup, 3)
+    assert reader.threads_a_worker(n_shards) == expected
