@@ -20,11 +20,11 @@ from encoders.base import EmbeddingConfig, Encoded, Features, count_cut_off, joi
 from encoders.joint_map import unit_rows
 from engine.base import Setup
 from engine.room import StageRoom
-from reading.arrays import TrainingArrays, fill_given, fill_pairs
-from reading.captions import EncodedCaptions
-from reading.images import ShardReader
-from reading.joint import JointEmbeddings, joint_embeddings
-from reading.setup import Reading
+from intake.arrays import TrainingArrays, fill_given, fill_pairs
+from intake.captions import EncodedCaptions
+from intake.images import ShardReader
+from intake.joint import JointEmbeddings, joint_embeddings
+from intake.setup import Reading
 from sources.base import SPLITS
 from sources.row_reader import RowReader
 

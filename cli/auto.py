@@ -35,9 +35,9 @@ from encoders.base import (
 from encoders.pretrained import load_encoder
 from engine.base import Setup
 from engine.room import StageRoom
-from reading.images import ShardReader
-from reading.rows import look_at_rows
-from reading.setup import Reading, ReadingJob, open_reading
+from intake.images import ShardReader
+from intake.rows import look_at_rows
+from intake.setup import Reading, ReadingJob, open_reading
 from sources.base import PairSource
 from sources.embeddings import EmbeddingFiles, open_embeddings
 from sources.images import decode_pixels

@@ -20,8 +20,8 @@ from embedding import EmbeddingResult, embed_pairs, embed_rows
 from encoders.base import EmbeddingConfig, GivenEmbeddings
 from engine.local import LocalEngine
 from engine.room import StageRoom
-from reading import rows as reading_rows
-from reading.rows import look_at_rows
+from intake import rows as reading_rows
+from intake.rows import look_at_rows
 from sources.base import DataConfig
 from sources.embeddings import EmbeddingFiles, open_embeddings
 from sources.row_arrays import fill_rows

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from engine.shards import ShardFiles, Summary
-from reading.captions import CaptionsJob, encode_captions
-from reading.images import ImagesJob, encode_shard
-from reading.rows import fill_shard, look_shard
-from reading.setup import Reading
+from intake.captions import CaptionsJob, encode_captions
+from intake.images import ImagesJob, encode_shard
+from intake.rows import fill_shard, look_shard
+from intake.setup import Reading
 from sources.row_arrays import FillJob, fill_rows
 from sources.row_facts import Stretch
 
@@ -137,10 +137,10 @@ def noted_fill(job: FillJob, files: ShardFiles) -> Summary:
 
 def note(patch: pytest.MonkeyPatch) -> None:
     """Have every shard noted that is worked on."""
-    patch.setattr("reading.images.encode_shard", noted_images)
-    patch.setattr("reading.captions.encode_captions", noted_captions)
-    patch.setattr("reading.rows.look_shard", noted_look)
-    patch.setattr("reading.arrays.fill_shard", noted_fill)
+    patch.setattr("intake.images.encode_shard", noted_images)
+    patch.setattr("intake.captions.encode_captions", noted_captions)
+    patch.setattr("intake.rows.look_shard", noted_look)
+    patch.setattr("intake.arrays.fill_shard", noted_fill)
 
 
 def noted(output: Path) -> list[str]:

@@ -13,7 +13,7 @@ from artifacts.store import Store
 from engine.cluster import RayEngine
 from engine.local import LocalEngine
 from engine.settings import EngineConfig
-from reading import images as reading_images
+from intake import images as reading_images
 from tests.engine import stage_1_work
 from tests.engine.test_same_bytes import (
     IMAGES,
@@ -77,14 +77,14 @@ def test_an_embedding_file_that_is_gone_when_a_worker_wants_it(
 ) -> None:
     flags, output = clip_retrieval(tmp_path), tmp_path / "out"
     hidden = tmp_path / "retrieval" / "img_emb" / "img_emb_1.npy"
-    monkeypatch.setattr("reading.rows.look_shard", stage_1_work.look_but_hide)
+    monkeypatch.setattr("intake.rows.look_shard", stage_1_work.look_but_hide)
     with pytest.raises(InputError, match=r"--embeddings_dir .*img_emb_1.npy cannot be read") as e:
         stage_1(ray, flags, output)
     assert "\n" not in str(e.value)
     saved = stage_1_work.finished_shards(output)
     assert saved, "what is saved stays"
     hidden.with_suffix(".hidden").rename(hidden)
-    monkeypatch.setattr("reading.rows.look_shard", stage_1_work.noted_look)
+    monkeypatch.setattr("intake.rows.look_shard", stage_1_work.noted_look)
     assert checked(stage_1(ray, flags, output))
     assert stage_1_work.noted(output)
     assert not set(saved) & set(stage_1_work.noted(output))
@@ -112,8 +112,8 @@ def test_a_disk_that_fills_while_a_worker_writes(
     all_large(monkeypatch)
     flags, output = clip_retrieval(tmp_path), tmp_path / "out"
     for name, work in (
-        ("reading.rows.look_shard", "look_on_a_full_disk"),
-        ("reading.arrays.fill_shard", "fill_a_full_disk"),
+        ("intake.rows.look_shard", "look_on_a_full_disk"),
+        ("intake.arrays.fill_shard", "fill_a_full_disk"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(name, getattr(stage_1_work, work))

@@ -27,7 +27,7 @@ from engine.cluster import RayEngine
 from engine.local import LocalEngine
 from engine.settings import EngineConfig
 from engine.threads import one_thread
-from reading import images as reading_images
+from intake import images as reading_images
 from sources import row_arrays, row_facts
 from tests.engine import stage_1_work
 from tests.sources.embedding_files import draw, save_part
@@ -88,7 +88,7 @@ LAYOUTS: dict[str, Callable[[Path], list[str]]] = {
 def short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """What jobs are made of, here; workers take them as they come."""
     monkeypatch.setattr(reading_images, "IMAGES_A_SHARD", 4)
-    monkeypatch.setattr("reading.captions.BATCHES_A_SHARD", 2)
+    monkeypatch.setattr("intake.captions.BATCHES_A_SHARD", 2)
     monkeypatch.setattr(row_facts, "STRETCH", 17)
     monkeypatch.setattr(row_arrays, "ROWS_A_JOB", 13)
 
@@ -190,7 +190,7 @@ def test_a_worker_that_is_killed_while_it_fills_an_array(
     all_large(monkeypatch)
     flags = clip_retrieval(tmp_path)
     expected = checked(stage_1(LocalEngine(2), flags, tmp_path / "local"))
-    monkeypatch.setattr("reading.arrays.fill_shard", stage_1_work.fill_and_die_once)
+    monkeypatch.setattr("intake.arrays.fill_shard", stage_1_work.fill_and_die_once)
     assert stage_1(ray, flags, tmp_path / "ray") == expected
     assert (tmp_path / "ray" / stage_1_work.DIED).read_text() == "rows filled"
 
@@ -221,7 +221,7 @@ def test_a_node_that_is_removed_while_its_worker_encodes(
 PROGRAM = """
 import sys
 import pytest
-from reading import arrays, images, rows
+from intake import arrays, images, rows
 from tests.engine import stage_1_work, test_same_bytes
 import main
 patch = pytest.MonkeyPatch()

@@ -12,7 +12,7 @@ from encoders.base import Encoded, join
 from engine.base import Setup
 from engine.room import Made, StageRoom
 from engine.shards import ShardFiles, Summary
-from reading.setup import Reading
+from intake.setup import Reading
 
 BATCHES_A_SHARD = 64
 

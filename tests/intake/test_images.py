@@ -21,9 +21,9 @@ from encoders.base import EmbeddingConfig, Encoded, Encoder
 from engine.base import Setup
 from engine.local import LocalEngine
 from engine.room import StageRoom
-from reading import images as reading_images
-from reading.images import ShardReader
-from reading.setup import Reading, ReadingJob, open_reading
+from intake import images as reading_images
+from intake.images import ShardReader
+from intake.setup import Reading, ReadingJob, open_reading
 from sources.base import DataConfig, ImageRecord
 from sources.images import decode_pixels
 from sources.splits import IndexedSource
@@ -142,7 +142,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture(autouse=True)
 def short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading_images, "IMAGES_A_SHARD", 4)
-    monkeypatch.setattr("reading.captions.BATCHES_A_SHARD", 2)
+    monkeypatch.setattr("intake.captions.BATCHES_A_SHARD", 2)
 
 
 @pytest.mark.parametrize("projects", [True, False])
@@ -162,7 +162,7 @@ def test_many_pairs_are_filled_block_by_block(
 ) -> None:
     for name in ("embedding", "artifacts.store"):
         monkeypatch.setattr(f"{name}.HELD_BYTES", 100)
-    monkeypatch.setattr("reading.arrays.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("intake.arrays.ROWS_AT_ONCE", 7)
     result = embedded(store, Colours(projects=projects))
     assert isinstance(result.image_features, np.memmap)
     assert_same(result, one_by_one(Colours(projects=projects)), 1e-6)

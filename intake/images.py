@@ -26,7 +26,7 @@ from encoders.base import Encoded, join
 from engine.base import Setup
 from engine.room import Made, StageRoom
 from engine.shards import ShardFiles, Summary
-from reading.setup import Reading
+from intake.setup import Reading
 from sources.base import NO_LIMIT, DataConfig, ImageRecord, PairSource, UnusableImage
 from sources.captions import caption_fault
 from sources.images import FoundImage

@@ -14,8 +14,8 @@ from artifacts.arrays import Filled
 from encoders.base import Encoded
 from encoders.joint_map import unit_rows
 from engine.room import StageRoom
-from reading.joint import JointEmbeddings, joint_embeddings
-from reading.rows import fill_shard
+from intake.joint import JointEmbeddings, joint_embeddings
+from intake.rows import fill_shard
 from sources.base import SPLITS
 from sources.row_arrays import fill_jobs
 from sources.row_reader import RowReader
