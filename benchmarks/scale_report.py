@@ -233,7 +233,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     for axes in (seconds, memory):
         axes.set_xlabel("pairs")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    memory.legend(fontsize=8)
+    figure.legend(*seconds.get_legend_handles_labels(), loc="outside left center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140, metadata={"Software": None})
 
