@@ -10,6 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 from encoders.embedded import EmbeddedEncoder, load_lite0
+from engine.threads import one_thread
 from tests.encoders.pictures import channels_first, photographs, stack
 from tests.small_models import CAPTIONS, CPU, encode
 
@@ -37,6 +38,16 @@ def test_embedded_image_features_are_those_of_the_plain_network(embedded: Embedd
     assert found.features.shape == (5, 1280)
     np.testing.assert_allclose(found.features, expected, atol=1e-4)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in load_lite0().modules())
+
+
+def test_one_thread_gives_an_image_the_same_bits_in_any_batch(embedded: EmbeddedEncoder) -> None:
+    images = photographs(5, (224, 224))
+    pixels = np.stack([embedded.preprocess(image) for image in images])
+    with one_thread():
+        alone = np.concatenate([embedded.encode_images(pixels[i : i + 1]).features for i in (0, 4)])
+        together = embedded.encode_images(pixels).features
+    np.testing.assert_array_equal(together[[0, 4]], alone)
+    assert np.abs(together[0] - together[4]).max() > 0.1
 
 
 def test_embedded_text_features_are_mean_token_embeddings(embedded: EmbeddedEncoder) -> None:
