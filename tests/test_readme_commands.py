@@ -56,6 +56,7 @@ def main_commands(text: str) -> list[str]:
 
 RUNS = [*main_commands(README), *main_commands(DATA)]
 MEASURED = main_commands(PAGES["docs/results.md"])
+MANY = next(c for c in RUNS if "--methods none" in c)  # of embeddings that Python has made
 FOLDER = next(c for c in RUNS if "--dataset folder" in c and "--dry_run" not in c)
 
 
@@ -160,7 +161,10 @@ def test_there_are_commands() -> None:
     assert len(MEASURED) >= 2
 
 
-@pytest.mark.parametrize("command", [c for c in RUNS if "./output" not in c and c != FOLDER])
+@pytest.mark.parametrize(
+    "command",
+    [c for c in RUNS if "./output" not in c and c not in (FOLDER, MANY)],
+)
 def test_commands(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = small(command)
     if "--explain" in words:
@@ -261,3 +265,8 @@ def test_embeddings_from_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     exec(python("My pairs are embeddings"), dict(given))
     ledger = pd.read_parquet(folder / "out/stage3/ledger.parquet")
     assert (ledger["decision"] == "kept").sum() == 0.8 * N_TRAIN
+    at = SMALL.index("--methods")
+    assert run([*shlex.split(MANY)[2:], *SMALL[:at], *SMALL[at + 4 :]]) == 0
+    again = pd.read_parquet(folder / "out/stage3/ledger.parquet")
+    assert again["decision"].tolist() == ledger["decision"].tolist()
+    assert not (folder / "out/evaluation/method_comparison.csv").exists()

@@ -530,9 +530,10 @@ def test_influence_counts_sweeps_folds_and_the_search() -> None:
     flags = ("--influence_seeds", "2", "--removal_folds", "3", "--num_epochs", "10")
     sizes = Sizes(800, 0, 0, 0)
     seconds = expected_seconds(tiny(*flags, "--max_reference_steps", "50"), sizes, STEPS_ALONE)
-    assert seconds["cluster influence"] == 50 + 2 * (5.5 + 3) * 50
+    # In 50 steps batches of 16 hold the 800 pairs, twice the 8 that are asked for.
+    assert seconds["cluster influence"] == 2 * (50 + 2 * (5.5 + 3) * 50)
     more = expected_seconds(tiny(*flags), sizes, STEPS_ALONE)
-    assert more["cluster influence"] == 1000 / 50 * seconds["cluster influence"]
+    assert more["cluster influence"] == 1000 / 50 * seconds["cluster influence"] / 2
     shared = STEPS_ALONE._replace(shared_step_seconds=0.01)
     longest = expected_seconds(tiny(*flags), sizes, shared)["cluster influence"]
     assert longest == 1000 + 5.5 * 1000  # one core goes back through one training
@@ -543,8 +544,9 @@ def test_pair_influence_counts_its_models() -> None:
     speed = STEPS_ALONE._replace(step_seconds=0.0)
     sizes = Sizes(800, 0, 0, 0)
     once = expected_seconds(tiny(*flags), sizes, speed)["pair influence"]
-    # Each model takes 40 steps and is asked twice about 4 shuffles of 100 batches, a quarter each.
-    assert once == 6 * (40 + 2 * 4 * 100 / 4)
+    # Each model takes 40 steps of batches of 10, which hold a half, where 8 are asked for, and is
+    # asked twice about 4 shuffles of 100 batches, a quarter each.
+    assert once == 6 * (40 * 10 / 8 + 2 * 4 * 100 / 4)
     twice = expected_seconds(tiny(*flags, "--rounds", "2"), sizes, speed)["pair influence"]
     assert twice == 2 * once
 

@@ -36,6 +36,8 @@ def s3_bucket(folder: Path) -> Iterator[Any]:
             patch.setenv(key, "any")
         s3fs.S3FileSystem.clear_instance_cache()
         files = s3fs.S3FileSystem()
+        if files.exists("pool"):  # the server keeps what another one of this process was given
+            files.rm("pool", recursive=True)
         files.mkdir("pool")
         yield files
         s3fs.S3FileSystem.clear_instance_cache()
