@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int64
 from scipy.optimize import brentq
 from scipy.special import softmax
-from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
 
@@ -43,6 +43,7 @@ from attribution.derivatives import batch_loss_influences, loss_gradient, own_lo
 from attribution.inverse import datainf_direction
 from attribution.scores import standardised
 from curation import curated_size
+from learner.kmeans import SAMPLED_ABOVE, sampled_kmeans
 from learner.model import Parameters, shuffled_batches, whole_batches
 from learner.pairs import PairTensors, TrainingPairs, blocks_of_pairs
 
@@ -53,7 +54,6 @@ N_NEAREST_CENTERS = 20  # Abbas et al. (2024)
 COMPLEXITY_TEMPERATURE = 0.1  # Abbas et al. (2024)
 FIRST_CUT_POWER = 0.75  # of the share kept: 30 % where 20 % are kept in the end; Wang et al. (2024)
 ALPHA = 0.5  # between equal shares of all clusters (0) and the data as they are (1)
-MINI_BATCH_ABOVE = 50_000  # pairs; as in stage 1
 FIT_SCALES = 48  # temperatures that agreement is fitted with
 
 
@@ -474,8 +474,9 @@ def text_clusters(
     text_embeddings: Float[np.ndarray, "n d"], *, n_clusters: int, rng: np.random.Generator
 ) -> Int64[np.ndarray, " n"]:
     """Clusters of the captions alone by k-means, at most `n_clusters` of them."""
-    kmeans_class = MiniBatchKMeans if len(text_embeddings) > MINI_BATCH_ABOVE else KMeans
-    kmeans = kmeans_class(n_clusters, n_init=1, random_state=int(rng.integers(2**31)))
+    if len(text_embeddings) > SAMPLED_ABOVE:
+        return sampled_kmeans(text_embeddings, n_clusters, rng).labels
+    kmeans = KMeans(n_clusters, n_init=1, random_state=int(rng.integers(2**31)))
     with warnings.catch_warnings():  # fewer distinct captions than clusters
         warnings.simplefilter("ignore", ConvergenceWarning)
         labels: np.ndarray = kmeans.fit_predict(text_embeddings).astype(np.int64)

@@ -28,15 +28,12 @@ from tqdm import tqdm
 from artifacts.settings import InputError, Settings, setting
 from embedding import EmbeddingResult
 from learner.groups import nearby_groups
-from learner.kmeans import Fitted, sampled_kmeans
+from learner.kmeans import SAMPLED_ABOVE, Fitted, sampled_kmeans
 from learner.near_copies import near_copies, nearest_other_groups
 from learner.pairs import TrainingPairs, fit_feature_scaling, nearest_clusters, representation
 from learner.terms import distinctive_terms
 from sources.captions import caption_groups
 
-# Above this many pairs k-means begins with a sample, and image groups are apart from topics
-# (benchmarks/results/clustering.json).
-SAMPLED_ABOVE = 50_000
 # Times the square root of n: as dear to assign as to compare within, and of planted copies more
 # are found than with fewer, larger ones.
 IMAGE_GROUPS = 2

@@ -125,10 +125,7 @@ def embed_rows(
     held_out = pairs[pairs["split"] != "train"].reset_index(drop=True)
     images, texts = _rows_of(reader, held_out, ("validation", "test"))
     of_pairs = _of_pairs(held_out, images, texts)
-    sides = [
-        *(of_pairs["validation"][0], of_pairs["validation"][1]),
-        *(images["test"], of_pairs["test"][1]),
-    ]
+    sides = _held_out_sides(of_pairs, images)
     joint = JointEmbeddings(
         train.image_embeddings, train.text_embeddings, *(unit_rows(s.features) for s in sides)
     )
@@ -175,7 +172,7 @@ def embed_in_shards(
     held_out = pairs[pairs["split"] != "train"]
     images = {split: reader.features(places[split]) for split in ("validation", "test")}
     of_pairs = _of_pairs(held_out, images, texts.take(held_out.index.to_numpy()))
-    sides = [*of_pairs["validation"], images["test"], of_pairs["test"][1]]
+    sides = _held_out_sides(of_pairs, images)
     image_rows = pairs["image_row"].to_numpy(np.int64)
     rows = np.flatnonzero(pairs["split"] == "train")
 
@@ -212,27 +209,19 @@ def _embedded(
     """The result, of encoded images of every split and of the texts of all pairs."""
     n_cut_off = _tell(reader, features, pairs)
     of_pairs = _of_pairs(pairs, images, texts)
-    of_pairs["test"] = images["test"], of_pairs["test"][1]
     ids = pd.factorize(pairs["image_sha256"][pairs["split"] == "train"])[0].astype(np.int64)
-    sides = {split: of_pairs[split] for split in SPLITS}
-    joint = joint_embeddings(
-        {split: images for split, (images, _) in sides.items()},
-        {split: texts for split, (_, texts) in sides.items()},
-        ids,
-        rng=rng,
-    )
+    sides = [*of_pairs["train"], *_held_out_sides(of_pairs, images)]
+    joint = joint_embeddings(sides, ids, rng=rng)
     _check_differences(joint, features)
     train = TrainingArrays(
         joint.images,
         joint.texts,
         np.concatenate([joint.images, joint.texts], axis=1),
-        sides["train"][0].features,
-        sides["train"][1].features,
+        sides[0].features,
+        sides[1].features,
         (joint.images * joint.texts).sum(axis=1),
     )
-    return _result(
-        *(reader, features, pairs, train, [*sides["validation"], *sides["test"]], joint, n_cut_off)
-    )
+    return _result(reader, features, pairs, train, sides[2:], joint, n_cut_off)
 
 
 def _of_pairs(
@@ -242,6 +231,13 @@ def _of_pairs(
     image_rows = pairs["image_row"].to_numpy(np.int64)
     rows = {split: np.flatnonzero(pairs["split"] == split) for split in images}
     return {s: (images[s].take(image_rows[rows[s]]), texts.take(rows[s])) for s in images}
+
+
+def _held_out_sides(
+    of_pairs: Mapping[str, tuple[Encoded, Encoded]], images: Mapping[str, Encoded]
+) -> list[Encoded]:
+    """Images and texts of validation pairs, then of test, whose images have several texts each."""
+    return [*of_pairs["validation"], images["test"], of_pairs["test"][1]]
 
 
 def _result(

@@ -314,7 +314,7 @@ def select_rivals(run: Run, known: Known, judged: Judged) -> dict[str, Saved[Sel
         name: run.stage(
             baseline_stage(name),
             Selection,
-            {"target_size_ratio": ratio},
+            *({"target_size_ratio": ratio}, stages.for_many(len(known.pairs.indices))),
             after=[known.embedded, *(needed[stage] for stage in METHODS[name].needs)],
             compute=partial(select_baseline, name, known.pairs, reference, ratio),
         )

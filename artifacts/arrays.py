@@ -6,7 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float32
@@ -125,12 +125,43 @@ def hash_file(path: Path) -> str:
 
 
 class Hashed:
-    """A file whose bytes are hashed on their way."""
+    """A file that is written from its beginning to its end, hashed on the way."""
+
+    closed = False
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self.digest = file, hashlib.sha256()
+        self._file, self._sha256, self._n_bytes = file, hashlib.sha256(), 0
 
-    def write(self, data: bytes) -> int:
-        """As that of the file."""
-        self.digest.update(data)
-        return self._file.write(data)
+    def entry(self) -> dict[str, Any]:
+        """What manifests say of the file."""
+        return {"sha256": self._sha256.hexdigest(), "bytes": self._n_bytes}
+
+    def write(self, data: Any) -> int:
+        """Append."""
+        view = memoryview(data).cast("B")
+        self._file.write(view)
+        self._sha256.update(view)
+        self._n_bytes += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        """How much was written."""
+        return self._n_bytes
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def readable(self) -> bool:
+        """It is not."""
+        return False
+
+    def seekable(self) -> bool:
+        """It is not."""
+        return False
+
+    def flush(self) -> None:
+        """Whoever opened the file does, at the end."""
+
+    def close(self) -> None:
+        """Whoever opened the file does, at the end."""

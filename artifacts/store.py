@@ -351,7 +351,7 @@ class Store:
         with self.writing(relative) as file:
             hashed = Hashed(file)
             np.lib.format.write_array(hashed, array, allow_pickle=False)  # type: ignore[no-untyped-call]
-        return {"sha256": hashed.digest.hexdigest(), "bytes": path.stat().st_size}
+        return hashed.entry()
 
     def _link(self, relative: str, other: str) -> None:
         """Give a file a second name; where the file system knows no such thing, a copy."""

@@ -32,12 +32,12 @@ from cli.sizes import (
     n_trained,
     reference_steps,
 )
-from clustering import SAMPLED_ABOVE
 from curation import curated_size
 from encoders.joint_map import N_FOLDS, Moments, fit_joint_map
 from engine.base import Setup
 from engine.local import LocalEngine
 from exporting.formats import NEED_IMAGES
+from learner.kmeans import FULL_STEPS, SAMPLE_STEPS, SAMPLED_ABOVE, sample_size
 from learner.pairs import PairTensors
 from learner.training import TrainingConfig, steps_per_epoch, train
 
@@ -218,8 +218,11 @@ def _embedding_seconds(sizes: Sizes, speed: Speed) -> float:
 
 
 def _clustering_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
-    passes = CLUSTERING_PASSES if sizes.train <= SAMPLED_ABOVE else CLUSTERING_PASSES / 10
-    n_cosines = passes * sizes.train * config.clustering.n_clusters
+    n, n_clusters = sizes.train, config.clustering.n_clusters
+    n_rows = CLUSTERING_PASSES * n
+    if n > SAMPLED_ABOVE:
+        n_rows = SAMPLE_STEPS * sample_size(n, n_clusters) + (FULL_STEPS + 1) * n
+    n_cosines = n_rows * n_clusters
     return n_cosines * speed.cosine_seconds + DESCRIBING_SECONDS * sizes.train
 
 

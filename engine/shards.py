@@ -7,7 +7,6 @@ shards that were being worked on, one a worker.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +18,13 @@ from typing import Any, BinaryIO, Generic, TypeVar, cast
 import numpy as np
 from numpy.lib.format import write_array
 
+from artifacts.arrays import Hashed, hash_file
 from artifacts.provenance import json_bytes
 from artifacts.store import Store
 from engine.base import Engine, Setup
 
 logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
-READ_BYTES = 2**22
 Summary = dict[str, Any]  # of what JSON holds
 
 
@@ -57,9 +56,9 @@ class ShardFiles:
         """
         name = self.name + ending
         with self.store.writing(f"{self.folder}/{name}") as file:
-            hashing = _Hashing(file)
-            yield cast(BinaryIO, hashing)
-        self.written[name] = {"sha256": hashing.sha256.hexdigest(), "bytes": hashing.n_bytes}
+            hashed = Hashed(file)
+            yield cast(BinaryIO, hashed)
+        self.written[name] = hashed.entry()
 
     def write_npy(self, ending: str, array: np.ndarray) -> None:
         """Write an array; object arrays are refused.
@@ -69,45 +68,6 @@ class ShardFiles:
         """
         with self.writing(ending) as file:
             write_array(file, array, allow_pickle=False)  # type: ignore[no-untyped-call]
-
-
-class _Hashing:
-    """A file that is written through, hashed on the way."""
-
-    closed = False
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.sha256, self.n_bytes = file, hashlib.sha256(), 0
-
-    def write(self, data: Any) -> int:
-        """Append."""
-        view = memoryview(data).cast("B")
-        self.file.write(view)
-        self.sha256.update(view)
-        self.n_bytes += len(view)
-        return len(view)
-
-    def tell(self) -> int:
-        """How much was written."""
-        return self.n_bytes
-
-    def writable(self) -> bool:
-        """It is."""
-        return True
-
-    def readable(self) -> bool:
-        """It is not."""
-        return False
-
-    def seekable(self) -> bool:
-        """It is not."""
-        return False
-
-    def flush(self) -> None:
-        """The store does, at the end."""
-
-    def close(self) -> None:
-        """The store does, at the end."""
 
 
 @dataclass(frozen=True)
@@ -258,16 +218,11 @@ def _read_manifest(store: Store, folder: str, name: str) -> dict[str, Any] | Non
 
 
 def _is_whole(path: Path, expected: dict[str, Any]) -> bool:
-    digest = hashlib.sha256()
     try:
-        if path.stat().st_size != expected.get("bytes"):
-            return False
-        with path.open("rb") as file:
-            while block := file.read(READ_BYTES):
-                digest.update(block)
+        is_complete = path.stat().st_size == expected.get("bytes")
+        return is_complete and hash_file(path) == expected.get("sha256")
     except OSError:
         return False
-    return digest.hexdigest() == expected.get("sha256")
 
 
 def _remove_others(store: Store, folder: str, names: set[str]) -> None:

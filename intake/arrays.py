@@ -16,7 +16,6 @@ from encoders.joint_map import unit_rows
 from engine.room import StageRoom
 from intake.joint import JointEmbeddings, joint_embeddings
 from intake.rows import fill_shard
-from sources.base import SPLITS
 from sources.row_arrays import fill_jobs
 from sources.row_reader import RowReader
 
@@ -68,7 +67,7 @@ def fill_pairs(
 
     Args:
         block: images and texts of some pairs.
-        held_out: as in `_result`.
+        held_out: images and texts, of validation, then of test.
         image_ids: which image each pair shows.
         room: where the arrays lie.
         rng: assigns the folds.
@@ -93,10 +92,7 @@ def fill_pairs(
         rest = [unit_rows(side.projections) for side in held_out if side.projections is not None]
         joint = JointEmbeddings(unit[0], unit[1], *rest)
     else:
-        images, texts = (
-            dict(zip(SPLITS, (sides[i], *held_out[i::2]), strict=True)) for i in (0, 1)
-        )
-        joint = joint_embeddings(images, texts, image_ids, rng=rng)
+        joint = joint_embeddings([*sides, *held_out], image_ids, rng=rng)
     both = room.allocate("concatenated_embeddings", (n, 2 * joint.images.shape[1]), np.float32)
     cosines = np.empty(n, np.float32)
     for start in starts:

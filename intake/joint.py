@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +10,6 @@ from jaxtyping import Float32, Int64
 
 from encoders.base import Encoded
 from encoders.joint_map import embed_across_folds, unit_rows
-from sources.base import SPLITS
 
 
 class JointEmbeddings(NamedTuple):
@@ -25,25 +24,24 @@ class JointEmbeddings(NamedTuple):
 
 
 def joint_embeddings(
-    images: Mapping[str, Encoded],
-    texts: Mapping[str, Encoded],
-    image_ids: Int64[np.ndarray, " n"],
-    *,
-    rng: np.random.Generator,
+    sides: Sequence[Encoded], image_ids: Int64[np.ndarray, " n"], *, rng: np.random.Generator
 ) -> JointEmbeddings:
-    """The encoder's own projections at unit length, or those of a map fitted to the pairs."""
-    parts = [side[split] for split in SPLITS for side in (images, texts)]  # as the fields are
-    own = [part.projections for part in parts if part.projections is not None]
+    """The encoder's own projections at unit length, or those of a map fitted to the pairs.
+
+    Args:
+        sides: images and texts of training pairs, of validation, of test, as the fields are.
+        image_ids: which image each training pair shows.
+        rng: assigns the folds.
+    """
+    own = [side.projections for side in sides if side.projections is not None]
     if own:
         return JointEmbeddings(*map(unit_rows, own))
+    images, texts, *others = (side.features for side in sides)
     image_embeddings, text_embeddings, joint_map = embed_across_folds(
-        images["train"].features, texts["train"].features, image_ids, rng=rng
+        images, texts, image_ids, rng=rng
     )
+    embed = (joint_map.embed_images, joint_map.embed_texts) * 2
     return JointEmbeddings(
-        image_embeddings,
-        text_embeddings,
-        joint_map.embed_images(images["validation"].features),
-        joint_map.embed_texts(texts["validation"].features),
-        joint_map.embed_images(images["test"].features),
-        joint_map.embed_texts(texts["test"].features),
+        *(image_embeddings, text_embeddings),
+        *(embed_side(rows) for embed_side, rows in zip(embed, others, strict=True)),
     )

@@ -18,6 +18,9 @@ from sklearn.cluster import kmeans_plusplus
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+# Above this many pairs k-means begins with a sample, and image groups are apart from topics
+# (benchmarks/results/clustering.json).
+SAMPLED_ABOVE = 50_000
 SAMPLED = 32_768  # rows that the centres are fitted to,
 SAMPLED_PER_CLUSTER = 64  # or more, where there are many clusters: with 20, 2 % more inertia
 MOST_SAMPLED = 131_072  # bounds memory
@@ -60,8 +63,8 @@ def sampled_kmeans(
         n_clusters: at most n.
         rng: draws the sample and the first centres.
     """
-    size = max(SAMPLED, min(MOST_SAMPLED, SAMPLED_PER_CLUSTER * n_clusters), n_clusters)
-    rows = np.sort(rng.choice(len(points), min(len(points), size), replace=False))
+    size = sample_size(len(points), n_clusters)
+    rows = np.sort(rng.choice(len(points), size, replace=False))
     sample = np.asarray(points[rows], dtype=np.float32)
     centers = fit_to_sample(sample, n_clusters, rng)
     del sample
@@ -76,6 +79,11 @@ def sampled_kmeans(
         for _ in range(FULL_STEPS):
             centers = _moved(points, centers, _sum_up(points, centers, bar))
         return Fitted(_sum_up(points, centers, bar).labels, centers)
+
+
+def sample_size(n: int, n_clusters: int) -> int:
+    """How many of n rows the centres are fitted to first."""
+    return min(n, max(SAMPLED, min(MOST_SAMPLED, SAMPLED_PER_CLUSTER * n_clusters), n_clusters))
 
 
 def fit_to_sample(

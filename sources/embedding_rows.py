@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -178,9 +179,10 @@ class EmbeddingRows:
         A name of several pairs would be one of none.
         """
         found: list[str] = self._uids.take(pa.array(rows)).to_pylist()
-        several = self._has_several_uids()[rows]
+        several = self._has_several_uids[rows]
         return ["" if many else uid for uid, many in zip(found, several.tolist(), strict=True)]
 
+    @cached_property
     def _has_several_uids(self) -> Bool[np.ndarray, " n"]:
         """Whether the rows of the image that a row is have different names."""
         differs = np.zeros(len(self.owners), dtype=bool)

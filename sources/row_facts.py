@@ -132,12 +132,6 @@ def join_facts(tables: Iterator[pa.Table], n_rows: int) -> RowFacts:
     return RowFacts(sha256, pair_ids, captions, faulty, faults)
 
 
-def find_facts(stretches: Sequence[Stretch]) -> RowFacts:
-    """The facts of all rows, found one stretch after the other."""
-    n_rows = sum(stretch.n_rows for stretch in stretches)
-    return join_facts(map(look_at, stretches), n_rows)
-
-
 def stretches(n_rows: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """File, first row and number of rows of every stretch of files with so many rows."""
     for file, count in enumerate(n_rows):

@@ -20,7 +20,7 @@ from embedding import EmbeddingResult, embed_pairs, embed_rows
 from encoders.base import EmbeddingConfig, GivenEmbeddings
 from engine.local import LocalEngine
 from engine.room import StageRoom
-from intake import rows as reading_rows
+from intake import rows as intake_rows
 from intake.rows import look_at_rows
 from sources.base import DataConfig
 from sources.embeddings import EmbeddingFiles, open_embeddings
@@ -143,17 +143,17 @@ class Counted:
 def test_a_run_that_broke_off_goes_on_at_the_first_stretch_that_is_missing(
     pool: Path, store: Store, monkeypatch: pytest.MonkeyPatch, work: str, breaks_after: int
 ) -> None:
-    plain = getattr(reading_rows, work)
+    plain = getattr(intake_rows, work)
     broken = Counted(plain, breaks_after)
-    monkeypatch.setattr(reading_rows, work, broken)
+    monkeypatch.setattr(intake_rows, work, broken)
     with pytest.raises(InputError, match="the disk is full"):
         embedded(pool, store)
     again = Counted(plain, -1)
-    monkeypatch.setattr(reading_rows, work, again)
+    monkeypatch.setattr(intake_rows, work, again)
     result = embedded(pool, store)
     assert_same(result, one_by_one(pool), 2e-7)
     whole = Counted(plain, -1)
-    monkeypatch.setattr(reading_rows, work, whole)
+    monkeypatch.setattr(intake_rows, work, whole)
     other = Store.open(str(store.root / "other"))
     embedded(pool, other)
     assert broken.n_done <= breaks_after
@@ -165,12 +165,12 @@ def test_the_parts_of_an_array_that_is_gone_are_filled_again(
     pool: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = Counted(fill_rows, 3)
-    monkeypatch.setattr(reading_rows, "fill_rows", broken)
+    monkeypatch.setattr(intake_rows, "fill_rows", broken)
     with pytest.raises(InputError):
         embedded(pool, store)
     for part in (store.root / "stage1").glob(".*.part"):
         part.unlink()
-    monkeypatch.setattr(reading_rows, "fill_rows", broken.work)
+    monkeypatch.setattr(intake_rows, "fill_rows", broken.work)
     assert_same(embedded(pool, store), one_by_one(pool), 2e-7)
 
 
@@ -179,7 +179,7 @@ def test_other_embeddings_in_the_same_place_are_not_mixed_with_those_of_before(
     pool: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(reading_rows, "fill_rows", Counted(fill_rows, 3))
+        patch.setattr(intake_rows, "fill_rows", Counted(fill_rows, 3))
         with pytest.raises(InputError):
             embedded(pool, store)
     save_pool(pool, 8, 240, with_splits=False)

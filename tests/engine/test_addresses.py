@@ -13,7 +13,7 @@ from artifacts.store import Store
 from engine.cluster import RayEngine
 from engine.local import LocalEngine
 from engine.settings import EngineConfig
-from intake import images as reading_images
+from intake import images as intake_images
 from tests.engine import stage_1_work
 from tests.engine.test_same_bytes import (
     IMAGES,
@@ -95,13 +95,13 @@ def test_data_that_are_others_where_a_worker_is(
 ) -> None:
     root = as_folder(tmp_path / "folder", SIZES)
     flags = ["--dataset", "folder", "--data_dir", str(root), *IMAGES]
-    plain = reading_images.ShardReader._read_wave
+    plain = intake_images.ShardReader._read_wave
 
     def change(self: Any, *arguments: Any) -> Any:
         (root / "000.png").write_bytes((root / "001.png").read_bytes())
         return plain(self, *arguments)
 
-    monkeypatch.setattr(reading_images.ShardReader, "_read_wave", change)
+    monkeypatch.setattr(intake_images.ShardReader, "_read_wave", change)
     with pytest.raises(InputError, match=rf"--data_dir: {root} holds other files on .* changed"):
         stage_1(ray, flags, tmp_path / "out")
 

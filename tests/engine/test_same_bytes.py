@@ -27,7 +27,7 @@ from engine.cluster import RayEngine
 from engine.local import LocalEngine
 from engine.settings import EngineConfig
 from engine.threads import one_thread
-from intake import images as reading_images
+from intake import images as intake_images
 from sources import row_arrays, row_facts
 from tests.engine import stage_1_work
 from tests.sources.embedding_files import draw, save_part
@@ -87,7 +87,7 @@ LAYOUTS: dict[str, Callable[[Path], list[str]]] = {
 
 def short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """What jobs are made of, here; workers take them as they come."""
-    monkeypatch.setattr(reading_images, "IMAGES_A_SHARD", 4)
+    monkeypatch.setattr(intake_images, "IMAGES_A_SHARD", 4)
     monkeypatch.setattr("intake.captions.BATCHES_A_SHARD", 2)
     monkeypatch.setattr(row_facts, "STRETCH", 17)
     monkeypatch.setattr(row_arrays, "ROWS_A_JOB", 13)
@@ -179,7 +179,7 @@ def test_a_worker_that_is_killed_while_it_encodes(
 ) -> None:
     flags = folder(tmp_path)
     expected = checked(stage_1(LocalEngine(2), flags, tmp_path / "local"))
-    monkeypatch.setattr(reading_images, "encode_shard", stage_1_work.encode_and_die_once)
+    monkeypatch.setattr(intake_images, "encode_shard", stage_1_work.encode_and_die_once)
     assert stage_1(ray, flags, tmp_path / "ray") == expected
     assert (tmp_path / "ray" / stage_1_work.DIED).read_text() == "images of two batches"
 
@@ -203,10 +203,10 @@ def test_a_node_that_is_removed_while_its_worker_encodes(
     flags, output = tars(tmp_path), tmp_path / "ray"
     expected = checked(stage_1(LocalEngine(2), flags, tmp_path / "local"))
     ray.config = replace(ray.config, workers=6)
-    monkeypatch.setattr(reading_images, "IMAGES_A_SHARD", 1)  # a shard for every worker
+    monkeypatch.setattr(intake_images, "IMAGES_A_SHARD", 1)  # a shard for every worker
     node = add_node(cluster, num_cpus=1)
     cluster.wait_for_nodes()
-    monkeypatch.setattr(reading_images, "encode_shard", stage_1_work.encode_where_a_node_leaves)
+    monkeypatch.setattr(intake_images, "encode_shard", stage_1_work.encode_where_a_node_leaves)
     visited = output / stage_1_work.VISITED
     visited.mkdir(parents=True)
 

@@ -21,7 +21,7 @@ from encoders.base import EmbeddingConfig, Encoded, Encoder
 from engine.base import Setup
 from engine.local import LocalEngine
 from engine.room import StageRoom
-from intake import images as reading_images
+from intake import images as intake_images
 from intake.images import ShardReader
 from intake.setup import Reading, ReadingJob, open_reading
 from sources.base import DataConfig, ImageRecord
@@ -141,7 +141,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture(autouse=True)
 def short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading_images, "IMAGES_A_SHARD", 4)
+    monkeypatch.setattr(intake_images, "IMAGES_A_SHARD", 4)
     monkeypatch.setattr("intake.captions.BATCHES_A_SHARD", 2)
 
 

@@ -13,7 +13,7 @@ from artifacts.settings import InputError
 from data import PairReader
 from sources.base import DataConfig
 from sources.embeddings import EmbeddingFiles, EmbeddingSource, open_embeddings
-from sources.row_facts import RowFacts, find_facts
+from sources.row_facts import RowFacts, join_facts, look_at
 from sources.row_reader import RowReader
 from tests.sources.embedding_files import save_part
 
@@ -23,7 +23,8 @@ WORDS = ["red", "old", "wet", "big"]
 
 def facts(source: EmbeddingSource, split: str) -> RowFacts:
     assert split in ("test", "validation", "train")
-    return find_facts(source.stretches())
+    stretches = source.stretches()
+    return join_facts(map(look_at, stretches), sum(s.n_rows for s in stretches))
 
 
 def save_pool(root: Path, seed: int, n_rows: int, *, with_splits: bool) -> None:
