@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from artifacts.settings import InputError, Settings, setting
 from embedding import EmbeddingResult
-from learner.groups import nearby_groups
+from engine.room import StageRoom
+from learner.groups import nearby_groups, nearest
 from learner.kmeans import SAMPLED_ABOVE, Fitted, sampled_kmeans
 from learner.near_copies import near_copies, nearest_other_groups
 from learner.pairs import TrainingPairs, fit_feature_scaling, nearest_clusters, representation
@@ -83,6 +84,7 @@ def cluster_embeddings(
     *,
     rng: np.random.Generator,
     image_features: Float[np.ndarray, "n d_i"] | None = None,
+    room: StageRoom | None = None,
 ) -> ClusterAssignment:
     """Clusters of the concatenated embeddings, with their cells and descriptions for people.
 
@@ -95,6 +97,7 @@ def cluster_embeddings(
         config: settings.
         rng: starts k-means.
         image_features: what near copies are looked for in; by default the images' embeddings.
+        room: where the near copies of many pairs are looked for; None: here.
 
     Raises:
         InputError: fewer pairs than clusters asked for.
@@ -118,6 +121,7 @@ def cluster_embeddings(
         clip_scores,
         config.near_copy_similarity,
         other_groups=None if own is None else nearest_other_groups(embedded, own),
+        room=None if own is None else room,
     )
     bands = agreement_bands(clip_scores, config.agreement_bands)
     cells = split_into_cells(assignments, bands, copies)
@@ -156,13 +160,10 @@ def _nearest(
     points: Float[np.ndarray, "n d"], centers: Float[np.ndarray, "K d"]
 ) -> Int64[np.ndarray, " n"]:
     """The nearest centre of each point, in blocks of rows."""
-    half_squares = (centers**2).sum(axis=1) / 2
-    blocks = [
-        (points[start : start + ROWS_AT_ONCE] @ centers.T - half_squares).argmax(axis=1)
-        for start in range(0, len(points), ROWS_AT_ONCE)
-    ]
-    nearest: np.ndarray = np.concatenate(blocks).astype(np.int64)
-    return nearest
+    starts = range(0, len(points), ROWS_AT_ONCE)
+    return np.concatenate(
+        [nearest(points[start : start + ROWS_AT_ONCE], centers) for start in starts]
+    )
 
 
 def describe_clusters(

@@ -157,15 +157,16 @@ def stage_1(run: Run) -> Known:
     embedded = embed(run)
     e, config = embedded.value, run.config.clustering
     captions = e.split_pairs("train")["caption"].tolist()
-    clustered = run.stage(
+    clustered = run.shared_stage(
         stages.CLUSTERING,
         ClusterAssignment,
         *(config, stages.for_many(len(e.indices))),
         after=[embedded],
-        compute=lambda rng: cluster_embeddings(
+        compute=lambda rng, room: cluster_embeddings(
             *(e.concatenated_embeddings, e.clip_scores, captions, config),
             rng=rng,
             image_features=e.image_features,
+            room=room,
         ),
     )
     return Known(embedded, clustered, training_pairs(e, clustered.value, run.device))

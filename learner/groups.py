@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 from tqdm import tqdm
 
+from learner.kmeans import moved, sum_up
+
 SAMPLED_PER_GROUP = 32  # rows that the centres are fitted to
 MOST_SAMPLED = 32_768  # of them; bounds memory
 LLOYD_STEPS = 4
@@ -71,22 +73,14 @@ def _grouped(
     sampled = np.sort(rng.choice(len(rows), n_sampled, replace=False))
     sample = np.concatenate(list(_blocks(embeddings, rows[sampled])))
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
-    sample = _centred(sample, mean)
+    sample = centred_unit(sample, mean)
     centres = sample[np.sort(rng.choice(n_sampled, n_groups, replace=False))]
     for _ in range(LLOYD_STEPS):
-        nearest = np.concatenate(
-            [_nearest(sample[i : i + ROWS_AT_ONCE], centres) for i in _starts(n_sampled)]
-        )
-        counts = np.bincount(nearest, minlength=n_groups)
-        order = np.argsort(nearest, kind="stable")
-        there = np.flatnonzero(counts)  # an empty group keeps its centre
-        firsts = (np.cumsum(counts) - counts)[there]
-        sums = np.add.reduceat(sample[order], firsts, axis=0, dtype=np.float64)
-        centres[there] = sums / counts[there, None]
+        centres = moved(sample, centres, sum_up(sample, centres))
     found = np.empty(len(rows), dtype=np.int64)
     with tqdm(total=len(rows), desc="groups", unit="row", disable=None, leave=False) as bar:
         for start, block in zip(_starts(len(rows)), _blocks(embeddings, rows), strict=True):
-            found[start : start + len(block)] = _nearest(_centred(block, mean), centres)
+            found[start : start + len(block)] = nearest(centred_unit(block, mean), centres)
             bar.update(len(block))
     return found
 
@@ -107,17 +101,17 @@ def _blocks(
             yield np.asarray(embeddings[chosen], dtype=np.float32)
 
 
-def _centred(
-    block: Float32[np.ndarray, "b d"], mean: Float32[np.ndarray, " d"]
-) -> Float32[np.ndarray, "b d"]:
+def centred_unit(
+    block: Float[np.ndarray, "b d"], mean: Float32[np.ndarray, " d"]
+) -> Float[np.ndarray, "b d"]:
     """Unit rows after centring; a row that is the mean stays zero."""
     centred = block - mean
     norms = np.linalg.norm(centred, axis=1, keepdims=True)
     return np.asarray(centred / np.maximum(norms, np.finfo(np.float32).tiny))
 
 
-def _nearest(
-    block: Float32[np.ndarray, "b d"], centres: Float32[np.ndarray, "k d"]
+def nearest(
+    block: Float[np.ndarray, "b d"], centres: Float[np.ndarray, "k d"]
 ) -> Int64[np.ndarray, " b"]:
     """The centre of least distance to each row; of equal ones the first."""
     closeness = block @ centres.T - (centres**2).sum(axis=1) / 2

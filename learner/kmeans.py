@@ -40,7 +40,7 @@ class Fitted(NamedTuple):
     centers: Float32[np.ndarray, "K d"]
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """What a look at every point leaves: all that a step of Lloyd's needs."""
 
     labels: Int64[np.ndarray, " n"]
@@ -77,8 +77,8 @@ def sampled_kmeans(
         leave=False,
     ) as bar:
         for _ in range(FULL_STEPS):
-            centers = _moved(points, centers, _sum_up(points, centers, bar))
-        return Fitted(_sum_up(points, centers, bar).labels, centers)
+            centers = moved(points, centers, sum_up(points, centers, bar))
+        return Fitted(sum_up(points, centers, bar).labels, centers)
 
 
 def sample_size(n: int, n_clusters: int) -> int:
@@ -100,8 +100,8 @@ def fit_to_sample(
         leave=False,
     ) as bar:
         for _ in range(SAMPLE_STEPS):
-            found = _sum_up(sample, centers, bar)
-            centers = _moved(sample, centers, found)
+            found = sum_up(sample, centers, bar)
+            centers = moved(sample, centers, found)
             inertia = float(found.distances.sum(dtype=np.float64))
             if inertia > before * (1 - SETTLED):
                 break
@@ -128,11 +128,11 @@ def _first_centers(
     return drawn
 
 
-def _sum_up(
+def sum_up(
     points: Float[np.ndarray, "n d"],
     centers: Float32[np.ndarray, "K d"],
-    bar: tqdm[Any],
-) -> _Sums:
+    bar: tqdm[Any] | None = None,
+) -> Sums:
     """The nearest centre of every point, of equally near ones the first, and sums over them."""
     n, n_clusters = len(points), len(centers)
     labels, distances = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.float32)
@@ -150,12 +150,13 @@ def _sum_up(
         # A product with a sparse matrix of ones adds up the rows of each cluster.
         ones = np.ones(len(block), dtype=np.float32)
         totals += sparse.csr_matrix((ones, (nearest, rows)), (n_clusters, len(block))) @ block
-        bar.update(len(block))
-    return _Sums(labels, distances, totals, np.bincount(labels, minlength=n_clusters))
+        if bar is not None:
+            bar.update(len(block))
+    return Sums(labels, distances, totals, np.bincount(labels, minlength=n_clusters))
 
 
-def _moved(
-    points: Float[np.ndarray, "n d"], centers: Float32[np.ndarray, "K d"], found: _Sums
+def moved(
+    points: Float[np.ndarray, "n d"], centers: Float32[np.ndarray, "K d"], found: Sums
 ) -> Float32[np.ndarray, "K d"]:
     """Each centre at the mean of its points; one without points at a point far from its own."""
     moved, filled = centers.copy(), found.counts > 0

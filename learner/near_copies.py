@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32, Int64
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
+
+from engine.room import StageRoom
+from engine.shards import ShardFiles, Summary
+from learner.groups import centred_unit
+from learner.lending import Lent, lend
+
+CPU = torch.device("cpu")
 
 # A pair is a near copy of another where their images are this much closer than its surroundings:
 # photographs of one scene are alike without being copies (drawn ones more so).
@@ -21,7 +27,7 @@ SURROUNDINGS = 20
 IDENTICAL = 1e-5  # cosine distance of equal images, but for rounding, whatever their surroundings
 MOST_LINKS = 8  # that are kept of a pair, however large its family
 SIMILARITIES_AT_ONCE = 1024  # of a similarity matrix
-MOST_THREADS = 16
+GROUPS_A_JOB = 32
 CANDIDATES_AT_ONCE = 2**22
 ROWS_AT_ONCE = 4096
 BORDER = 0.14  # squared distance that a group may be farther than a pair's own to be searched too,
@@ -55,6 +61,7 @@ def near_copies(
     similarity: float,
     *,
     other_groups: Int64[np.ndarray, "n m"] | None = None,
+    room: StageRoom | None = None,
 ) -> NearCopies:
     """The near copies of its image that each pair has whose own caption agrees better.
 
@@ -74,34 +81,36 @@ def near_copies(
         similarity: least centred cosine of a near copy.
         other_groups: groups beside its own in which a pair may have copies, -1 for none; see
             `nearest_other_groups`.
+        room: where groups are looked at; None: here, one after the other.
     """
     n = len(image_features)
     mean = image_features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    better, reach = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.float32)
+    look = _Look(image_features, mean, similarity)
+    grouped = _members(groups, other_groups, agreement)
+    jobs = [_GroupsJob(some) for some in _hands(grouped, 1 if room is None else GROUPS_A_JOB)]
+    over = (
+        partial(_here, look)
+        if room is None
+        else partial(_side_by_side, lend(room, "images", look, CPU))
+    )
+    reach, better = np.zeros(n, dtype=np.float32), np.zeros(n, dtype=np.int64)
+    for job, found in zip(jobs, over("surroundings", jobs), strict=True):
+        reach[np.concatenate([g.rows[g.own] for g in job.groups])] = found
+    jobs = [job._replace(reach=[reach[g.rows] for g in job.groups]) for job in jobs]
+    links = list(over("near copies", jobs))
+    for found in links:
+        first = np.flatnonzero(np.diff(found[:, 0], prepend=-1))
+        better[found[first, 0]] = found[first, 2]
+    joined = np.concatenate([np.zeros((0, 3), np.int64), *links])
+    return NearCopies(better, joined[:, :2])
 
-    def reach_of(group: _Group) -> np.ndarray:
-        return _reach(_unit(image_features, group.rows, mean), group.own)
 
-    def links_of(group: _Group) -> np.ndarray:
-        points, found = _unit(image_features, group.rows, mean), []
-        for pair, other in _near_and_better(points, group, reach[group.rows], similarity):
-            pair, other = group.rows[pair], group.rows[other]
-            first = np.flatnonzero(np.diff(pair, prepend=-1))
-            counts = np.diff(first, append=len(pair))
-            better[pair[first]] = counts
-            rank = np.arange(len(pair)) - np.repeat(first, counts)
-            found.append(np.stack([pair, other], axis=1)[rank < MOST_LINKS])
-        return np.concatenate(found)
+class _Look(NamedTuple):
+    """What every group is looked at by."""
 
-    members = list(_members(groups, other_groups, agreement))
-    with tqdm(
-        total=2 * n, desc="near copies", unit="pair", unit_scale=True, disable=None, leave=False
-    ) as bar:
-        side_by_side = other_groups is not None
-        for group, found in _of_each(members, reach_of, bar, side_by_side=side_by_side):
-            reach[group.rows[group.own]] = found
-        links = [found for _, found in _of_each(members, links_of, bar, side_by_side=side_by_side)]
-    return NearCopies(better, np.concatenate([np.zeros((0, 2), np.int64), *links]))
+    image_features: Float[np.ndarray, "n d_i"]
+    mean: Float32[np.ndarray, " d_i"]
+    similarity: float  # least cosine
 
 
 class _Group(NamedTuple):
@@ -115,31 +124,72 @@ class _Group(NamedTuple):
         return len(self.rows) if isinstance(self.own, slice) else len(self.own)
 
 
-def _of_each(
-    members: Sequence[_Group],
-    work: Callable[[_Group], np.ndarray],
-    bar: tqdm[Any],
-    *,
-    side_by_side: bool,
-) -> Iterator[tuple[_Group, np.ndarray]]:
-    """What is found of each group, in their order.
+class _GroupsJob(NamedTuple):
+    """Some groups."""
 
-    Small groups are worked at side by side, a thread each: in products as small as theirs more
-    threads wait for each other longer than they work.
-    """
-    with ExitStack() as stack:
-        results: Iterable[np.ndarray]
-        if side_by_side:
-            stack.enter_context(threadpool_limits(limits=1, user_api="blas"))
-            threads = stack.enter_context(
-                ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS))
-            )
-            results = threads.map(work, members)
-        else:
-            results = map(work, members)
-        for group, found in zip(members, results, strict=True):
-            yield group, found
-            bar.update(group.n_own)
+    groups: list[_Group]
+    reach: list[Float32[np.ndarray, " g"]] | None = None  # of their rows, once it is known
+
+    @property
+    def n_own(self) -> int:
+        return sum(group.n_own for group in self.groups)
+
+
+def _hands(groups: Iterator[_Group], size: int) -> Iterator[list[_Group]]:
+    """The groups, so many at a time."""
+    while hand := list(islice(groups, size)):
+        yield hand
+
+
+def _here(look: _Look, what: str, jobs: list[_GroupsJob]) -> Iterator[np.ndarray]:
+    """What is found of each job, one after the other."""
+    n_pairs = sum(job.n_own for job in jobs)
+    with tqdm(
+        total=n_pairs, desc=what, unit="pair", unit_scale=True, disable=None, leave=False
+    ) as bar:
+        for job in jobs:
+            yield find_in_groups(job, look)
+            bar.update(job.n_own)
+
+
+def _side_by_side(lent: Lent[_Look], what: str, jobs: list[_GroupsJob]) -> Iterator[np.ndarray]:
+    """The same by whatever workers there are: products as small as a group's want one thread."""
+    sizes = [job.n_own for job in jobs]
+    for made in lent.run(what, write_found, jobs, unit="pair", sizes=sizes):
+        yield np.array(made.load(".npy"))
+
+
+def write_found(job: _GroupsJob, files: ShardFiles, look: _Look) -> Summary:
+    """Write what `find_in_groups` finds."""
+    files.write_npy(".npy", find_in_groups(job, look))
+    return {}
+
+
+def find_in_groups(job: _GroupsJob, look: _Look) -> np.ndarray:
+    """The reach of the groups' own images, or once it is known their near copies."""
+    return _reaches(job, look) if job.reach is None else _links(job, look)
+
+
+def _reaches(job: _GroupsJob, look: _Look) -> Float32[np.ndarray, " m"]:
+    """See `_reach`; of the groups' own rows."""
+    return np.concatenate(
+        [_reach(_unit(look.image_features, g.rows, look.mean), g.own) for g in job.groups]
+    )
+
+
+def _links(job: _GroupsJob, look: _Look) -> Int64[np.ndarray, "m 3"]:
+    """(pair, near copy, how many it has), the best `MOST_LINKS` of each pair, best first."""
+    found: list[np.ndarray] = [np.zeros((0, 3), np.int64)]
+    for group, reach in zip(job.groups, job.reach or (), strict=True):
+        points = _unit(look.image_features, group.rows, look.mean)
+        for pair, other in _near_and_better(points, group, reach, look.similarity):
+            pair, other = group.rows[pair], group.rows[other]
+            first = np.flatnonzero(np.diff(pair, prepend=-1))
+            counts = np.diff(first, append=len(pair))
+            rank = np.arange(len(pair)) - np.repeat(first, counts)
+            rows = np.stack([pair, other, np.repeat(counts, counts)], axis=1)
+            found.append(rows[rank < MOST_LINKS])
+    return np.concatenate(found)
 
 
 def _members(
@@ -167,9 +217,7 @@ def _unit(
     mean: Float32[np.ndarray, " d_i"],
 ) -> Float[np.ndarray, "g d_i"]:
     """Some rows less the mean, of unit length."""
-    centred = np.asarray(image_features[rows]) - mean
-    norms = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.asarray(centred / np.maximum(norms, np.finfo(np.float32).tiny))
+    return centred_unit(np.asarray(image_features[rows]), mean)
 
 
 def _near_and_better(

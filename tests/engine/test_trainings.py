@@ -29,7 +29,9 @@ from engine.settings import EngineConfig
 from engine.shards import ShardFiles, Summary
 from engine.start import start_engine
 from influence import score_clusters
+from learner.groups import nearby_groups
 from learner.lending import lend
+from learner.near_copies import GROUPS_A_JOB, near_copies, nearest_other_groups
 from learner.pairs import FeatureScaling, StoredPairs, TrainingPairs
 from learner.training import TrainingConfig
 from tests.engine import work
@@ -112,8 +114,22 @@ def by_step(pairs: TrainingPairs, room: StageRoom) -> Results:
     return clusters(pairs, room, estimator=ESTIMATORS[1])
 
 
+def copies(pairs: TrainingPairs, room: StageRoom) -> Results:
+    """Near copies of many groups, which have nothing to do with the pairs."""
+    rng = np.random.default_rng(4)
+    images = rng.normal(size=(900, 12)).astype(np.float32)
+    images[450:500] = images[:50] + 0.01 * rng.normal(size=(50, 12)).astype(np.float32)
+    groups = nearby_groups(images, 60, rng)
+    assert groups.max() > 2 * GROUPS_A_JOB - 8  # several jobs
+    others = nearest_other_groups(images, groups)
+    scores = rng.random(900)
+    found = near_copies(images, groups, scores, 0.85, other_groups=others, room=room)
+    assert found.better.sum() > 40
+    return found._asdict()
+
+
 STAGES: dict[str, Callable[[TrainingPairs, StageRoom], Results]] = {
-    f.__name__: f for f in (clusters, by_step, halves, methods, validation)
+    f.__name__: f for f in (clusters, by_step, halves, methods, validation, copies)
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 from learner import near_copies
 from learner.groups import nearby_groups
 from learner.near_copies import better_copies
+from tests.rooms import new_room
 
 SIMILARITY = 0.85
 
@@ -255,6 +256,11 @@ def test_most_planted_copies_are_found_in_groups_of_their_own() -> None:
     every, some = (set(map(tuple, links.tolist())) for links in (exact.links, found.links))
     assert len(every) > 150
     assert len(every & some) > 0.95 * len(every)
+    shared = near_copies.near_copies(
+        images, groups, scores, SIMILARITY, other_groups=others, room=new_room()
+    )
+    assert shared.better.tolist() == found.better.tolist()
+    assert sorted(shared.links.tolist()) == sorted(found.links.tolist())
 
 
 def test_images_that_are_all_alike_cost_no_square_of_their_number(
