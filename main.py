@@ -42,7 +42,7 @@ from cli.config import Config, parse_arguments
 from cli.log import logging_to
 from cli.overrides import read_overrides
 from cli.preview import preview
-from cli.run import Run, open_again, resolve_device
+from cli.run import Run, resolve_device
 from clustering import ClusterAssignment, cluster_embeddings, training_pairs
 from curation import CurationResult, curate, estimated_parts
 from embedding import EmbeddingResult
@@ -51,6 +51,7 @@ from engine.start import start_engine
 from exporting.folder import Workers
 from exporting.formats import ExportReport, export_curated, warn_of_outdated
 from influence import judge_held_out, score_clusters, score_pairs_in_rounds
+from intake.setup import open_again
 from learner.pairs import TrainingPairs
 from reporting.console import console_summary
 from reporting.contact_sheets import draw_contact_sheets
@@ -105,7 +106,7 @@ def run_pipeline(config: Config, command: str) -> None:
     started = time.perf_counter()
     if config.run.dry_run:  # no folder is made and no log; warnings reach the terminal all the same
         store = Store.at(config.run.output_dir)
-        with start_engine(config.engine, store):  # whether it is installed; nothing is begun
+        with start_engine(config.engine, store):  # whether there is one; nothing is begun
             print(preview(open_run(config, store)))
         return
     if config.run.explain is not None:

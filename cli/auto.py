@@ -147,11 +147,9 @@ class StageOneData:
         setup = Setup(
             open_reading,
             ReadingJob(
-                replace(config.data, dataset=self.dataset),
+                replace(run.source_job(self.dataset), fingerprint=self.fingerprint),
                 replace(config.embedding, encoder_model=self.encoder_model),
-                config.run.seed,
                 str(run.device),
-                self.fingerprint,
             ),
             on_gpu=run.device.type == "cuda",
         )

@@ -31,13 +31,12 @@ from artifacts.settings import InputError, Settings
 from artifacts.store import Checkpoints, Store
 from cli.config import Config
 from cli.overrides import Overrides
-from data import open_source
 from engine.base import Engine
 from engine.local import LocalEngine
 from engine.room import StageRoom
+from intake.setup import SourceJob, open_again
 from learner.model import Parameters
-from sources.base import DataConfig, PairSource
-from sources.embeddings import open_embeddings
+from sources.base import PairSource
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")  # a stage's result
@@ -213,26 +212,6 @@ class Run:
         data = self.config.data
         is_given = data.embeddings_dir is not None
         return SourceJob(data if is_given else replace(data, dataset=dataset), self.config.run.seed)
-
-
-@dataclass(frozen=True)
-class SourceJob:
-    """A data set with the choices that a seed makes; nothing in it is `auto` any more."""
-
-    data: DataConfig
-    seed: int
-
-
-def open_again(job: SourceJob) -> PairSource:
-    """A data set, in whatever process.
-
-    Raises:
-        InputError: it cannot be had here.
-    """
-    rng = stage_rng(job.seed, "data")
-    if job.data.embeddings_dir is not None:
-        return open_embeddings(job.data, rng=rng).source
-    return open_source(job.data, rng=rng)
 
 
 def resolve_device(name: str) -> torch.device:

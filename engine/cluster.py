@@ -40,16 +40,21 @@ LOOK_SECONDS = 5  # without a finished job, after which the cluster is looked at
 class RayEngine(Engine):
     """Works on a Ray cluster: one that is joined, or one of its own on this machine.
 
-    It starts with the first map.
+    It starts with the first map; whether a cluster answers is asked at once.
 
     Args:
         config: workers, address, patience.
         store: the output folder, which all workers have to see.
+
+    Raises:
+        InputError: Ray is not installed, or the address does not answer.
     """
 
     def __init__(self, config: EngineConfig, store: Store) -> None:
         self.config, self.store = config, store
         self.ray = _import_ray()
+        if config.ray_address is not None:
+            _check_answers(config.ray_address)
         self._is_started = False
         self._nodes = set[str]()
 
@@ -103,8 +108,6 @@ class RayEngine(Engine):
         if self._is_started:
             return
         address = self.config.ray_address
-        if address is not None:
-            _check_answers(address)
         send_mapped_files_by_path()
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         # Ray warns of a change to come in what workers see that ask for no GPU.

@@ -17,6 +17,6 @@ def start_engine(config: EngineConfig, store: Store) -> Engine:
         store: the output folder, which all workers have to see.
 
     Raises:
-        InputError: Ray is asked for and not installed.
+        InputError: Ray is asked for and not installed, or its address does not answer.
     """
     return RayEngine(config, store) if config.engine == RAY else LocalEngine(config.workers)

@@ -15,26 +15,60 @@ from data import open_source
 from encoders.base import EmbeddingConfig, Encoder
 from encoders.pretrained import load_encoder
 from sources.base import DataConfig, PairSource
+from sources.embeddings import open_embeddings
 from sources.images import decode_pixels
 
 
 @dataclass(frozen=True)
-class ReadingJob:
-    """How to open them; nothing in it is `auto` any more.
+class SourceJob:
+    """A data set with the choices that a seed makes; nothing in it is `auto` any more.
 
     Attributes:
         data: which pairs.
-        embedding: which encoder.
         seed: of the run.
-        device: that the encoder works on.
         fingerprint: of the data set as it was opened first; None: whatever is there.
     """
 
     data: DataConfig
-    embedding: EmbeddingConfig
     seed: int
-    device: str
     fingerprint: str | None = None
+
+
+def open_again(job: SourceJob) -> PairSource:
+    """A data set, in whatever process.
+
+    Raises:
+        InputError: it cannot be had here, or it is another.
+    """
+    rng, is_given = stage_rng(job.seed, "data"), job.data.embeddings_dir is not None
+    source: PairSource
+    if is_given:
+        source = open_embeddings(job.data, rng=rng).source
+    else:
+        source = open_source(job.data, rng=rng)
+    if job.fingerprint not in (None, source.fingerprint):
+        flag = "embeddings_dir" if is_given else "data_dir"
+        raise InputError(
+            f"--{flag}: {getattr(job.data, flag) or job.data.dataset} holds other files on "
+            f"{node()} than where the run was started, or they were changed since; all workers "
+            "need the same data under the same path"
+        )
+    return source
+
+
+@dataclass(frozen=True)
+class ReadingJob:
+    """How to open a data set and its encoder.
+
+    Attributes:
+        source: the data set.
+        embedding: which encoder.
+        device: that the encoder works on.
+    """
+
+    source: SourceJob
+    embedding: EmbeddingConfig
+    device: str
 
 
 @dataclass(frozen=True)
@@ -59,11 +93,5 @@ def open_reading(job: ReadingJob) -> Reading:
         InputError: one of them cannot be had here, or the data are others.
     """
     encoder = load_encoder(job.embedding, device=torch.device(job.device))
-    source = open_source(job.data, rng=stage_rng(job.seed, "data"))
-    if job.fingerprint not in (None, source.fingerprint):
-        place = job.data.data_dir or job.data.dataset
-        raise InputError(
-            f"--data_dir: {place} holds other files on {node()} than where the run was started, or "
-            "they were changed since; all workers need the same data under the same path"
-        )
-    return Reading(source, encoder, decode_pixels(encoder.preprocess, job.data.max_image_pixels))
+    decode = decode_pixels(encoder.preprocess, job.source.data.max_image_pixels)
+    return Reading(open_again(job.source), encoder, decode)

@@ -23,7 +23,7 @@ from engine.local import LocalEngine
 from engine.room import StageRoom
 from intake import images as intake_images
 from intake.images import ShardReader
-from intake.setup import Reading, ReadingJob, open_reading
+from intake.setup import Reading, ReadingJob, SourceJob, open_reading
 from sources.base import DataConfig, ImageRecord
 from sources.images import decode_pixels
 from sources.splits import IndexedSource
@@ -105,7 +105,7 @@ def embedded(
     source, config = hostile_source(), EmbeddingConfig("colours", encoder_batch_size=batch_size)
     engine = LocalEngine(workers)
     room = StageRoom(engine, store, EMBEDDING, PROVENANCE.fingerprint(EMBEDDING))
-    setup = Setup(open_reading, ReadingJob(data, config, 1, "cpu"))
+    setup = Setup(open_reading, ReadingJob(SourceJob(data, 1), config, "cpu"))
     decode = decode_pixels(encoder.preprocess, data.max_image_pixels)
     engine.offer(setup, Reading(source, encoder, decode))
 
@@ -243,7 +243,7 @@ def test_workers_share_the_threads_that_read(
 ) -> None:
     data = replace(DATA, num_workers=num_workers)
     room = StageRoom(LocalEngine(workers), store, EMBEDDING, "print")
-    job = ReadingJob(data, EmbeddingConfig("colours"), 1, "cpu")
+    job = ReadingJob(SourceJob(data, 1), EmbeddingConfig("colours"), "cpu")
     setup = Setup(open_reading, job, on_gpu=on_gpu)
     reader = ShardReader(hostile_source(), data, room, setup, 3)
     assert reader.threads_a_worker(n_shards) == expected
