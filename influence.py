@@ -250,11 +250,11 @@ def _say_what_was_seen(
     """How many pairs the clusters' scores are taken from, where it is not as usual."""
     if trained.grown or len(evaluated) < n:
         logger.info(
-            "clusters' influence from %s of %s pairs%s: %s steps of %d pairs a reference training",
+            "clusters' influence from %s of %s pairs%s: %s of %d pairs a reference training",
             f"{len(evaluated):,}",
             f"{n:,}",
             "" if trained.rows is None else ", a random sample of every cluster",
-            f"{n_steps:,}",
+            f"{n_steps:,} step{'' if n_steps == 1 else 's'}",
             trained.batch_size,
         )
 

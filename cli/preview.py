@@ -374,8 +374,10 @@ def _work(config: Config, sizes: Sizes) -> dict[str, str]:
 
 def _disk_lines(needed: Mapping[str, int | None], output_dir: Path) -> list[str]:
     rows = [(f"  {n}", "unknown" if b is None else _bytes(b)) for n, b in needed.items()]
-    rows.append(("  in all", _bytes(sum(b for b in needed.values() if b is not None))))
-    rows.append(("  free there", _bytes(free_bytes(output_dir))))
+    in_all, free = sum(b for b in needed.values() if b is not None), free_bytes(output_dir)
+    rows += [("  in all", _bytes(in_all)), ("  free there", _bytes(free))]
+    if in_all > free:
+        rows.append(("  TOO LITTLE BY", _bytes(in_all - free)))
     return ["Expected disk space", *_table(rows)]
 
 

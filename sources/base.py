@@ -132,7 +132,11 @@ class DataConfig(Settings):
         1000, "most test images, all captions each, or all", at_least=2, or_all=True
     )
     num_workers: int = setting(
-        4, "threads that read images; 0 reads in the main one", at_least=0, affects_result=False
+        4,
+        "threads that read images, shared among the workers of a machine; 0 reads in the workers' "
+        "own",
+        at_least=0,
+        affects_result=False,
     )
     max_image_pixels: int = setting(89_478_485, "images with more pixels are skipped", at_least=1)
 

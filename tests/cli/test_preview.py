@@ -362,6 +362,17 @@ def test_given_embeddings_need_no_encoder(given_embeddings: Path, tmp_path: Path
     assert sample.image_bytes == pytest.approx(len(picture(0)), abs=3)
 
 
+def test_too_little_room_is_said(
+    given_embeddings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--embeddings_dir", str(given_embeddings), "--n_clusters", "3")
+    for free, is_short in ((10**12, False), (1000, True)):
+        monkeypatch.setattr("cli.preview.free_bytes", lambda _, free=free: free)
+        lines = lines_of(preview(run_of(tmp_path / "out", *flags)))
+        assert any(line.startswith("free there") for line in lines)
+        assert any(line.startswith("TOO LITTLE BY") for line in lines) == is_short
+
+
 def test_a_stream_does_not_tell_its_length() -> None:
     def stream(first: int, n: int) -> Any:
         return (record(i, f"it is {i}") for i in range(first, first + n))
