@@ -33,6 +33,7 @@ from cli import log as log_module
 from cli import run as run_module
 from curation import curate
 from data import open_source
+from intake.setup import SourceJob, open_again
 from reporting import results
 from reporting.contact_sheets import SHEETS
 from reporting.figures import gaps
@@ -786,7 +787,8 @@ def test_a_review_is_not_obeyed_between_rounds(
 
 
 def test_skipped_stages_are_loaded(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cli.run.open_source", _must_not_run)
+    monkeypatch.setattr("cli.run.open_again", _must_not_run)
+    monkeypatch.setattr(main, "open_again", _must_not_run)
     monkeypatch.setattr("cli.auto.embed_in_shards", _must_not_run)
     for name in ("cluster_embeddings", "score_clusters"):
         monkeypatch.setattr(main, name, _must_not_run)
@@ -1107,12 +1109,12 @@ def test_a_run_opens_its_data_once_the_photographs_of_the_report_included(
 ) -> None:
     opened: list[str] = []
 
-    def counted(*given: Any, **more: Any) -> PairSource:
+    def counted(job: SourceJob) -> PairSource:
         opened.append("once")
-        return open_source(*given, **more)
+        return open_again(job)
 
-    monkeypatch.setattr(run_module, "open_source", counted)
-    monkeypatch.setattr(auto, "open_source", counted, raising=False)
+    monkeypatch.setattr(run_module, "open_again", counted)
+    monkeypatch.setattr(main, "open_again", counted)
     assert run(tmp_path / "out", "--methods", "influencespace") == 0
     assert len(opened) == 1
     names = np.load(tmp_path / "out/report/image_sha256.npy")
