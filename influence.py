@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 
 from artifacts.settings import InputError
-from attribution.additive_model import PooledInfluence, own_share, pool_influence
+from attribution.additive_model import PooledInfluence, pool_influence
 from attribution.agreement import refine_agreement
 from attribution.cluster_scores import (
     FIRST_ORDER,
@@ -53,7 +53,8 @@ from attribution.cluster_scores import (
     trained_references,
 )
 from attribution.cross_fitting import CrossFit, cross_fit, held_out_influences
-from attribution.guard import guard_influence
+from attribution.fault_share import WrongShare, both_shares, wrong_share
+from attribution.guard import guard_influence, log_probability_right
 from attribution.pair_scores import (
     MOST_EVALUATED,
     PairInfluenceConfig,
@@ -63,7 +64,9 @@ from attribution.pair_scores import (
     refine_cells,
     relevance_part,
     spread_evenly,
+    worth,
 )
+from attribution.reliability import Measured, Reliability, measured, own_share, split_half
 from attribution.results import InfluenceResult, PairInfluence
 from attribution.retraining import Data, Retraining
 from attribution.sampling import TrainedPairs, sample_pairs, trained_pairs
@@ -400,10 +403,12 @@ def score_pairs(
         *(trust.encoder_view, cross.held_out_losses, pairs.tensors, pairs.image_ids),
         pairs.validation,
         others=trust.strangers,
+        wrong_share=trust.wrong_share.share if trust.wrong_share else 0.0,
         rng=rng,
         encoder_alone=config.encoder_agreement_only,
     )
-    known = [agreement, trust.encoder_view.own, *quantities(pairs, cross, trained_on, rng)]
+    first = trust.encoder_view.own
+    known = [agreement.log_odds, first, *quantities(pairs, cross, trained_on, rng)]
     if before is not None:
         index = np.flatnonzero(before.estimate.pair_influence_evaluated)
     else:
@@ -414,8 +419,26 @@ def score_pairs(
     topics = pairs.cluster_assignments
     if config.ignore_topics:
         topics = np.zeros_like(topics)
-    pooled = pool_influence(per_repeat.mean(axis=0), index, known, topics)
-    return _settled(pairs, trust, config, cross, agreement, index, per_repeat, pooled)
+    found = measured(per_repeat, cross.asked)
+    reliability = split_half(found, index, known, topics)
+    pooled = pool_influence(found.influence, index, known, topics)
+    inferred = _Inferred(
+        index, per_repeat, found, pooled.widened(reliability.squared_difference), reliability
+    )
+    wrong = both_shares(
+        wrong_share(*agreement, rng=rng) or trust.wrong_share, trust.wrong_share_by_rank
+    )
+    return _settled(pairs, trust, config, cross, agreement.log_odds, wrong, inferred)
+
+
+class _Inferred(NamedTuple):
+    """Influence of the evaluated pairs, and what is inferred of all."""
+
+    index: Int64[np.ndarray, " m"]
+    per_repeat: Float[np.ndarray, "R m"]
+    measured: Measured
+    pooled: PooledInfluence
+    reliability: Reliability
 
 
 def _settled(
@@ -424,19 +447,20 @@ def _settled(
     config: PairInfluenceConfig,
     cross: CrossFit,
     agreement: Float[np.ndarray, " n"],
-    index: Int64[np.ndarray, " m"],
-    per_repeat: Float[np.ndarray, "R m"],
-    pooled: PooledInfluence,
+    wrong: WrongShare | None,
+    inferred: _Inferred,
 ) -> PairInfluence:
     """What was evaluated and what was inferred, put together; how much of it counts; the cells."""
+    index, pooled = inferred.index, inferred.pooled
     influence = pooled.predicted.copy()
-    share = own_share(per_repeat, pooled.predicted[index])
-    influence[index] += share * (per_repeat.mean(axis=0) - pooled.predicted[index])
-    guard = guard_influence(influence, agreement, trust.wrong_share)
+    share = own_share(inferred.measured, pooled.predicted[index])
+    influence[index] += share * (inferred.measured.influence - pooled.predicted[index])
+    guard = guard_influence(influence, agreement, wrong)
     cells = pairs.cell_assignments
     if not config.keep_cells_whole:
         cells = refine_cells(cells, influence, pooled)
     sizes = np.bincount(cells)
+    known = worth(guard, inferred.reliability, pooled, wrong)
     return PairInfluence(
         pair_influence=influence,
         pair_influence_stderr=pooled.stderr,
@@ -447,12 +471,15 @@ def _settled(
         cell_influence=np.bincount(cells, influence) / sizes,
         cell_influence_stderr=pooled.mean_stderrs(np.argsort(cells, kind="stable"), sizes),
         validation_loss=cross.validation_loss,
-        # Where nothing is explained nothing is counted: see `PairInfluence.counted`.
-        influence_weight=guard.weight if pooled.explained > 0 else 0.0,
+        influence_weight=known["influence_weight"],
+        unfaulty=log_probability_right(agreement, wrong.share if wrong else 0.0) >= np.log(0.5),
         relevance_part=guard.weight * relevance_part(trust, agreement),
-        quality=estimate_quality(
-            config, trust, cross, per_repeat, pooled, share, guard, len(sizes)
-        ),
+        quality={
+            **estimate_quality(config, trust, cross, inferred.per_repeat, pooled),
+            **{"own_share": round(share, 4), "cells": len(sizes)},
+            "relevance_weight": round(guard.weight * trust.relevance_weight, 4),
+            **known,
+        },
     )
 
 

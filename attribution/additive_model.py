@@ -10,8 +10,9 @@ for its standard errors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,19 @@ class PooledInfluence:
     explained: float  # share of the evaluated pairs' variance, leave-one-out
     _design: _Design
     _effects: _Effects
+
+    def widened(self, variance: float) -> PooledInfluence:
+        """The same with standard errors of at least this mean square, nats squared."""
+        now = float((self.stderr**2).mean())
+        if variance <= now:
+            return self
+        if now == 0:
+            return replace(self, stderr=np.full_like(self.stderr, math.sqrt(variance)))
+        return replace(
+            self,
+            stderr=self.stderr * math.sqrt(variance / now),
+            _effects=self._effects.widened(variance / now),
+        )
 
     def mean_stderr(self, rows: Int64[np.ndarray, " c"]) -> float:
         """Standard error of the mean influence of these pairs, correlations included."""
@@ -253,6 +267,12 @@ class _Effects(NamedTuple):
             noise / (measured.counts + topic_penalty),
         )
 
+    def widened(self, factor: float) -> _Effects:
+        """The same with variances of this multiple."""
+        return self._replace(
+            root=self.root * math.sqrt(factor), topic_variances=self.topic_variances * factor
+        )
+
     def projected(
         self, x: Float[np.ndarray, "m q"], topics: Int64[np.ndarray, " m"]
     ) -> Float[np.ndarray, "m q"]:
@@ -313,20 +333,3 @@ def _drawn_in(influence: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
     if spread == 0:
         return influence.copy()
     return np.clip(influence, middle - OUTLIER * spread, middle + OUTLIER * spread)
-
-
-def own_share(per_repeat: Float[np.ndarray, "R m"], pooled: Float[np.ndarray, " m"]) -> float:
-    """How far a measured influence is to be believed beyond what the model says of its like.
-
-        share = max(0, 1 - noise / residual)
-
-    with the variance of the residuals of the mean over repeats and, from their spread, the part of
-    it that is noise (empirical Bayes). One repeat has no spread and counts half.
-    """
-    residual = float(((per_repeat.mean(axis=0) - pooled) ** 2).mean())
-    if residual == 0:
-        return 0.0
-    if len(per_repeat) == 1:
-        return 0.5
-    noise = float(per_repeat.var(axis=0, ddof=1).mean()) / len(per_repeat)
-    return max(0.0, 1 - noise / residual)

@@ -9,18 +9,17 @@ calibrated scale.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from scipy.optimize import minimize
-from scipy.special import expit
 from scipy.stats import rankdata
 from torch import Tensor
 from tqdm import tqdm
 
+from attribution.joined_views import Agreement, JoinedAgreement, joined_agreement
 from encoders.joint_map import MIN_IMAGES, Moments, embed_across_folds
 from learner.groups import members_of, nearby_groups
 from learner.model import MAX_LOG_SCALE, contrastive_loss, projected_similarities, whole_batches
@@ -41,17 +40,8 @@ N_NEIGHBOURS = 20
 MAX_WITNESSES = 20_000  # pairs that others are compared with; bounds the time
 ALL_COMPARED = 50_000  # pairs up to which neighbours are looked for everywhere
 MOST_IN_GROUP = 4096  # pairs of a group that its others are compared with; bounds the time
-TRUSTED_SHARE = 0.8  # of the pairs, those that look best at first sight
+MOST_TRUSTED = 0.95  # of the pairs that a map is fitted to, where all look right
 REFINED_FOLDS = 10  # each map sees nine tenths of the trusted pairs
-MOST_JOINED = 50_000  # trusted pairs that a scale is fitted to; bounds the time
-RIDGE = 1e-4  # on the coefficients of views that are joined; keeps them finite
-
-
-class Agreement(NamedTuple):
-    """How well the images and captions of n pairs agree, and what chance would give."""
-
-    own: Float[np.ndarray, " n"]
-    by_chance: Float[np.ndarray, " c"]  # of each image with the caption of another pair
 
 
 def normalised_agreement(
@@ -93,13 +83,17 @@ def normalised_agreement(
         for batch in tqdm(batches, desc="negCLIPLoss", unit="batch", disable=None, leave=False):
             images, texts = _tensors(image_embeddings[batch], text_embeddings[batch], device)
             logits = projected_similarities(images, texts, log_scale)
-            found = logits.diagonal(), *log_sums(logits)
+            diagonal = logits.diagonal().clone()
+            beaten = (logits > diagonal).sum(dim=0) / max(len(batch) - 1, 1)
+            found = diagonal, beaten, *log_sums(logits)
             shuffles.add(batch, *(values.double().cpu().numpy() for values in found))
-    own, by_image, by_text = shuffles.means() * math.exp(-float(log_scale))
+    own, outranked, by_image, by_text = shuffles.means()
+    own, by_image, by_text = (x * math.exp(-float(log_scale)) for x in (own, by_image, by_text))
     if others is None:
         others = strangers(np.arange(n), rng)
     crossed = _cosines(image_embeddings, text_embeddings, others, device)
-    return Agreement(own - (by_image + by_text) / 2, crossed - (by_image + by_text[others]) / 2)
+    chance = (by_image + by_text) / 2, (by_image + by_text[others]) / 2
+    return Agreement(own - chance[0], crossed - chance[1], outranked)
 
 
 def _shufflings(
@@ -143,7 +137,7 @@ class _Shuffles:
     """Sums over the batches that each of n pairs was in, and how far shufflings differ."""
 
     def __init__(self, n: int) -> None:
-        self.sums, self.counts = np.zeros((3, n)), np.zeros(n)  # own logit; log sums by side
+        self.sums, self.counts = np.zeros((4, n)), np.zeros(n)  # see `add`
         self.now: Float[np.ndarray, " n"] | None = None  # of this shuffling: own less the others'
         self.n_done = 0
         self.mean, self.squares = np.zeros(n), np.zeros(n)  # over shufflings; Welford (1962)
@@ -166,11 +160,12 @@ class _Shuffles:
         self,
         batch: Int64[np.ndarray, " b"],
         own: Float[np.ndarray, " b"],
+        outranked: Float[np.ndarray, " b"],
         by_image: Float[np.ndarray, " b"],
         by_text: Float[np.ndarray, " b"],
     ) -> None:
-        """What one batch says of its pairs."""
-        for row, values in zip(self.sums, (own, by_image, by_text), strict=True):
+        """What one batch says of its pairs: logits, ranks and, by side, log sums."""
+        for row, values in zip(self.sums, (own, outranked, by_image, by_text), strict=True):
             row[batch] += values
         self.counts[batch] += 1
         if self.now is not None:
@@ -182,7 +177,7 @@ class _Shuffles:
         variance = float(self.squares.mean()) / (self.n_done - 1) / self.n_done
         return math.sqrt(variance) <= SMALL_ERROR * float(self.mean.std())
 
-    def means(self) -> Float[np.ndarray, "3 n"]:
+    def means(self) -> Float[np.ndarray, "4 n"]:
         """Over all batches that a pair was in."""
         return np.asarray(self.sums / self.counts)
 
@@ -406,10 +401,11 @@ def refine_agreement(
     validation: PairTensors,
     *,
     others: Int64[np.ndarray, " n"],
+    wrong_share: float,
     rng: np.random.Generator,
     encoder_alone: bool = False,
-) -> Float[np.ndarray, " n"]:
-    """Log odds that image and caption belong together, see `joined_agreement`.
+) -> JoinedAgreement:
+    """Log odds that image and caption belong together, by two views of the pairs.
 
     No pair is judged by a map that was fitted to its own image. Of fewer than three images no map
     can be fitted, and the first view stands alone.
@@ -421,97 +417,38 @@ def refine_agreement(
         image_ids: which image each shows, 0 to the number of images - 1.
         validation: held-out pairs, all of them trusted.
         others: whose captions stood for chance in the first view.
+        wrong_share: of the pairs, as estimated at first sight.
         rng: deals folds and batches.
         encoder_alone: fit no map.
     """
-    trusted = trusted_pairs(first.own, held_out_losses)
     if encoder_alone or int(image_ids.max()) + 1 < MIN_IMAGES:
-        return joined_agreement([first], trusted, rng)
+        return joined_agreement([first], wrong_share, rng)
     refined_images, refined_texts, _ = embed_across_folds(
         *sides_of(pairs),
         image_ids,
         rng=rng,
         n_folds=REFINED_FOLDS,
-        trusted=trusted,
+        trusted=trusted_pairs(first.own, held_out_losses, 1 - wrong_share),
         further=Moments.of(*sides_of(validation)),
     )
     refined = normalised_agreement(
         refined_images, refined_texts, pairs.device, rng=rng, others=others
     )
-    return joined_agreement([first, refined], trusted, rng)
+    return joined_agreement([first, refined], wrong_share, rng)
 
 
 def trusted_pairs(
-    agreement: Float[np.ndarray, " n"], held_out_losses: Float[np.ndarray, " n"]
+    agreement: Float[np.ndarray, " n"], held_out_losses: Float[np.ndarray, " n"], share: float
 ) -> Bool[np.ndarray, " n"]:
-    """The pairs of which agreement and held-out loss say best, by the sum of their ranks."""
+    """The pairs of which agreement and held-out loss say best, by the sum of their ranks.
+
+    Args:
+        agreement: of the pairs.
+        held_out_losses: nats.
+        share: of the pairs that is to be trusted; `MOST_TRUSTED` at most, and one pair at least.
+    """
     doubts = rankdata(held_out_losses) - rankdata(agreement)
-    n_trusted = max(1, round(TRUSTED_SHARE * len(doubts)))
+    n_trusted = max(1, round(min(share, MOST_TRUSTED) * len(doubts)))
     trusted = np.zeros(len(doubts), dtype=bool)
     trusted[np.argsort(doubts, kind="stable")[:n_trusted]] = True
     return trusted
-
-
-def joined_agreement(
-    views: Sequence[Agreement],
-    trusted: Bool[np.ndarray, " n"],
-    rng: np.random.Generator | None = None,
-) -> Float[np.ndarray, " n"]:
-    """Log odds that image and caption belong together, see `join_views`."""
-    return join_views(views, trusted, rng).log_odds([view.own for view in views])
-
-
-def join_views(
-    views: Sequence[Agreement],
-    trusted: Bool[np.ndarray, " n"],
-    rng: np.random.Generator | None = None,
-) -> JoinedViews:
-    """The scale on which views of the same n pairs add up: log odds.
-
-    A logistic regression without negative coefficients tells the trusted pairs from the same images
-    with captions of others, so that each view counts for what it adds; one that tells nothing, or
-    the contrary, counts for nothing. The odds are those of a pair against one of chance where both
-    are as frequent, and as if all trusted pairs were right: their order is what to go by.
-
-    Args:
-        views: of the same n pairs, with as many by chance.
-        trusted: pairs that are mostly right, at least one.
-        rng: draws 50,000 of them to fit to, where there are more; None: all are fitted to.
-    """
-    rows = np.flatnonzero(trusted)
-    if rng is not None and len(rows) > MOST_JOINED:
-        rows = np.sort(rng.choice(rows, MOST_JOINED, replace=False))
-    own = np.stack([view.own[rows] for view in views], axis=1)
-    by_chance = np.stack([view.by_chance[rows] for view in views], axis=1)
-    examples = np.concatenate([own, by_chance])
-    scale = np.maximum(examples.std(axis=0), np.finfo(np.float64).tiny)
-    scale[np.ptp(examples, axis=0) <= 1e-12 * np.abs(examples).max(axis=0)] = np.inf  # constant
-    middle = examples.mean(axis=0)
-    standard = (examples - middle) / scale
-    sign = np.where(np.arange(len(examples)) < len(rows), 1.0, -1.0)
-
-    def loss(solution: np.ndarray) -> tuple[float, np.ndarray]:
-        *coefficients, intercept = solution
-        margins = sign * (standard @ np.array(coefficients) + intercept)
-        slopes = -sign * expit(-margins) / len(sign)
-        gradient = np.append(standard.T @ slopes + RIDGE * solution[:-1], slopes.sum())
-        value = np.logaddexp(0, -margins).mean() + RIDGE / 2 * (solution[:-1] ** 2).sum()
-        return float(value), gradient
-
-    start = np.append(np.ones(len(views)), 0.0)
-    bounds = [(0.0, None)] * len(views) + [(None, None)]
-    *coefficients, intercept = minimize(loss, start, jac=True, bounds=bounds).x
-    return JoinedViews(middle, np.array(coefficients) / scale, float(intercept))
-
-
-class JoinedViews(NamedTuple):
-    """Several views of agreement on one calibrated scale."""
-
-    middle: Float[np.ndarray, " v"]
-    coefficients: Float[np.ndarray, " v"]  # log odds per unit of each view, none negative
-    intercept: float
-
-    def log_odds(self, views: Sequence[Float[np.ndarray, " m"]]) -> Float[np.ndarray, " m"]:
-        """That image and caption belong together, where right and wrong are equally frequent."""
-        centred = np.stack(views, axis=1) - self.middle
-        return np.asarray(centred @ self.coefficients + self.intercept)

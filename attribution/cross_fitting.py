@@ -3,7 +3,8 @@
 A model that has trained on a pair fits it, wrong caption or not, and has little gradient left to
 tell by. So the pairs are dealt into halves, again and again; a model trained on one half, stopped
 early, says of the other half how large its losses are (small where image and text belong
-together) and what adding a pair would do to the validation loss.
+together) and what adding a pair would do to the validation loss. Every other time another half of
+the validation pairs is asked, so that how far the answers differ tells what they are worth.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ VALIDATION_SHUFFLES = 4  # batch compositions that the validation gradient is av
 LOSS_SHUFFLES = 4  # batch compositions that a pair's losses are averaged over
 MOST_BLOCK_SHARDS = 256  # that blocks of pairs which are asked about are shared out among
 INFLUENCE_SHUFFLES = 16  # and its influence; only few pairs are evaluated
+FEWEST_ASKED = 20  # validation pairs that are worth asking in halves
 
 
 class HeldOutModel(NamedTuple):
@@ -74,6 +76,7 @@ class CrossFit:
     n_repeats: int
     n_steps: int  # taken, by early stopping
     validation_loss: float  # mean over the models at the end
+    asked: Int64[np.ndarray, " R"]  # which part of the validation pairs each repeat asks
 
 
 def cross_fit(
@@ -103,6 +106,7 @@ def cross_fit(
     n_models, n_trained = 2 * n_repeats, int(trained_on.sum())
     n_held_out, b = pairs.validation.n_pairs, training.batch_size
     shuffles = [shuffled_batches(n_held_out, b, rng) for _ in range(VALIDATION_SHUFFLES)]
+    parts = _parts_asked(n_held_out, n_repeats, rng)
     half, most_steps = math.ceil(n_trained / 2), min(max_steps, stop_by or max_steps)
     training = replace(training, batch_size=grown_batch_size(half, b, most_steps))
     epochs = training.num_epochs * steps_per_epoch(n_trained, training.batch_size)
@@ -111,6 +115,12 @@ def cross_fit(
         trained_on,
         pairs.validation,
         np.concatenate(shuffles),
+        [
+            np.concatenate(
+                [part[shuffled_batches(len(part), b, rng)] for _ in range(VALIDATION_SHUFFLES)]
+            )
+            for part in parts
+        ],
         training,
         min(epochs, max_steps),
         np.stack([_dealt(pairs.image_ids, trained_on, rng) for _ in range(n_repeats)]),
@@ -149,6 +159,7 @@ class _Halves(NamedTuple):
     trained_on: Bool[np.ndarray, " n"]
     validation: PairTensors
     validation_batches: Int64[np.ndarray, "m b"]
+    asked_batches: Sequence[Int64[np.ndarray, "m2 b2"]]  # of each part of the validation pairs
     training: TrainingConfig
     schedule: int  # steps of the learning rates
     sides: Int8[np.ndarray, "R n"]  # 0 or 1 for each pair
@@ -160,6 +171,10 @@ class _Halves(NamedTuple):
         repeat, side = divmod(number, 2)
         own = (self.sides[repeat] == side) & self.trained_on
         return np.flatnonzero(own), np.flatnonzero(self.sides[repeat] != side)
+
+    def part(self, number: int) -> int:
+        """Which part of the validation pairs a training is asked about: by turns of repeats."""
+        return number // 2 % len(self.asked_batches)
 
     def start(self, number: int) -> Training:
         """A training before its first step."""
@@ -250,7 +265,8 @@ def _ask(job: _HalfJob, files: ShardFiles, halves: _Halves) -> Summary:
     for checkpoint in job.checkpoints:
         run.advance_to(checkpoint)
         models.append(Parameters(*(p.clone() for p in run.parameters)))
-        gradients.append(loss_gradient(models[-1], *validation).numpy(force=True))
+        asked = halves.asked_batches[halves.part(job.number)]
+        gradients.append(loss_gradient(models[-1], halves.validation, asked).numpy(force=True))
     files.write_npy(".models.npy", np.stack([to_vector(model) for model in models]))
     files.write_npy(".gradients.npy", np.stack(gradients))
     if not isinstance(halves.pairs, StoredPairs):
@@ -378,7 +394,14 @@ def _put_together(halves: _Halves, made: Sequence[Made], losses: _Losses, stop: 
         len(made) // 2,
         stop,
         float(np.mean([one.summary["validation_loss"] for one in made])),
+        np.array([halves.part(number) for number in range(0, len(made), 2)]),
     )
+
+
+def _parts_asked(n: int, n_repeats: int, rng: np.random.Generator) -> list[Int64[np.ndarray, " v"]]:
+    """Two random halves of n validation pairs; all of them where they, or the repeats, are few."""
+    order = rng.permutation(n)
+    return [order] if n_repeats < 2 or n < FEWEST_ASKED else np.array_split(order, 2)
 
 
 def _dealt(
@@ -403,7 +426,7 @@ def held_out_influences(
     batch_size: int,
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "R m"]:
-    """What adding each pair would spare the validation loss, nats, once a repeat.
+    """What adding each pair would spare the loss of the validation pairs asked, nats, a repeat.
 
     By `batch_loss_influences` with v = grad L_val, on models that have not trained on the pair. No
     inverse Hessian is taken: it would weigh up the directions that have not been fitted yet, and

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter1d
+from scipy.stats import norm
 from tqdm import tqdm
 
 N_BINS = 200
@@ -22,6 +23,7 @@ STARTS = (0.05, 0.25, 0.5, 0.75)  # shares; the likelihood may have several peak
 N_STEPS = 100  # of expectation maximisation; w moves by less than 1e-4 at the end
 N_BOOTSTRAP = 100
 LEVEL = 0.95
+BEYOND = 0.7  # share of other images that outrank hardly any right pair's own
 FEWEST = 10  # pairs that anything can be said of
 PRIOR_PAIRS = 30.0  # what the right pairs of a larger set count beside those of a smaller one
 
@@ -81,6 +83,43 @@ def wrong_share(
     bounds = np.quantile(others, [tail, 1 - tail])
     right = float(found.mean[0, 0]), float(found.spread[0, 0])
     return WrongShare(share, min(share, float(bounds[0])), max(share, float(bounds[1])), right)
+
+
+def wrong_share_by_rank(outranked: Float[np.ndarray, " m"]) -> WrongShare | None:
+    """The share of pairs whose own image is among the others as if drawn by lot: Storey (2002).
+
+        w = #{u_i > lambda} / (m (1 - lambda))        u: share of other images that suit better
+
+    A caption that does not belong to its image ranks it anywhere, uniformly, whatever the caption
+    is; of right pairs hardly one is outranked by more than `BEYOND` of the others. So boilerplate
+    counts as wrong at its full share. Exact where wrong captions fell to their images by lot, up
+    to the few right pairs beyond; joint maps that are fitted to the other pairs, wrong ones too,
+    rank the own image of a wrong pair a little too low.
+
+    Args:
+        outranked: of the pairs, 0 to 1.
+
+    Returns:
+        None where there are fewer than ten pairs.
+    """
+    m = len(outranked)
+    if m < FEWEST:
+        return None
+    beyond = float((outranked > BEYOND).mean())
+    off = norm.ppf((1 + LEVEL) / 2) * np.sqrt(beyond * (1 - beyond) / m)
+    share, low, high = (
+        float(np.clip(x / (1 - BEYOND), 0, 1)) for x in (beyond, beyond - off, beyond + off)
+    )
+    return WrongShare(share, low, high)
+
+
+def both_shares(one: WrongShare | None, other: WrongShare | None) -> WrongShare | None:
+    """The mean of two estimates whose biases are opposite, with an interval that holds both's."""
+    if one is None or other is None:
+        return one or other
+    return WrongShare(
+        (one.share + other.share) / 2, min(one.low, other.low), max(one.high, other.high), one.right
+    )
 
 
 class _Mixture(NamedTuple):

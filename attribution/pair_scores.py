@@ -13,7 +13,9 @@ from artifacts.settings import Settings, setting
 from attribution.additive_model import PooledInfluence
 from attribution.agreement import neighbour_agreement
 from attribution.cross_fitting import CrossFit
+from attribution.fault_share import WrongShare
 from attribution.guard import Guard, log_probability_right
+from attribution.reliability import Reliability
 from attribution.scores import standardised
 from attribution.trust import PairTrust
 from learner.pairs import TrainingPairs
@@ -183,26 +185,35 @@ def estimate_quality(
     cross: CrossFit,
     per_repeat: Float[np.ndarray, "R m"],
     pooled: PooledInfluence,
-    own_share: float,
-    guard: Guard,
-    n_cells: int,
 ) -> dict[str, Any]:
-    """How far the influence of pairs is known, for people and for what is made of it later."""
-    counts = pooled.explained > 0
+    """How the influence of pairs was estimated, for people and for what is made of it later."""
     return {
         "pairs_evaluated": per_repeat.shape[1],
         "explained": round(pooled.explained, 4),
-        "own_share": round(own_share, 4),
         "repeats_agree": correlation_of_repeats(per_repeat),
         "held_out_models": 2 * config.held_out_repeats,
         "steps": cross.n_steps,
         "validation_loss": cross.validation_loss,
-        "cells": n_cells,
-        "influence_weight": round(guard.weight if counts else 0.0, 4),
+        "relevance_auc": round(trust.relevance_auc, 4),
+    }
+
+
+def worth(
+    guard: Guard, reliability: Reliability, pooled: PooledInfluence, wrong: WrongShare | None
+) -> dict[str, Any]:
+    """How much influence counts and why, and how many pairs are faulty.
+
+    Where nothing is explained nothing is counted, see `PairInfluence.counted`.
+    """
+    counts = pooled.explained > 0
+    return {
+        "reliability": None
+        if reliability.reliability is None
+        else round(reliability.reliability, 4),
+        "influence_weight": round(guard.weight * reliability.weight if counts else 0.0, 4),
         "agreement_correlation": round(guard.correlation, 4),
         "guard": guard.reason if counts else "",
-        "relevance_auc": round(trust.relevance_auc, 4),
-        "relevance_weight": round(guard.weight * trust.relevance_weight, 4),
+        "wrong_share": None if wrong is None else [wrong.share, wrong.low, wrong.high],
     }
 
 

@@ -81,6 +81,13 @@ class PairInfluence:
     # What nearness to the held-out pairs adds to values, as far as these are believed at all.
     relevance_part: Float[np.ndarray, " n"]
     quality: dict[str, Any] = field(metadata={"file": "pair_influence_quality.json"})
+    # More likely right than wrong, where as many are wrong as is estimated; None: not saved then.
+    unfaulty: Bool[np.ndarray, " n"] | None = None
+
+    @property
+    def fault_share(self) -> list[float] | None:
+        """Estimated share of faulty pairs, with the bounds of its interval; None: unknown."""
+        return self.quality.get("wrong_share")
 
     @property
     def counted(self) -> Float[np.ndarray, " n"]:

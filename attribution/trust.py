@@ -17,15 +17,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 
 from artifacts.settings import Settings, setting
-from attribution.agreement import (
-    Agreement,
-    JoinedViews,
-    Surroundings,
-    join_views,
-    normalised_agreement,
-    strangers,
-)
-from attribution.fault_share import WrongShare, wrong_share
+from attribution.agreement import Surroundings, normalised_agreement, strangers
+from attribution.fault_share import WrongShare, wrong_share, wrong_share_by_rank
+from attribution.joined_views import Agreement, JoinedViews, join_views
 from attribution.relevance import BothSides, Relevance, held_out_relevance
 from encoders.joint_map import MIN_IMAGES, JointMap, embed_across_folds
 from learner.groups import nearby_groups
@@ -99,6 +93,12 @@ class PairTrust:
         return np.flatnonzero(self.validation_trusted)
 
     @property
+    def wrong_share_by_rank(self) -> WrongShare | None:
+        """The same by how captions rank images in the encoder's joint space; None: not saved."""
+        found = self.faults[TRAIN].get("by_rank")
+        return None if found is None else WrongShare(*found)
+
+    @property
     def wrong_share(self) -> WrongShare | None:
         """Of the training pairs."""
         found = self.faults[TRAIN]
@@ -157,7 +157,7 @@ def judge_pairs(
         relevance_weight=relevance.weight,
         taken_at_word=config.trust_validation,
         faults={
-            TRAIN: _readable(len(own), share),
+            TRAIN: {**_readable(len(own), share), **_by_rank(first)},
             VALIDATION: of_validation.readable(
                 trusted=int(asked.sum()), near_copies=int((copies > 0).sum())
             ),
@@ -221,11 +221,10 @@ class _Judge(NamedTuple):
         first = normalised_agreement(*space, device, rng=rng, others=others)
         around = Surroundings.drawn_from(*space, device, rng=rng)
         found = wrong_share(first.own, first.by_chance, rng=rng)
-        share = min(MOST_TRUSTED, 1 - found.share if found else 1.0)
+        wrong = found.share if found else 0.0
+        share = min(MOST_TRUSTED, 1 - wrong)
         trusted = best(first.own, share)
-        judge = cls(
-            [space], [first], others, [join_views([first], trusted, rng)] * 3, [around], None
-        )
+        judge = cls([space], [first], others, [join_views([first], wrong, rng)] * 3, [around], None)
         if int(pairs.image_ids.max()) + 1 < MIN_IMAGES or trusted.sum() < FEWEST_FITTED:
             return judge
         for _ in range(MOST_LOOKS):
@@ -241,7 +240,7 @@ class _Judge(NamedTuple):
                 [space, mapped],
                 views,
                 others,
-                [join_views(v, trusted, rng) for v in (views[:1], views[1:], views)],
+                [join_views(v, wrong, rng) for v in (views[:1], views[1:], views)],
                 [around, Surroundings.drawn_from(*mapped, device, rng=rng)],
                 joint_map,
             )
@@ -249,7 +248,7 @@ class _Judge(NamedTuple):
             found = wrong_share(own, chance, rng=rng)
             if found is None or 1 - found.share > share - WORTH_A_LOOK:
                 break
-            share = 1 - found.share
+            wrong, share = found.share, 1 - found.share
             trusted = best(own, share)
         return judge
 
@@ -359,6 +358,11 @@ def _enough(trusted: Bool[np.ndarray, " V"], log_odds: Float[np.ndarray, " V"]) 
         order = np.lexsort((-log_odds, trusted))
         trusted[order[:needed]] = True
     return trusted
+
+
+def _by_rank(view: Agreement) -> dict[str, Any]:
+    found = None if view.outranked is None else wrong_share_by_rank(view.outranked)
+    return {} if found is None else {"by_rank": [found.share, found.low, found.high]}
 
 
 def _readable(n: int, found: WrongShare | None, **counts: int) -> dict[str, float | None]:

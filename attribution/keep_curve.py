@@ -1,0 +1,281 @@
+"""How much to keep: short trainings on what would be kept at a few shares, asked by held-out pairs.
+
+    m(s): mean over trusted validation pairs of -log(1 + rank of the right answer), both directions
+
+after as many steps at every share, a few seeds side by side: a smooth relative of recall that tells
+shares apart with fewer pairs. A cubic in s is fitted to it; validation pairs and seeds are
+resampled for its errors. Of the shares whose m is not worse than the best by more than a standard
+error the one nearest to the share of pairs that are not faulty is chosen: where the curve is flat
+it says nothing, and what is thrown away by mistake may be missed by a larger model.
+
+Beside them stand trainings on as many pairs at random among those that do not look faulty. Where
+these are better, agreement and influence sort easy pairs from hard ones and not good from bad, and
+nothing but faults is to be dropped by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from attribution.retraining import mean_pair_losses
+from attribution.sampling import grown_batch_size
+from engine.room import StageRoom
+from engine.shards import ShardFiles, Summary
+from learner.lending import lend
+from learner.model import embed_images, embed_texts, whole_batches
+from learner.pairs import PairFeatures, PairTensors, TrainingPairs
+from learner.training import TrainingConfig, steps_per_epoch, train
+
+SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+CHECKED = 0.55  # the share at which values are checked
+N_SEEDS = 2
+MOST_STEPS = 400  # of a training; a quarter of one on 5,000 pairs
+MOST_RANKED = 2000  # validation pairs; bounds the time
+RECALL_AT = (1, 5, 10)
+DEGREE = 3
+GRID = np.linspace(SHARES[0], 1.0, 76)
+N_RESAMPLED = 400
+LEVEL = 0.95
+RANKS, RECALL, LOSS = range(3)  # what is asked of every validation pair after a training
+
+
+class Kept(NamedTuple):
+    """What would be kept at one share."""
+
+    rows: Int64[np.ndarray, " m"]
+    weights: Float[np.ndarray, " m"] | None
+
+
+@dataclass(frozen=True)
+class KeepCurve:
+    """What is expected of keeping each of g shares of the pairs, those of highest value.
+
+    Recall is in percent: the mean over both directions at 1, 5 and 10 on the trusted validation
+    pairs, after short trainings of as many steps each. Losses are in nats.
+    """
+
+    shares: Float64[np.ndarray, " g"]
+    recall: Float64[np.ndarray, " g"]
+    recall_stderr: Float64[np.ndarray, " g"]  # of what the best share has more
+    loss: Float64[np.ndarray, " g"]
+    loss_stderr: Float64[np.ndarray, " g"]  # of what the best share has less
+    measured_shares: Float64[np.ndarray, " t"]  # one a training
+    measured_recall: Float64[np.ndarray, " t"]
+    measured_loss: Float64[np.ndarray, " t"]
+    best: dict[str, Any] = field(metadata={"file": "keep_curve.json"})
+    # `share` chosen by --target_size_ratio auto; `low`, `high` of the best one; `fault_share` as
+    # [share, low, high] or None; `check`: recall of values, of `random` pairs that do not look
+    # faulty, `difference` in m and its `stderr`; `sorts_difficulty`; `n_steps`, `n_seeds`,
+    # `validation_pairs`
+
+    @property
+    def share(self) -> float:
+        """The share to keep, as far as the held-out pairs tell."""
+        return float(self.best["share"])
+
+    @property
+    def sorts_difficulty(self) -> bool:
+        """Whether values sort easy pairs from hard ones, so that they may drop faults alone."""
+        return bool(self.best["sorts_difficulty"])
+
+    def given_away(self, share: float) -> tuple[float, float]:
+        """Points of recall that a share has less than the best, and the standard error of that."""
+        at = int(np.abs(self.shares - share).argmin())
+        return float(self.recall.max() - self.recall[at]), float(self.recall_stderr[at])
+
+
+def measure_keep_curve(
+    pairs: TrainingPairs,
+    kept_at: Callable[[float], Kept],
+    unfaulty: Float[np.ndarray, " n"],
+    fault_share: Sequence[float] | None,
+    training: TrainingConfig,
+    room: StageRoom,
+    *,
+    rng: np.random.Generator,
+) -> KeepCurve:
+    """Train on what would be kept at `SHARES`, and on random pairs, and ask the validation pairs.
+
+    Args:
+        pairs: n training pairs, and the validation pairs that are asked.
+        kept_at: what is kept at a share.
+        unfaulty: how sure it is that a pair is not faulty; the same for all that look right.
+        fault_share: share of faulty pairs, its lower and its upper bound; None where unknown.
+        training: settings of the models.
+        room: where they are trained.
+        rng: draws seeds, pairs and resamples.
+    """
+    n, b = pairs.tensors.n_pairs, training.batch_size
+    n_steps = min(training.num_epochs * steps_per_epoch(n, b), MOST_STEPS)
+    training_of_all = _grown(training, n, n_steps)
+    asked = np.sort(rng.permutation(pairs.validation.n_pairs)[:MOST_RANKED])
+    validation = pairs.validation.take(torch.from_numpy(asked).to(pairs.validation.images.device))
+    size = len(kept_at(CHECKED).rows)
+    chance = np.lexsort((rng.random(n), -unfaulty))[:size]
+    choices = {str(share): kept_at(share) for share in SHARES}
+    choices["random"] = Kept(np.sort(chance), None)
+    trained = _Trained(
+        pairs.tensors,
+        choices,
+        validation,
+        whole_batches(len(asked), b, rng),
+        training_of_all,
+        n_steps,
+    )
+    seeds = [int(s) for s in rng.integers(2**31, size=N_SEEDS)]
+    jobs = [_Job(name, seed) for name in choices for seed in seeds]
+    made = lend(room, "kept", trained, pairs.tensors.device).run(
+        "how much to keep", _train_and_ask, jobs, unit="training"
+    )
+    found = np.stack([one.load(".npy") for one in made])
+    found = found.reshape(len(choices), N_SEEDS, *found.shape[1:])
+    return _curve(found[:-1], found[-1], fault_share, n_steps, rng)
+
+
+def _grown(training: TrainingConfig, n: int, n_steps: int) -> TrainingConfig:
+    """With batches that let this many steps see as many of the pairs as possible."""
+    size = grown_batch_size(n, training.batch_size, max(n_steps, 1) * 4)
+    return replace(training, batch_size=size)
+
+
+class _Trained(NamedTuple):
+    """What all trainings have in common."""
+
+    pairs: PairFeatures
+    choices: dict[str, Kept]
+    validation: PairTensors
+    batches: Int64[np.ndarray, "m b"]
+    training: TrainingConfig
+    n_steps: int
+
+
+class _Job(NamedTuple):
+    """One training."""
+
+    choice: str
+    seed: int
+
+
+def _train_and_ask(job: _Job, files: ShardFiles, given: _Trained) -> Summary:
+    """Train, and write the negative log rank, the recall and the loss of every validation pair."""
+    rows, weights = given.choices[job.choice]
+    parameters, _ = train(
+        given.pairs.subset(rows),
+        given.training,
+        n_steps=given.n_steps,
+        seed=job.seed,
+        sample_weights=weights,
+        n_reports=1,
+    )
+    ranks = ranks_of_pairs(
+        embed_images(parameters, given.validation.images),
+        embed_texts(parameters, given.validation.texts),
+    )
+    recall = 100 * np.mean([ranks < k for k in RECALL_AT], axis=0).mean(axis=0)
+    losses = mean_pair_losses(parameters, given.validation, given.batches)
+    files.write_npy(".npy", np.stack([-np.log1p(ranks).mean(axis=0), recall, losses]))
+    return {}
+
+
+def ranks_of_pairs(
+    image_embeddings: Float[Tensor, "v d"], text_embeddings: Float[Tensor, "v d"]
+) -> Int64[np.ndarray, "2 v"]:
+    """How many others come before each image's caption, and before each caption's image."""
+    cosines = image_embeddings @ text_embeddings.T
+    own = cosines.diagonal()
+    return np.stack(
+        [
+            (~(side < own[:, None])).sum(dim=1).cpu().numpy() - 1  # a tie counts against the query
+            for side in (cosines, cosines.T)
+        ]
+    )
+
+
+def _curve(
+    found: Float[np.ndarray, "s r 3 v"],
+    by_chance: Float[np.ndarray, "r 3 v"],
+    fault_share: Sequence[float] | None,
+    n_steps: int,
+    rng: np.random.Generator,
+) -> KeepCurve:
+    """The fitted curve, its errors by resampling, and the share to keep."""
+    shares = np.array(SHARES)
+    fit = _polynomial_fit(shares)
+    means = fit @ found.mean(axis=(1, 3))  # (g, 3)
+    resampled = fit @ _resampled_means(found, rng)  # (B, g, 3)
+    best = int(means[:, RANKS].argmax())
+    errors = np.std(resampled - resampled[:, best : best + 1], axis=0)
+    share = chosen_share(
+        means[:, RANKS], errors[:, RANKS], None if fault_share is None else 1 - fault_share[0]
+    )
+    bests = GRID[resampled[:, :, RANKS].argmax(axis=1)]
+    low, high = np.quantile(bests, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    at = SHARES.index(CHECKED)
+    gain = (found[at] - by_chance).mean(axis=0)  # (3, v): over seeds
+    difference, stderr = float(gain[RANKS].mean()), float(gain[RANKS].std() / len(gain[0]) ** 0.5)
+    return KeepCurve(
+        shares=GRID,
+        recall=means[:, RECALL],
+        recall_stderr=errors[:, RECALL],
+        loss=means[:, LOSS],
+        loss_stderr=errors[:, LOSS],
+        measured_shares=np.repeat(shares, found.shape[1]),
+        measured_recall=found[:, :, RECALL].mean(axis=2).reshape(-1),
+        measured_loss=found[:, :, LOSS].mean(axis=2).reshape(-1),
+        best={
+            "share": share,
+            "low": min(low, share),
+            "high": max(high, share),
+            "fault_share": None if fault_share is None else [float(x) for x in fault_share],
+            "check": {
+                "share": CHECKED,
+                "recall": float(found[at, :, RECALL].mean()),
+                "random": float(by_chance[:, RECALL].mean()),
+                "difference": difference,
+                "stderr": stderr,
+            },
+            "sorts_difficulty": difference < 0,
+            "n_steps": n_steps,
+            "n_seeds": found.shape[1],
+            "validation_pairs": found.shape[3],
+        },
+    )
+
+
+def chosen_share(
+    means: Float[np.ndarray, " g"], errors: Float[np.ndarray, " g"], unfaulty: float | None
+) -> float:
+    """Of the shares of `GRID` that may be the best, the one nearest to that of unfaulty pairs.
+
+    Args:
+        means: the higher the better.
+        errors: standard errors of how much the best has more.
+        unfaulty: share of pairs that are not faulty; None: nothing is known, and most is kept.
+    """
+    close = np.flatnonzero(means >= means.max() - errors)
+    wanted = 1.0 if unfaulty is None else unfaulty
+    return round(float(GRID[close][np.abs(GRID[close] - wanted).argmin()]), 2)
+
+
+def _polynomial_fit(shares: Float[np.ndarray, " s"]) -> Float64[np.ndarray, "g s"]:
+    """What takes values at the shares to the least-squares polynomial on `GRID`."""
+    at, on = (np.vander(x, DEGREE + 1) for x in (shares, GRID))
+    return np.asarray(on @ np.linalg.pinv(at))
+
+
+def _resampled_means(
+    found: Float[np.ndarray, "s r 3 v"], rng: np.random.Generator
+) -> Float64[np.ndarray, "B s 3"]:
+    """Means over resampled validation pairs and seeds, the same for all shares."""
+    n_seeds, n = found.shape[1], found.shape[3]
+    pairs = rng.multinomial(n, np.full(n, 1 / n), size=N_RESAMPLED) / n
+    seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=N_RESAMPLED) / n_seeds
+    of_seeds = np.einsum("srmv,bv->bsrm", found, pairs, optimize=True)
+    return np.asarray(np.einsum("bsrm,br->bsm", of_seeds, seeds))
