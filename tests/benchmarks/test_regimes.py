@@ -26,7 +26,7 @@ ABOUT = {"command": "it", "hardware": {"cpu_cores": 1}, "packages": {"torch": "0
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, Any]]:
     sys.path.append(BENCHMARKS)  # last: some of its files have the names of modules
-    names = ("regimes", "regimes_report", "flickr8k_regimes")
+    names = ("regimes", "regimes_methods", "regimes_rows", "regimes_report", "flickr8k_regimes")
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(BENCHMARKS)
 
@@ -34,6 +34,11 @@ def modules() -> Iterator[dict[str, Any]]:
 @pytest.fixture
 def bench(modules: dict[str, Any]) -> Any:
     return modules["regimes"]
+
+
+@pytest.fixture
+def methods(modules: dict[str, Any]) -> Any:
+    return modules["regimes_methods"]
 
 
 @pytest.fixture
@@ -170,9 +175,11 @@ def test_a_seed_decides_everything(data: Any, pool: Any) -> None:
 
 
 @pytest.fixture
-def problems(bench: Any, data: Any, pool: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(bench, "pool_of", lambda _: pool)
-    monkeypatch.setattr(bench, "ClusteringConfig", lambda **_: ClusteringConfig(10))
+def problems(
+    bench: Any, methods: Any, data: Any, pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    monkeypatch.setattr(methods, "pool_of", lambda _: pool)
+    monkeypatch.setattr(methods, "ClusteringConfig", lambda **_: ClusteringConfig(10))
     test = bench.test_set_of.__wrapped__(Path(), "")
     return {
         name: bench.make_problem(data.make_regime(name, pool, 0), 0, test)
@@ -225,21 +232,21 @@ def test_rows_are_measured_written_and_summarized(
 
 
 def test_influencespace_chooses_within_its_budget(
-    bench: Any, problems: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    methods: Any, problems: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = problems["wrong_20"]
     known = len(np.unique(problem.clusters.cluster_assignments))
     flat = cluster_influence(np.zeros(known))
-    monkeypatch.setattr(bench, "influence_of", lambda _: (flat, 2.0))
+    monkeypatch.setattr(methods, "influence_of", lambda _: (flat, 2.0))
     quick = {"held_out_repeats": 1, "held_out_steps": 10}
     variants = {
-        "tenth": bench.Variant(cells=quick),
-        "all": bench.Variant(cells={**quick, "influence_budget": 1.0}, equal_weights=True),
-        "twice": bench.Variant(cells=quick, rounds=2),
-        "told": bench.Variant(cells=quick, labels_known=True),
+        "tenth": methods.Variant(cells=quick),
+        "all": methods.Variant(cells={**quick, "influence_budget": 1.0}, equal_weights=True),
+        "twice": methods.Variant(cells=quick, rounds=2),
+        "told": methods.Variant(cells=quick, labels_known=True),
     }
     chosen = {
-        name: bench.influencespace(variant)(problem, 0.8, 0) for name, variant in variants.items()
+        name: methods.influencespace(variant)(problem, 0.8, 0) for name, variant in variants.items()
     }
     for one in chosen.values():
         assert len(one.rows) == len(set(one.rows.tolist())) == 80
@@ -250,9 +257,11 @@ def test_influencespace_chooses_within_its_budget(
     assert chosen["tenth"].weights.mean() == pytest.approx(1)
 
 
-def test_labels_are_of_no_use_where_nothing_is_faulty(bench: Any, problems: dict[str, Any]) -> None:
+def test_labels_are_of_no_use_where_nothing_is_faulty(
+    methods: Any, problems: dict[str, Any]
+) -> None:
     with pytest.raises(SystemExit, match="labels_known: clean has no faulty pairs"):
-        bench.judged_by_labels(problems["clean"], argparse.Namespace(), 80)
+        methods.judged_by_labels(problems["clean"], argparse.Namespace(), 80)
 
 
 def test_every_method_is_reported_and_every_variant_has_a_label(bench: Any, report: Any) -> None:
@@ -316,7 +325,7 @@ def options(bench: Any, **given: Any) -> argparse.Namespace:
 
 
 def written(bench: Any, file: Path, **given: Any) -> None:
-    row = dict.fromkeys(bench.COLUMNS, 1.0)
+    row = dict.fromkeys(sys.modules["regimes_rows"].COLUMNS, 1.0)
     with bench.appending(file) as write:
         named = {"regime": "clean", "validation": "clean", "comparison": "same_steps"}
         write({**row, **named, "seed": 0, **given})
