@@ -13,6 +13,7 @@ over the cells for that rival alone: without a correction for the number of riva
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -531,7 +532,11 @@ def write_protocol(
         out: the folder written to.
         about: the machine and packages that the rows come from.
     """
-    rows = whole_seeds(with_stand_ins(frame))
+    begun = with_stand_ins(frame)
+    rows = whole_seeds(begun)
+    left_out = len(begun) - len(rows)
+    if left_out:
+        print(f"{left_out} rows of seeds that are not whole are left out", file=sys.stderr)
     rows = rows.assign(order=rows["regime"].map(in_order(rows["regime"]).index))
     found = outcomes(rows.sort_values("order", kind="stable"), scores)
     table = comparisons(found)
