@@ -27,10 +27,10 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from flickr8k_regimes import FURTHER, REGIMES, TARGETS, load_pool
-from protocol_report import WITHOUT_HELD_OUT, controls_of, write_protocol
+from protocol_report import controls_of, write_protocol
 from regimes import Unit, compute, done_in, embedded_encoder, units_of
 from regimes_methods import ABLATION, METHODS
-from regimes_report import RESULTS
+from regimes_report import RESULTS, WITHOUT_HELD_OUT
 from regimes_rows import read_rows, read_scores
 
 from artifacts.provenance import hardware, package_versions

@@ -24,12 +24,11 @@ from flickr8k_regimes import in_order
 from regimes_report import (
     BOTH,
     CONTROLS,
-    ORACLE,
-    RANDOM,
     RIVALS,
     SAME_EPOCHS,
     SAME_STEPS,
     TWO_CUTS,
+    WITHOUT_HELD_OUT,
     markdown_table,
     regime_label,
     table_label,
@@ -37,28 +36,13 @@ from regimes_report import (
 from regimes_rows import KEYS, highest_score
 from scipy.stats import t as student
 
-from baselines import FULL, INFLUENCESPACE
+from baselines import INFLUENCESPACE
 
 LEVEL = 0.05
 N_RESAMPLES, SEED_OF_RESAMPLES = 2000, 5
 WITHOUT_INFLUENCE = ("influencespace_without_influence", "no_influence")  # the first there is
 ALL_CONTROLS = (*WITHOUT_INFLUENCE, *(c for c in CONTROLS if c not in WITHOUT_INFLUENCE))
 ALL_RIVALS = (*RIVALS, TWO_CUTS)
-# Methods that look at no held-out pair: the same whatever these are. Others are run everywhere.
-WITHOUT_HELD_OUT = (
-    FULL,
-    ORACLE,
-    RANDOM,
-    "clip_score_filtering",
-    "diversity_sampling",
-    "coreset_selection",
-    "semdedup",
-    "density_pruning",
-    "neg_clip_loss",
-    "neg_clip_loss_semdedup",
-    "text_alpha_sampling",
-    "refined_agreement",
-)
 BLOCK_TITLES = {
     "regimes": "all held-out pairs, right",
     "held_out": "held-out pairs few or noisy",

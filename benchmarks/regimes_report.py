@@ -51,6 +51,21 @@ REGIME_LABELS = {
 # Beside the rivals, but made of InfluenceSpace's own parts: none of them is its best rival.
 CONTROLS = ("refined_agreement", "influencespace_without_influence")
 RIVALS = tuple(method for method in BASELINES if method not in CONTROLS)
+# Methods that look at no held-out pair: the same whatever these are. Others are run everywhere.
+WITHOUT_HELD_OUT = (
+    FULL,
+    ORACLE,
+    RANDOM,
+    "clip_score_filtering",
+    "diversity_sampling",
+    "coreset_selection",
+    "semdedup",
+    "density_pruning",
+    "neg_clip_loss",
+    "neg_clip_loss_semdedup",
+    "text_alpha_sampling",
+    "refined_agreement",
+)
 
 
 def regime_label(name: str) -> str:

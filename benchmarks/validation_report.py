@@ -22,6 +22,7 @@ from regimes_report import (
     RESULTS,
     RIVALS,
     SAME_STEPS,
+    WITHOUT_HELD_OUT,
     markdown_table,
     mean_and_stderr,
     quantity,
@@ -34,7 +35,7 @@ from reporting.figures.style import INK, LINE_COLORS, PALE
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURE = ROOT / "docs/target.png"
-ASK_HELD_OUT = ("individual_influence", "gradient_similarity", "neg_clip_loss_normsim")
+ASK_HELD_OUT = tuple(method for method in RIVALS if method not in WITHOUT_HELD_OUT)
 CLEAN, NOISY = "clean", "noisy"
 TARGET_RIVALS = ("neg_clip_loss", "neg_clip_loss_normsim", "neg_clip_loss_then_normsim")
 TARGET_COLORS = {
