@@ -408,6 +408,7 @@ def curate_with_influencespace(
     config = CurationConfig(**{"target_size_ratio": keep, **variant.curation})
     if variant.rounds == 1:
         pair_influence, pair_seconds = pair_influence_of(problem, trust, variant.cells)
+        started = time.perf_counter()  # its own seconds are told, whoever computed it
         pair_influence = replace(pair_influence, **variant.parts)
         if not variant.relevance:
             nothing = np.zeros_like(pair_influence.relevance_part)

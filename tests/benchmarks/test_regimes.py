@@ -262,6 +262,26 @@ def test_influencespace_chooses_within_its_budget(
     assert chosen["tenth"].weights.mean() == pytest.approx(1)
 
 
+def test_what_shares_have_in_common_costs_each_the_same(
+    methods: Any, problems: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problems["wrong_20"]
+    flat = cluster_influence(np.zeros(len(np.unique(problem.clusters.cluster_assignments))))
+    trust, judging = methods.trust_of(problem)
+    asked = methods.asking(problem, trust)
+    quick = {"held_out_repeats": 1, "held_out_steps": 10}
+    estimate, _ = methods.pair_influence_of(asked, trust, quick)
+    monkeypatch.setattr(methods, "influence_of", lambda _: (flat, 20.0))
+    clock = iter(range(0, 10**9, 1000))
+    # Whoever computes the estimate, 1,000 seconds pass meanwhile: they count once, as its own.
+    monkeypatch.setattr(
+        methods, "pair_influence_of", lambda *_: (next(clock), (estimate, 300.0))[1]
+    )
+    monkeypatch.setattr(methods.time, "perf_counter", lambda: next(clock))
+    _, _, seconds = methods.curate_with_influencespace(problem, 0.8, methods.Variant())
+    assert seconds == 20 + judging + 300 + 1000  # one step of the clock: curating
+
+
 def test_labels_are_of_no_use_where_nothing_is_faulty(
     methods: Any, problems: dict[str, Any]
 ) -> None:
