@@ -13,26 +13,29 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from flickr8k_regimes import in_order
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from regimes_report import (
     BOTH,
     METHODS,
-    REGIME_LABELS,
     RESULTS,
+    RIVALS,
     SAME_STEPS,
+    WITHOUT_HELD_OUT,
     markdown_table,
     mean_and_stderr,
     quantity,
+    regime_label,
     table_label,
 )
 
-from baselines import BASELINES, FULL, INFLUENCESPACE
+from baselines import FULL, INFLUENCESPACE
 from reporting.figures.style import INK, LINE_COLORS, PALE
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURE = ROOT / "docs/target.png"
-ASK_HELD_OUT = ("individual_influence", "gradient_similarity", "neg_clip_loss_normsim")
+ASK_HELD_OUT = tuple(method for method in RIVALS if method not in WITHOUT_HELD_OUT)
 CLEAN, NOISY = "clean", "noisy"
 TARGET_RIVALS = ("neg_clip_loss", "neg_clip_loss_normsim", "neg_clip_loss_then_normsim")
 TARGET_COLORS = {
@@ -67,22 +70,22 @@ def fresh(frame: pd.DataFrame, first_seed: int) -> pd.DataFrame:
 def noise_table(frame: pd.DataFrame) -> list[str]:
     """Held-out pairs as faulty as the training pairs, beside clean ones and the best rival."""
     rows = []
-    for regime in REGIME_LABELS:
+    for regime in in_order(frame["regime"]):
         here = frame[frame["regime"] == regime]
         for keep in sorted(here.loc[here["validation"] == NOISY, "keep"].unique()):
             at = here[here["keep"] == keep]
             noisy, clean = (recalls(at[at["validation"] == v]) for v in (NOISY, CLEAN))
             if INFLUENCESPACE not in noisy or INFLUENCESPACE not in clean:
                 continue
-            rivals = {m: r for m, r in clean.items() if m in BASELINES and m not in ASK_HELD_OUT}
+            rivals = {m: r for m, r in clean.items() if m in RIVALS and m not in ASK_HELD_OUT}
             rivals |= {m: r for m, r in noisy.items() if m in ASK_HELD_OUT}
-            best = best_of(rivals, BASELINES)
+            best = best_of(rivals, RIVALS)
             left = recalls(at[at["validation"] == NOISY], "faults_left")
             left_clean = recalls(at[at["validation"] == CLEAN], "faults_left")
             own = noisy[INFLUENCESPACE]
             rows.append(
                 [
-                    REGIME_LABELS[regime],
+                    regime_label(regime),
                     f"{keep:g}",
                     quantity(mean_and_stderr(clean[INFLUENCESPACE])),
                     quantity(mean_and_stderr(own)),
@@ -116,7 +119,7 @@ def size_table(frame: pd.DataFrame) -> list[str]:
     columns = [v for kind in (NOISY, CLEAN) for v in [s for s in sizes if s[:5] == kind] + [kind]]
     some = frame[(frame["method"] == INFLUENCESPACE) & frame["validation"].isin(sizes)]
     rows = []
-    for regime in REGIME_LABELS:
+    for regime in in_order(frame["regime"]):
         of_regime = some[some["regime"] == regime]
         if of_regime.empty:
             continue
@@ -135,7 +138,7 @@ def size_table(frame: pd.DataFrame) -> list[str]:
                 if len(at)
                 else "–"
             )
-        rows.append([REGIME_LABELS[regime], f"{keep:g}", *cells, f"{len(seeds)}"])
+        rows.append([regime_label(regime), f"{keep:g}", *cells, f"{len(seeds)}"])
     names = [v if "-" in v else f"{v}-1000" for v in columns]
     return markdown_table(["regime", "keep", *names, "seeds"], rows) if rows else []
 
@@ -171,7 +174,7 @@ def target_table(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         shown = [m for m in METHODS if m in found]
         rows.append(
             [
-                f"{REGIME_LABELS[cell['regime']]}, {cell['validation']}",
+                f"{regime_label(cell['regime'])}, {cell['validation']}",
                 f"{cell['keep']:g}",
                 *(
                     f"{quantity(mean_and_stderr(found[m]))} ({percent(left[m])})"
@@ -198,7 +201,7 @@ def variants_table(frame: pd.DataFrame, labels: Mapping[str, str]) -> list[str]:
             if name in found and INFLUENCESPACE in found:
                 rows.append(
                     [
-                        REGIME_LABELS[regime],
+                        regime_label(regime),
                         f"{keep:g}",
                         label,
                         quantity(mean_and_stderr(found[name])),
@@ -292,7 +295,7 @@ def _panel(axis: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
     full = cells[0]["recalls"].get(FULL)
     if full is not None:
         axis.axhline(full.mean(), color=INK, linestyle=":", linewidth=1.2, label="Full data")
-    axis.set_title(REGIME_LABELS[cells[0]["regime"]] + " pool", fontsize=9, color=INK)
+    axis.set_title(regime_label(cells[0]["regime"]) + " pool", fontsize=9, color=INK)
     axis.set_xlabel("pairs kept (%)")
     axis.set_xticks([100 * k for k in keeps])
     axis.grid(axis="y", color=PALE, linewidth=0.8)

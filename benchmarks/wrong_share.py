@@ -23,7 +23,8 @@ if str(ROOT) not in sys.path:
 
 import numpy as np
 from flickr8k_regimes import REGIMES, HeldOut, _wrong_captions, load_pool, make_regime
-from regimes import CPU, FIRST_FRESH_SEED, make_problem, test_set_of, trust_of
+from regimes import FIRST_FRESH_SEED
+from regimes_methods import CPU, make_problem, test_set_of, trust_of
 from tqdm import tqdm
 
 from artifacts.provenance import hardware, package_versions

@@ -16,6 +16,7 @@ import pytest
 
 from clustering import ClusteringConfig
 from tests.knowing import cluster_influence
+from train_eval import recall_metrics
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 N_TRAIN_IMAGES, N_TRAINING, N_VALIDATION, N_TEST = 120, 100, 20, 30
@@ -26,7 +27,7 @@ ABOUT = {"command": "it", "hardware": {"cpu_cores": 1}, "packages": {"torch": "0
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, Any]]:
     sys.path.append(BENCHMARKS)  # last: some of its files have the names of modules
-    names = ("regimes", "regimes_report", "flickr8k_regimes")
+    names = ("regimes", "regimes_methods", "regimes_rows", "regimes_report", "flickr8k_regimes")
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(BENCHMARKS)
 
@@ -34,6 +35,11 @@ def modules() -> Iterator[dict[str, Any]]:
 @pytest.fixture
 def bench(modules: dict[str, Any]) -> Any:
     return modules["regimes"]
+
+
+@pytest.fixture
+def methods(modules: dict[str, Any]) -> Any:
+    return modules["regimes_methods"]
 
 
 @pytest.fixture
@@ -77,6 +83,10 @@ def pool(data: Any) -> Any:
         copied,
         images[copied, None] + np.float32(0.01) * rng.normal(size=(40, 5, D_IMAGE)).astype("f4"),
         rng.normal(size=(10, D_TEXT)).astype(np.float32),
+        data.AltTexts(
+            rng.normal(size=(n, 5, D_TEXT)).astype(np.float32),
+            rng.normal(size=(len(data.SAYING_NOTHING), D_TEXT)).astype(np.float32),
+        ),
     )
 
 
@@ -170,9 +180,11 @@ def test_a_seed_decides_everything(data: Any, pool: Any) -> None:
 
 
 @pytest.fixture
-def problems(bench: Any, data: Any, pool: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(bench, "pool_of", lambda _: pool)
-    monkeypatch.setattr(bench, "ClusteringConfig", lambda **_: ClusteringConfig(10))
+def problems(
+    bench: Any, methods: Any, data: Any, pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    monkeypatch.setattr(methods, "pool_of", lambda _: pool)
+    monkeypatch.setattr(methods, "ClusteringConfig", lambda **_: ClusteringConfig(10))
     test = bench.test_set_of.__wrapped__(Path(), "")
     return {
         name: bench.make_problem(data.make_regime(name, pool, 0), 0, test)
@@ -225,21 +237,21 @@ def test_rows_are_measured_written_and_summarized(
 
 
 def test_influencespace_chooses_within_its_budget(
-    bench: Any, problems: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    methods: Any, problems: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = problems["wrong_20"]
     known = len(np.unique(problem.clusters.cluster_assignments))
     flat = cluster_influence(np.zeros(known))
-    monkeypatch.setattr(bench, "influence_of", lambda _: (flat, 2.0))
+    monkeypatch.setattr(methods, "influence_of", lambda _: (flat, 2.0))
     quick = {"held_out_repeats": 1, "held_out_steps": 10}
     variants = {
-        "tenth": bench.Variant(cells=quick),
-        "all": bench.Variant(cells={**quick, "influence_budget": 1.0}, equal_weights=True),
-        "twice": bench.Variant(cells=quick, rounds=2),
-        "told": bench.Variant(cells=quick, labels_known=True),
+        "tenth": methods.Variant(cells=quick),
+        "all": methods.Variant(cells={**quick, "influence_budget": 1.0}, equal_weights=True),
+        "twice": methods.Variant(cells=quick, rounds=2),
+        "told": methods.Variant(cells=quick, labels_known=True),
     }
     chosen = {
-        name: bench.influencespace(variant)(problem, 0.8, 0) for name, variant in variants.items()
+        name: methods.influencespace(variant)(problem, 0.8, 0) for name, variant in variants.items()
     }
     for one in chosen.values():
         assert len(one.rows) == len(set(one.rows.tolist())) == 80
@@ -250,9 +262,31 @@ def test_influencespace_chooses_within_its_budget(
     assert chosen["tenth"].weights.mean() == pytest.approx(1)
 
 
-def test_labels_are_of_no_use_where_nothing_is_faulty(bench: Any, problems: dict[str, Any]) -> None:
+def test_what_shares_have_in_common_costs_each_the_same(
+    methods: Any, problems: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = problems["wrong_20"]
+    flat = cluster_influence(np.zeros(len(np.unique(problem.clusters.cluster_assignments))))
+    trust, judging = methods.trust_of(problem)
+    asked = methods.asking(problem, trust)
+    quick = {"held_out_repeats": 1, "held_out_steps": 10}
+    estimate, _ = methods.pair_influence_of(asked, trust, quick)
+    monkeypatch.setattr(methods, "influence_of", lambda _: (flat, 20.0))
+    clock = iter(range(0, 10**9, 1000))
+    # Whoever computes the estimate, 1,000 seconds pass meanwhile: they count once, as its own.
+    monkeypatch.setattr(
+        methods, "pair_influence_of", lambda *_: (next(clock), (estimate, 300.0))[1]
+    )
+    monkeypatch.setattr(methods.time, "perf_counter", lambda: next(clock))
+    _, _, seconds = methods.curate_with_influencespace(problem, 0.8, methods.Variant())
+    assert seconds == 20 + judging + 300 + 1000  # one step of the clock: curating
+
+
+def test_labels_are_of_no_use_where_nothing_is_faulty(
+    methods: Any, problems: dict[str, Any]
+) -> None:
     with pytest.raises(SystemExit, match="labels_known: clean has no faulty pairs"):
-        bench.judged_by_labels(problems["clean"], argparse.Namespace(), 80)
+        methods.judged_by_labels(problems["clean"], argparse.Namespace(), 80)
 
 
 def test_every_method_is_reported_and_every_variant_has_a_label(bench: Any, report: Any) -> None:
@@ -316,7 +350,7 @@ def options(bench: Any, **given: Any) -> argparse.Namespace:
 
 
 def written(bench: Any, file: Path, **given: Any) -> None:
-    row = dict.fromkeys(bench.COLUMNS, 1.0)
+    row = dict.fromkeys(sys.modules["regimes_rows"].COLUMNS, 1.0)
     with bench.appending(file) as write:
         named = {"regime": "clean", "validation": "clean", "comparison": "same_steps"}
         write({**row, **named, "seed": 0, **given})
@@ -521,3 +555,175 @@ def test_groups_where_women_weigh_more_are_shown_over_the_seeds_of_all(
         "| 0.8 | InfluenceSpace | 6.00 ± 1.00 | 31.00 ± 0.00 | 37.00 ± 0.00 |\n"
         "| 0.8 | women weigh twice | 1.50 ± 0.50 | 34.00 ± 0.00 | 35.50 ± 0.00 |\n\n"
     )
+
+
+# --- Further regimes --------------------------------------------------------------------------
+
+
+def drawn(data: Any, pool: Any, name: str, seed: int) -> Any:
+    """The pairs of a regime before they are mixed."""
+    draw = data._Draw(pool, seed)
+    data.recipe_of(name)(draw)
+    return draw
+
+
+def test_hard_captions_are_exchanged_once_with_the_nearest_image(data: Any, pool: Any) -> None:
+    for seed in range(3):
+        draw = drawn(data, pool, "hard_20", seed)
+        own = pool.texts[draw.taken, draw.chosen[draw.taken]]
+        row_of = {text.tobytes(): i for i, text in enumerate(own)}
+        giver = np.array([row_of[text.tobytes()] for text in draw.texts])
+        swapped = giver != np.arange(N_TRAINING)
+        np.testing.assert_array_equal(swapped, draw.faults == "caption of a near image")
+        assert swapped.sum() == 20
+        np.testing.assert_array_equal(giver[giver], np.arange(N_TRAINING))  # an exchange
+        captions = pool.captions[draw.taken, draw.chosen[draw.taken]]
+        assert draw.captions.tolist() == captions[giver].tolist()
+        # Of each two, one looked for the other: no pair that kept its caption was nearer to it.
+        directions = pool.images[draw.taken] - pool.images[draw.taken].mean(axis=0)
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        likeness = directions @ directions.T
+        left = likeness[:, ~swapped].max(axis=1)
+        for row in np.flatnonzero(swapped):
+            partner = giver[row]
+            nearest = [likeness[row, partner] > left[one] - 1e-6 for one in (row, partner)]
+            assert any(nearest)
+
+
+def test_alt_texts_are_keywords_of_the_right_caption_or_say_nothing(data: Any, pool: Any) -> None:
+    draw = drawn(data, pool, "alt_text_20", 1)
+    own = pool.captions[draw.taken, draw.chosen[draw.taken]]
+    changed = draw.captions != own
+    empty = draw.faults == "alt text that says nothing"
+    assert changed.sum() == 20
+    assert empty.sum() == 10
+    assert set(draw.captions[empty]) <= set(data.SAYING_NOTHING)
+    terse = changed & ~empty
+    assert (draw.faults[terse] == "").all()
+    for row in np.flatnonzero(terse):
+        assert draw.captions[row] == data.keywords_of(own[row])
+        image = draw.taken[row]
+        keywords = pool.alt_texts.keywords[image, draw.chosen[image]]
+        np.testing.assert_array_equal(draw.texts[row], keywords)
+    for row in np.flatnonzero(empty):
+        which = data.SAYING_NOTHING.index(draw.captions[row])
+        np.testing.assert_array_equal(draw.texts[row], pool.alt_texts.saying_nothing[which])
+
+
+def test_keywords_are_the_first_words_that_mean_something(data: Any) -> None:
+    assert data.keywords_of("A dog is running to the dog on a red beach , a red sky above it") == (
+        "dog, running, red, beach, sky"
+    )
+    assert data.keywords_of("it is what it is") == "it is what it is"
+    texts = data.SAYING_NOTHING
+    assert len(set(texts)) == len(texts) == 300
+    assert sum("$" in text for text in texts) == 200
+    assert sum("." in text and "$" not in text for text in texts) == 100
+
+
+def test_a_mixture_has_every_fault_once_a_pair(data: Any, pool: Any) -> None:
+    regime = data.make_regime("mixture", pool, 0)
+    faults, n_faults = np.unique(regime.faults, return_counts=True)
+    assert dict(zip(faults.tolist(), n_faults.tolist(), strict=True)) == {
+        "": 66,  # of a tenth of 5 % are not two whole exchanges
+        "boilerplate caption": 10,
+        "caption of a near image": 4,
+        "near copy": 10,
+        "wrong caption": 10,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("hard_20", 0.2), ("alt_text_20", 0.1), ("mixture", 0.2), ("wrong_10", 0.1), ("wrong_0", 0)],
+)
+def test_further_regimes_spoil_held_out_pairs_too(
+    data: Any, pool: Any, name: str, share: float
+) -> None:
+    regime = data.make_regime(name, pool, 0, data.HeldOut(noisy=True, size=N_VALIDATION))
+    assert (regime.validation_faults != "").mean() == pytest.approx(share)
+
+
+def test_any_share_of_wrong_captions_has_a_name(data: Any, pool: Any) -> None:
+    for share in (0, 7, 60):
+        faults = drawn(data, pool, f"wrong_{share}", 0).faults
+        assert (faults == "wrong caption").sum() == share
+    np.testing.assert_array_equal(
+        drawn(data, pool, "wrong_0", 3).texts, drawn(data, pool, "clean", 3).texts
+    )
+    for name in ("wrong_61", "wrong_07", "wrong_", "right_10"):
+        with pytest.raises(ValueError, match=f"no regime {name}"):
+            data.recipe_of(name)
+    assert data.in_order(["wrong_60", "mixture", "wrong_9", "clean"]) == [
+        "clean",
+        "mixture",
+        "wrong_9",
+        "wrong_60",
+    ]
+
+
+def test_alt_texts_are_embedded_once_beside_a_pool_of_old(
+    data: Any, pool: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "pool.npz"
+    old = pool._replace(alt_texts=None)._asdict()
+    np.savez(file, **{name: value for name, value in old.items() if value is not None})
+    before, asked = file.read_bytes(), []
+
+    class Lengths:
+        def encode_texts(self, texts: Any) -> Any:
+            asked.append(len(texts))
+            features = np.array([[len(text)] for text in texts], dtype=np.float32)
+            return argparse.Namespace(features=features)
+
+    loaded = data.load_pool(tmp_path, file, Lengths)
+    n = len(pool.images)
+    assert asked == [5 * n, 300]
+    assert loaded.alt_texts.keywords[3, 2, 0] == len(data.keywords_of(pool.captions[3, 2]))
+    np.testing.assert_array_equal(loaded.images, pool.images)
+    again = data.load_pool(tmp_path, file, lambda: pytest.fail("embedded twice"))
+    np.testing.assert_array_equal(again.alt_texts.keywords, loaded.alt_texts.keywords)
+    assert file.read_bytes() == before
+
+
+# --- What a test image adds -------------------------------------------------------------------
+
+
+def test_scores_of_images_by_hand(modules: dict[str, Any]) -> None:
+    rows = modules["regimes_rows"]
+    # Two captions an image. The first image is found at once, one of its captions among five.
+    image_ranks, caption_ranks = np.array([0, 12, 7]), np.array([3, 50, 0, 0, 11, 9])
+    scores = rows.image_scores(image_ranks, caption_ranks, np.array([0, 0, 1, 1, 2, 2]))
+    assert scores.tolist() == [2 * 3 + 2, 0 + 3 + 3, 2 * 1 + 1]
+    expected = recall_metrics(image_ranks, caption_ranks)["mean_recall"]
+    assert 100 * scores.mean() / rows.highest_score(2) == pytest.approx(expected)
+    np.testing.assert_array_equal(rows.unpacked(rows.packed(scores)), scores)
+
+
+def test_scores_are_kept_beside_the_rows_and_asked_for_where_they_are_missing(
+    bench: Any, problems: dict[str, Any], modules: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = modules["regimes_rows"]
+    args = options(
+        bench, methods=["random"], regimes=["wrong_20"], seeds=1, comparisons=["same_steps"]
+    )
+    (unit,) = bench.units_of(args, set())
+    (row,) = bench.rows_of(unit, problems["wrong_20"])
+    file = tmp_path / "regimes.csv"
+    with rows.appending(file) as write:
+        write(row)
+    assert len(bench.done_in(file, with_images=False)) == 1
+    assert bench.done_in(file, with_images=True) == set()
+    with rows.appending(rows.scores_file_of(file), rows.SCORE_COLUMNS) as write:
+        write(row)
+    ((key, scores),) = rows.read_scores(file).items()
+    assert bench.done_in(file, with_images=True) == {key}
+    assert scores.shape == (N_TEST,)
+    kept = rows.read_rows(file)["mean_recall"][0]
+    assert 100 * scores.mean() / rows.highest_score() == pytest.approx(kept, rel=1e-4)
+
+
+def test_a_regime_that_is_not_there_is_refused(bench: Any) -> None:
+    assert bench.regime_name("wrong_35") == "wrong_35"
+    with pytest.raises(argparse.ArgumentTypeError, match="no regime wrong_70"):
+        bench.regime_name("wrong_70")

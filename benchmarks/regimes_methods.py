@@ -1,0 +1,575 @@
+"""What a method of the benchmark of regimes sees, and how each one chooses.
+
+InfluenceSpace in its default and in variants, the rivals of `baselines.METHODS`, and the oracle
+that is told which pairs are faulty.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from flickr8k_regimes import Pool, Regime, about, load_pool
+from regimes_report import ORACLE, RANDOM, TWO_CUTS
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from artifacts.provenance import CLUSTERING, INFLUENCE, stage_rng
+from attribution.additive_model import smooth_basis
+from attribution.agreement import neighbour_agreement
+from attribution.cluster_scores import InfluenceConfig
+from attribution.pair_scores import PairInfluenceConfig
+from attribution.results import InfluenceResult, PairInfluence
+from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
+from baselines import (
+    BASELINES,
+    FULL,
+    INFLUENCESPACE,
+    Reference,
+    neg_clip_loss_then_normsim,
+    select_baseline,
+)
+from baselines import (
+    METHODS as METHODS_OF_RUNS,
+)
+from benchmarks.rooms import temporary_room
+from clustering import ClusterAssignment, ClusteringConfig, cluster_embeddings
+from curation import CurationConfig, CurationResult, curate, curated_size
+from influence import Round, score_clusters, score_pairs
+from learner.model import Parameters, shuffled_batches
+from learner.pairs import (
+    FeatureScaling,
+    PairTensors,
+    TrainingPairs,
+    fit_feature_scaling,
+    nearest_clusters,
+    representation,
+)
+from learner.training import (
+    LOSS,
+    SAMPLE,
+    Training,
+    TrainingConfig,
+    steps_per_epoch,
+    train_until_best,
+)
+from sources.captions import caption_groups
+
+CPU = torch.device("cpu")
+TRAINING = TrainingConfig()
+RULES = "1"  # to be raised where the data, the training or a metric changes
+REFERENCE_REPORTS, PATIENCE = 40, 10  # early stopping of the rivals' reference model, as ours
+_workers: list[int | None] = [None]  # trainings at once; None: one a processor core
+
+
+def use_workers(n: int) -> None:
+    """Let the methods of this process train so many models at once."""
+    _workers[0] = n
+
+
+# --- What a method sees -----------------------------------------------------------------------
+
+
+class TestSet(NamedTuple):
+    """The unseen images with all their captions."""
+
+    image_features: np.ndarray  # (E, d_i)
+    text_features: np.ndarray  # (Q, d_t)
+    caption_image: np.ndarray  # (Q,)
+    groups: dict[str, dict[str, np.ndarray]]  # attribute -> group -> (Q,) bool
+
+
+class Problem(NamedTuple):
+    """One regime as one seed draws it, ready to be selected from and trained on.
+
+    Of the validation pairs everybody sees all there are; InfluenceSpace asks those it trusts.
+    """
+
+    regime: Regime
+    seed: int
+    clusters: ClusterAssignment
+    clustering_seconds: float
+    pairs: PairTensors
+    validation: PairTensors
+    validation_batches: np.ndarray
+    scaling: FeatureScaling
+    test: TestSet
+    asked: np.ndarray | None = None  # rows of the validation pairs that are; None: all of them
+
+
+class Chosen(NamedTuple):
+    """What a method trains on, and what choosing it cost."""
+
+    rows: np.ndarray  # (m,) sorted
+    weights: np.ndarray | None  # (m,) mean one; None is all ones
+    seconds: float
+    pairs_evaluated: int  # whose influence was computed
+    validation_loss_estimate: float | None = None  # after training on it, as the method foresees
+    weighting: str = LOSS  # how the weights reach training
+
+
+class Method(NamedTuple):
+    """A way to choose; raising `version` invalidates its rows and no others."""
+
+    choose: Callable[[Problem, float, int], Chosen]
+    version: str = "1"
+    is_default: bool = True  # False: computed where it is asked for, as the ablations are
+
+
+Result = TypeVar("Result")
+
+
+def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
+    """The last result once more where all arguments are the very same objects.
+
+    What is expensive and the same for all shares kept is computed once a set of pairs.
+    """
+    last: list[Any] = []
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Result:
+        if not last or [id(a) for a in last[0]] != [id(a) for a in arguments]:
+            last[:] = [arguments, function(*arguments)]
+        result: Result = last[1]
+        return result
+
+    return call
+
+
+@functools.cache
+def test_set_of(pool_file: Path, target: str) -> TestSet:
+    """The images of Flickr8k's `validation` split, or those about the target, all captions each."""
+    pool, unseen = pool_of(pool_file), np.flatnonzero(~pool_of(pool_file).is_train)
+    if target:
+        unseen = unseen[about(pool.captions[unseen], target)]
+    n_captions = pool.captions.shape[1]
+    return TestSet(
+        pool.images[unseen],
+        pool.texts[unseen].reshape(-1, pool.texts.shape[-1]),
+        np.repeat(np.arange(len(unseen)), n_captions),
+        caption_groups(pool.captions[unseen].reshape(-1).tolist()),
+    )
+
+
+@functools.cache
+def pool_of(pool_file: Path) -> Pool:
+    """The embedded pool, which is there by now."""
+    return load_pool(Path(), pool_file, _no_encoder)
+
+
+def _no_encoder() -> Any:
+    raise FileNotFoundError("the pool has not been embedded")
+
+
+@remembered
+def scaled(regime: Regime) -> tuple[FeatureScaling, PairTensors, PairTensors]:
+    """Training and validation pairs as the models take them in."""
+    r = regime
+    scaling = fit_feature_scaling(r.image_features, r.text_features)
+    return (
+        scaling,
+        scaling.pairs(r.image_features, r.text_features, CPU),
+        scaling.pairs(r.validation_image_features, r.validation_text_features, CPU),
+    )
+
+
+def clustered(regime: Regime, seed: int, n_clusters: int) -> tuple[ClusterAssignment, float]:
+    """The clusters of a regime's pairs, and the seconds they took."""
+    started = time.perf_counter()
+    clusters = cluster_embeddings(
+        both_embeddings(regime),
+        regime.clip_scores,
+        regime.captions,
+        ClusteringConfig(n_clusters=n_clusters),
+        rng=stage_rng(seed, "clustering"),
+        image_features=regime.image_features,
+    )
+    return clusters, time.perf_counter() - started
+
+
+def make_problem(regime: Regime, seed: int, test: TestSet) -> Problem:
+    """Cluster the pairs with the defaults and scale their features."""
+    clusters, seconds = clustered(regime, seed, ClusteringConfig().n_clusters)
+    scaling, pairs, validation = scaled(regime)
+    batches = shuffled_batches(
+        len(validation.images), TRAINING.batch_size, stage_rng(seed, "validation")
+    )
+    return Problem(regime, seed, clusters, seconds, pairs, validation, batches, scaling, test)
+
+
+def both_embeddings(regime: Regime) -> np.ndarray:
+    """Image and text embedding of every pair, side by side."""
+    return np.concatenate([regime.image_embeddings, regime.text_embeddings], axis=1)
+
+
+def full_steps(problem: Problem) -> int:
+    """Steps of a training on all pairs."""
+    return training_steps(len(problem.pairs.images))
+
+
+def training_steps(n: int) -> int:
+    """Steps of a training of the usual epochs over n pairs."""
+    return TRAINING.num_epochs * steps_per_epoch(n, TRAINING.batch_size)
+
+
+# --- Methods ----------------------------------------------------------------------------------
+
+
+def full(problem: Problem, keep: float, seed: int) -> Chosen:
+    """Every pair."""
+    return Chosen(np.arange(len(problem.pairs.images)), None, 0.0, 0)
+
+
+def oracle(problem: Problem, keep: float, seed: int) -> Chosen:
+    """Faulty pairs go first, in the order in which `random` drops pairs; then others as there."""
+    order = stage_rng(seed, RANDOM).permutation(len(problem.regime.faults))
+    faulty = problem.regime.faults[order] != ""
+    kept = order[np.argsort(faulty, kind="stable")][: curated_size(len(order), keep)]
+    return Chosen(np.sort(kept), None, 0.0, 0)
+
+
+def baseline(name: str) -> Callable[[Problem, float, int], Chosen]:
+    """The rival of this name."""
+
+    def choose(problem: Problem, keep: float, seed: int) -> Chosen:
+        needs_reference = INFLUENCE.name in METHODS_OF_RUNS[name].needs
+        reference, seconds = reference_model(problem) if needs_reference else (None, 0.0)
+        pairs, started = known(problem), time.perf_counter()
+        given = Reference(reference, TRAINING.batch_size) if reference is not None else None
+        rows = select_baseline(name, pairs, given, keep, stage_rng(seed, name)).rows
+        seconds += time.perf_counter() - started
+        if CLUSTERING.name in METHODS_OF_RUNS[name].pays_for:
+            seconds += problem.clustering_seconds
+        return Chosen(rows, None, seconds, len(pairs.indices) if needs_reference else 0)
+
+    return choose
+
+
+def two_cuts(problem: Problem, keep: float, seed: int) -> Chosen:
+    """Cuts by negCLIPLoss and by NormSim, one after the other, as their paper has them."""
+    pairs, started = known(problem), time.perf_counter()
+    size = curated_size(len(pairs.indices), keep)
+    rows = neg_clip_loss_then_normsim(pairs, size, rng=stage_rng(seed, TWO_CUTS))
+    return Chosen(np.sort(rows), None, time.perf_counter() - started, 0)
+
+
+@remembered
+def known(problem: Problem) -> TrainingPairs:
+    """What stage 1 knows of every pair, with the problem's validation pairs to say what helps."""
+    regime, clusters = problem.regime, problem.clusters
+    assigned = clusters.cluster_assignments
+    everyone = regime.joint_map.embed_images(regime.validation_image_features)
+    held_out = nearest_clusters(problem.pairs, assigned, problem.validation)
+    return TrainingPairs(
+        indices=np.arange(len(regime.faults)),
+        tensors=problem.pairs,
+        scaling=problem.scaling,
+        image_embeddings=regime.image_embeddings,
+        text_embeddings=regime.text_embeddings,
+        concatenated_embeddings=both_embeddings(regime),
+        clip_scores=regime.clip_scores,
+        image_ids=image_ids_of(regime),
+        captions=regime.captions,
+        groups=groups_of(regime),
+        cluster_assignments=assigned,
+        cell_assignments=clusters.cell_assignments,
+        better_copies=clusters.better_copies,
+        clusters=clusters.clusters,
+        validation=problem.validation,
+        validation_image_embeddings=everyone if problem.asked is None else everyone[problem.asked],
+        represented=representation(assigned, held_out),
+    )
+
+
+@remembered
+def trust_of(problem: Problem) -> tuple[PairTrust, float]:
+    """Which validation pairs InfluenceSpace asks, and the seconds that judging them took."""
+    started = time.perf_counter()
+    regime, m = problem.regime, len(problem.regime.validation_faults)
+    training = PairsInSpace(
+        *(side.numpy() for side in problem.pairs),
+        *(regime.image_embeddings, regime.text_embeddings),
+        image_ids_of(regime),
+    )
+    validation = PairsInSpace(
+        *(side.numpy() for side in problem.validation),
+        regime.joint_map.embed_images(regime.validation_image_features),
+        regime.joint_map.embed_texts(regime.validation_text_features),
+        np.arange(m),
+    )
+    judged = judge_pairs(
+        training,
+        validation,
+        validation,  # no test pair has a say
+        TrustConfig(),
+        device=CPU,
+        near_copy_similarity=ClusteringConfig().near_copy_similarity,
+        rng=stage_rng(problem.seed, "trust"),
+    )
+    return judged, time.perf_counter() - started
+
+
+@remembered
+def asking(problem: Problem, trust: PairTrust) -> Problem:
+    """The same with the trusted validation pairs alone."""
+    rows = trust.asked
+    batches = shuffled_batches(
+        len(rows), TRAINING.batch_size, stage_rng(problem.seed, "validation")
+    )
+    validation = problem.validation.take(torch.from_numpy(rows))
+    return problem._replace(validation=validation, validation_batches=batches, asked=rows)
+
+
+def image_ids_of(regime: Regime) -> np.ndarray:
+    """Which image each training pair shows."""
+    return np.unique(regime.image_features, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+@remembered
+def reference_model(problem: Problem) -> tuple[Parameters, float]:
+    """The early-stopped model that rivals take gradients at, and its seconds."""
+    started = time.perf_counter()
+    seed = int(stage_rng(problem.seed, "reference").integers(2**31))
+    run = Training(problem.pairs, TRAINING, n_steps=full_steps(problem), seed=seed)
+    validation = (problem.validation, problem.validation_batches)
+    train_until_best(run, validation, n_reports=REFERENCE_REPORTS, patience=PATIENCE)
+    return run.parameters, time.perf_counter() - started
+
+
+class Variant(NamedTuple):
+    """InfluenceSpace with other settings than the defaults: what each part is worth."""
+
+    label: str = ""  # what is different, in tables
+    cells: Mapping[str, Any] = MappingProxyType({})  # of `PairInfluenceConfig`
+    curation: Mapping[str, Any] = MappingProxyType({})  # of `CurationConfig`
+    rounds: int = PairInfluenceConfig().rounds
+    equal_weights: bool = False
+    women: float = 1.0  # times the weight of captions about women and girls
+    weighting: str = LOSS
+    n_clusters: int = ClusteringConfig().n_clusters
+    labels_known: bool = False  # pairs are dropped by `judged_by_labels`
+    taken_at_word: bool = False  # all validation pairs are asked
+    parts: Mapping[str, Any] = MappingProxyType({})  # of `PairInfluence`, set to this
+    relevance: bool = True  # whether nearness to the held-out pairs counts
+
+
+def influencespace(variant: Variant) -> Callable[[Problem, float, int], Chosen]:
+    """InfluenceSpace, with the defaults or others."""
+
+    def choose(problem: Problem, keep: float, _: int) -> Chosen:
+        if variant.n_clusters != ClusteringConfig().n_clusters:
+            problem = with_clusters(problem, variant.n_clusters)
+        curated, estimate, seconds = curate_with_influencespace(problem, keep, variant)
+        n = len(problem.regime.faults)
+        if variant.labels_known:
+            rows = judged_by_labels(problem, estimate, len(curated.curated_rows))
+            evaluated = int(estimate.pair_influence_evaluated.sum())
+            return Chosen(rows, None, problem.clustering_seconds + seconds, evaluated)
+        dropped = np.ones(n)
+        dropped[curated.curated_rows] = 0.0
+        foreseen = float(np.mean(dropped * estimate.pair_influence))  # nats, to first order
+        weights = curated.sample_weights
+        if variant.women != 1.0:
+            about_women = groups_of(problem.regime)["female"][curated.curated_rows]
+            weights = weights * np.where(about_women, variant.women, 1.0)
+            weights = weights / weights.mean()
+        return Chosen(
+            curated.curated_rows,
+            None if variant.equal_weights else weights,
+            problem.clustering_seconds + seconds,
+            int(estimate.pair_influence_evaluated.sum()),
+            estimate.validation_loss + foreseen,
+            variant.weighting,
+        )
+
+    return choose
+
+
+def curate_with_influencespace(
+    problem: Problem, keep: float, variant: Variant
+) -> tuple[CurationResult, PairInfluence, float]:
+    """The curated set, the last round's pair influence, and the seconds without the clustering."""
+    trust, judging = trust_of(problem)
+    if variant.taken_at_word:
+        trust = at_word(trust)
+    problem = asking(problem, trust)
+    scores, seconds = influence_of(problem)
+    seconds += judging
+    started = time.perf_counter()
+    config = CurationConfig(**{"target_size_ratio": keep, **variant.curation})
+    if variant.rounds == 1:
+        pair_influence, pair_seconds = pair_influence_of(problem, trust, variant.cells)
+        started = time.perf_counter()  # its own seconds are told, whoever computed it
+        pair_influence = replace(pair_influence, **variant.parts)
+        if not variant.relevance:
+            nothing = np.zeros_like(pair_influence.relevance_part)
+            pair_influence = replace(pair_influence, relevance_part=nothing)
+        curated = curate(known(problem), scores, pair_influence, config)
+        return curated, pair_influence, seconds + pair_seconds + time.perf_counter() - started
+    before: Round | None = None
+    rng = stage_rng(problem.seed, "pair_influence")
+    for _ in range(variant.rounds):
+        estimate = estimate_pairs(problem, trust, variant.cells, rng, before)
+        curated = curate(known(problem), scores, estimate, config)
+        before = Round(curated.training_weights(len(problem.regime.faults)) > 0, estimate)
+    assert before is not None, "there is a round"
+    return curated, before.estimate, seconds + time.perf_counter() - started
+
+
+def judged_by_labels(problem: Problem, estimate: PairInfluence, n_kept: int) -> np.ndarray:
+    """The pairs least likely to be faulty, told by all that InfluenceSpace knows and the truth.
+
+    A logistic regression on smooth functions of its quantities, fitted to the true labels of the
+    other four fifths of the pairs: what a better way of joining these quantities could reach.
+    """
+    faulty, pairs = problem.regime.faults != "", known(problem)
+    if not faulty.any():
+        raise SystemExit(f"--methods labels_known: {problem.regime.name} has no faulty pairs")
+    rng, everyone = stage_rng(problem.seed, "labels_known"), np.ones(len(faulty), dtype=bool)
+    images, texts = pairs.image_embeddings, pairs.text_embeddings
+    quantities = (
+        estimate.pair_influence,
+        estimate.agreement,
+        estimate.held_out_losses,
+        pairs.clip_scores,
+        neighbour_agreement(images, texts, everyone, rng=rng),
+        neighbour_agreement(texts, images, everyone, rng=rng),
+        np.minimum(pairs.better_copies, 3).astype(np.float64),
+    )
+    smooth = np.concatenate([smooth_basis(q) for q in quantities], axis=1)
+    probabilities = cross_val_predict(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+        smooth,
+        faulty,
+        cv=StratifiedKFold(5, shuffle=True, random_state=problem.seed),
+        method="predict_proba",
+    )[:, 1]
+    return np.sort(np.argsort(probabilities, kind="stable")[:n_kept])
+
+
+def estimate_pairs(
+    problem: Problem,
+    trust: PairTrust,
+    settings: Mapping[str, Any],
+    rng: np.random.Generator,
+    before: Round | None = None,
+) -> PairInfluence:
+    """The influence of pairs and cells, as stage 2 estimates it."""
+    with temporary_room(_workers[0]) as room:
+        return score_pairs(
+            known(problem),
+            trust,
+            PairInfluenceConfig(**settings),
+            TRAINING,
+            room,
+            max_steps=InfluenceConfig().max_reference_steps,
+            rng=rng,
+            before=before,
+        )
+
+
+def groups_of(regime: Regime) -> dict[str, np.ndarray]:
+    """Which captions name which demographic group."""
+    memberships = caption_groups(regime.captions)
+    return {name: member for groups in memberships.values() for name, member in groups.items()}
+
+
+ABLATION = {
+    "every_pair_evaluated": Variant("every pair evaluated", cells={"influence_budget": 1.0}),
+    "budget_0.03": Variant("3 % of the pairs evaluated", cells={"influence_budget": 0.03}),
+    "ten_repeats": Variant("ten repeats instead of five", cells={"held_out_repeats": 10}),
+    "one_repeat": Variant("one repeat instead of five", cells={"held_out_repeats": 1}),
+    "topics_ignored": Variant("topics ignored", cells={"ignore_topics": True}),
+    "cells_kept_whole": Variant("cells kept whole", cells={"keep_cells_whole": True}),
+    "encoder_agreement": Variant(
+        "agreement by the encoder alone", cells={"encoder_agreement_only": True}
+    ),
+    "influence_alone": Variant("influence alone", curation={"agreement_weight": 0.0}),
+    "agreement_half": Variant("agreement counts half", curation={"agreement_weight": 0.5}),
+    "copies_free": Variant("near copies not charged for", curation={"copy_price": 0.0}),
+    "equal_weights": Variant("equal weights", equal_weights=True),
+    "weights_drawn": Variant("weights drawn (sampling)", weighting=SAMPLE),
+    "no_raising": Variant("no cluster raised", curation={"max_weight": 1.0}),
+    "20_clusters": Variant("20 clusters", n_clusters=20),
+    "400_clusters": Variant("400 clusters", n_clusters=400),
+    "two_rounds": Variant("two rounds", rounds=2),
+    "labels_known": Variant("pairs judged by the true labels (a ceiling)", labels_known=True),
+    "taken_at_word": Variant("validation pairs taken at their word", taken_at_word=True),
+    "taken_at_word_no_guard": Variant(
+        "taken at their word, and no guard", taken_at_word=True, parts={"influence_weight": 1.0}
+    ),
+    "no_influence": Variant("agreement without influence", parts={"influence_weight": 0.0}),
+    "no_relevance": Variant("nearness to the held-out pairs ignored", relevance=False),
+    "women_twice": Variant("captions about women weigh twice", women=2.0),
+    "women_five_times": Variant("captions about women weigh five times", women=5.0),
+}
+
+
+@remembered
+def pair_influence_of(
+    problem: Problem, trust: PairTrust, settings: Mapping[str, Any]
+) -> tuple[PairInfluence, float]:
+    """The estimate with these settings, one for all shares kept, and its seconds."""
+    started = time.perf_counter()
+    rng = stage_rng(problem.seed, "pair_influence")
+    return estimate_pairs(problem, trust, settings, rng), time.perf_counter() - started
+
+
+@remembered
+def at_word(trust: PairTrust) -> PairTrust:
+    """All validation pairs asked, as with `--trust_validation`."""
+    everyone = np.ones(len(trust.validation_trusted), dtype=bool)
+    return replace(trust, validation_trusted=everyone, taken_at_word=True)
+
+
+@remembered
+def with_clusters(problem: Problem, n_clusters: int) -> Problem:
+    """The same pairs in another number of clusters."""
+    clusters, seconds = clustered(problem.regime, problem.seed, n_clusters)
+    return problem._replace(clusters=clusters, clustering_seconds=seconds)
+
+
+@remembered
+def influence_of(problem: Problem) -> tuple[InfluenceResult, float]:
+    """The clusters' scores, one for all shares kept, and their seconds.
+
+    They decide only which clusters may be wiped out and raised: one reference model and five
+    folds are enough.
+    """
+    started = time.perf_counter()
+    with temporary_room(_workers[0]) as room:
+        result = score_clusters(
+            known(problem),
+            InfluenceConfig(influence_seeds=1, removal_folds=5),
+            TRAINING,
+            room,
+            rng=stage_rng(problem.seed, "influence"),
+        )
+    return result, time.perf_counter() - started
+
+
+METHODS: dict[str, Method] = {
+    FULL: Method(full),
+    ORACLE: Method(oracle),
+    INFLUENCESPACE: Method(influencespace(Variant()), version="5"),
+    **{name: Method(baseline(name)) for name in BASELINES},
+    TWO_CUTS: Method(two_cuts, is_default=False),
+    **{
+        name: Method(influencespace(variant), version="3", is_default=False)
+        for name, variant in ABLATION.items()
+    },
+}
+
+
+def version_of(method: str) -> str:
+    """What a row of this method must say to count."""
+    return f"{RULES}.{METHODS[method].version}"
