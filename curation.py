@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,13 +27,21 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from artifacts.settings import InputError, Settings, setting
+from attribution.keep_curve import KeepCurve
 from attribution.results import InfluenceResult, PairInfluence
 from attribution.scores import standardised
 from learner.pairs import TrainingPairs
 
 HARMFUL, NEUTRAL, BENEFICIAL = "harmful", "neutral", "beneficial"
+DEFAULT_SHARE = 0.8
 SMALLEST_SHARE = 0.05  # of a cluster that is kept unless its harm is certain
 RHO_BOUNDS = 1.0, 20.0
+LOT = 1e-6  # log odds by which pairs of one worth are told apart
+SORTS_DIFFICULTY = (
+    "models trained on pairs of high value do worse on the held-out pairs than on as many at random"
+    " that look right: values tell easy pairs from hard ones here, so only what looks faulty is"
+    " dropped by them"
+)
 KEEP, DROP = 1, -1  # what a reviewer says of a pair; 0 where nothing
 
 
@@ -41,8 +49,13 @@ KEEP, DROP = 1, -1  # what a reviewer says of a pair; 0 where nothing
 class CurationConfig(Settings):
     """What is pruned, kept and raised."""
 
-    target_size_ratio: float = setting(
-        0.8, "size of the curated set as a share of the training pairs", above=0, at_most=1
+    target_size_ratio: float | str = setting(
+        DEFAULT_SHARE,
+        "size of the curated set as a share of the training pairs; auto: the share that is best "
+        "for the held-out pairs",
+        above=0,
+        at_most=1,
+        or_auto=True,
     )
     harmful_threshold: float = setting(
         -0.001, "a cluster below this influence is harmful (-0.001: -0.1 %% of validation loss)"
@@ -101,6 +114,14 @@ class CurationConfig(Settings):
                 f"--beneficial_threshold ({self.beneficial_threshold:g})"
             )
 
+    @property
+    def share(self) -> float:
+        """The share to be kept; of `auto`, before it is found, the default.
+
+        The foreseen cost alone is reckoned with that.
+        """
+        return DEFAULT_SHARE if isinstance(self.target_size_ratio, str) else self.target_size_ratio
+
 
 @dataclass(frozen=True)
 class CurationResult:
@@ -139,9 +160,34 @@ class ValueParts(NamedTuple):
         return np.asarray(np.sum(self, axis=0))
 
 
+def without_share(config: CurationConfig) -> dict[str, Any]:
+    """Every setting that decides what is kept at any share."""
+    settings = config.fingerprint_settings()
+    return {name: value for name, value in settings.items() if name != "target_size_ratio"}
+
+
 def curated_size(n: int, target_size_ratio: float) -> int:
     """How many of n pairs are kept, at least one."""
     return max(1, round(target_size_ratio * n))
+
+
+def faults_alone(
+    influence: PairInfluence, curve: KeepCurve, rng: np.random.Generator
+) -> PairInfluence:
+    """What is known of the pairs where values sort easy from hard ones: see `KeepCurve`.
+
+    Pairs that look right are then worth the same, but for near copies and nearness to the held-out
+    pairs, and come by lot; those that do not are worth less the surer it is that they are faulty.
+    """
+    if not curve.sorts_difficulty or influence.unfaulty is None:
+        return influence
+    lot = LOT * rng.random(len(influence.agreement))
+    return replace(
+        influence,
+        agreement=np.where(influence.unfaulty, 0.0, np.minimum(influence.agreement, 0.0)) + lot,
+        influence_weight=0.0,
+        quality={**influence.quality, "influence_weight": 0.0, "guard": SORTS_DIFFICULTY},
+    )
 
 
 def curate(
@@ -171,7 +217,7 @@ def curate(
     """
     cells, clusters = influence.cell_assignments, pairs.cluster_assignments
     n, sizes = len(cells), np.bincount(cells)
-    target = curated_size(n, config.target_size_ratio)
+    target = curated_size(n, config.share)
     said = _with_room(np.zeros(n, dtype=np.int8) if reviewed is None else reviewed, target, config)
     categories = categorize(scores.influence_scores, scores.influence_stderr, config)
     values = estimated_parts(pairs, influence, config).total
@@ -184,7 +230,8 @@ def curate(
     )
     caps = _caps(pairs, cell_categories[cells], categories[clusters], config)
     weights = solve_weights(rho * values, caps, target, said)
-    choose = partial(chosen_rows, clusters, categories, pairs.groups, target, config)
+    junk = np.zeros(n, dtype=bool) if influence.unfaulty is None else ~influence.unfaulty
+    choose = partial(chosen_rows, clusters, categories, pairs.groups, junk, target, config)
     rows, n_overruled = _obey(said, values, choose)
     kept = np.bincount(cells[rows], minlength=len(sizes))
     raised = np.maximum(weights[rows], 1.0)  # a weight below one is met by dropping pairs
@@ -248,7 +295,7 @@ def _with_room(
     """A reviewer's say; an InputError where no set of this size does what it asks for."""
     n, n_keep = len(reviewed), int((reviewed == KEEP).sum())
     n_left = n - int((reviewed == DROP).sum())
-    ratio = f"--target_size_ratio {config.target_size_ratio:g}"
+    ratio = f"--target_size_ratio {config.share:g}"
     if n_keep > target:
         raise InputError(
             f"--overrides marks {n_keep:,} training pairs keep, but {ratio} has room for {target:,}"
@@ -382,12 +429,15 @@ def chosen_rows(
     cluster_assignments: Int64[np.ndarray, " n"],
     categories: Shaped[np.ndarray, " K"],
     groups: Mapping[str, Bool[np.ndarray, " n"]],
+    junk: Bool[np.ndarray, " n"],
     target: int,
     config: CurationConfig,
     values: Float[np.ndarray, " n"],
 ) -> Int64[np.ndarray, " m"]:
     """The protected pairs and of the others those of highest value; see `protected_rows`."""
-    protected = protected_rows(values, cluster_assignments, categories, groups, target, config)
+    protected = protected_rows(
+        values, cluster_assignments, categories, groups, junk, target, config
+    )
     return np.sort(np.lexsort((-values, ~protected))[:target]).astype(np.int64)
 
 
@@ -396,13 +446,15 @@ def protected_rows(
     cluster_assignments: Int64[np.ndarray, " n"],
     categories: Shaped[np.ndarray, " K"],
     groups: Mapping[str, Bool[np.ndarray, " n"]],
+    junk: Bool[np.ndarray, " n"],
     target: int,
     config: CurationConfig,
 ) -> Bool[np.ndarray, " n"]:
     """Pairs that stay whatever their cell: the best of every group, and of every cluster.
 
-    A twentieth of each cluster, at least one pair, unless its harm is certain; as far as the
-    target reaches, those of highest value first. A pair of infinite value is one that a reviewer
+    A twentieth of each cluster, at least one pair, unless its harm is certain, of those that are
+    no junk: a topic is protected, not its faulty pairs. As far as the target reaches, those of
+    highest value first. A pair of infinite value is one that a reviewer
     has decided on: it is protected, and counts for its cluster and groups, or never.
 
     Raises:
@@ -421,7 +473,7 @@ def protected_rows(
             f"--min_group_retention {config.min_group_retention:g} keeps {protected.sum()} pairs "
             "for the demographic groups"
             + (f" and the {n_marked} that --overrides marks" if n_marked else "")
-            + f", --target_size_ratio {config.target_size_ratio:g} only "
+            + f", --target_size_ratio {config.share:g} only "
             f"{target} in all; lower the one or raise the other"
         )
     sizes = np.bincount(cluster_assignments, minlength=len(categories))
@@ -429,7 +481,7 @@ def protected_rows(
     order = by_value[np.argsort(cluster_assignments[by_value], kind="stable")]
     rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[cluster_assignments[order]]
     wanted = order[rank < quota[cluster_assignments[order]]]
-    wanted = wanted[~protected[wanted] & ~refused[wanted]]
+    wanted = wanted[~protected[wanted] & ~refused[wanted] & ~junk[wanted]]
     wanted = wanted[np.lexsort((wanted, -values[wanted]))]  # ties by row, not by cluster
     protected[wanted[: target - int(protected.sum())]] = True
     return protected

@@ -434,7 +434,7 @@ def score_pairs(
 class _Inferred(NamedTuple):
     """Influence of the evaluated pairs, and what is inferred of all."""
 
-    index: Int64[np.ndarray, " m"]
+    rows: Int64[np.ndarray, " m"]
     per_repeat: Float[np.ndarray, "R m"]
     measured: Measured
     pooled: PooledInfluence
@@ -451,7 +451,7 @@ def _settled(
     inferred: _Inferred,
 ) -> PairInfluence:
     """What was evaluated and what was inferred, put together; how much of it counts; the cells."""
-    index, pooled = inferred.index, inferred.pooled
+    index, pooled = inferred.rows, inferred.pooled
     influence = pooled.predicted.copy()
     share = own_share(inferred.measured, pooled.predicted[index])
     influence[index] += share * (inferred.measured.influence - pooled.predicted[index])

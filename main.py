@@ -23,8 +23,9 @@ from artifacts import provenance as stages
 from artifacts.lock import only_run_in
 from artifacts.provenance import Saved, baseline_stage
 from artifacts.scratch import use_folder
-from artifacts.settings import InputError
+from artifacts.settings import AUTO, InputError
 from artifacts.store import Store
+from attribution.keep_curve import KeepCurve, Kept, measure_keep_curve
 from attribution.results import InfluenceResult, InfluenceValidation, PairInfluence
 from attribution.trust import PairTrust
 from attribution.validation import validate_influence
@@ -44,7 +45,7 @@ from cli.overrides import read_overrides
 from cli.preview import preview
 from cli.run import Run, resolve_device
 from clustering import ClusterAssignment, cluster_embeddings, training_pairs
-from curation import CurationResult, curate, estimated_parts
+from curation import CurationResult, curate, estimated_parts, faults_alone, without_share
 from embedding import EmbeddingResult
 from engine.base import Setup
 from engine.start import start_engine
@@ -125,7 +126,8 @@ def run_pipeline(config: Config, command: str) -> None:
         warn_of_replacing(run)
         known = stage_1(run)
         judged = stage_2(run, known)
-        chosen = stage_3(run, known, judged)
+        run, judged, curve = how_much(run, known, judged)
+        chosen = stage_3(run, known, judged, curve)
         exported = export(run, known, chosen)
         proof = prove(run, known, judged, chosen)
         report(run, Results(known, judged, chosen, proof), command=command, started=started)
@@ -252,7 +254,41 @@ def score_pairs(
     )
 
 
-def stage_3(run: Run, known: Known, judged: Judged) -> Chosen:
+def how_much(run: Run, known: Known, judged: Judged) -> tuple[Run, Judged, Saved[KeepCurve]]:
+    """What each share kept is expected to reach; with `auto`, the share, of which the run knows.
+
+    Where values only sort easy pairs from hard ones, what follows is told so.
+    """
+    config, asked, scored = run.config.curation, judged.asked, judged.scored
+    is_asked_for = config.target_size_ratio == AUTO
+
+    def kept_at(share: float) -> Kept:
+        least = min(config.min_group_retention, share)
+        at = replace(config, target_size_ratio=share, min_group_retention=least)
+        made = curate(asked, judged.influence.value, scored.value, at)
+        return Kept(made.curated_rows, made.sample_weights)
+
+    curve = run.shared_stage(
+        stages.KEEP_CURVE,
+        KeepCurve,
+        *(without_share(config), run.config.training),
+        after=[known.clustered, judged.influence, scored],
+        needed_later=is_asked_for,
+        compute=lambda rng, room: measure_keep_curve(
+            *(asked, kept_at, scored.value, run.config.training, room), rng=rng
+        ),
+    )
+    if is_asked_for:
+        found = replace(config, target_size_ratio=curve.value.share)
+        logger.info("--target_size_ratio auto: %.0f %% are kept", 100 * found.share)
+        run = replace(run, config=run.config._replace(curation=found))
+    if curve.found is not None and scored.found is not None:
+        value = faults_alone(scored.value, curve.found, run.rng("faults alone"))
+        judged = judged._replace(scored=replace(scored, found=value))
+    return run, judged, curve
+
+
+def stage_3(run: Run, known: Known, judged: Judged, curve: Saved[KeepCurve]) -> Chosen:
     """Which pairs are kept, with what weight, and what happened to every one."""
     config, e, asked, scored = run.config, known.embedded.value, judged.asked, judged.scored
     reviewed = run.reviewed(e.split_pairs("train")["id"].tolist())
@@ -260,7 +296,7 @@ def stage_3(run: Run, known: Known, judged: Judged) -> Chosen:
         stages.CURATION,
         CurationResult,
         *(config.curation, run.overrides.settings()),
-        after=[known.clustered, judged.influence, scored],
+        after=[known.clustered, judged.influence, scored, curve],
         needed_later=INFLUENCESPACE in config.evaluation.methods or bool(config.export.export),
         compute=lambda _: curate(
             *(asked, judged.influence.value, scored.value, config.curation), reviewed
@@ -277,7 +313,7 @@ def stage_3(run: Run, known: Known, judged: Judged) -> Chosen:
             judged.trust.found,
         ),
     )
-    return Chosen(curated, ledger)
+    return Chosen(curve, curated, ledger)
 
 
 def export(run: Run, known: Known, chosen: Chosen) -> ExportReport:
@@ -307,7 +343,7 @@ def export(run: Run, known: Known, chosen: Chosen) -> ExportReport:
 
 def select_rivals(run: Run, known: Known, judged: Judged) -> dict[str, Saved[Selection]]:
     """The subset of every rival, of the same size; they look at all validation pairs."""
-    ratio = run.config.curation.target_size_ratio
+    ratio = run.config.curation.share
     needed = {saved.name: saved for saved in (known.clustered, judged.influence)}
     reference = None
     if (influence := judged.influence.found) is not None:
@@ -473,7 +509,7 @@ def findings(run: Run, results: Results, changes: Changes | None) -> Findings | 
         logger.info("report: it shows %s of %s pairs", f"{shown.sum():,}", f"{len(shown):,}")
     quality = None if scored is None else scored.quality
     doubts = caution(quality), guard(quality)
-    ratio = config.curation.target_size_ratio
+    ratio = config.curation.share
     return Findings(
         *(e, clustered, curated, ledger),
         told=Told(ledger.cut, topics(curated.categorization), ratio, doubts),

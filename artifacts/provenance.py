@@ -61,15 +61,16 @@ class Stage:
 
 EMBEDDING = Stage("embedding", "stage1", manifest="embedding_manifest.json", number=1)
 CLUSTERING = Stage("clustering", "stage1", number=1)
-TRUST = Stage("trust", "stage2", manifest="trust_manifest.json", number=2)
+TRUST = Stage("trust", "stage2", manifest="trust_manifest.json", number=2, version=1)
 INFLUENCE = Stage("influence", "stage2", number=2, version=1)
 PAIR_INFLUENCE = Stage(
-    "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2, version=2
+    "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2, version=3
 )
 INFLUENCE_VALIDATION = Stage(
     "influence_validation", "stage2", manifest="influence_validation_manifest.json", number=2
 )
-CURATION = Stage("curation", "stage3", number=3, version=1)
+KEEP_CURVE = Stage("keep curve", "stage3", manifest="keep_curve_manifest.json", number=3)
+CURATION = Stage("curation", "stage3", number=3, version=2)
 LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3, version=2)
 EVALUATION = Stage("evaluation", "evaluation")
 PAIR_MAP = Stage("pair map", "report")
@@ -82,6 +83,7 @@ STAGES = (
         INFLUENCE,
         PAIR_INFLUENCE,
         INFLUENCE_VALIDATION,
+        KEEP_CURVE,
         CURATION,
         LEDGER,
     ),

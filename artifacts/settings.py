@@ -14,6 +14,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
 ALL = "all"  # the word for a number without an end
+AUTO = "auto"  # the word for a number that the run finds
 # Of the names of settings that hold a path.
 PATH_ENDINGS = ("_dir", "_file", "_data", "compare", "overrides")
 
@@ -34,6 +35,7 @@ def setting(
     affects_result: bool = True,
     added_later: bool = False,
     or_all: bool = False,
+    or_auto: bool = False,
     type: type | None = None,  # noqa: A002 - the word argparse uses
 ) -> Any:
     """A dataclass field that carries everything the command line and the checks need.
@@ -51,6 +53,7 @@ def setting(
         added_later: left out of the fingerprint at its default, so that results saved before the
             setting existed stay current; the default must mean what was done then.
         or_all: the word `all` is permitted in a number's place and means that there is no limit.
+        or_auto: the word `auto` is permitted in a number's place: the run finds the number.
         type: the value's type where the default (None, say) does not tell it.
     """
     metadata = {
@@ -63,6 +66,7 @@ def setting(
         "affects_result": affects_result,
         "added_later": added_later,
         "or_all": or_all,
+        "or_auto": or_auto,
         "type": type,
     }
     if isinstance(default, list):
@@ -136,6 +140,21 @@ def count_or_all(text: str) -> int | str:
         raise argparse.ArgumentTypeError(problem) from None
 
 
+def number_or_auto(text: str) -> float | str:
+    """A number, or the word `auto`, from the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    if text == AUTO:
+        return AUTO
+    try:
+        return float(text)
+    except ValueError:
+        problem = f"{text!r} is neither a number nor the word {AUTO}"
+        raise argparse.ArgumentTypeError(problem) from None
+
+
 def _split(values: list[Any]) -> tuple[Any, ...]:
     """Each value once; words may also be separated by commas."""
     words = [
@@ -162,11 +181,17 @@ def _add_flag(group: argparse._ArgumentGroup, f: Field[Any]) -> None:
     names = {int: "N", float: "X", str: "PATH" if f.name.endswith(PATH_ENDINGS) else "NAME"}
     group.add_argument(
         f"--{f.name}",
-        type=count_or_all if f.metadata["or_all"] else value_type,
+        type=_parser_of(f, value_type),
         metavar=names[value_type],
         help=text,
         nargs=("+" if default else "*") if many else None,
     )
+
+
+def _parser_of(f: Field[Any], value_type: Any) -> Any:
+    if f.metadata["or_auto"]:
+        return number_or_auto
+    return count_or_all if f.metadata["or_all"] else value_type
 
 
 def _check(name: str, value: Any, rules: Any) -> None:
@@ -175,6 +200,8 @@ def _check(name: str, value: Any, rules: Any) -> None:
         raise InputError(f"--{name} must be one of {', '.join(map(str, choices))}; got {value!r}")
     if rules.get("or_all") and isinstance(value, str) and value != ALL:
         raise InputError(f"--{name} must be a whole number or the word {ALL}; got {value!r}")
+    if rules.get("or_auto") and isinstance(value, str) and value != AUTO:
+        raise InputError(f"--{name} must be a number or the word {AUTO}; got {value!r}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if not math.isfinite(value):

@@ -78,7 +78,7 @@ def join_views(
         rng: draws 50,000 of them to fit to, where there are more; None: all are fitted to.
     """
     n = len(views[0].own)
-    rows = np.arange(n)
+    rows: np.ndarray = np.arange(n)
     if rng is not None and n > MOST_JOINED:
         rows = np.sort(rng.choice(n, MOST_JOINED, replace=False))
     own = np.stack([view.own[rows] for view in views], axis=1)

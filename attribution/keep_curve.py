@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from attribution.results import PairInfluence
 from attribution.retraining import mean_pair_losses
 from attribution.sampling import grown_batch_size
 from engine.room import StageRoom
@@ -94,8 +95,7 @@ class KeepCurve:
 def measure_keep_curve(
     pairs: TrainingPairs,
     kept_at: Callable[[float], Kept],
-    unfaulty: Float[np.ndarray, " n"],
-    fault_share: Sequence[float] | None,
+    influence: PairInfluence,
     training: TrainingConfig,
     room: StageRoom,
     *,
@@ -106,8 +106,7 @@ def measure_keep_curve(
     Args:
         pairs: n training pairs, and the validation pairs that are asked.
         kept_at: what is kept at a share.
-        unfaulty: how sure it is that a pair is not faulty; the same for all that look right.
-        fault_share: share of faulty pairs, its lower and its upper bound; None where unknown.
+        influence: which pairs look faulty, and how many are.
         training: settings of the models.
         room: where they are trained.
         rng: draws seeds, pairs and resamples.
@@ -118,7 +117,8 @@ def measure_keep_curve(
     asked = np.sort(rng.permutation(pairs.validation.n_pairs)[:MOST_RANKED])
     validation = pairs.validation.take(torch.from_numpy(asked).to(pairs.validation.images.device))
     size = len(kept_at(CHECKED).rows)
-    chance = np.lexsort((rng.random(n), -unfaulty))[:size]
+    looks_faulty = np.zeros(n) if influence.unfaulty is None else ~influence.unfaulty
+    chance = np.lexsort((rng.random(n), looks_faulty))[:size]
     choices = {str(share): kept_at(share) for share in SHARES}
     choices["random"] = Kept(np.sort(chance), None)
     trained = _Trained(
@@ -136,7 +136,7 @@ def measure_keep_curve(
     )
     found = np.stack([one.load(".npy") for one in made])
     found = found.reshape(len(choices), N_SEEDS, *found.shape[1:])
-    return _curve(found[:-1], found[-1], fault_share, n_steps, rng)
+    return _curve(found[:-1], found[-1], influence.fault_share, n_steps, rng)
 
 
 def _grown(training: TrainingConfig, n: int, n_steps: int) -> TrainingConfig:

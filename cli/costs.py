@@ -288,7 +288,7 @@ def _pair_influence_seconds(config: Config, sizes: Sizes, speed: Speed) -> float
 
 def _baseline_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     n = sizes.train
-    kept = curated_size(n, config.curation.target_size_ratio)
+    kept = curated_size(n, config.curation.share)
     counts = Counts(n, kept, sizes.validation, config.clustering.n_clusters)
     chosen = [METHODS[name] for name in config.evaluation.methods]
     n_steps = sum(method.steps_a_batch for method in chosen) * n / config.training.batch_size
@@ -303,7 +303,7 @@ def _evaluation_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
         return 0.0
     full, part = (
         training.num_epochs * steps_per_epoch(m, training.batch_size)
-        for m in (n, curated_size(n, config.curation.target_size_ratio))
+        for m in (n, curated_size(n, config.curation.share))
     )
     n_others = len(set(c.methods) - {FULL})
     n_steps = c.n_seeds * (n_others * (full + part) + (FULL in c.methods) * full)
@@ -319,7 +319,7 @@ def _evaluation_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
 def _export_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     """At most: images are read again, once a format, but not encoded."""
     n_formats = len(set(config.export.export) & set(NEED_IMAGES))
-    kept = curated_size(sizes.train, config.curation.target_size_ratio)
+    kept = curated_size(sizes.train, config.curation.share)
     return n_formats * kept / speed.images_per_second
 
 

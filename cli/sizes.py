@@ -217,7 +217,7 @@ def expected_bytes(config: Config, sizes: Sizes, sample: Sample) -> dict[str, in
         needed["report"] = REPORT_BYTES + small + round(n * (REPORT_ROW + text))
     if config.execution.save_checkpoints:
         needed["trained models"] = n_trainings * model
-    kept = curated_size(n, config.curation.target_size_ratio)
+    kept = curated_size(n, config.curation.share)
     return needed | export_bytes(config.export.export, kept, sample.image_bytes, text)
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from artifacts.provenance import Saved
 from artifacts.store import Store
+from attribution.keep_curve import KeepCurve
 from attribution.results import InfluenceResult, InfluenceValidation, PairInfluence
 from attribution.trust import PairTrust
 from baselines import METHODS
@@ -78,6 +79,7 @@ class Judged(NamedTuple):
 class Chosen(NamedTuple):
     """Stage 3: which pairs are kept, with what weight, and what happened to every one."""
 
+    curve: Saved[KeepCurve]
     curated: Saved[CurationResult]
     ledger: Saved[Ledger]
 
@@ -152,7 +154,7 @@ def summarize(
         decisions=count_decisions(ledger.ledger) if ledger else None,
         group_retention=curated.group_retention if curated else None,
         sample_weights=curated.sample_weights if curated else None,
-        n_curated=curated_size(len(e.indices), curation.target_size_ratio),
+        n_curated=curated_size(len(e.indices), curation.share),
         thresholds=dataclasses.asdict(curation),
         faults=faults_of_methods(e, proof),
         dropped_examples=dropped_examples(e, clustered, scored, curated),

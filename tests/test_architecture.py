@@ -26,7 +26,10 @@ ARROWS: dict[str, set[str]] = {
     "embedding": {"artifacts", "data", "encoders", "intake", *SEAM, "sources"},
     "clustering": {"artifacts", "embedding", *SEAM, "learner", "sources.captions"},
     "influence": {"artifacts", "attribution", "curation", "embedding", *SEAM, "learner"},
-    "curation": {"artifacts", "attribution.results", "attribution.scores", "learner"},
+    "curation": {
+        *("artifacts", "attribution.keep_curve", "attribution.results", "attribution.scores"),
+        "learner",
+    },
     "baselines": {"artifacts", "attribution", "curation", "learner"},
     "train_eval": {
         *("artifacts", "baselines", "embedding", *SEAM, "learner", "sources.captions"),
