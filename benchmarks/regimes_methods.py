@@ -27,6 +27,7 @@ from artifacts.provenance import CLUSTERING, INFLUENCE, stage_rng
 from attribution.additive_model import smooth_basis
 from attribution.agreement import neighbour_agreement
 from attribution.cluster_scores import InfluenceConfig
+from attribution.keep_curve import KeepCurve, Kept, measure_keep_curve
 from attribution.pair_scores import PairInfluenceConfig
 from attribution.results import InfluenceResult, PairInfluence
 from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
@@ -43,7 +44,7 @@ from baselines import (
 )
 from benchmarks.rooms import temporary_room
 from clustering import ClusterAssignment, ClusteringConfig, cluster_embeddings
-from curation import CurationConfig, CurationResult, curate, curated_size
+from curation import CurationConfig, CurationResult, curate, curated_size, faults_alone
 from influence import Round, score_clusters, score_pairs
 from learner.model import Parameters, shuffled_batches
 from learner.pairs import (
@@ -413,6 +414,12 @@ def curate_with_influencespace(
         if not variant.relevance:
             nothing = np.zeros_like(pair_influence.relevance_part)
             pair_influence = replace(pair_influence, relevance_part=nothing)
+        if variant == Variant():
+            curve, curve_seconds = curve_of(problem, scores, pair_influence)
+            rng = stage_rng(problem.seed, "faults alone")
+            pair_influence = faults_alone(pair_influence, curve, rng)
+            pair_seconds += curve_seconds
+            started = time.perf_counter()
         curated = curate(known(problem), scores, pair_influence, config)
         return curated, pair_influence, seconds + pair_seconds + time.perf_counter() - started
     before: Round | None = None
@@ -423,6 +430,36 @@ def curate_with_influencespace(
         before = Round(curated.training_weights(len(problem.regime.faults)) > 0, estimate)
     assert before is not None, "there is a round"
     return curated, before.estimate, seconds + time.perf_counter() - started
+
+
+_curves: list[Any] = []  # the last set of pairs, its curve and the seconds
+
+
+def curve_of(
+    problem: Problem, scores: InfluenceResult, influence: PairInfluence
+) -> tuple[KeepCurve, float]:
+    """What each share kept is expected to reach, one for all shares kept, and its seconds."""
+    if not _curves or _curves[0] is not problem:
+        started, pairs = time.perf_counter(), known(problem)
+
+        def kept_at(share: float) -> Kept:
+            made = curate(pairs, scores, influence, CurationConfig(target_size_ratio=share))
+            return Kept(made.curated_rows, made.sample_weights)
+
+        with temporary_room(_workers[0]) as room:
+            rng = stage_rng(problem.seed, "keep curve")
+            curve = measure_keep_curve(pairs, kept_at, influence, TRAINING, room, rng=rng)
+        _curves[:] = [problem, (curve, time.perf_counter() - started)]
+    found: tuple[KeepCurve, float] = _curves[1]
+    return found
+
+
+def curve_of_influencespace(problem: Problem) -> KeepCurve:
+    """The curve of a set of pairs, with all that it needs."""
+    trust, _ = trust_of(problem)
+    problem = asking(problem, trust)
+    influence, _ = pair_influence_of(problem, trust, Variant().cells)
+    return curve_of(problem, influence_of(problem)[0], influence)[0]
 
 
 def judged_by_labels(problem: Problem, estimate: PairInfluence, n_kept: int) -> np.ndarray:

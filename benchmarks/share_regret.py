@@ -33,7 +33,13 @@ import numpy as np
 import pandas as pd
 from flickr8k_regimes import load_pool, make_regime
 from regimes import compute, done_in, embedded_encoder, held_outs, regime_name, units_of
-from regimes_methods import Problem, make_problem, test_set_of, trust_of
+from regimes_methods import (
+    Problem,
+    curve_of_influencespace,
+    make_problem,
+    test_set_of,
+    trust_of,
+)
 from regimes_report import RESULTS, SAME_STEPS, markdown_table, regime_label
 from regimes_rows import read_rows
 from tqdm import tqdm
@@ -70,8 +76,8 @@ def one_less_faults(problem: Problem) -> Share:
 
 def auto(problem: Problem) -> Share:
     """The share that `--target_size_ratio auto` chooses."""
-    # PLUG IN HERE: the estimator of the share kept, called with the problem's pairs.
-    raise SystemExit("--choosers auto: no estimator of the share is connected to this benchmark")
+    curve = curve_of_influencespace(problem)
+    return Share(curve.share, *(curve.best["fault_share"] or (None, None, None)))
 
 
 CHOOSERS: dict[str, Callable[[Problem], Share]] = {
