@@ -5,8 +5,9 @@
 after as many steps at every share, a few seeds side by side: a smooth relative of recall that tells
 shares apart with fewer pairs. A cubic in s is fitted to it; validation pairs and seeds are
 resampled for its errors. Of the shares whose m is not worse than the best by more than a standard
-error the one nearest to the share of pairs that are not faulty is chosen: where the curve is flat
-it says nothing, and what is thrown away by mistake may be missed by a larger model.
+error the one nearest to the share of pairs that are not faulty is taken: where the curve is flat
+it says nothing. Chosen is the middle between that and the share of pairs that are not faulty: short
+trainings, and validation pairs that have said what is kept, prefer smaller sets than long ones do.
 
 Beside them stand trainings on as many pairs at random among those that do not look faulty. Where
 these are better, agreement and influence sort easy pairs from hard ones and not good from bad, and
@@ -252,7 +253,7 @@ def _curve(
 def chosen_share(
     means: Float[np.ndarray, " g"], errors: Float[np.ndarray, " g"], unfaulty: float | None
 ) -> float:
-    """Of the shares of `GRID` that may be the best, the one nearest to that of unfaulty pairs.
+    """Between that of unfaulty pairs and the nearest to it that may be the best of `GRID`.
 
     Args:
         means: the higher the better.
@@ -260,8 +261,9 @@ def chosen_share(
         unfaulty: share of pairs that are not faulty; None: nothing is known, and most is kept.
     """
     close = np.flatnonzero(means >= means.max() - errors)
-    wanted = 1.0 if unfaulty is None else unfaulty
-    return round(float(GRID[close][np.abs(GRID[close] - wanted).argmin()]), 2)
+    wanted = float(np.clip(1.0 if unfaulty is None else unfaulty, GRID[0], 1.0))
+    nearest = float(GRID[close][np.abs(GRID[close] - wanted).argmin()])
+    return round((nearest + wanted) / 2, 2)
 
 
 def _polynomial_fit(shares: Float[np.ndarray, " s"]) -> Float64[np.ndarray, "g s"]:
