@@ -27,14 +27,15 @@ ARROWS: dict[str, set[str]] = {
     "clustering": {"artifacts", "embedding", *SEAM, "learner", "sources.captions"},
     "influence": {"artifacts", "attribution", "curation", "embedding", *SEAM, "learner"},
     "curation": {"artifacts", "attribution.results", "attribution.scores", "learner"},
-    "baselines": {"artifacts", "attribution", "curation", "learner"},
+    "rivals": {"attribution", "curation", "encoders.joint_map", "learner"},
+    "baselines": {"artifacts", "curation", "learner", "rivals"},
     "train_eval": {
         *("artifacts", "baselines", "embedding", *SEAM, "learner", "sources.captions"),
     },
     "exporting": {"artifacts", *SEAM, "sources"},
     "cli": {
         *("artifacts", "attribution", "encoders", "engine", "exporting", "intake", "learner"),
-        *("sources", *STAGES),
+        *("rivals", "sources", *STAGES),
         "reporting.report.settings",
     },
     "reporting": {"artifacts", "attribution", "learner", "sources", *STAGES},
