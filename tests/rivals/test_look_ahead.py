@@ -77,6 +77,7 @@ def test_a_score_that_tells_right_from_wrong_is_found(monkeypatch: pytest.Monkey
     telling = np.where(planted.wrong, 1.0, -1.0) + 0.3 * rng.normal(size=96)  # high where wrong
     given = np.column_stack([useless[:, 0], telling, useless[:, 1]]).astype(np.float32)
     monkeypatch.setattr(module, "signals", lambda *_: given)
+    monkeypatch.setattr(module, "N_STEPS", 60)
     case = case_of(96, tensors=planted.pairs, validation=planted.validation, reference=parameters)
     kept = select("m_flyt", case, 0.75, rng=np.random.default_rng(0)).rows
     assert planted.wrong[kept].mean() < 0.05  # 25 % of all pairs
@@ -84,7 +85,8 @@ def test_a_score_that_tells_right_from_wrong_is_found(monkeypatch: pytest.Monkey
     assert np.corrcoef(mixed, telling)[0, 1] < -0.9
 
 
-def test_the_reference_model_is_left_as_it_was() -> None:
+def test_the_reference_model_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "N_STEPS", 5)
     case = case_of(20)
     assert case.reference is not None
     before = to_vector(case.reference.parameters).copy()
