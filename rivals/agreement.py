@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 N_SIMILARITIES = 2**22  # in one block; 16 MiB
 FIRST_CUT_POWER = 0.75  # of the share kept: 30 % where 20 % are kept in the end; Wang et al. (2024)
 FIT_SCALES = 48  # temperatures that agreement is fitted with
-NEAR_COPY_SIMILARITY = 0.95  # image cosine above which one of two is dropped as a near copy
 
 
 def neg_clip_loss(pairs: TrainingPairs, *, rng: np.random.Generator) -> Float[np.ndarray, " n"]:
@@ -53,14 +52,14 @@ def neg_clip_loss_semdedup(
     """Rows of the highest negCLIPLoss among those that SemDeDup leaves.
 
     The composite of Abbas et al. (2023, arXiv 2303.09540) and Wang et al. (2024). SemDeDup drops
-    the pairs whose image has a cosine above `NEAR_COPY_SIMILARITY` with a harder one of its
-    cluster, the most similar first, but no more than are to be dropped in all; what is then still
-    above the size goes by negCLIPLoss. So each cut drops what it is made for, and the size is met
-    exactly: without near copies this is `neg_clip_loss`, with more of them than may be dropped
-    it is `semdedup`.
+    the pairs whose image is most similar to a harder one of its cluster: as many as have a better
+    near copy by the clustering's own threshold, but no more than are to be dropped in all. What is
+    then still above the size goes by negCLIPLoss. So each cut drops what it is made for, and the
+    size is met exactly: without near copies this is `neg_clip_loss`, with more of them than may
+    be dropped it is `semdedup`.
     """
     similarity = similarity_to_harder(pairs.image_embeddings, pairs.cluster_assignments)
-    n_copies = int((similarity > NEAR_COPY_SIMILARITY).sum())
+    n_copies = int((pairs.better_copies > 0).sum())
     left = np.sort(highest(-similarity, max(size, len(similarity) - n_copies)))
     rows: np.ndarray = left[highest(neg_clip_loss(pairs, rng=rng)[left], size)]
     return rows

@@ -19,10 +19,9 @@ from rivals.clusters import similarity_to_harder
 from rivals.given import Reference
 
 LOOK_AHEAD_COST = 20.0  # training steps that one of them takes, measured
-N_STEPS = 600  # looks ahead, one batch each
-# Of the step that is looked ahead, small: at ten times that the reference model leaves its optimum,
-# and on clean Flickr8k pairs what is kept falls from 30.0 to 27.6 % of recall (one seed).
-STEP_SIZE = 0.01
+N_STEPS = 300  # looks ahead, one batch each
+LOOK_AHEAD_BATCH = 128  # pairs, and at most as many held-out pairs
+STEP_SIZE = 0.01  # of the step that is looked ahead; small, or the model leaves its optimum
 LEARNING_RATE = 0.02  # of the mix: Adam
 MOST_DEVIATIONS = 3.0  # a score counts no further from its mean
 
@@ -36,23 +35,23 @@ def mixed_scores(
 
     Shechter & Carmon (2025, arXiv 2503.08805): a batch's weights are the softmax of a linear mix
     of scores, act in its contrastive loss, and the mix c follows the gradient of the held-out
-    ("downstream") loss after one step of gradient descent on that loss, by Adam from equal weights.
-    The model starts as stage 2's reference model, takes every step that it has looked ahead, and is
-    thrown away. The scores are those of `signals`, each in standard deviations; the paper has
-    twelve of its own, batches of thousands and a pretrained CLIP. It samples a data set with
-    repetitions by these weights (soft cap sampling); a subset without repetitions has the pairs
-    of highest mix.
+    ("downstream") loss after one step of gradient descent on that loss. Here the model is stage
+    2's reference model; it takes every step that it has looked ahead and is then thrown away. The mix is trained by Adam from equal weights over the scores of `signals`, each in
+    standard deviations, where the paper mixes scores of large models. The paper samples a data set
+    with repetitions by these weights (soft cap sampling); a subset without has the pairs of highest
+    mix.
     """
     assert reference is not None, "select_baseline sees to it"
     x = signals(pairs, rng)
-    device, b = pairs.tensors.device, reference.batch_size
-    n, m = len(x), pairs.validation.n_pairs
+    device, n, m = pairs.tensors.device, len(x), pairs.validation.n_pairs
     mix = torch.zeros(x.shape[1], device=device)
     optimizer = torch.optim.Adam([mix], lr=LEARNING_RATE)
     model = Parameters(*(p.clone() for p in reference.parameters))
     for _ in tqdm(range(N_STEPS), desc="M-FLYT", unit="step", disable=None, leave=False):
         rows, asked = (
-            torch.from_numpy(rng.choice(size, min(size, b), replace=False)).to(device)
+            torch.from_numpy(rng.choice(size, min(size, LOOK_AHEAD_BATCH), replace=False)).to(
+                device
+            )
             for size in (n, m)
         )
         of_batch = torch.from_numpy(x[rows.cpu().numpy()]).to(device)

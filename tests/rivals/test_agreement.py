@@ -15,7 +15,7 @@ from tests.rivals.cases import at_angles, case_of, select
     [
         (6, {2, 5}),  # the nearest copies of all
         (5, {2, 5, 6}),
-        (4, {1, 2, 5, 6}),  # the last copy: 10 degrees have a cosine of 0.985
+        (4, {1, 2, 5, 6}),  # the last of four that have a better copy
         (3, {0, 1, 2, 5, 6}),  # and then the caption that suits its image least
         (2, {0, 1, 2, 5, 6, 4}),
     ],
@@ -29,7 +29,13 @@ def test_copies_go_first_and_then_what_agrees_least(
     clusters = np.array([0, 0, 0, 0, 1, 1, 1, 2])
     agreement = np.array([0.1, 0.9, 0.9, 0.5, 0.2, 0.9, 0.9, 0.3])
     monkeypatch.setattr("rivals.agreement.neg_clip_loss", lambda *_, **__: agreement)
-    case = case_of(8, image_embeddings=images, text_embeddings=images, cluster_assignments=clusters)
+    case = case_of(
+        8,
+        image_embeddings=images,
+        text_embeddings=images,
+        cluster_assignments=clusters,
+        better_copies=np.array([3, 1, 0, 0, 2, 0, 0, 1]),  # four, whichever they are
+    )
     rows = neg_clip_loss_semdedup(case.pairs, size, rng=np.random.default_rng(0))
     assert set(range(8)) - set(rows.tolist()) == dropped
     assert len(rows) == size

@@ -10,7 +10,7 @@ import torch
 
 from learner.model import initial_parameters, mean_loss
 from learner.pairs import PairTensors
-from learner.training import TrainingConfig, train
+from learner.training import Training, TrainingConfig, train
 from rivals import held_out
 from rivals.given import Reference
 from rivals.held_out import held_out_loss, held_out_model
@@ -71,7 +71,7 @@ def test_captions_of_an_image_are_on_one_side(monkeypatch: pytest.MonkeyPatch) -
     one = planted_problem(seed=2).validation
     twice = PairTensors(one.images.repeat(2, 1), torch.cat([one.texts, one.texts + 0.1]))
     trained: list[PairTensors] = []
-    made = held_out.Training
+    made = Training
 
     def training(pairs: PairTensors, *given: Any, **settings: Any) -> Any:
         trained.append(pairs)
