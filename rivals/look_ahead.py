@@ -36,10 +36,11 @@ def mixed_scores(
     Shechter & Carmon (2025, arXiv 2503.08805): a batch's weights are the softmax of a linear mix
     of scores, act in its contrastive loss, and the mix c follows the gradient of the held-out
     ("downstream") loss after one step of gradient descent on that loss. Here the model is stage
-    2's reference model; it takes every step that it has looked ahead and is then thrown away. The mix is trained by Adam from equal weights over the scores of `signals`, each in
-    standard deviations, where the paper mixes scores of large models. The paper samples a data set
-    with repetitions by these weights (soft cap sampling); a subset without has the pairs of highest
-    mix.
+    2's reference model; it takes every step that it has looked ahead and is then thrown away. The
+    mix is trained by Adam from equal weights over the scores of `signals`, each in standard
+    deviations, where the paper mixes scores of large models. The paper samples a data set with
+    repetitions by these weights (soft cap sampling); a subset without them has the pairs of
+    highest mix.
     """
     assert reference is not None, "select_baseline sees to it"
     x = signals(pairs, rng)
@@ -49,11 +50,10 @@ def mixed_scores(
     model = Parameters(*(p.clone() for p in reference.parameters))
     for _ in tqdm(range(N_STEPS), desc="M-FLYT", unit="step", disable=None, leave=False):
         rows, asked = (
-            torch.from_numpy(rng.choice(size, min(size, LOOK_AHEAD_BATCH), replace=False)).to(
-                device
-            )
+            torch.from_numpy(rng.choice(size, min(size, LOOK_AHEAD_BATCH), replace=False))
             for size in (n, m)
         )
+        rows, asked = rows.to(device), asked.to(device)
         of_batch = torch.from_numpy(x[rows.cpu().numpy()]).to(device)
         batch, held_out = pairs.tensors.take(rows), pairs.validation.take(asked)
         mix.grad, model = look_ahead(model, mix, of_batch, batch, held_out, STEP_SIZE)
