@@ -18,10 +18,10 @@ from rivals.agreement import agreement_cosines, neg_clip_loss, norm_sim
 from rivals.clusters import similarity_to_harder
 from rivals.given import Reference
 
-LOOK_AHEAD_COST = 20.0  # training steps that one of them takes, measured
+LOOK_AHEAD_COST = 40.0  # training steps that one of them takes, measured
 N_STEPS = 300  # looks ahead, one batch each
-LOOK_AHEAD_BATCH = 128  # pairs, and at most as many held-out pairs
-STEP_SIZE = 0.01  # of the step that is looked ahead; small, or the model leaves its optimum
+LOOK_AHEAD_BATCH = 256  # pairs, and at most as many held-out pairs
+STEP_SIZE = 0.1  # of the step that is looked ahead
 LEARNING_RATE = 0.02  # of the mix: Adam
 MOST_DEVIATIONS = 3.0  # a score counts no further from its mean
 
