@@ -11,50 +11,53 @@ neg_clip_loss           highest agreement less that with others (Wang et al. 202
 neg_clip_loss_normsim   that and likeness to a held-out image, NormSim of the same paper
 text_alpha_sampling     frequent kinds of captions less often (Gadre et al. 2023, arXiv 2304.14108)
 gradient_similarity     highest influence with the identity for a Hessian (Charpiat et al. 2019)
+held_out_loss           highest loss less that of a held-out model (Mindermann et al. 2022; JEST)
+m_flyt                  scores mixed by looking a step ahead (Shechter & Carmon 2025)
+neg_clip_loss_semdedup  near copies dropped first, then the lowest negCLIPLoss
+
+Controls, trained only where they are asked for, show what a part of InfluenceSpace does by itself:
+
+refined_agreement                 agreement in a joint space fitted to pairs that look right
+influencespace_without_influence  stage 3's choice if influence counted nothing
+
+How each reckons is in `rivals/`.
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int64
-from scipy.optimize import brentq
-from scipy.special import softmax
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from tqdm import tqdm
+from jaxtyping import Int64
 
 from artifacts.provenance import CLUSTERING, CURATION, INFLUENCE, PAIR_INFLUENCE, TRUST
-from attribution.agreement import (
-    ALL_NORMALISED,
-    FEWEST_NORMALISATIONS,
-    FIT_BATCH,
-    N_NORMALISATIONS,
-    NORMALISATION_BATCH,
-    normalised_agreement,
-)
-from attribution.derivatives import batch_loss_influences, loss_gradient, own_loss_influences
-from attribution.inverse import datainf_direction
-from attribution.scores import standardised
 from curation import curated_size
-from learner.kmeans import SAMPLED_ABOVE, sampled_kmeans
-from learner.model import Parameters, shuffled_batches, whole_batches
-from learner.pairs import PairTensors, TrainingPairs, blocks_of_pairs
+from learner.pairs import TrainingPairs
+from rivals.agreement import (
+    agreement_cosines,
+    neg_clip_loss,
+    neg_clip_loss_normsim,
+    neg_clip_loss_semdedup,
+    refined_agreement,
+)
+from rivals.clusters import (
+    alpha_sampling,
+    density_pruning,
+    equal_shares,
+    similarity_to_harder,
+    text_clusters,
+)
+from rivals.coverage import k_center_greedy
+from rivals.given import Reference
+from rivals.held_out import MOST_STEPS, held_out_loss
+from rivals.influence import gradient_similarity, individual_influence
+from rivals.look_ahead import LOOK_AHEAD_COST, N_STEPS, mixed_scores, signal_cosines
+from rivals.ranking import highest
+from rivals.values import without_influence
 
-logger = logging.getLogger(__name__)
 FULL, INFLUENCESPACE = "full", "influencespace"
-N_SIMILARITIES = 2**22  # in one block; 16 MiB
-N_NEAREST_CENTERS = 20  # Abbas et al. (2024)
-COMPLEXITY_TEMPERATURE = 0.1  # Abbas et al. (2024)
-FIRST_CUT_POWER = 0.75  # of the share kept: 30 % where 20 % are kept in the end; Wang et al. (2024)
-ALPHA = 0.5  # between equal shares of all clusters (0) and the data as they are (1)
-FIT_SCALES = 48  # temperatures that agreement is fitted with
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,6 @@ class Selection:
 
     indices: Int64[np.ndarray, " m"]  # sorted positions in the source
     rows: Int64[np.ndarray, " m"]  # the same pairs as rows of the training arrays
-
-
-class Reference(NamedTuple):
-    """The reference model of stage 2, and the size of the batches that it was trained in."""
-
-    parameters: Parameters
-    batch_size: int
 
 
 class Counts(NamedTuple):
@@ -81,7 +77,7 @@ class Counts(NamedTuple):
     clusters: int
 
 
-Selector = Callable[[TrainingPairs, int, "Reference | None", np.random.Generator], np.ndarray]
+Selector = Callable[[TrainingPairs, int, Reference | None, np.random.Generator], np.ndarray]
 
 
 class Method(NamedTuple):
@@ -96,6 +92,8 @@ class Method(NamedTuple):
         pays_for: stages whose time counts as choosing its subset, beside its own.
         cosines: how many embeddings it compares, for the expected time.
         steps_a_batch: what it computes, in training steps for each batch of the training pairs.
+        steps: what it computes beside, in training steps however many pairs there are.
+        is_control: whether it is a part of InfluenceSpace by itself, trained where it is asked for.
     """
 
     label: str
@@ -106,9 +104,11 @@ class Method(NamedTuple):
     pays_for: tuple[str, ...] = ()
     cosines: Callable[[Counts], float] = lambda _: 0.0
     steps_a_batch: float = 0.0
+    steps: float = 0.0
+    is_control: bool = False
 
 
-# Every method, in the order of tables; a rival is added here and nowhere else.
+# Every method, in the order of tables; a rival is added here and nowhere else, controls last.
 METHODS: dict[str, Method] = {
     FULL: Method("Full data", "#4D4D4D", "s"),
     INFLUENCESPACE: Method(
@@ -195,8 +195,53 @@ METHODS: dict[str, Method] = {
         needs=(INFLUENCE.name,),
         steps_a_batch=4.0,
     ),
+    "held_out_loss": Method(
+        *("Held-out loss (RHO, JEST)", "#D55E00", "H"),
+        select=lambda pairs, size, reference, rng: highest(
+            held_out_loss(pairs, reference, rng=rng), size
+        ),
+        needs=(INFLUENCE.name,),
+        steps_a_batch=2.0,
+        steps=2.0 * MOST_STEPS,
+    ),
+    "m_flyt": Method(
+        *("M-FLYT", "#44AA99", "8"),
+        select=lambda pairs, size, reference, rng: highest(
+            mixed_scores(pairs, reference, rng=rng), size
+        ),
+        needs=(CLUSTERING.name, INFLUENCE.name),
+        pays_for=(CLUSTERING.name,),
+        cosines=lambda c: signal_cosines(c.pairs, c.held_out, c.clusters),
+        steps=LOOK_AHEAD_COST * N_STEPS,
+    ),
+    "neg_clip_loss_semdedup": Method(
+        *("SemDeDup, then negCLIPLoss", "#117733", "$\\clubsuit$"),
+        select=lambda pairs, size, _, rng: neg_clip_loss_semdedup(pairs, size, rng=rng),
+        needs=(CLUSTERING.name,),
+        pays_for=(CLUSTERING.name,),
+        cosines=lambda c: agreement_cosines(c.pairs) + c.pairs**2 / c.clusters,
+    ),
+    # No `chips` (Zhuang et al. 2025, arXiv 2511.18519): of its utility only the parts are known
+    # here, not how they are weighed. A Newton-style alignment in the projection heads, all that is
+    # trained here, is `individual_influence`; its relevance weight guards general skills that a
+    # model trained from scratch has not got.
+    "refined_agreement": Method(
+        *("Refined agreement (control)", "#882255", "$\\diamondsuit$"),
+        select=lambda pairs, size, _, rng: highest(refined_agreement(pairs, rng=rng), size),
+        cosines=lambda c: 2.0 * agreement_cosines(c.pairs),
+        is_control=True,
+    ),
+    "influencespace_without_influence": Method(
+        *("InfluenceSpace without influence (control)", "#CC6677", "$\\heartsuit$"),
+        select=lambda pairs, size, reference, _: without_influence(pairs, size, reference),
+        needs=(CLUSTERING.name, INFLUENCE.name, PAIR_INFLUENCE.name),
+        pays_for=(CLUSTERING.name, TRUST.name, PAIR_INFLUENCE.name),
+        is_control=True,
+    ),
 }
-BASELINES = tuple(name for name, method in METHODS.items() if method.select is not None)
+CONTROLS = tuple(name for name, method in METHODS.items() if method.is_control)
+BASELINES = tuple(name for name, m in METHODS.items() if m.select is not None and not m.is_control)
+TRAINED_BY_DEFAULT = tuple(name for name in METHODS if name not in CONTROLS)
 
 
 def select_baseline(
@@ -209,345 +254,23 @@ def select_baseline(
     """The subset that baseline `name` keeps, as many pairs as InfluenceSpace keeps.
 
     Args:
-        name: one of `BASELINES`.
+        name: one of `BASELINES` or `CONTROLS`.
         pairs: with all held-out pairs, as a rival knows of no trust.
         reference: needed by those that need the stage that trains it.
         target_size_ratio: how many are kept, as a share.
         rng: the method's generator.
 
     Raises:
-        ValueError: a baseline that needs a reference model without one.
+        ValueError: a baseline that needs a reference model, or what stage 2 says of pairs, without.
     """
     method = METHODS[name]
     if INFLUENCE.name in method.needs and reference is None:
         raise ValueError(f"{name} needs the reference model")
+    if PAIR_INFLUENCE.name in method.needs and (
+        reference is None or reference.pair_influence is None
+    ):
+        raise ValueError(f"{name} needs the pair influence of stage 2")
     assert method.select is not None, f"{name} is no baseline"
     size = curated_size(len(pairs.indices), target_size_ratio)
     rows = np.sort(method.select(pairs, size, reference, rng)).astype(np.int64)
     return Selection(pairs.indices[rows], rows)
-
-
-def highest(scores: Float[np.ndarray, " n"], size: int) -> Int64[np.ndarray, " m"]:
-    """Rows of the `size` highest scores; ties go to the earlier row."""
-    rows: np.ndarray = np.argsort(-scores, kind="stable")[:size].astype(np.int64)
-    return rows
-
-
-def equal_shares(
-    cluster_assignments: Int64[np.ndarray, " n"], size: int, *, rng: np.random.Generator
-) -> Int64[np.ndarray, " m"]:
-    """Random rows, as evenly over the clusters as their sizes permit.
-
-    Every cluster gives a first pair before any gives a second, and so on until `size` is met.
-    """
-    order = rng.permutation(len(cluster_assignments))
-    by_cluster = order[np.argsort(cluster_assignments[order], kind="stable")]
-    sizes = np.bincount(cluster_assignments)
-    starts = (np.cumsum(sizes) - sizes)[cluster_assignments[by_cluster]]
-    turn = np.arange(len(order)) - starts
-    tie_break = rng.permutation(len(order))  # which clusters give one more in the last round
-    rows: np.ndarray = by_cluster[np.lexsort((tie_break, turn))[:size]].astype(np.int64)
-    return rows
-
-
-def k_center_greedy(
-    embeddings: Float[np.ndarray, "n d2"], size: int, *, rng: np.random.Generator
-) -> Int64[np.ndarray, " m"]:
-    """Rows chosen one by one, each the farthest from those chosen before: Sener & Savarese (2018).
-
-    The first one is drawn at random. At most twice the optimal covering radius. O(n m d) time,
-    O(n) memory beside the embeddings.
-    """
-    points = np.ascontiguousarray(embeddings, dtype=np.float32)
-    squared_norms = np.einsum("nd,nd->n", points, points)
-    chosen = np.empty(size, dtype=np.int64)
-    chosen[0] = rng.integers(len(points))
-    nearest = np.full(len(points), np.inf, dtype=np.float32)  # squared distance to the chosen
-    for i in tqdm(range(1, size), desc="k-centre greedy", unit="pair", disable=None, leave=False):
-        last = chosen[i - 1]
-        distance = squared_norms + squared_norms[last] - 2 * (points @ points[last])
-        np.minimum(nearest, distance, out=nearest)
-        nearest[last] = -np.inf  # never again, whatever duplicates and rounding do
-        chosen[i] = nearest.argmax()
-    return chosen
-
-
-# --- By clusters of images ----------------------------------------------------------------------
-
-
-def similarity_to_harder(
-    image_embeddings: Float[np.ndarray, "n d"], cluster_assignments: Int64[np.ndarray, " n"]
-) -> Float[np.ndarray, " n"]:
-    """Highest image cosine with an earlier pair of the same cluster: SemDeDup, Abbas et al. (2023).
-
-        M_i = max_{j before i in the cluster of i} <f_i, f_j>        arXiv 2303.09540
-
-    The pairs of a cluster stand in rising order of their cosine with its centroid, the hardest
-    first. SemDeDup drops i where M_i > 1 - epsilon, so that of a group of duplicates the one
-    farthest from the centroid stays. The paper solves epsilon on a tenth of the clusters for the
-    share wanted; with all of M at hand its exact quantile over all clusters meets the size, which
-    is to say that the pairs of lowest M are kept. Clusters are the run's, of image and text, where
-    the paper clusters images alone. O(sum of squared cluster sizes) time, in blocks of rows.
-
-    Returns:
-        (n,) -inf for the hardest pair of each cluster.
-    """
-    similarity = np.full(len(image_embeddings), -np.inf, dtype=np.float32)
-    for members, _, cosines in image_clusters(image_embeddings, cluster_assignments):
-        order = members[np.argsort(cosines, kind="stable")]
-        points = np.ascontiguousarray(image_embeddings[order], dtype=np.float32)
-        step = max(1, N_SIMILARITIES // len(order))
-        for start in range(0, len(order), step):
-            block = points[start : start + step] @ points[: start + step].T
-            block[:, start:][np.triu_indices(len(block))] = -np.inf  # itself and those after it
-            similarity[order[start : start + step]] = block.max(axis=1)
-    return similarity
-
-
-def density_pruning(
-    image_embeddings: Float[np.ndarray, "n d"],
-    cluster_assignments: Int64[np.ndarray, " n"],
-    size: int,
-) -> Int64[np.ndarray, " m"]:
-    """Rows of the hardest pairs of every cluster, more of complex ones: Abbas et al. (2024).
-
-        C_k = d_inter,k * d_intra,k,    p_k = exp(C_k / tau) / sum_j exp(C_j / tau)
-        minimise  sum_k (x_k - p_k * size)^2    subject to  sum_k x_k = size,  1 <= x_k <= n_k
-
-    (arXiv 2401.04578): d_intra,k is the mean cosine distance of the cluster's images to
-    their centroid, d_inter,k that of its centroid to the `N_NEAREST_CENTERS` nearest others. Of
-    cluster k the x_k images of lowest cosine with the centroid are kept. The quadratic programme
-    is solved exactly and rounded by largest remainders. Taken is the density-based step alone:
-    the paper removes duplicates and low CLIP scores before it, which here are rivals of their own
-    (`semdedup`, `clip_score_filtering`). Clusters are the run's, of image and text.
-    """
-    clusters = list(image_clusters(image_embeddings, cluster_assignments))
-    centers = np.stack([center for _, center, _ in clusters])
-    intra = np.array([1 - cosines.mean(dtype=np.float64) for _, _, cosines in clusters])
-    targets = size * softmax(center_distances(centers) * intra / COMPLEXITY_TEMPERATURE)
-    counts = capped_shares(targets, np.array([len(members) for members, _, _ in clusters]), size)
-    kept = [
-        members[np.argsort(cosines, kind="stable")[:count]]
-        for (members, _, cosines), count in zip(clusters, counts, strict=True)
-    ]
-    rows: np.ndarray = np.concatenate(kept).astype(np.int64)
-    return rows
-
-
-def image_clusters(
-    image_embeddings: Float[np.ndarray, "n d"], cluster_assignments: Int64[np.ndarray, " n"]
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of every cluster: its rows, its images' centroid at unit length, their cosines with it."""
-    order = np.argsort(cluster_assignments, kind="stable")
-    starts = np.flatnonzero(np.diff(cluster_assignments[order])) + 1
-    for members in np.split(order, starts):
-        images = image_embeddings[members]
-        center = images.mean(axis=0)
-        center = center / max(float(np.linalg.norm(center)), np.finfo(np.float32).tiny)
-        yield members, center, images @ center
-
-
-def center_distances(centers: Float[np.ndarray, "K d"]) -> Float[np.ndarray, " K"]:
-    """Mean cosine distance of every unit centroid to the `N_NEAREST_CENTERS` nearest others."""
-    n_nearest = min(N_NEAREST_CENTERS, len(centers) - 1)
-    if n_nearest == 0:
-        return np.zeros(1)
-    distances = 1 - centers.astype(np.float64) @ centers.T
-    np.fill_diagonal(distances, np.inf)
-    mean: np.ndarray = np.partition(distances, n_nearest - 1)[:, :n_nearest].mean(axis=1)
-    return mean
-
-
-def capped_shares(
-    targets: Float[np.ndarray, " K"], caps: Int64[np.ndarray, " K"], size: int
-) -> Int64[np.ndarray, " K"]:
-    """Whole numbers of sum `size` nearest to the targets, at least one and at most the cap each.
-
-    The quadratic programme's solution is x_k = clip(t_k - mu, 1, cap_k), with mu the root of
-    sum_k x_k = size; it is rounded by largest remainders. Where `size` has not one for each, the
-    lower bound is zero.
-    """
-    lowest = 1 if size >= len(caps) else 0
-
-    def shares(mu: float) -> np.ndarray:
-        return np.clip(targets - mu, lowest, caps)
-
-    # At the lower end all are at their caps, at the upper end all at the lower bound.
-    low, high = float((targets - caps).min()) - 1, float(targets.max()) + 1
-    exact = shares(brentq(lambda mu: float(shares(mu).sum()) - size, low, high, xtol=1e-12))
-    whole = np.floor(exact + 1e-9).astype(np.int64)  # 1e-9: the root's own error
-    largest = np.argsort(whole - exact, kind="stable")[: size - whole.sum()]
-    whole[largest] += 1
-    return whole
-
-
-# --- By agreement of image and text -------------------------------------------------------------
-
-
-def neg_clip_loss(pairs: TrainingPairs, *, rng: np.random.Generator) -> Float[np.ndarray, " n"]:
-    """Agreement of image and text less that with other pairs: Wang et al. (2024)."""
-    device = pairs.tensors.device
-    return normalised_agreement(pairs.image_embeddings, pairs.text_embeddings, device, rng=rng).own
-
-
-def agreement_cosines(n: int) -> int:
-    """How many embeddings `normalised_agreement` of n pairs compares; of many, at least."""
-    n_shuffles = N_NORMALISATIONS if n > NORMALISATION_BATCH else 1
-    if n > ALL_NORMALISED:
-        n_shuffles = FEWEST_NORMALISATIONS
-    fitting = FIT_SCALES * min(n, FIT_BATCH) ** 2
-    return fitting + n_shuffles * n * min(n, NORMALISATION_BATCH)
-
-
-# --- By agreement, and by likeness to the target ------------------------------------------------
-
-
-def neg_clip_loss_normsim(
-    pairs: TrainingPairs, *, rng: np.random.Generator
-) -> Float[np.ndarray, " n"]:
-    """Sum of negCLIPLoss and NormSim, each in standard deviations: Wang et al. (2024).
-
-    The rival that sees the target. The paper intersects two thresholds, which leaves open how
-    strict each is where only the size is given; in the sum neither counts more. The two-stage form
-    (the share r^(3/4) by negCLIPLoss, of these the share wanted by NormSim, the paper's 30 % then
-    20 %) is offered by the benchmark of regimes as `neg_clip_loss_then_normsim`.
-    """
-    parts = standardised(neg_clip_loss(pairs, rng=rng)), standardised(norm_sim(pairs))
-    return np.asarray(parts[0] + parts[1])
-
-
-def neg_clip_loss_then_normsim(
-    pairs: TrainingPairs, size: int, *, rng: np.random.Generator
-) -> Int64[np.ndarray, " m"]:
-    """Rows of the highest NormSim among those of the highest negCLIPLoss: Wang et al. (2024).
-
-    Where the share r is kept in the end, negCLIPLoss leaves r^(3/4): the paper's 30 % of all
-    pairs where 20 % are kept.
-    """
-    n = len(pairs.clip_scores)
-    n_left = max(size, round(n * (size / n) ** FIRST_CUT_POWER))
-    left = np.sort(highest(neg_clip_loss(pairs, rng=rng), n_left))
-    rows: np.ndarray = left[highest(norm_sim(pairs)[left], size)]
-    return rows
-
-
-def norm_sim(pairs: TrainingPairs) -> Float[np.ndarray, " n"]:
-    """Highest cosine of every image with a held-out one, in the encoder's joint space.
-
-        NormSim_inf(x) = max_t <f(t), f(x)>        arXiv 2405.19547
-
-    over all held-out images t; their captions play no role. Where a run was saved without their
-    joint embeddings, the cosines are those of the scaled features that the models take in.
-    """
-    if pairs.validation_image_embeddings is not None:
-        return highest_cosine(pairs.image_embeddings, pairs.validation_image_embeddings)
-    logger.info(
-        "NormSim: no joint embeddings of the held-out images are saved; the cosines are those of "
-        "the image features"
-    )
-    targets = _unit_images(pairs.validation)
-    blocks = blocks_of_pairs(pairs.tensors)
-    return np.concatenate([highest_cosine(_unit_images(block), targets) for _, block in blocks])
-
-
-def _unit_images(pairs: PairTensors) -> Float[np.ndarray, "m d"]:
-    unit: np.ndarray = torch.nn.functional.normalize(pairs.images, dim=1).cpu().numpy()
-    return unit
-
-
-def highest_cosine(
-    images: Float[np.ndarray, "n d"], targets: Float[np.ndarray, "V d"]
-) -> Float[np.ndarray, " n"]:
-    """Of each unit row with any of the targets, in blocks of rows."""
-    step = max(1, N_SIMILARITIES // len(targets))
-    blocks = [
-        (images[start : start + step] @ targets.T).max(axis=1)
-        for start in range(0, len(images), step)
-    ]
-    return np.concatenate(blocks)
-
-
-# --- By kinds of captions -----------------------------------------------------------------------
-
-
-def text_clusters(
-    text_embeddings: Float[np.ndarray, "n d"], *, n_clusters: int, rng: np.random.Generator
-) -> Int64[np.ndarray, " n"]:
-    """Clusters of the captions alone by k-means, at most `n_clusters` of them."""
-    if len(text_embeddings) > SAMPLED_ABOVE:
-        return sampled_kmeans(text_embeddings, n_clusters, rng).labels
-    kmeans = KMeans(n_clusters, n_init=1, random_state=int(rng.integers(2**31)))
-    with warnings.catch_warnings():  # fewer distinct captions than clusters
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        labels: np.ndarray = kmeans.fit_predict(text_embeddings).astype(np.int64)
-    return labels
-
-
-def alpha_sampling(
-    cluster_assignments: Int64[np.ndarray, " n"], size: int, *, rng: np.random.Generator
-) -> Int64[np.ndarray, " m"]:
-    """Rows drawn without replacement, frequent clusters less often than their share.
-
-        P(next row is i of cluster k) ~ f_k^ALPHA / n_k ~ n_k^(ALPHA - 1)
-
-    with f_k = n_k / n: a cluster is drawn in proportion to f_k^ALPHA, a pair in it uniformly, as
-    Lample & Conneau (2019, arXiv 1901.07291, section 3.1) draw languages; the text-based sampling
-    of DataComp (Gadre et al. 2023, arXiv 2304.14108) does so by the words of captions, which are
-    k-means clusters of text embeddings here. One draw after another among the pairs left, by the
-    `size` highest of log weight + Gumbel noise (Efraimidis & Spirakis 2006). No pair is drawn
-    twice, so the larger `size`, the nearer the shares come to those of the data. This is the
-    control that only reweights topics and looks at no pair.
-    """
-    sizes = np.bincount(cluster_assignments)
-    log_weights = (ALPHA - 1) * np.log(sizes[cluster_assignments])
-    return highest(log_weights + rng.gumbel(size=len(cluster_assignments)), size)
-
-
-# --- By influence -------------------------------------------------------------------------------
-
-
-def individual_influence(
-    pairs: TrainingPairs, reference: Reference | None, *, rng: np.random.Generator
-) -> Float[np.ndarray, " n"]:
-    """DataInf influence of every pair, positive where leaving it out raises the validation loss.
-
-    Per-pair influence as libraries compute it: the gradient of the pair's own loss in a fixed
-    batch.
-    """
-    assert reference is not None, "select_baseline sees to it"
-    model = reference.parameters
-    n = len(pairs.clip_scores)
-    batches = whole_batches(n, reference.batch_size, rng)
-    validation_batches = shuffled_batches(len(pairs.validation.images), batches.shape[1], rng)
-    gradient = loss_gradient(model, pairs.validation, validation_batches)
-    direction = datainf_direction(model, pairs.tensors, gradient, batches)
-    return own_loss_influences(model, pairs.tensors, direction, batches)
-
-
-def gradient_similarity(
-    pairs: TrainingPairs, reference: Reference | None, *, rng: np.random.Generator
-) -> Float[np.ndarray, " n"]:
-    """Influence of every pair with the identity in place of the inverse Hessian.
-
-        u_i = n * g_val . d2L / dtheta dw_i        Charpiat et al. (2019)
-
-    Charpiat et al. (arXiv 2102.05262) compare gradients of single examples' losses; here the
-    pair's part is the mixed derivative, in which it acts as positive and as negative, so that
-    beside `first_order` influence only the inverse Hessian is missing. Positive where leaving the
-    pair out of one small step of gradient descent raises the validation loss.
-    """
-    assert reference is not None, "select_baseline sees to it"
-    model = reference.parameters
-    n = len(pairs.clip_scores)
-    b = min(reference.batch_size, n)
-    validation_batches = shuffled_batches(len(pairs.validation.images), b, rng)
-    direction = loss_gradient(model, pairs.validation, validation_batches)
-    return batch_loss_influences(
-        model,
-        pairs.tensors,
-        direction,
-        np.arange(n),
-        np.ones(n),
-        batch_size=reference.batch_size,
-        rng=rng,
-    )

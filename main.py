@@ -31,10 +31,10 @@ from attribution.trust import PairTrust
 from attribution.validation import validate_influence
 from baselines import (
     BASELINES,
+    CONTROLS,
     FULL,
     INFLUENCESPACE,
     METHODS,
-    Reference,
     Selection,
     select_baseline,
 )
@@ -91,6 +91,7 @@ from reporting.results import (
     write_results,
 )
 from reporting.standing import guard
+from rivals.given import Reference
 from train_eval import (
     EvaluationResult,
     Subset,
@@ -244,7 +245,7 @@ def score_pairs(
         *(config.pair_influence, config.training, {"max_reference_steps": max_steps}),
         *([config.curation] if in_rounds else []),
         after=[known.embedded, known.clustered, trust, *([influence] if in_rounds else [])],
-        needed_later=stages.CURATION.number not in config.execution.skip_stage,
+        needed_later=config.needs_pair_influence(),
         compute=lambda rng, room: score_pairs_in_rounds(
             *(asked, trust.value, config.pair_influence, config.training, room),
             max_steps=max_steps,
@@ -344,19 +345,23 @@ def export(run: Run, known: Known, chosen: Chosen) -> ExportReport:
 def select_rivals(run: Run, known: Known, judged: Judged) -> dict[str, Saved[Selection]]:
     """The subset of every rival, of the same size; they look at all validation pairs."""
     ratio = run.config.curation.share
-    needed = {saved.name: saved for saved in (known.clustered, judged.influence)}
+    needed = {saved.name: saved for saved in (known.clustered, judged.influence, judged.scored)}
     reference = None
     if (influence := judged.influence.found) is not None:
-        reference = Reference(influence.reference(run.device), run.config.training.batch_size)
+        reference = Reference(
+            *(influence.reference(run.device), run.config.training.batch_size),
+            *(judged.scored.found, run.config.curation),
+        )
     rivals = {
         name: run.stage(
             baseline_stage(name),
             Selection,
             *({"target_size_ratio": ratio}, stages.for_many(len(known.pairs.indices))),
+            *([run.config.curation] if stages.PAIR_INFLUENCE.name in METHODS[name].needs else []),
             after=[known.embedded, *(needed[stage] for stage in METHODS[name].needs)],
             compute=partial(select_baseline, name, known.pairs, reference, ratio),
         )
-        for name in BASELINES
+        for name in (*BASELINES, *CONTROLS)
         if name in run.config.evaluation.methods
     }
     fingerprints = {name: rival.fingerprint for name, rival in rivals.items()}

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from artifacts.settings import InputError, Settings, setting
-from baselines import FULL, METHODS
+from baselines import FULL, METHODS, TRAINED_BY_DEFAULT
 from embedding import EmbeddingResult
 from engine.room import StageRoom
 from engine.shards import ShardFiles, Summary
@@ -50,7 +50,7 @@ class EvaluationConfig(Settings):
     """Which methods are compared, and how often each is trained."""
 
     methods: tuple[str, ...] = setting(
-        tuple(METHODS),
+        TRAINED_BY_DEFAULT,
         "curation methods that are trained and evaluated, or none: the run ends with the curated "
         "set",
         choices=tuple(METHODS),

@@ -176,8 +176,8 @@ def _add_flag(group: argparse._ArgumentGroup, f: Field[Any]) -> None:
     if choices and value_type is str:
         text += f"; one of {', '.join(choices)}"
     if default is not None and default != ():
-        shown = "all" if many and default == choices else default
-        text += f" (default: {shown})"
+        listed = many and choices
+        text += f" (default: {_in_words(default, choices) if listed else default})"
     names = {int: "N", float: "X", str: "PATH" if f.name.endswith(PATH_ENDINGS) else "NAME"}
     group.add_argument(
         f"--{f.name}",
@@ -192,6 +192,12 @@ def _parser_of(f: Field[Any], value_type: Any) -> Any:
     if f.metadata["or_auto"]:
         return number_or_auto
     return count_or_all if f.metadata["or_all"] else value_type
+
+
+def _in_words(default: Any, choices: Sequence[Any]) -> str:
+    """Some of the choices: all of them, or all but those that are named."""
+    left = [str(choice) for choice in choices if choice not in default]
+    return f"all but {', '.join(left)}" if left else "all"
 
 
 def _check(name: str, value: Any, rules: Any) -> None:

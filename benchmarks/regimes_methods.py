@@ -23,7 +23,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from artifacts.provenance import CLUSTERING, INFLUENCE, stage_rng
+from artifacts.provenance import CLUSTERING, INFLUENCE, PAIR_INFLUENCE, stage_rng
 from attribution.additive_model import smooth_basis
 from attribution.agreement import neighbour_agreement
 from attribution.cluster_scores import InfluenceConfig
@@ -33,10 +33,9 @@ from attribution.results import InfluenceResult, PairInfluence
 from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
 from baselines import (
     BASELINES,
+    CONTROLS,
     FULL,
     INFLUENCESPACE,
-    Reference,
-    neg_clip_loss_then_normsim,
     select_baseline,
 )
 from baselines import (
@@ -63,6 +62,8 @@ from learner.training import (
     steps_per_epoch,
     train_until_best,
 )
+from rivals.agreement import neg_clip_loss_then_normsim
+from rivals.given import Reference
 from sources.captions import caption_groups
 
 CPU = torch.device("cpu")
@@ -239,16 +240,25 @@ def oracle(problem: Problem, keep: float, seed: int) -> Chosen:
 
 
 def baseline(name: str) -> Callable[[Problem, float, int], Chosen]:
-    """The rival of this name."""
+    """The rival or control of this name."""
+    method = METHODS_OF_RUNS[name]
 
     def choose(problem: Problem, keep: float, seed: int) -> Chosen:
-        needs_reference = INFLUENCE.name in METHODS_OF_RUNS[name].needs
+        needs_reference = INFLUENCE.name in method.needs
         reference, seconds = reference_model(problem) if needs_reference else (None, 0.0)
-        pairs, started = known(problem), time.perf_counter()
         given = Reference(reference, TRAINING.batch_size) if reference is not None else None
+        if given is not None and PAIR_INFLUENCE.name in method.needs:
+            trust, judging = trust_of(problem)
+            problem = asking(problem, trust)
+            estimate, estimating = pair_influence_of(problem, trust, Variant().cells)
+            given = given._replace(
+                pair_influence=estimate, curation=CurationConfig(target_size_ratio=keep)
+            )
+            seconds = judging + estimating  # it is no reference model that it asks
+        pairs, started = known(problem), time.perf_counter()
         rows = select_baseline(name, pairs, given, keep, stage_rng(seed, name)).rows
         seconds += time.perf_counter() - started
-        if CLUSTERING.name in METHODS_OF_RUNS[name].pays_for:
+        if CLUSTERING.name in method.pays_for:
             seconds += problem.clustering_seconds
         return Chosen(rows, None, seconds, len(pairs.indices) if needs_reference else 0)
 
@@ -597,11 +607,12 @@ def influence_of(problem: Problem) -> tuple[InfluenceResult, float]:
 METHODS: dict[str, Method] = {
     FULL: Method(full),
     ORACLE: Method(oracle),
-    INFLUENCESPACE: Method(influencespace(Variant()), version="5"),
+    INFLUENCESPACE: Method(influencespace(Variant()), version="6"),
     **{name: Method(baseline(name)) for name in BASELINES},
+    **{name: Method(baseline(name), is_default=False) for name in CONTROLS},
     TWO_CUTS: Method(two_cuts, is_default=False),
     **{
-        name: Method(influencespace(variant), version="3", is_default=False)
+        name: Method(influencespace(variant), version="4", is_default=False)
         for name, variant in ABLATION.items()
     },
 }

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from artifacts.provenance import CURATION, INFLUENCE
+from artifacts.provenance import CURATION, INFLUENCE, PAIR_INFLUENCE, Stage
 from artifacts.settings import InputError, Settings, add_flags, from_flags, setting
 from attribution.cluster_scores import InfluenceConfig
 from attribution.pair_scores import PairInfluenceConfig
@@ -100,9 +100,16 @@ class Config(NamedTuple):
         """Whether anything after stage 2 asks for its clusters' scores or reference models."""
         return (
             CURATION.number not in self.execution.skip_stage
-            or any(INFLUENCE.name in METHODS[name].needs for name in self.evaluation.methods)
+            or self._asks_for(INFLUENCE)
             or self.influence_validation.validate_influence > 0
         )
+
+    def needs_pair_influence(self) -> bool:
+        """Whether anything after stage 2 asks for the influence of its pairs."""
+        return CURATION.number not in self.execution.skip_stage or self._asks_for(PAIR_INFLUENCE)
+
+    def _asks_for(self, stage: Stage) -> bool:
+        return any(stage.name in METHODS[name].needs for name in self.evaluation.methods)
 
 
 GROUPS: Mapping[str, type[Settings]] = {

@@ -22,7 +22,7 @@ from attribution.curvature import MAX_CURVATURE_PAIRS
 from attribution.pair_scores import n_evaluated
 from attribution.sampling import grown_batch_size
 from attribution.trust import JUDGING_FOLDS
-from baselines import FULL, METHODS, Counts, agreement_cosines
+from baselines import FULL, METHODS, Counts
 from cli.config import Config
 from cli.sizes import (
     Sample,
@@ -40,6 +40,7 @@ from exporting.formats import NEED_IMAGES
 from learner.kmeans import FULL_STEPS, SAMPLE_STEPS, SAMPLED_ABOVE, sample_size
 from learner.pairs import PairTensors
 from learner.training import TrainingConfig, steps_per_epoch, train
+from rivals.agreement import agreement_cosines
 
 # --- What is counted in training steps: measured beside them, one CPU thread each -----------------
 STEPS_TIMED = 30
@@ -292,6 +293,7 @@ def _baseline_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     counts = Counts(n, kept, sizes.validation, config.clustering.n_clusters)
     chosen = [METHODS[name] for name in config.evaluation.methods]
     n_steps = sum(method.steps_a_batch for method in chosen) * n / config.training.batch_size
+    n_steps += sum(method.steps for method in chosen)
     n_cosines = sum(method.cosines(counts) for method in chosen)
     return n_steps * speed.step_seconds + n_cosines * speed.cosine_seconds
 

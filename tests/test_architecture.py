@@ -30,14 +30,15 @@ ARROWS: dict[str, set[str]] = {
         *("artifacts", "attribution.keep_curve", "attribution.results", "attribution.scores"),
         "learner",
     },
-    "baselines": {"artifacts", "attribution", "curation", "learner"},
+    "rivals": {"attribution", "curation", "encoders.joint_map", "learner"},
+    "baselines": {"artifacts", "curation", "learner", "rivals"},
     "train_eval": {
         *("artifacts", "baselines", "embedding", *SEAM, "learner", "sources.captions"),
     },
     "exporting": {"artifacts", *SEAM, "sources"},
     "cli": {
         *("artifacts", "attribution", "encoders", "engine", "exporting", "intake", "learner"),
-        *("sources", *STAGES),
+        *("rivals", "sources", *STAGES),
         "reporting.report.settings",
     },
     "reporting": {"artifacts", "attribution", "learner", "sources", *STAGES},

@@ -8,7 +8,6 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,93 +15,46 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import baselines
 from attribution import agreement
 from attribution.agreement import fit_log_scale
 from attribution.scores import standardised
-from baselines import (
-    BASELINES,
-    FULL,
-    INFLUENCESPACE,
-    METHODS,
-    Reference,
-    Selection,
+from baselines import BASELINES, CONTROLS, FULL, INFLUENCESPACE, METHODS, TRAINED_BY_DEFAULT
+from learner.model import MAX_LOG_SCALE, Parameters
+from learner.pairs import PairTensors
+from learner.training import TrainingConfig, train
+from rivals import agreement as rivals_agreement
+from rivals import clusters as rivals_clusters
+from rivals.agreement import (
+    neg_clip_loss,
+    neg_clip_loss_normsim,
+    neg_clip_loss_then_normsim,
+    norm_sim,
+)
+from rivals.clusters import (
     alpha_sampling,
     capped_shares,
     center_distances,
     density_pruning,
     equal_shares,
-    gradient_similarity,
-    highest,
-    individual_influence,
-    k_center_greedy,
-    neg_clip_loss,
-    neg_clip_loss_normsim,
-    neg_clip_loss_then_normsim,
-    norm_sim,
-    select_baseline,
     similarity_to_harder,
     text_clusters,
 )
-from learner.model import MAX_LOG_SCALE, Parameters
-from learner.pairs import PairTensors, TrainingPairs
-from learner.training import TrainingConfig, train
+from rivals.coverage import k_center_greedy
+from rivals.influence import gradient_similarity, individual_influence
+from rivals.ranking import highest
 from tests import reference
-from tests.knowing import training_pairs
 from tests.reference import planted_problem, random_problem
+from tests.rivals.cases import at_angles, case_of, select, unit
 
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows at unit length, float32."""
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
-
-
-def at_angles(*degrees: float) -> np.ndarray:
-    """Points on the unit circle."""
-    radians = np.radians(degrees)
-    return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
-
-
-NEED_CLUSTERS = [name for name in BASELINES if "clustering" in METHODS[name].needs]
-NEED_REFERENCE = [name for name in BASELINES if "influence" in METHODS[name].needs]
-
-
-class Case(NamedTuple):
-    """What the selectors look at."""
-
-    pairs: TrainingPairs
-    reference: Reference | None
-
-
-def case_of(n: int, **changes: Any) -> Case:
-    """Any n pairs in three clusters, with a reference model, unless it is None."""
-    problem, rng = random_problem(n, seed=0), np.random.default_rng(0)
-    tensors = problem.pairs(torch.float32)
-    given: dict[str, Any] = {
-        "concatenated_embeddings": rng.normal(size=(n, 4)).astype(np.float32),
-        "image_embeddings": unit(rng.normal(size=(n, 3))),
-        "text_embeddings": unit(rng.normal(size=(n, 3))),
-        "clip_scores": rng.random(n).astype(np.float32),
-        "cluster_assignments": np.arange(n) % 3,
-        "tensors": tensors,
-        "validation": tensors,
-    }
-    model = changes.pop("reference", problem.parameters(torch.float32))
-    known = Reference(model, changes.pop("batch_size", 4)) if model is not None else None
-    given |= changes
-    width = given["image_embeddings"].shape[1]
-    held_out = unit(np.random.default_rng(1).normal(size=(5, width)))
-    return Case(training_pairs(n, **{"validation_image_embeddings": held_out} | given), known)
-
-
-def select(name: str, case: Case, ratio: float, *, rng: np.random.Generator) -> Selection:
-    return select_baseline(name, case.pairs, case.reference, ratio, rng)
+SELECTORS = (*BASELINES, *CONTROLS)
+NEED_CLUSTERS = [name for name in SELECTORS if "clustering" in METHODS[name].needs]
+NEED_REFERENCE = [name for name in SELECTORS if "influence" in METHODS[name].needs]
 
 
 # --- All of them ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", SELECTORS)
 @pytest.mark.parametrize(("ratio", "size"), [(0.5, 6), (0.3, 4), (1.0, 13), (0.01, 1)])
 def test_every_subset_has_the_size_asked_for(name: str, ratio: float, size: int) -> None:
     selection = select(name, case_of(13), ratio, rng=np.random.default_rng(1))
@@ -113,7 +65,7 @@ def test_every_subset_has_the_size_asked_for(name: str, ratio: float, size: int)
     assert selection.indices.tolist() == [10 * r + 3 for r in selection.rows]
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", SELECTORS)
 def test_the_generator_decides(name: str) -> None:
     case = case_of(40)
     first, again = (select(name, case, 0.5, rng=np.random.default_rng(5)) for _ in "ab")
@@ -127,7 +79,7 @@ def test_another_generator_draws_other_pairs(name: str) -> None:
     assert first.rows.tolist() != other.rows.tolist()
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", SELECTORS)
 def test_copies_of_one_pair_can_be_selected_too(name: str) -> None:
     one = random_problem(1, seed=0)
     pairs = PairTensors(
@@ -148,7 +100,7 @@ def test_copies_of_one_pair_can_be_selected_too(name: str) -> None:
 
 def test_only_those_that_say_so_need_the_reference() -> None:
     case = case_of(9, reference=None)
-    for name in set(BASELINES) - set(NEED_REFERENCE):
+    for name in set(SELECTORS) - set(NEED_REFERENCE):
         assert len(select(name, case, 0.5, rng=np.random.default_rng(0)).rows) == 4
     for name in NEED_REFERENCE:
         with pytest.raises(ValueError, match=f"{name} needs the reference model"):
@@ -158,7 +110,7 @@ def test_only_those_that_say_so_need_the_reference() -> None:
 def test_only_those_that_say_so_look_at_the_clusters() -> None:
     one, other = case_of(30), case_of(30, cluster_assignments=np.arange(30) // 2)
     changed = set()
-    for name in BASELINES:
+    for name in SELECTORS:
         kept = [select(name, i, 0.5, rng=np.random.default_rng(3)) for i in (one, other)]
         if kept[0].rows.tolist() != kept[1].rows.tolist():
             changed.add(name)
@@ -166,7 +118,9 @@ def test_only_those_that_say_so_look_at_the_clusters() -> None:
 
 
 def test_every_baseline_is_a_method() -> None:
-    assert (FULL, INFLUENCESPACE, *BASELINES) == tuple(METHODS)
+    assert (FULL, INFLUENCESPACE, *BASELINES, *CONTROLS) == tuple(METHODS)
+    assert (FULL, INFLUENCESPACE, *BASELINES) == TRAINED_BY_DEFAULT
+    assert CONTROLS == ("refined_agreement", "influencespace_without_influence")
 
 
 def test_methods_are_told_apart_by_name_colour_and_marker() -> None:
@@ -288,7 +242,7 @@ def test_similarity_to_harder_pairs_by_hand() -> None:
 def test_blocks_of_rows_change_nothing(
     n_similarities: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baselines, "N_SIMILARITIES", n_similarities)
+    monkeypatch.setattr(rivals_clusters, "N_SIMILARITIES", n_similarities)
     rng = np.random.default_rng(0)
     images, clusters = unit(rng.normal(size=(60, 5))), rng.integers(4, size=60)
     expected = np.full(60, -np.inf)
@@ -360,7 +314,7 @@ def test_density_pruning_by_hand() -> None:
 
 
 def test_distances_to_the_nearest_centers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "N_NEAREST_CENTERS", 2)
+    monkeypatch.setattr(rivals_clusters, "N_NEAREST_CENTERS", 2)
     found = center_distances(at_angles(0, 10, 30, 90))
     nearest = [(10, 30), (10, 20), (20, 30), (60, 80)]
     expected = [1 - np.mean(np.cos(np.radians(angles))) for angles in nearest]
@@ -442,7 +396,7 @@ def by_numbers(scores: list[float]) -> list[float]:
 def test_likeness_to_the_target_one_by_one(
     n_similarities: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baselines, "N_SIMILARITIES", n_similarities)
+    monkeypatch.setattr(rivals_agreement, "N_SIMILARITIES", n_similarities)
     case = case_of(23)
     targets = case.pairs.validation_image_embeddings
     assert targets is not None
@@ -516,7 +470,7 @@ def test_two_cuts_choose_among_copies_too() -> None:
 def test_without_joint_embeddings_features_tell_the_likeness(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, "baselines")
+    caplog.set_level(logging.INFO, "rivals.agreement")
     case = case_of(9, validation_image_embeddings=None)
     found = norm_sim(case.pairs)
     assert "no joint embeddings of the held-out images are saved" in caplog.text

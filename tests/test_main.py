@@ -27,7 +27,7 @@ import visualize
 from artifacts.provenance import stage_rng
 from artifacts.settings import InputError
 from artifacts.store import Store
-from baselines import BASELINES, METHODS
+from baselines import BASELINES, CONTROLS, METHODS, TRAINED_BY_DEFAULT
 from cli import auto, config
 from cli import log as log_module
 from cli import run as run_module
@@ -73,6 +73,8 @@ baselines/individual_influence_indices.npy baselines/semdedup_indices.npy
 baselines/density_pruning_indices.npy baselines/neg_clip_loss_indices.npy
 baselines/neg_clip_loss_normsim_indices.npy
 baselines/text_alpha_sampling_indices.npy baselines/gradient_similarity_indices.npy
+baselines/held_out_loss_indices.npy baselines/m_flyt_indices.npy
+baselines/neg_clip_loss_semdedup_indices.npy
 baselines/manifest.json
 evaluation/method_metrics.json evaluation/method_metrics_trusted.json
 evaluation/efficiency_metrics.json
@@ -222,6 +224,34 @@ def test_baselines_are_stale_when_what_they_use_changes(finished: Path) -> None:
         assert read_json(finished / f"baselines/{name}_manifest.json")["inputs"].keys() == used
 
 
+def test_controls_are_trained_where_they_are_asked_for(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not [name for name in CONTROLS if list(finished.glob(f"baselines/{name}*"))]
+    folder = tmp_path / "out"
+    subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
+    flags = ("--load_saved", "--no_report", "--n_seeds", "1", "--methods", *CONTROLS)
+    assert run(folder, *flags) == 0
+    trained = {r["method"] for r in read_json(folder / "evaluation/runs.json")}
+    assert trained == set(CONTROLS)
+    kept = np.load(folder / "stage3/curated_indices.npy")
+    for name in CONTROLS:
+        chosen = np.load(folder / f"baselines/{name}_indices.npy")
+        assert len(chosen) == len(kept)
+        saved = read_json(folder / f"baselines/{name}_manifest.json")
+        assert saved["inputs"].keys() == {"embedding", *METHODS[name].needs}
+        # The values hang on stage 3's settings, the second view on none of them.
+        assert ("agreement_weight" in saved["settings"]) == ("pair_influence" in saved["inputs"])
+    for file in folder.glob("stage2/pair_influence*"):
+        file.unlink()
+    capsys.readouterr()
+    flags = ("--skip_stage", "1", "2", "3", "--no_report", "--n_seeds", "1", "--methods")
+    assert run(folder, *flags, "influencespace_without_influence") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: --skip_stage 2: ")
+    assert error.endswith("stage2 has no saved result; leave out --skip_stage 2")
+
+
 def test_the_ledger_has_a_row_for_every_pair_seen(finished: Path) -> None:
     ledger = pd.read_parquet(finished / "stage3/ledger.parquet")
     pairs = pd.read_parquet(finished / "stage1/pairs.parquet")
@@ -294,7 +324,7 @@ def test_metrics_follow_from_the_ranks(finished: Path) -> None:
     assert reported["std"] == pytest.approx(np.std(recalls, ddof=1))
     assert {r["n_steps"] for r in runs if r["comparison"] == "same_steps"} == {2 * (60 // 8)}
     table = pd.read_csv(finished / "evaluation/method_comparison.csv")
-    assert set(METHODS) <= set(table["method"])
+    assert set(TRAINED_BY_DEFAULT) <= set(table["method"])
 
 
 def test_faults_are_known_and_counted(finished: Path) -> None:
@@ -985,7 +1015,7 @@ def test_defaults_are_those_promised() -> None:
         "encoder_model": "auto",
         "device": "auto",
         "precision": "auto",
-        "methods": tuple(METHODS),
+        "methods": TRAINED_BY_DEFAULT,
         "n_seeds": 3,
         "hessian": "lanczos",
         "influence_budget": 0.1,

@@ -154,7 +154,7 @@ def test_every_flag_is_listed_with_its_default() -> None:
     assert listed.keys() == flat.keys()
     words = {False: "off", None: "none", (): "none"}
     for name, default in flat.items():
-        shown = "all" if name == "methods" else str(words.get(default, default))
+        shown = "all but the controls" if name == "methods" else str(words.get(default, default))
         assert listed[name][0] == shown
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's name for it
 
 import train_eval
 from artifacts.settings import InputError
-from baselines import FULL, METHODS
+from baselines import FULL, METHODS, TRAINED_BY_DEFAULT
 from engine.room import StageRoom
 from learner.model import Parameters, similarities
 from learner.training import LOSS, WEIGHTINGS, TrainingConfig, train
@@ -368,7 +368,8 @@ def test_histories_are_those_of_the_same_epochs(compared: Compared) -> None:
 def test_wrong_settings_are_input_errors(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         EvaluationConfig(**values)
-    assert EvaluationConfig().methods == tuple(METHODS)
+    assert EvaluationConfig().methods == TRAINED_BY_DEFAULT
+    assert EvaluationConfig(methods=tuple(METHODS)).methods == tuple(METHODS)
 
 
 # --- Metrics ----------------------------------------------------------------------------------

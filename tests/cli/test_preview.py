@@ -24,7 +24,7 @@ import main
 from artifacts import provenance
 from artifacts.settings import InputError
 from artifacts.store import Store
-from baselines import METHODS
+from baselines import TRAINED_BY_DEFAULT
 from cli import auto
 from cli import preview as preview_module
 from cli.auto import OpenData
@@ -145,7 +145,8 @@ def test_synthetic_pairs_from_the_command_line(
     assert [line.split()[0] for line in times[:4]] == [
         *("embedding", "clustering", "trust", "cluster")
     ]
-    n, n_trained = len(METHODS), 3 * (2 * len(METHODS) - 1)
+    n = len(TRAINED_BY_DEFAULT)
+    n_trained = 3 * (2 * n - 1)
     work = f"{n} methods x 3 seeds x 2 comparisons: {n_trained} trainings"
     assert any(line.endswith(work) for line in times)
     assert lines[-1] == "Nothing was written."
