@@ -37,7 +37,14 @@ from flickr8k_regimes import REGIMES, load_pool, make_regime
 from regimes import METHODS, make_problem, pool_of, test_set_of, version_of
 from regimes_report import ORACLE, RANDOM, RECALLS, RESULTS
 from tqdm import tqdm
-from trained_towers import SETTINGS, Pairs, Unseen, fine_tuned_recalls, load_photographs
+from trained_towers import (
+    SETTINGS,
+    Pairs,
+    Unseen,
+    fine_tuned_recalls,
+    load_photographs,
+    load_unseen,
+)
 
 from artifacts.provenance import stage_rng
 from baselines import FULL, INFLUENCESPACE
@@ -117,14 +124,11 @@ def choose(jobs: Sequence[Job], pool_file: Path, work_dir: Path) -> None:
         os.replace(part, file)
 
 
-def choose_missing(jobs: Iterable[Job], pool_file: Path, work_dir: Path, n_processes: int) -> None:
-    """Choose, in processes of one thread, the sets that are not kept yet."""
+def choose_all(jobs: Iterable[Job], pool_file: Path, work_dir: Path, n_processes: int) -> None:
+    """Choose, in processes of one thread; those of one regime and seed in the same process."""
     units: dict[tuple[str, int], list[Job]] = {}
     for job in jobs:
-        if not job.file(work_dir).exists():
-            units.setdefault((job.regime, job.seed), []).append(job)
-    if not units:
-        return
+        units.setdefault((job.regime, job.seed), []).append(job)
     context = multiprocessing.get_context("spawn")
     n_processes = min(n_processes, len(units))
     starting = {"initializer": regimes._start_worker, "initargs": (None,)}
@@ -269,13 +273,6 @@ def compute(jobs: Sequence[Job], trainer: Trainer, file: Path) -> int:
 # --- Everything -------------------------------------------------------------------------------
 
 
-def unseen_of(pool_file: Path) -> Unseen:
-    """The test images with all their captions."""
-    pool = pool_of(pool_file)
-    rows, test = np.flatnonzero(~pool.is_train), test_set_of(pool_file, "")
-    return Unseen(rows, pool.captions[rows].reshape(-1).tolist(), test.caption_image)
-
-
 def chosen_device(name: str) -> torch.device:
     """The device asked for; `auto` is CUDA where it is there.
 
@@ -319,11 +316,12 @@ def main() -> None:
     if args.table_only:
         write_table(read_rows(file), args.out)
         return
-    device, pool_file, jobs = chosen_device(args.device), args.work_dir / "pool.npz", jobs_of(args)
-    load_pool(
-        args.data_dir, pool_file, lambda: load_encoder(EmbeddingConfig("embedded"), device=device)
-    )
-    choose_missing(jobs, pool_file, args.work_dir, args.jobs)
+    device, jobs = chosen_device(args.device), jobs_of(args)
+    missing = [job for job in jobs if not job.file(args.work_dir).exists()]
+    if missing:
+        pool_file, config = args.work_dir / "pool.npz", EmbeddingConfig("embedded")
+        load_pool(args.data_dir, pool_file, lambda: load_encoder(config, device=regimes.CPU))
+        choose_all(missing, pool_file, args.work_dir, args.jobs)
     if args.choose_only:
         return
     torch.set_num_threads(args.jobs)
@@ -331,7 +329,8 @@ def main() -> None:
     side = SETTINGS[setting].stored_side
     pixels = load_photographs(args.data_dir, args.work_dir / f"photographs_{side}.npz", side)
     photographs = torch.from_numpy(pixels).to(device)
-    compute(jobs, Trainer(photographs, unseen_of(pool_file), setting, args.work_dir), file)
+    trainer = Trainer(photographs, load_unseen(args.data_dir), setting, args.work_dir)
+    compute(jobs, trainer, file)
     write_table(read_rows(file), args.out)
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from encoders.embedded import load_lite0, load_wordllama
 from learner.model import contrastive_loss, shuffled_batches
+from sources.captions import normalize_caption
 from sources.images import decode_image
 from train_eval import recall_metrics, retrieval_ranks
 
@@ -97,6 +98,19 @@ def load_photographs(data_dir: Path, file: Path, side: int) -> np.ndarray:
     np.savez(part, pixels=pixels, names=names)
     os.replace(part, file)
     return pixels
+
+
+def load_unseen(data_dir: Path) -> Unseen:
+    """The images that are not for training, by name, each with its captions in their order."""
+    splits = pd.read_csv(data_dir / "splits.csv").sort_values("image")
+    rows = np.flatnonzero(splits["split"] != "train")
+    captions = pd.read_csv(data_dir / "captions.txt").groupby("image")["caption"].apply(list)
+    found = [captions[name] for name in splits["image"].iloc[rows]]
+    return Unseen(
+        rows,
+        [normalize_caption(caption) for several in found for caption in several],
+        np.repeat(np.arange(len(rows)), [len(several) for several in found]),
+    )
 
 
 def crops(

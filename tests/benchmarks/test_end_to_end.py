@@ -166,7 +166,7 @@ def test_a_step_on_cuda(towers: Any, tiny: Any, drawn: tuple[torch.Tensor, list[
         )
         for device in ("cuda", "cpu")
     ]
-    assert found[0]["first_loss"] == pytest.approx(found[1]["first_loss"], abs=0.05)
+    assert found[0]["first_loss"] == pytest.approx(found[1]["first_loss"], abs=0.1)
     assert 0 <= found[0]["mean_recall"] <= 100
 
 
@@ -221,8 +221,6 @@ def test_a_choice_is_kept_with_all_that_a_training_needs(
     assert kept[0].weights.tolist() == [1.0] * 4
     assert kept[1].weights == pytest.approx(np.linspace(0.5, 1.5, 4))
     assert not list(tmp_path.rglob("*.part.npz"))
-    bench.choose_missing(jobs, tmp_path / "pool.npz", tmp_path, 1)  # nothing is missing
-    assert len(chosen) == 2
     with pytest.raises(SystemExit, match="--methods weights_drawn: weights count in the loss"):
         bench.choose([bench.Job("clean", 0, 0.5, "weights_drawn")], tmp_path, tmp_path)
 
@@ -291,6 +289,18 @@ def test_photographs_are_decoded_once(towers: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(towers.load_photographs(tmp_path, kept, 8), pixels)
     with pytest.raises(SystemExit, match="holds other photographs"):
         towers.load_photographs(tmp_path, kept, 9)
+
+
+def test_unseen_images_come_with_all_their_captions(towers: Any, tmp_path: Path) -> None:
+    splits = {"image": ["c.png", "a.png", "b.png"], "split": ["validation", "validation", "train"]}
+    pd.DataFrame(splits).to_csv(tmp_path / "splits.csv", index=False)
+    pairs = [("c.png", "a  cat"), ("b.png", "a bus"), ("a.png", "an ant"), ("c.png", "a car")]
+    table = pd.DataFrame(pairs, columns=["image", "caption"])
+    table.to_csv(tmp_path / "captions.txt", index=False)
+    unseen = towers.load_unseen(tmp_path)
+    assert unseen.image_rows.tolist() == [0, 2]
+    assert unseen.captions == ["an ant", "a cat", "a car"]
+    assert unseen.caption_image.tolist() == [0, 1, 1]
 
 
 # --- The table --------------------------------------------------------------------------------
