@@ -56,7 +56,6 @@ RULES = "1"  # to be raised where the towers, a setting, the training or a metri
 CELLS = ("wrong_20_concentrated:0.8", "wrong_20_concentrated:0.4", "wrong_40:0.6", "clean:0.4")
 COMPARED = (FULL, ORACLE, INFLUENCESPACE, "no_influence", "neg_clip_loss", RANDOM)
 FAULTLESS = ("clean", "rare_group")  # there the oracle knows nothing that `random` does not
-WITHOUT_PHOTOGRAPHS = ("near_copies",)  # its copies are known by their features alone
 FIRST_SEED, N_SEEDS = 40, 3
 LARGE, SMALL = SETTINGS
 
@@ -101,9 +100,12 @@ def choose(jobs: Sequence[Job], pool_file: Path, work_dir: Path) -> None:
     """Choose and keep the sets of one regime and seed.
 
     Raises:
-        SystemExit: a method draws pairs by weights, which these trainings do not.
+        SystemExit: near copies have features and no photographs, or a method draws pairs by
+            weights, which these trainings do not.
     """
     regime = make_regime(jobs[0].regime, pool_of(pool_file), jobs[0].seed)
+    if (regime.image_rows < 0).any():
+        raise SystemExit(f"--cells {jobs[0].regime}: its near copies have no photographs")
     problem = make_problem(regime, jobs[0].seed, test_set_of(pool_file, ""))
     for job in jobs:
         chosen = METHODS[job.method].choose(problem, job.keep, job.seed)
@@ -237,11 +239,9 @@ def cell_of(text: str) -> tuple[str, float]:
     """Regime and share kept of `wrong_40:0.6`.
 
     Raises:
-        SystemExit: no such regime, one without photographs, or no share.
+        SystemExit: no such regime, or no share.
     """
     regime, _, keep = text.partition(":")
-    if regime in WITHOUT_PHOTOGRAPHS:
-        raise SystemExit(f"--cells {text}: {regime} has copies without photographs")
     try:
         if regime in REGIMES and 0 < float(keep) <= 1:
             return regime, float(keep)

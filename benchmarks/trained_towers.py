@@ -53,7 +53,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "large": Setting(900, 128, 112, 128, 4, 1024, 3e-4, 1e-3),
-    "small": Setting(300, 64, 64, 72, 2, 512, 3e-4, 1e-3),
+    "small": Setting(200, 64, 64, 72, 2, 512, 3e-4, 1e-3),
 }
 
 

@@ -226,6 +226,15 @@ def test_a_choice_is_kept_with_all_that_a_training_needs(
 
 
 @pytest.mark.usefixtures("chosen")
+def test_pairs_without_photographs_are_refused(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MadeUp, "image_rows", np.array([3, 2, 1, -1, -1, 0, 4, 5]))
+    with pytest.raises(SystemExit, match="--cells near_copies: its near copies have no photo"):
+        bench.choose([bench.Job("near_copies", 0, 0.5, "random")], tmp_path, tmp_path)
+
+
+@pytest.mark.usefixtures("chosen")
 def test_rows_are_computed_once_and_anew_in_another_version(
     bench: Any, towers: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,8 +277,6 @@ def test_what_is_asked_for(bench: Any) -> None:
     for wrong in ("wrong_40", "nothing:0.5", "clean:1.5", "clean:x"):
         with pytest.raises(SystemExit, match=f"--cells {wrong}: a regime and a share kept"):
             bench.cell_of(wrong)
-    with pytest.raises(SystemExit, match="near_copies has copies without photographs"):
-        bench.cell_of("near_copies:0.8")
     assert bench.chosen_device("cpu") == torch.device("cpu")
 
 
