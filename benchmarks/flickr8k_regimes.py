@@ -104,6 +104,7 @@ class Regime(NamedTuple):
     validation_image_features: np.ndarray
     validation_text_features: np.ndarray
     validation_faults: np.ndarray  # (m,) str
+    image_rows: np.ndarray = np.empty(0, np.int64)  # (n,) of the pool's images; -1: a near copy
 
     @property
     def clip_scores(self) -> np.ndarray:
@@ -203,7 +204,7 @@ class _Draw:
     def take(self, rows: np.ndarray) -> None:
         """Train on these images, each with its chosen caption."""
         pool = self.pool
-        self.taken = rows
+        self.image_rows = rows.copy()
         self.images = pool.images[rows].copy()
         self.texts = pool.texts[rows, self.chosen[rows]].copy()
         self.captions = pool.captions[rows, self.chosen[rows]].astype(object)
@@ -318,6 +319,9 @@ def _take_copies(draw: _Draw, n_copies: int) -> None:
     draw.images = np.concatenate(
         [draw.images, pool.copies[sources].reshape(-1, pool.images.shape[1])]
     )
+    draw.image_rows = np.pad(
+        draw.image_rows, (0, sources.size * COPIES_AN_IMAGE), constant_values=-1
+    )
     texts = pool.texts[source_rows[:, None], which]
     draw.texts = np.concatenate([draw.texts, texts.reshape(-1, texts.shape[-1])])
     captions = pool.captions[source_rows[:, None], which].reshape(-1)
@@ -344,7 +348,7 @@ def _alt_texts(draw: _Draw) -> None:
     n = len(draw.images)
     rows = draw.rng.permutation(n)[: n // 5]
     terse, empty = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    taken, alt_texts = draw.taken[terse], draw.pool.alt_texts
+    taken, alt_texts = draw.image_rows[terse], draw.pool.alt_texts
     draw.texts[terse] = alt_texts.keywords[taken, draw.chosen[taken]]
     words = [keywords_of(caption) for caption in draw.captions[terse]]
     draw.captions[terse] = np.array(words, dtype=object)
@@ -384,6 +388,7 @@ def _rare_group(draw: _Draw) -> None:
     captions = draw.pool.captions[others, which]
     usable = np.flatnonzero(~caption_groups(captions.tolist())["gender"]["female"])[:missing]
     again, which = others[usable], which[usable]
+    draw.image_rows = np.concatenate([draw.image_rows, again])
     draw.images = np.concatenate([draw.images, draw.pool.images[again]])
     draw.texts = np.concatenate([draw.texts, draw.pool.texts[again, which]])
     draw.captions = np.concatenate([draw.captions, captions[usable]])
@@ -483,4 +488,5 @@ def make_regime(name: str, pool: Pool, seed: int, held_out: HeldOut = HeldOut())
         asked.images,
         asked.texts,
         asked.faults.astype(str),
+        draw.image_rows[order],
     )

@@ -142,6 +142,8 @@ def test_a_regime_has_the_faults_it_says_and_no_image_of_another_split(
         assert ((known.texts == -1) == boilerplate).all()
         assert ((known.texts != known.images) == (wrong | boilerplate)).all()
         assert ((known.copy >= 0) == (regime.faults == "near copy")).all()
+        shown = np.where(known.copy >= 0, -1, known.images)
+        np.testing.assert_array_equal(regime.image_rows, shown)
         for text, caption, words in zip(known.texts, known.caption, regime.captions, strict=True):
             told = data.BOILERPLATES[caption] if text == -1 else pool.captions[text, caption]
             assert words == told
