@@ -781,6 +781,23 @@ def test_corrections_add_up_to_what_retraining_without_the_folds_costs(
     assert abs(total) > 1e-3
 
 
+def test_the_correction_brings_scores_nearer_to_real_removal() -> None:
+    errors = []
+    for seed in range(3):
+        # Two clusters a fold, so that their shares of it are inferred.
+        planted = planted_problem(seed=seed, n_clusters=8, per_cluster=12)
+        result = estimate(planted, removal_folds=4)
+        weightings = [np.ones(96), *(1.0 * (planted.clusters != k) for k in range(8))]
+        seeds = [int(result.reference_seeds[0])] * 9
+        losses = losses_of_retraining(planted, result, weightings, seeds).mean(axis=1)
+        real = losses[1:] / losses[0] - 1
+        assert np.argmin(real) == np.argmin(result.influence_scores) == 7  # the wrong captions
+        scores = (result.influence_scores, result.first_order_scores[0])
+        errors.append([np.abs(s - real).mean() for s in scores])
+    corrected, first_order = np.mean(errors, axis=0)
+    assert corrected < 0.5 * first_order
+
+
 def test_validation_pairs_that_no_batch_holds_do_not_spoil_the_correction() -> None:
     # 31 pairs in batches of 16: every shuffling leaves 15 of them out, and some are always out.
     planted = planted_problem(seed=0, n_validation=31)
