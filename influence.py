@@ -413,17 +413,19 @@ def score_pairs(
         index = np.flatnonzero(before.estimate.pair_influence_evaluated)
     else:
         index = _few_pairs(pairs, config, rng)
-    per_repeat = held_out_influences(
+    influences = held_out_influences(
         cross, pairs.tensors, index, np.ones(len(index)), batch_size=training.batch_size, rng=rng
     )
     topics = pairs.cluster_assignments
     if config.ignore_topics:
         topics = np.zeros_like(topics)
-    found = measured(per_repeat, cross.asked)
+    found = measured(influences)
     reliability = split_half(found, index, known, topics)
     pooled = pool_influence(found.influence, index, known, topics)
     inferred = _Inferred(
-        index, per_repeat, found, pooled.widened(reliability.squared_difference), reliability
+        *(index, influences.mean(axis=0), found),
+        pooled.widened(reliability.squared_difference),
+        reliability,
     )
     wrong = both_shares(
         wrong_share(*agreement, rng=rng) or trust.wrong_share, trust.wrong_share_by_rank

@@ -3,8 +3,8 @@
 A model that has trained on a pair fits it, wrong caption or not, and has little gradient left to
 tell by. So the pairs are dealt into halves, again and again; a model trained on one half, stopped
 early, says of the other half how large its losses are (small where image and text belong
-together) and what adding a pair would do to the validation loss. Every other time another half of
-the validation pairs is asked, so that how far the answers differ tells what they are worth.
+together) and what adding a pair would do to the validation loss. That is asked of two halves of the
+validation pairs, so that how far their answers differ tells what they are worth.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class HeldOutModel(NamedTuple):
 
     repeat: int
     parameters: Parameters
-    validation_gradient: Tensor  # (p,)
+    validation_gradients: Tensor  # (q, p), of each part of the validation pairs
     held_out: Int64[np.ndarray, " h"]  # rows of the other half
 
 
@@ -76,7 +76,6 @@ class CrossFit:
     n_repeats: int
     n_steps: int  # taken, by early stopping
     validation_loss: float  # mean over the models at the end
-    asked: Int64[np.ndarray, " R"]  # which part of the validation pairs each repeat asks
 
 
 def cross_fit(
@@ -106,7 +105,7 @@ def cross_fit(
     n_models, n_trained = 2 * n_repeats, int(trained_on.sum())
     n_held_out, b = pairs.validation.n_pairs, training.batch_size
     shuffles = [shuffled_batches(n_held_out, b, rng) for _ in range(VALIDATION_SHUFFLES)]
-    parts = _parts_asked(n_held_out, n_repeats, rng)
+    parts = _parts(n_held_out, rng)
     half, most_steps = math.ceil(n_trained / 2), min(max_steps, stop_by or max_steps)
     training = replace(training, batch_size=grown_batch_size(half, b, most_steps))
     epochs = training.num_epochs * steps_per_epoch(n_trained, training.batch_size)
@@ -159,7 +158,7 @@ class _Halves(NamedTuple):
     trained_on: Bool[np.ndarray, " n"]
     validation: PairTensors
     validation_batches: Int64[np.ndarray, "m b"]
-    asked_batches: Sequence[Int64[np.ndarray, "m2 b2"]]  # of each part of the validation pairs
+    part_batches: Sequence[Int64[np.ndarray, "m2 b2"]]  # of each part of the validation pairs
     training: TrainingConfig
     schedule: int  # steps of the learning rates
     sides: Int8[np.ndarray, "R n"]  # 0 or 1 for each pair
@@ -171,10 +170,6 @@ class _Halves(NamedTuple):
         repeat, side = divmod(number, 2)
         own = (self.sides[repeat] == side) & self.trained_on
         return np.flatnonzero(own), np.flatnonzero(self.sides[repeat] != side)
-
-    def part(self, number: int) -> int:
-        """Which part of the validation pairs a training is asked about: by turns of repeats."""
-        return number // 2 % len(self.asked_batches)
 
     def start(self, number: int) -> Training:
         """A training before its first step."""
@@ -265,8 +260,8 @@ def _ask(job: _HalfJob, files: ShardFiles, halves: _Halves) -> Summary:
     for checkpoint in job.checkpoints:
         run.advance_to(checkpoint)
         models.append(Parameters(*(p.clone() for p in run.parameters)))
-        asked = halves.asked_batches[halves.part(job.number)]
-        gradients.append(loss_gradient(models[-1], halves.validation, asked).numpy(force=True))
+        parts = [loss_gradient(models[-1], halves.validation, b) for b in halves.part_batches]
+        gradients.append(torch.stack(parts).numpy(force=True))
     files.write_npy(".models.npy", np.stack([to_vector(model) for model in models]))
     files.write_npy(".gradients.npy", np.stack(gradients))
     if not isinstance(halves.pairs, StoredPairs):
@@ -394,14 +389,13 @@ def _put_together(halves: _Halves, made: Sequence[Made], losses: _Losses, stop: 
         len(made) // 2,
         stop,
         float(np.mean([one.summary["validation_loss"] for one in made])),
-        np.array([halves.part(number) for number in range(0, len(made), 2)]),
     )
 
 
-def _parts_asked(n: int, n_repeats: int, rng: np.random.Generator) -> list[Int64[np.ndarray, " v"]]:
-    """Two random halves of n validation pairs; all of them where they, or the repeats, are few."""
+def _parts(n: int, rng: np.random.Generator) -> list[Int64[np.ndarray, " v"]]:
+    """Two random halves of n validation pairs; all of them together where they are few."""
     order = rng.permutation(n)
-    return [order] if n_repeats < 2 or n < FEWEST_ASKED else np.array_split(order, 2)
+    return [order] if n < FEWEST_ASKED else np.array_split(order, 2)
 
 
 def _dealt(
@@ -425,8 +419,8 @@ def held_out_influences(
     *,
     batch_size: int,
     rng: np.random.Generator,
-) -> Float[np.ndarray, "R m"]:
-    """What adding each pair would spare the loss of the validation pairs asked, nats, a repeat.
+) -> Float[np.ndarray, "q R m"]:
+    """What adding each pair would spare the loss of each part of the validation pairs, nats.
 
     By `batch_loss_influences` with v = grad L_val, on models that have not trained on the pair. No
     inverse Hessian is taken: it would weigh up the directions that have not been fitted yet, and
@@ -440,7 +434,8 @@ def held_out_influences(
         batch_size: of the training objective.
         rng: draws the shufflings.
     """
-    influences = np.zeros((cross.n_repeats, len(index)))
+    n_parts = len(cross.models[0].validation_gradients)
+    influences = np.zeros((n_parts, cross.n_repeats, len(index)))
     per_repeat = len(cross.models) // (2 * cross.n_repeats)
     # One after the other: forward-mode derivatives know one level for all threads.
     bar = tqdm(cross.models, desc="held-out influence", unit="model", disable=None, leave=False)
@@ -448,15 +443,16 @@ def held_out_influences(
         at = np.flatnonzero(np.isin(index, model.held_out))
         if len(at) == 0:
             continue
-        values = batch_loss_influences(
-            model.parameters,
-            pairs,
-            model.validation_gradient,
-            index[at],
-            base_weights[at],
-            batch_size=batch_size,
-            rng=rng,
-            n_shuffles=INFLUENCE_SHUFFLES,
-        )
-        influences[model.repeat, at] += values / per_repeat
+        for part, gradient in enumerate(model.validation_gradients):
+            values = batch_loss_influences(
+                model.parameters,
+                pairs,
+                gradient,
+                index[at],
+                base_weights[at],
+                batch_size=batch_size,
+                rng=rng,
+                n_shuffles=INFLUENCE_SHUFFLES // n_parts,
+            )
+            influences[part, model.repeat, at] += values / per_repeat
     return influences

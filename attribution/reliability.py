@@ -1,7 +1,7 @@
 """How well influence is known: two halves of what it is made from, beside each other.
 
-The one half are some validation pairs, the models that these are asked of and every other
-evaluated pair; the other half the rest. Nothing but the truth makes both say the same.
+One half of the validation pairs, by every other repeat of the models and every other evaluated
+pair, and the rest of all three: nothing but the truth makes both say the same.
 """
 
 from __future__ import annotations
@@ -43,29 +43,27 @@ class Reliability(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Influence of m evaluated pairs."""
+    """Influence of m evaluated pairs, nats."""
 
-    influence: Float[np.ndarray, " m"]  # the mean over the parts of the validation pairs
-    by_part: list[Float[np.ndarray, " m"]]  # the mean over the repeats that ask it
-    noise: float | None  # variance of the first, by how the parts differ; None of one repeat
+    influence: Float[np.ndarray, " m"]  # the mean over all
+    halves: list[Float[np.ndarray, " m"]]  # by one half of what it is made from, and by the other
+    noise: float | None  # variance of the first; None of one repeat
 
 
-def measured(per_repeat: Float[np.ndarray, "R m"], asked: Int64[np.ndarray, " R"]) -> Measured:
-    """What all repeats say together.
+def measured(influences: Float[np.ndarray, "q R m"]) -> Measured:
+    """What the parts of the validation pairs say together, by all repeats of the models.
 
     Args:
-        per_repeat: influence of m pairs, nats.
-        asked: which part of the validation pairs each repeat asks.
+        influences: of m pairs, nats, by each part and repeat.
     """
-    by_part = [per_repeat[asked == part].mean(axis=0) for part in np.unique(asked)]
-    influence = np.mean(by_part, axis=0)
-    if len(by_part) == 2:
-        noise = float(((by_part[0] - by_part[1]) ** 2).mean()) / 4
-    elif len(per_repeat) > 1:
-        noise = float(per_repeat.var(axis=0, ddof=1).mean()) / len(per_repeat)
-    else:
-        noise = None
-    return Measured(np.asarray(influence), by_part, noise)
+    per_repeat, per_part = influences.mean(axis=0), influences.mean(axis=1)
+    if len(per_repeat) == 1:
+        return Measured(per_repeat[0], [], None)
+    noise = float(per_repeat.var(axis=0, ddof=1).mean()) / len(per_repeat)
+    if len(per_part) == 2:  # what they differ by beyond their models is the validation pairs'
+        noise += float(((per_part[0] - per_part[1]) ** 2).mean()) / 4
+    one, other = influences[0, ::2].mean(axis=0), influences[-1, 1::2].mean(axis=0)
+    return Measured(per_repeat.mean(axis=0), [one, other], noise)
 
 
 def own_share(found: Measured, pooled: Float[np.ndarray, " m"]) -> float:
@@ -98,13 +96,13 @@ def split_half(
         quantities: what is known of every pair, as `pool_influence` is given it.
         cluster_assignments: topic of every pair.
     """
-    if len(found.by_part) < 2 or len(index) < 2 * FEWEST_EACH:
+    if not found.halves or len(index) < 2 * FEWEST_EACH:
         return Reliability(None, 0.0)
     one, other = (
         pool_influence(
             influence[half::2], index[half::2], quantities, cluster_assignments
         ).predicted
-        for half, influence in enumerate(found.by_part)
+        for half, influence in enumerate(found.halves)
     )
     difference = float(((one - other) ** 2).mean()) / 4
     if min(one.std(), other.std()) == 0:

@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 import torch
 from end_to_end_report import write_table
-from flickr8k_regimes import REGIMES, load_pool, make_regime
+from flickr8k_regimes import load_pool, make_regime, recipe_of
 from regimes import METHODS, make_problem, pool_of, test_set_of, version_of
 from regimes_report import ORACLE, RANDOM, RECALLS, RESULTS
 from tqdm import tqdm
@@ -243,7 +243,8 @@ def cell_of(text: str) -> tuple[str, float]:
     """
     regime, _, keep = text.partition(":")
     try:
-        if regime in REGIMES and 0 < float(keep) <= 1:
+        recipe_of(regime)
+        if 0 < float(keep) <= 1:
             return regime, float(keep)
     except ValueError:
         pass

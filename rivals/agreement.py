@@ -16,8 +16,10 @@ from attribution.agreement import (
     NORMALISATION_BATCH,
     REFINED_FOLDS,
     normalised_agreement,
+    strangers,
     trusted_pairs,
 )
+from attribution.fault_share import wrong_share
 from attribution.scores import standardised
 from encoders.joint_map import MIN_IMAGES, Moments, embed_across_folds
 from learner.pairs import PairTensors, TrainingPairs, blocks_of_pairs
@@ -73,15 +75,20 @@ def refined_agreement(pairs: TrainingPairs, *, rng: np.random.Generator) -> Floa
     Stage 2 also asks losses of held-out models which pairs look right, and then joins this view
     with the encoder's own. Of fewer than three images no map can be fitted, and negCLIPLoss stands.
     """
-    first = neg_clip_loss(pairs, rng=rng)
+    others = strangers(pairs.image_ids, rng)
+    first = normalised_agreement(
+        pairs.image_embeddings, pairs.text_embeddings, pairs.tensors.device, rng=rng, others=others
+    )
     if int(pairs.image_ids.max()) + 1 < MIN_IMAGES:
-        return first
+        return first.own
+    wrong = wrong_share(first.own, first.by_chance, rng=rng)
+    share = 1 - wrong.share if wrong else 1.0
     images, texts, _ = embed_across_folds(
         *sides_of(pairs.tensors),
         pairs.image_ids,
         rng=rng,
         n_folds=REFINED_FOLDS,
-        trusted=trusted_pairs(first, -first),
+        trusted=trusted_pairs(first.own, -first.own, share),
         further=Moments.of(*sides_of(pairs.validation)),
     )
     return normalised_agreement(images, texts, pairs.tensors.device, rng=rng).own

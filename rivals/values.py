@@ -25,4 +25,7 @@ def without_influence(
     clusters = pairs.cluster_assignments
     categories = np.full(int(clusters.max()) + 1, NEUTRAL, dtype=object)
     values = parts._replace(influence=np.zeros_like(parts.influence)).total
-    return chosen_rows(clusters, categories, pairs.groups, size, reference.curation, values)
+    junk = np.zeros(len(values), dtype=bool)
+    if reference.pair_influence.unfaulty is not None:
+        junk = ~reference.pair_influence.unfaulty
+    return chosen_rows(clusters, categories, pairs.groups, junk, size, reference.curation, values)
