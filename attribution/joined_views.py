@@ -8,6 +8,9 @@ regression whose positives are contaminated (case-control with contaminated case
 Imbens 1996; positive and unlabelled, Ward et al. 2009). So a + b . x is the log density ratio of
 right pairs to wrong ones. Fitting it to those pairs alone that look right by one of the views would
 cut them off along that view, which then seems to tell nearly all.
+
+Not all wrong captions are as if drawn by lot: boilerplate is told better by another mixture than
+exchanged captions are. So no view counts less than a quarter of what it would count alone.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 MOST_JOINED = 50_000  # pairs that a scale is fitted to; bounds the time
+LEAST_SHARE = 0.25  # of what a view would count alone
 RIDGE = 1e-4  # on the coefficients of views that are joined; keeps them finite
 LEAST_WRONG, MOST_WRONG = 0.005, 0.95  # shares of wrong captions that are reckoned with
 
@@ -87,18 +91,24 @@ def join_views(
     scale = np.maximum(examples.std(axis=0), np.finfo(np.float64).tiny)
     scale[np.ptp(examples, axis=0) <= 1e-12 * np.abs(examples).max(axis=0)] = np.inf  # constant
     middle = examples.mean(axis=0)
-    fitted = _contaminated_logistic(
-        (own - middle) / scale,
-        (by_chance - middle) / scale,
-        float(np.clip(wrong_share, LEAST_WRONG, MOST_WRONG)),
-    )
+    wrong = float(np.clip(wrong_share, LEAST_WRONG, MOST_WRONG))
+    own, by_chance = (own - middle) / scale, (by_chance - middle) / scale
+    least: np.ndarray = np.zeros(len(views))
+    if len(views) > 1:
+        columns = [slice(view, view + 1) for view in range(len(views))]
+        alone = [_contaminated_logistic(own[:, c], by_chance[:, c], wrong) for c in columns]
+        least = LEAST_SHARE * np.array([fitted[0] for fitted in alone])
+    fitted = _contaminated_logistic(own, by_chance, wrong, least)
     return JoinedViews(middle, fitted[:-1] / scale, float(fitted[-1]))
 
 
 def _contaminated_logistic(
-    own: Float[np.ndarray, "m v"], by_chance: Float[np.ndarray, "m v"], wrong: float
+    own: Float[np.ndarray, "m v"],
+    by_chance: Float[np.ndarray, "m v"],
+    wrong: float,
+    least: Float[np.ndarray, " v"] | None = None,
 ) -> Float[np.ndarray, " v1"]:
-    """Coefficients b, none negative, and the intercept a of highest likelihood."""
+    """Coefficients b, none negative nor below `least`, and intercept a of highest likelihood."""
     log_wrong, log_right = np.log(wrong), np.log1p(-wrong)
 
     def loss(solution: np.ndarray) -> tuple[float, np.ndarray]:
@@ -115,5 +125,6 @@ def _contaminated_logistic(
 
     n_views = own.shape[1]
     start = np.append(np.ones(n_views), 0.0)
-    bounds = [(0.0, None)] * n_views + [(None, None)]
+    lowest = np.zeros(n_views) if least is None else least
+    bounds = [*((float(bound), None) for bound in lowest), (None, None)]
     return np.asarray(minimize(loss, start, jac=True, bounds=bounds).x)
