@@ -592,6 +592,7 @@ def test_one_who_is_in_two_groups_counts_for_both() -> None:
         np.zeros(n, dtype=np.int64),
         np.array([HARMFUL], dtype=object),
         groups,
+        np.zeros(n, dtype=bool),
         1,
         CurationConfig(min_group_retention=0.5),
     )

@@ -198,7 +198,7 @@ SAID = [
     ),
     (METHOD, f"right with a probability of {trust.CERTAINTY}"),
     (METHOD, f"and {trust.FEWEST_TRUSTED} pairs at least"),
-    (METHOD, f"So the {FRACTIONS[agreement.TRUSTED_SHARE]} of the pairs that look best"),
+    (METHOD, f"but no more than {100 * agreement.MOST_TRUSTED:g} % of them"),
     (METHOD, f"in {agreement.REFINED_FOLDS} folds, none judging"),
     (METHOD, f"at least {100 * guard.FEWEST_WRONG:g} % of the captions"),
     (METHOD, f"at least {FRACTIONS[guard.TELLS]} of the time"),

@@ -294,7 +294,7 @@ def test_encoder_view_is_that_of_the_strangers(world: World, judged: PairTrust) 
     texts = np.asarray(world.train.text_embeddings, dtype=np.float64)
     assert sorted(judged.strangers.tolist()) == list(range(800))
     assert (judged.strangers != np.arange(800)).all()
-    own, by_chance = judged.encoder_view
+    own, by_chance, _ = judged.encoder_view
     # Own less by chance is a difference of cosines and of the captions' normalisations; without
     # these it is the cosines that they follow.
     cosines = (images * texts).sum(axis=1) - (images * texts[judged.strangers]).sum(axis=1)
