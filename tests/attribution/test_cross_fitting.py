@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from attribution import cross_fitting
 from attribution.cross_fitting import (
+    FEWEST_ASKED,
     CrossFit,
     HeldOutModel,
     _dealt,
+    _parts_asked,
     cross_fit,
     held_out_influences,
 )
@@ -499,3 +501,54 @@ def test_the_validation_gradient_is_that_of_the_validation_loss(
         )
         before = mean_loss(model.parameters, problem.validation, batches)
         assert mean_loss(moved, problem.validation, batches) < before
+
+
+# --- Halves of the validation pairs -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "n_repeats", "sizes"),
+    [
+        (FEWEST_ASKED, 2, [10, 10]),
+        (61, 5, [31, 30]),
+        (FEWEST_ASKED - 1, 5, [FEWEST_ASKED - 1]),
+        (100, 1, [100]),
+    ],
+)
+def test_validation_pairs_are_asked_in_halves_where_they_and_the_repeats_suffice(
+    n: int, n_repeats: int, sizes: list[int]
+) -> None:
+    parts = _parts_asked(n, n_repeats, np.random.default_rng(0))
+    assert [len(part) for part in parts] == sizes
+    assert sorted(np.concatenate(parts).tolist()) == list(range(n))
+    assert np.concatenate(parts).tolist() != list(range(n))  # drawn, not cut in two
+
+
+def test_repeats_ask_the_halves_by_turns(fitted: CrossFit) -> None:
+    assert fitted.asked.tolist() == [0, 1, 0]
+
+
+def test_one_repeat_asks_all_validation_pairs(problem: Scattered) -> None:
+    assert fit(problem, n_repeats=1).asked.tolist() == [0]
+
+
+def test_a_validation_pair_has_a_say_in_the_repeats_that_ask_it_alone(
+    problem: Scattered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halves = [np.arange(30), np.arange(30, 60)]
+    monkeypatch.setattr(cross_fitting, "_parts_asked", lambda *_: halves)
+    images = problem.validation.images.clone()
+    images[40:] += 1.0
+    spoilt = problem._replace(validation=problem.validation._replace(images=images))
+    # Early stopping looks at all validation pairs; here it may not.
+    monkeypatch.setattr(cross_fitting, "_early_stop", lambda *_: 12)
+    before, after = (fit(p) for p in (problem, spoilt))
+    changed = [
+        not torch.equal(one.validation_gradient, other.validation_gradient)
+        for one, other in zip(before.models, after.models, strict=True)
+    ]
+    assert all(
+        same(one.parameters, other.parameters)
+        for one, other in zip(before.models, after.models, strict=True)
+    )
+    assert changed == [model.repeat == 1 for model in before.models]

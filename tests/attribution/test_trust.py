@@ -449,3 +449,26 @@ def test_the_share_of_the_training_pairs_is_read_back(judged: PairTrust) -> None
     assert found is not None
     assert found[:3] == tuple(judged.faults["train"][name] for name in ("share", "low", "high"))
     assert pair_trust(5).wrong_share is None
+
+
+# --- By rank ----------------------------------------------------------------------------------
+
+
+def test_wrong_captions_are_counted_by_rank_too(judged: PairTrust) -> None:
+    found = judged.wrong_share_by_rank
+    assert found is not None
+    # 160 of 800 captions rank their image anywhere; a deviation of sqrt(0.06 / 800) / 0.3 = 0.03.
+    assert found.share == pytest.approx(0.2, abs=0.09)
+    assert found.low <= found.share <= found.high
+    assert judged.faults["train"]["by_rank"] == [found.share, found.low, found.high]
+    for split in ("validation", "test"):
+        assert "by_rank" not in judged.faults[split]
+
+
+def test_results_that_were_saved_without_ranks_say_nothing_by_them() -> None:
+    shares = {"share": 0.2, "low": 0.1, "high": 0.3}
+    old = pair_trust(3, faults={"train": shares})
+    assert old.wrong_share_by_rank is None
+    assert old.wrong_share == WrongShare(0.2, 0.1, 0.3)
+    new = pair_trust(3, faults={"train": {**shares, "by_rank": [0.4, 0.3, 0.5]}})
+    assert new.wrong_share_by_rank == WrongShare(0.4, 0.3, 0.5)
