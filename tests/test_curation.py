@@ -682,10 +682,8 @@ def test_all_but_the_share_decides_what_is_kept_at_any_share() -> None:
 
 
 def curve(*, sorts_difficulty: bool) -> KeepCurve:
-    return KeepCurve(
-        *(np.zeros(1) for _ in range(8)),
-        best={"share": 0.5, "sorts_difficulty": sorts_difficulty},
-    )
+    best = {"share": 0.5, "sorts_difficulty": sorts_difficulty}
+    return KeepCurve(*[np.zeros(1)] * 5, np.zeros(1), np.zeros(1), np.zeros(1), best)
 
 
 def known_faults() -> PairInfluence:

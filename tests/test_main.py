@@ -27,7 +27,7 @@ import visualize
 from artifacts.provenance import stage_rng
 from artifacts.settings import InputError
 from artifacts.store import Store
-from attribution.keep_curve import KeepCurve
+from attribution.keep_curve import KeepCurve, measure_keep_curve
 from baselines import BASELINES, CONTROLS, METHODS, TRAINED_BY_DEFAULT
 from cli import auto, config
 from cli import log as log_module
@@ -642,16 +642,14 @@ def test_the_curve_is_loaded_where_stage_3_is_skipped(
     assert run(copied, *asks) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: --skip_stage 3:")
-    assert "keep curve" in error
+    assert "has no saved result" in error
 
 
 def test_values_that_sort_difficulty_drop_faults_alone(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = main.measure_keep_curve
-
     def sorting(*given: Any, **more: Any) -> KeepCurve:
-        found = measure(*given, **more)
+        found = measure_keep_curve(*given, **more)
         return replace(found, best={**found.best, "sorts_difficulty": True})
 
     monkeypatch.setattr(main, "measure_keep_curve", sorting)

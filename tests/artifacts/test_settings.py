@@ -189,12 +189,13 @@ def test_a_number_may_be_the_word_all() -> None:
             parser.parse_args(["--most", wrong])
 
 
-def test_auto_stands_for_a_number_that_the_run_finds() -> None:
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    add_settings(parser.add_argument_group("example"), Example)
+def test_a_number_may_be_the_word_auto() -> None:
+    parser = argparse.ArgumentParser(exit_on_error=False, argument_default=argparse.SUPPRESS)
+    add_flags(parser.add_argument_group("example"), Example)
     for given, value in (("auto", "auto"), ("0.25", 0.25), ("1", 1.0)):
-        assert parser.parse_args(["--ratio", given]).ratio == value
-    for wrong in ("fast", "", "AUTO"):
+        example = from_flags(Example, vars(parser.parse_args(["--ratio", given])))
+        assert example.ratio == value
+        assert example.fingerprint_settings()["ratio"] == value
+    for wrong in ("fast", "AUTO", ""):
         with pytest.raises(argparse.ArgumentError, match="neither a number nor the word auto"):
             parser.parse_args(["--ratio", wrong])
-    assert Example(ratio="auto").fingerprint_settings()["ratio"] == "auto"

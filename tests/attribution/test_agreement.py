@@ -575,7 +575,8 @@ class Few:
         rows = slice(N_WRONG, N_WRONG + 60)
         self.training = PairTensors(*(side[rows] for side in training))
         self.validation = validation
-        self.first = Agreement(*(column[rows] for column in first_view(training, 1.0)))
+        whole = first_view(training, 1.0)
+        self.first = Agreement(whole.own[rows], whole.by_chance[rows])
         self.ids = np.arange(60) // 2
 
     def refined(self) -> np.ndarray:
@@ -638,7 +639,8 @@ def test_maps_are_fitted_to_held_out_pairs_too(
 def test_two_images_leave_the_first_view_alone(pairs: tuple[PairTensors, PairTensors]) -> None:
     training, validation = pairs
     few = PairTensors(*(side[:20] for side in training))
-    first = Agreement(*(column[200:220] for column in first_view(training, 0.3)))
+    whole = first_view(training, 0.3)
+    first = Agreement(whole.own[200:220], whole.by_chance[200:220])
     refined = refine_agreement(
         *(first, -first.own, few, np.arange(20) % 2, validation),
         others=np.roll(np.arange(20), -7),

@@ -120,7 +120,7 @@ def test_halves_that_have_nothing_in_common_or_are_opposed_are_worth_nothing() -
     found, quantities = planted(0.0, 1.0, seed=1)
     assert reliability_of(found, quantities).weight < 0.35  # of r below four errors of 1/sqrt(3000)
     opposed = found._replace(by_part=[quantities[0], -quantities[0]])
-    assert reliability_of(opposed, quantities) == Reliability(0.0, pytest.approx(1.0, rel=0.1))
+    assert reliability_of(opposed, quantities) == pytest.approx((0.0, 1.0), rel=0.1)
     same = found._replace(by_part=[np.ones(3000), np.ones(3000)])
     assert reliability_of(same, quantities).weight == 0.0
 
