@@ -682,8 +682,8 @@ def test_all_but_the_share_decides_what_is_kept_at_any_share() -> None:
 
 
 def curve(*, sorts_difficulty: bool) -> KeepCurve:
-    best = {"share": 0.5, "sorts_difficulty": sorts_difficulty}
-    return KeepCurve(*[np.zeros(1)] * 5, np.zeros(1), np.zeros(1), np.zeros(1), best)
+    one, best = np.zeros(1), {"share": 0.5, "sorts_difficulty": sorts_difficulty}
+    return KeepCurve(one, one, one, one, one, one, one, one, best)
 
 
 def known_faults() -> PairInfluence:
