@@ -454,8 +454,8 @@ def protected_rows(
 
     A twentieth of each cluster, at least one pair, unless its harm is certain, of those that are
     no junk: a topic is protected, not its faulty pairs. As far as the target reaches, those of
-    highest value first. A pair of infinite value is one that a reviewer
-    has decided on: it is protected, and counts for its cluster and groups, or never.
+    highest value first. A pair of infinite value is one that a reviewer has decided on: it is
+    protected, whatever it looks like, and counts for its cluster and groups, or never.
 
     Raises:
         InputError: the groups' shares alone, with what a reviewer keeps, need more pairs than are
@@ -478,7 +478,8 @@ def protected_rows(
         )
     sizes = np.bincount(cluster_assignments, minlength=len(categories))
     quota = np.where(categories == HARMFUL, 0, np.maximum(1, (SMALLEST_SHARE * sizes).astype(int)))
-    order = by_value[np.argsort(cluster_assignments[by_value], kind="stable")]
+    junk = junk & ~protected
+    order = by_value[np.lexsort((junk[by_value], cluster_assignments[by_value]))]
     rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[cluster_assignments[order]]
     wanted = order[rank < quota[cluster_assignments[order]]]
     wanted = wanted[~protected[wanted] & ~refused[wanted] & ~junk[wanted]]

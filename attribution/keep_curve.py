@@ -232,8 +232,8 @@ def _curve(
         measured_loss=found[:, :, LOSS].mean(axis=2).reshape(-1),
         best={
             "share": share,
-            "low": min(low, share),
-            "high": max(high, share),
+            "low": min(low, float(GRID[best])),
+            "high": max(high, float(GRID[best])),
             "fault_share": None if fault_share is None else [float(x) for x in fault_share],
             "check": {
                 "share": CHECKED,

@@ -14,23 +14,28 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, minimize
 
 from artifacts.settings import InputError
+from attribution.keep_curve import KeepCurve
 from attribution.results import PairInfluence
 from curation import (
     BENEFICIAL,
+    DEFAULT_SHARE,
     DROP,
     HARMFUL,
     KEEP,
     NEUTRAL,
+    SORTS_DIFFICULTY,
     CurationConfig,
     CurationResult,
     categorize,
     categorize_cells,
     curated_size,
     default_rho,
+    faults_alone,
     group_retention,
     protected_rows,
     solve_weights,
     value_parts,
+    without_share,
 )
 from curation import curate as curate_pairs
 from learner.pairs import TrainingPairs, representation
@@ -60,6 +65,7 @@ class Case:
     counts: bool = True  # whether influence does
     influence_weight: float = 1.0
     relevance: np.ndarray | None = None
+    unfaulty: np.ndarray | None = None  # or else nothing is known of faults
 
     @property
     def pairs(self) -> TrainingPairs:
@@ -77,6 +83,7 @@ class Case:
             influence_weight=self.influence_weight,
             relevance_part=np.zeros(n) if self.relevance is None else self.relevance,
             quality={"explained": float(self.counts)},
+            unfaulty=self.unfaulty,
         )
 
 
@@ -592,10 +599,135 @@ def test_one_who_is_in_two_groups_counts_for_both() -> None:
         np.zeros(n, dtype=np.int64),
         np.array([HARMFUL], dtype=object),
         groups,
+        np.zeros(n, dtype=bool),
         1,
         CurationConfig(min_group_retention=0.5),
     )
     assert np.flatnonzero(protected).tolist() == [3]
+
+
+def protected_of(
+    values: list[float], clusters: list[int], junk: list[int], **more: Any
+) -> list[int]:
+    is_junk = np.isin(np.arange(len(values)), junk)
+    found = protected_rows(
+        np.array(values),
+        np.array(clusters),
+        np.array([NEUTRAL] * (max(clusters) + 1), dtype=object),
+        more.get("groups", {}),
+        is_junk,
+        more.get("target", len(values)),
+        CurationConfig(min_group_retention=more.get("least", 0.0)),
+    )
+    rows: list[int] = np.flatnonzero(found).tolist()
+    return rows
+
+
+def test_a_topic_is_protected_but_not_its_faulty_pairs() -> None:
+    values, clusters = [9.0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 1, 1]
+    assert protected_of(values, clusters, []) == [0, 5]
+    # The best of each that is not faulty, even where a faulty one has the higher value.
+    assert protected_of(values, clusters, [0]) == [2, 5]
+    assert protected_of(values, clusters, [3, 4, 5]) == [0]  # nothing in it is worth protecting
+    assert protected_of(values, clusters, list(range(6))) == []
+
+
+def test_of_a_large_cluster_as_many_are_protected_whatever_is_faulty() -> None:
+    # A twentieth of sixty is three: those of rows 59, 58, 57, or the next that are not faulty.
+    values, clusters = [float(i) for i in range(60)], [0] * 60
+    assert protected_of(values, clusters, []) == [57, 58, 59]
+    assert protected_of(values, clusters, [59, 57]) == [55, 56, 58]
+
+
+def test_a_reviewer_may_protect_what_looks_faulty() -> None:
+    # It counts for its cluster, which protects no other pair besides.
+    assert protected_of([np.inf, 1.0, 2.0], [0, 0, 0], [0]) == [0]
+    assert protected_of([-np.inf, 1.0, 2.0], [0, 0, 0], [2]) == [1]
+
+
+def test_groups_are_kept_whatever_looks_faulty() -> None:
+    groups = {"women": np.array([True, True, False, False])}
+    kept = protected_of([4.0, 3, 2, 1], [0, 0, 1, 1], [0, 1, 2], groups=groups, least=0.5)
+    assert kept == [0, 3]
+
+
+def test_what_looks_faulty_goes_where_topics_are_protected() -> None:
+    # Of a cluster of faulty pairs none is kept; a cluster of low value keeps its best right one.
+    case = dataclasses.replace(
+        inputs_of(
+            [5.0, 4, 3, 2, 1, 0, -1, -2, -3, -4], [0, 0, 0, 0, 0, 0, 1, 1, 2, 2], scores=[0.0] * 3
+        ),
+        unfaulty=np.array([1, 1, 1, 1, 1, 1, 0, 0, 0, 1]) > 0,
+    )
+    config = CurationConfig(target_size_ratio=0.5)
+    assert curate(case, config).curated_rows.tolist() == [0, 1, 2, 3, 9]
+    unknown = dataclasses.replace(case, unfaulty=None)
+    assert curate(unknown, config).curated_rows.tolist() == [0, 1, 2, 6, 8]
+
+
+# --- Shares, and faults alone -------------------------------------------------------------------
+
+
+def test_the_share_of_auto_is_the_default_until_it_is_found() -> None:
+    assert CurationConfig(target_size_ratio="auto").share == DEFAULT_SHARE == CurationConfig().share
+    assert CurationConfig(target_size_ratio=0.3).share == 0.3
+
+
+def test_all_but_the_share_decides_what_is_kept_at_any_share() -> None:
+    for ratio in (0.3, 1.0, "auto"):
+        at = CurationConfig(target_size_ratio=ratio)
+        assert without_share(at) == without_share(CurationConfig())
+    assert "target_size_ratio" not in without_share(CurationConfig())
+    assert without_share(CurationConfig(max_weight=3.0)) != without_share(CurationConfig())
+
+
+def curve(*, sorts_difficulty: bool) -> KeepCurve:
+    one, best = np.zeros(1), {"share": 0.5, "sorts_difficulty": sorts_difficulty}
+    return KeepCurve(one, one, one, one, one, one, one, one, best)
+
+
+def known_faults() -> PairInfluence:
+    """Six pairs: the first two look faulty; the higher the agreement, the surer it is right."""
+    return pair_influence(
+        np.array([9.0, 8, 7, 6, 5, 4]),
+        np.zeros(6, dtype=np.int64),
+        agreement=np.array([-3.0, -1.0, -0.5, 1.0, 2.0, 9.0]),
+        unfaulty=np.array([False, False, True, True, True, True]),
+    )
+
+
+def test_where_values_sort_difficulty_they_drop_faults_alone() -> None:
+    told = faults_alone(known_faults(), curve(sorts_difficulty=True), np.random.default_rng(0))
+    assert told.influence_weight == told.quality["influence_weight"] == 0
+    assert told.quality["guard"] == SORTS_DIFFICULTY
+    assert told.quality["explained"] == 1.0
+    # Pairs that look right are worth the same, but for the lot; the surer a fault, the less.
+    np.testing.assert_allclose(told.agreement, [-3, -1, 0, 0, 0, 0], atol=1.1e-6)
+    assert len(set(told.agreement.tolist())) == 6
+    firsts = {
+        int(
+            faults_alone(
+                known_faults(), curve(sorts_difficulty=True), np.random.default_rng(seed)
+            ).agreement.argmax()
+        )
+        for seed in range(30)
+    }
+    assert firsts == {2, 3, 4, 5}
+
+
+def test_faults_that_agree_are_worth_no_more_than_what_looks_right() -> None:
+    # Where most is faulty a pair may agree better than chance and yet be faulty, more likely.
+    mostly = dataclasses.replace(known_faults(), unfaulty=np.arange(6) == 5)
+    told = faults_alone(mostly, curve(sorts_difficulty=True), np.random.default_rng(0))
+    np.testing.assert_allclose(told.agreement, [-3, -1, -0.5, 0, 0, 0], atol=1.1e-6)
+
+
+def test_where_values_do_not_sort_difficulty_all_of_them_counts() -> None:
+    rng = np.random.default_rng(0)
+    known = known_faults()
+    assert faults_alone(known, curve(sorts_difficulty=False), rng) is known
+    unknown = dataclasses.replace(known, unfaulty=None)
+    assert faults_alone(unknown, curve(sorts_difficulty=True), rng) is unknown
 
 
 def test_near_copies_go_before_their_originals_and_agreement_takes_part() -> None:

@@ -27,6 +27,7 @@ import visualize
 from artifacts.provenance import stage_rng
 from artifacts.settings import InputError
 from artifacts.store import Store
+from attribution.keep_curve import KeepCurve, measure_keep_curve
 from baselines import BASELINES, CONTROLS, METHODS, TRAINED_BY_DEFAULT
 from cli import auto, config
 from cli import log as log_module
@@ -64,6 +65,9 @@ stage2/pair_influence_manifest.json stage2/wrong_captions.json stage2/wrong_capt
 stage2/validation_trusted.npy stage2/trust_manifest.json
 stage3/cluster_categorization.json stage3/cluster_weights.json stage3/curated_indices.npy
 stage3/sample_weights.npy stage3/curated_rows.npy stage3/pair_values.npy
+stage3/keep_curve.json stage3/shares.npy stage3/recall.npy stage3/recall_stderr.npy
+stage3/loss.npy stage3/loss_stderr.npy stage3/measured_shares.npy stage3/measured_recall.npy
+stage3/measured_loss.npy stage3/keep_curve_manifest.json
 stage3/group_retention.json stage3/ledger.parquet stage3/ledger_manifest.json stage3/cells.png
 stage3/cluster_categorization.png
 stage3/weight_distribution.png
@@ -405,7 +409,7 @@ def test_load_saved_changes_nothing(copied: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("cli.auto.embed_in_shards", _must_not_run)
     for name in ("cluster_embeddings", "score_clusters", "evaluate_methods"):
         monkeypatch.setattr(main, name, _must_not_run)
-    for name in ("score_pairs_in_rounds", "curate", "select_baseline"):
+    for name in ("score_pairs_in_rounds", "measure_keep_curve", "curate", "select_baseline"):
         monkeypatch.setattr(main, name, _must_not_run)
     assert run(copied, "--load_saved", "--visualize", "--save_checkpoints") == 0
     assert timeless(copied) == before
@@ -583,6 +587,85 @@ def test_a_warning_is_given_once_a_run(
         assert (tmp_path / "log.txt").read_text().count("not UTF-8") == n_runs
 
 
+# --- How much is kept -----------------------------------------------------------------------------
+
+
+def test_auto_keeps_the_share_of_the_curve_which_no_share_makes_stale(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("score_pairs_in_rounds", "measure_keep_curve"):
+        monkeypatch.setattr(main, name, _must_not_run)
+    curve = (copied / "stage3/keep_curve.json").read_bytes()
+    share = json.loads(curve)["share"]
+    assert 0.25 <= share <= 1
+    flags = ("--load_saved", *FEW_METHODS)
+    for asked, kept in (("auto", round(60 * share)), ("0.5", 30)):
+        assert run(copied, *flags, "--target_size_ratio", asked) == 0
+        assert len(np.load(copied / "stage3/curated_indices.npy")) == kept
+        assert len(np.load(copied / "baselines/random_indices.npy")) == kept
+        assert (copied / "stage3/keep_curve.json").read_bytes() == curve
+    assert (
+        f"--target_size_ratio auto: {100 * share:.0f} % are kept"
+        in (copied / "log.txt").read_text()
+    )
+
+
+def test_auto_asked_for_at_once_and_its_share_asked_for_by_number_are_the_same_run(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "auto"
+    assert run(folder, "--target_size_ratio", "auto", *FEW_METHODS) == 0
+    found = read_json(folder / "stage3/keep_curve.json")
+    assert found == read_json(copied / "stage3/keep_curve.json")
+    before = fingerprints(folder)
+    for name in ("measure_keep_curve", "curate", "evaluate_methods"):
+        monkeypatch.setattr(main, name, _must_not_run)
+    by_number = ("--target_size_ratio", str(found["share"]))
+    assert run(folder, *by_number, *FEW_METHODS, "--load_saved") == 0
+    assert fingerprints(folder) == before
+
+
+def test_the_curve_is_loaded_where_stage_3_is_skipped(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("measure_keep_curve", "curate", "score_pairs_in_rounds"):
+        monkeypatch.setattr(main, name, _must_not_run)
+    before = np.load(copied / "stage3/curated_indices.npy")
+    assert run(copied, "--skip_stage", "1", "2", "3", *FEW_METHODS) == 0
+    np.testing.assert_array_equal(np.load(copied / "stage3/curated_indices.npy"), before)
+    # Saved runs that know of no curve do without, as far as the share needs none.
+    for path in (copied / "stage3").glob("keep_curve*"):
+        path.unlink()
+    assert run(copied, "--skip_stage", "1", "2", "3", "--no_report", *FEW_METHODS) == 0
+    asks = ("--target_size_ratio", "auto", "--skip_stage", "1", "2", "3", *FEW_METHODS)
+    capsys.readouterr()
+    assert run(copied, *asks) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: --skip_stage 3:")
+    assert "has no saved result" in error
+
+
+def test_values_that_sort_difficulty_drop_faults_alone(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sorting(*given: Any, **more: Any) -> KeepCurve:
+        found = measure_keep_curve(*given, **more)
+        return replace(found, best={**found.best, "sorts_difficulty": True})
+
+    monkeypatch.setattr(main, "measure_keep_curve", sorting)
+    (copied / "stage3/keep_curve.json").unlink()  # so that it is measured again
+    (copied / "stage3/manifest.json").unlink()
+    assert run(copied, "--load_saved", "--target_size_ratio", "0.5", *FEW_METHODS) == 0
+    unfaulty = np.load(copied / "stage2/unfaulty.npy")
+    kept = np.load(copied / "stage3/curated_rows.npy")
+    looks_right = int(unfaulty.sum())
+    assert 0 < looks_right < 60
+    # As many as are kept look right, but for near copies, which cost more than a fault may.
+    copies = np.load(copied / "stage1/better_copies.npy") > 0
+    assert unfaulty[kept].sum() >= min(30, int((unfaulty & ~copies).sum()))
+    assert "hard ones" in (copied / "results/results.md").read_text()
+
+
 def fingerprints(folder: Path) -> dict[str, str]:
     """By the manifest's name, of every stage."""
     manifests = {str(p.relative_to(folder)): read_json(p) for p in folder.rglob("*manifest.json")}
@@ -595,7 +678,10 @@ def fingerprints(folder: Path) -> dict[str, str]:
         (
             "influence_budget",
             "0.4",
-            {"stage2/pair_influence_", "stage3/", "stage3/ledger_", "evaluation/"},
+            {
+                *("stage2/pair_influence_", "stage3/keep_curve_", "stage3/", "stage3/ledger_"),
+                "evaluation/",
+            },
         ),
         ("weighting", "sample", {"evaluation/"}),
     ],
@@ -935,6 +1021,10 @@ def test_hostile_folder_ends_well(photographs: Path, tmp_path: Path) -> None:
         (["--dataset", "imagenet"], "--dataset must be one of"),
         (["--methods", "best"], "--methods must be one of"),
         (["--target_size_ratio", "1.5"], "--target_size_ratio must be <= 1"),
+        (
+            ["--target_size_ratio", "fast"],
+            "--target_size_ratio: 'fast' is neither a number nor the word auto",
+        ),
         (["--learning_rate", "nan"], "--learning_rate must be a finite number"),
         (
             ["--harmful_threshold", "0.02"],

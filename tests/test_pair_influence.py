@@ -16,6 +16,7 @@ from artifacts.settings import InputError
 from attribution import pair_scores
 from attribution.additive_model import PooledInfluence, pool_influence
 from attribution.agreement import normalised_agreement
+from attribution.fault_share import WrongShare
 from attribution.guard import Guard
 from attribution.pair_scores import (
     SMALLEST_CELL,
@@ -24,7 +25,9 @@ from attribution.pair_scores import (
     refine_cells,
     relevance_part,
     spread_evenly,
+    worth,
 )
+from attribution.reliability import Reliability
 from attribution.results import PairInfluence
 from attribution.trust import PairTrust
 from influence import Round, score_pairs
@@ -349,8 +352,10 @@ def test_the_guard_reaches_the_result(
     ((influence, agreement, wrong),) = asked
     np.testing.assert_array_equal(influence, found.pair_influence)
     np.testing.assert_array_equal(agreement, found.agreement)
-    assert wrong is None
-    assert found.influence_weight == weight
+    assert wrong is not None
+    assert [wrong.share, wrong.low, wrong.high] == found.fault_share
+    assert found.influence_weight == weight  # of one repeat, whose halves nobody has compared
+    assert found.quality["reliability"] is None
     assert found.quality["influence_weight"] == weight
     assert found.quality["agreement_correlation"] == -0.1235
     assert found.quality["guard"] == reason
@@ -393,6 +398,80 @@ def test_influence_by_misleading_pairs_is_not_followed(problem: Scattered) -> No
         np.testing.assert_array_equal(found.relevance_part, believed * full)
         assert found.quality["relevance_auc"] == 0.7124
         assert found.quality["relevance_weight"] == round(believed * 0.31239, 4)
+
+
+def test_influence_counts_by_the_guard_and_by_how_well_it_is_known(
+    small: Scattered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(influence_module, "guard_influence", lambda *_: Guard(0.5, 0.0, 0.4, "x"))
+    monkeypatch.setattr(influence_module, "split_half", lambda *_: Reliability(0.64, 1e6))
+    found = estimate(small, **QUICK)
+    assert found.quality["reliability"] == 0.64
+    assert found.influence_weight == pytest.approx(0.5 * 0.8)  # E[true | inferred], by Kelley
+    # Standard errors hold what the halves differ by.
+    assert float((found.pair_influence_stderr**2).mean()) == pytest.approx(1e6)
+
+
+def test_halves_of_the_validation_pairs_are_compared(tenth: PairInfluence) -> None:
+    reliability = tenth.quality["reliability"]
+    assert 0 < reliability <= 1
+    assert tenth.influence_weight == pytest.approx(np.sqrt(reliability), abs=1e-3)
+    assert tenth.quality["guard"] == ""
+
+
+def worth_of(explained: float) -> dict[str, Any]:
+    pooled = pool_influence(np.arange(20.0), np.arange(20), [np.arange(20.0)], np.zeros(20, int))
+    return worth(
+        Guard(0.5, -0.123456, 0.4, "they contradict each other"),
+        Reliability(0.25, 0.0),
+        dataclasses.replace(pooled, explained=explained),
+        WrongShare(0.3, 0.2, 0.4),
+    )
+
+
+def test_worth_by_hand() -> None:
+    assert worth_of(0.1) == {
+        "reliability": 0.25,
+        "influence_weight": 0.25,
+        "agreement_correlation": -0.1235,
+        "guard": "they contradict each other",
+        "wrong_share": [0.3, 0.2, 0.4],
+    }
+    assert worth_of(0.0) == {**worth_of(0.1), "influence_weight": 0.0, "guard": ""}
+
+
+# --- Which pairs look faulty --------------------------------------------------------------------
+
+
+def test_as_many_pairs_look_faulty_as_are(problem: Scattered, tenth: PairInfluence) -> None:
+    assert tenth.unfaulty is not None
+    assert tenth.fault_share is not None
+    share, low, high = tenth.fault_share
+    assert low <= share <= high
+    assert share == pytest.approx(problem.wrong.mean(), abs=0.1)
+    # Log odds at equal shares, against as many wrong as are estimated: the bar that Bayes sets.
+    np.testing.assert_array_equal(tenth.unfaulty, tenth.agreement >= np.log(share / (1 - share)))
+    assert auc(tenth.unfaulty.astype(np.float64), ~problem.wrong) > 0.7
+
+
+def test_the_share_of_faults_is_that_of_both_estimates(problem: Scattered) -> None:
+    trust = trust_in(problem)
+    by_rank = {"by_rank": [0.9, 0.8, 1.0]}
+    told = dataclasses.replace(trust, faults={"train": {**trust.faults["train"], **by_rank}})
+    alone, both = (
+        score_pairs(
+            known_pairs(problem),
+            judged,
+            PairInfluenceConfig(**QUICK),
+            TRAINING,
+            new_room(),
+            max_steps=12,
+            rng=np.random.default_rng(0),
+        ).fault_share
+        for judged in (trust, told)
+    )
+    assert alone is not None
+    assert both == pytest.approx([(alone[0] + 0.9) / 2, alone[1], 1.0])
 
 
 # --- Settings and rounds ----------------------------------------------------------------------

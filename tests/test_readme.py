@@ -11,7 +11,19 @@ from typing import Any
 
 import pytest
 
-from attribution import agreement, cluster_scores, guard, metagradient, relevance, trust
+from attribution import (
+    agreement,
+    cluster_scores,
+    cross_fitting,
+    fault_share,
+    guard,
+    joined_views,
+    keep_curve,
+    metagradient,
+    relevance,
+    reliability,
+    trust,
+)
 from attribution.curvature import MAX_CURVATURE_PAIRS
 from cli import config
 from cli.config import GROUPS
@@ -198,8 +210,17 @@ SAID = [
     ),
     (METHOD, f"right with a probability of {trust.CERTAINTY}"),
     (METHOD, f"and {trust.FEWEST_TRUSTED} pairs at least"),
-    (METHOD, f"So the {FRACTIONS[agreement.TRUSTED_SHARE]} of the pairs that look best"),
+    (METHOD, f"but no more than {100 * agreement.MOST_TRUSTED:g} % of them"),
     (METHOD, f"in {agreement.REFINED_FOLDS} folds, none judging"),
+    (METHOD, f"hardly ever behind {100 * fault_share.BEYOND:g} % of them, so"),
+    (METHOD, f"how many are, over {1 - fault_share.BEYOND:.1f} ("),
+    (METHOD, f"From {cross_fitting.FEWEST_ASKED} validation pairs on"),
+    (METHOD, f"fewer than {2 * reliability.FEWEST_EACH} evaluated pairs"),
+    (METHOD, f"the common scale of the two views is fitted to {joined_views.MOST_JOINED:,} pairs"),
+    (METHOD, f"at {', '.join(f'{100 * s:g}' for s in keep_curve.SHARES[:-1])} and 100 % ask"),
+    (METHOD, f"validation pairs, {({2: 'two'})[keep_curve.N_SEEDS]} seeds each"),
+    (METHOD, f"Beside the share of {100 * keep_curve.CHECKED:g} % stand"),
+    (METHOD, {3: "A cubic is fitted"}[keep_curve.DEGREE]),
     (METHOD, f"at least {100 * guard.FEWEST_WRONG:g} % of the captions"),
     (METHOD, f"at least {FRACTIONS[guard.TELLS]} of the time"),
     (METHOD, f"not at all below {100 * guard.MISLEADS:g} %"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from attribution.agreement import Agreement
+from attribution.joined_views import Agreement
 from attribution.trust import PairTrust
 
 

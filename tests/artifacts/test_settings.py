@@ -27,6 +27,7 @@ class Example(Settings):
     flag: bool = setting(False, "a switch")
     n_workers: int = setting(2, "speed only", at_least=1, affects_result=False)
     most: int | str = setting(9, "a number or all", at_least=2, or_all=True)
+    ratio: float | str = setting(0.8, "a number or auto", above=0, at_most=1, or_auto=True)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,8 @@ class Example(Settings):
         ({"closed": math.inf}, "--closed must be a finite number; got inf"),
         ({"most": 1}, "--most must be >= 2; got 1"),
         ({"most": "any"}, "--most must be a whole number or the word all; got 'any'"),
+        ({"ratio": 1.5}, "--ratio must be <= 1; got 1.5"),
+        ({"ratio": "fast"}, "--ratio must be a number or the word auto; got 'fast'"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_rule(values: dict[str, Any], message: str) -> None:
@@ -91,6 +94,7 @@ def test_the_fingerprint_leaves_out_speed_settings_only() -> None:
         "optional": None,
         "flag": False,
         "most": 9,
+        "ratio": 0.8,
     }
 
 
@@ -183,3 +187,15 @@ def test_a_number_may_be_the_word_all() -> None:
     for wrong in ("every", "1.5", ""):
         with pytest.raises(argparse.ArgumentError, match="neither a whole number nor the word all"):
             parser.parse_args(["--most", wrong])
+
+
+def test_a_number_may_be_the_word_auto() -> None:
+    parser = argparse.ArgumentParser(exit_on_error=False, argument_default=argparse.SUPPRESS)
+    add_flags(parser.add_argument_group("example"), Example)
+    for given, value in (("auto", "auto"), ("0.25", 0.25), ("1", 1.0)):
+        example = from_flags(Example, vars(parser.parse_args(["--ratio", given])))
+        assert example.ratio == value
+        assert example.fingerprint_settings()["ratio"] == value
+    for wrong in ("fast", "AUTO", ""):
+        with pytest.raises(argparse.ArgumentError, match="neither a number nor the word auto"):
+            parser.parse_args(["--ratio", wrong])

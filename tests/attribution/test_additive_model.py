@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,6 @@ from attribution import additive_model
 from attribution.additive_model import (
     PENALTIES,
     PooledInfluence,
-    own_share,
     pool_influence,
     smooth_basis,
 )
@@ -335,25 +335,30 @@ def test_many_means_at_once_are_those_one_by_one() -> None:
     np.testing.assert_allclose(pooled.mean_stderrs(rows, sizes), expected, rtol=1e-4)
 
 
-# --- Own measurements -------------------------------------------------------------------------
+@pytest.mark.parametrize("factor", [4.0, 1.5])
+def test_standard_errors_may_be_widened(factor: float) -> None:
+    data = simulated(9)
+    pooled, topic = pooled_of(data), np.flatnonzero(data.topics == 2)
+    variance = factor**2 * float((pooled.stderr**2).mean())
+    wide = pooled.widened(variance)
+    assert float((wide.stderr**2).mean()) == pytest.approx(variance)
+    np.testing.assert_allclose(wide.stderr, factor * pooled.stderr)
+    # So are those of means, of one pair as of many; what is predicted stays.
+    rows, sizes = np.r_[topic, 0], np.array([len(topic), 1])
+    np.testing.assert_allclose(
+        wide.mean_stderrs(rows, sizes), factor * pooled.mean_stderrs(rows, sizes)
+    )
+    np.testing.assert_array_equal(wide.predicted, pooled.predicted)
 
 
-@pytest.mark.parametrize(("own", "noise"), [(1.0, 1.0), (0.5, 2.0), (0.0, 1.0), (2.0, 0.1)])
-def test_the_share_of_a_measurement_that_is_its_own(own: float, noise: float) -> None:
-    # Residuals of variance own^2 beside noise^2 / 5 in the mean of five repeats.
-    rng = np.random.default_rng(0)
-    m = 4000
-    pooled = rng.normal(size=m)
-    per_repeat = pooled + own * rng.normal(size=m) + noise * rng.normal(size=(5, m))
-    expected = own**2 / (own**2 + noise**2 / 5)
-    assert own_share(per_repeat, pooled) == pytest.approx(expected, abs=0.08)  # three deviations
+def test_standard_errors_are_never_narrowed() -> None:
+    pooled = pooled_of(simulated(9))
+    now = float((pooled.stderr**2).mean())
+    for variance in (0.0, 0.5 * now, now):
+        np.testing.assert_array_equal(pooled.widened(variance).stderr, pooled.stderr)
 
 
-def test_shares_in_special_cases() -> None:
-    rng = np.random.default_rng(0)
-    pooled = rng.normal(size=50)
-    assert own_share(pooled[None], pooled) == 0
-    assert own_share(pooled[None] + 1, pooled) == 0.5
-    opposed = pooled + np.array([[3.0], [-2.9]])
-    assert own_share(opposed, pooled) == 0  # noise of more than the residual counts nothing
-    assert own_share(np.tile(pooled + 1, (3, 1)), pooled) == 1
+def test_where_nothing_was_thought_uncertain_all_becomes_equally_so() -> None:
+    data = simulated(9)
+    certain = dataclasses.replace(pooled_of(data), stderr=np.zeros(600))
+    np.testing.assert_allclose(certain.widened(0.25).stderr, 0.5)

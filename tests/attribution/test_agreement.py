@@ -15,18 +15,16 @@ from hypothesis import strategies as st
 
 from attribution import agreement
 from attribution.agreement import (
-    TRUSTED_SHARE,
-    Agreement,
+    MOST_TRUSTED,
     Surroundings,
     fit_log_scale,
-    join_views,
-    joined_agreement,
     neighbour_agreement,
     normalised_agreement,
     refine_agreement,
     strangers,
     trusted_pairs,
 )
+from attribution.joined_views import Agreement, joined_agreement
 from learner.pairs import PairTensors
 from tests import reference
 from tests.encoders.test_joint_map import correlated_pairs
@@ -222,6 +220,31 @@ def test_normalised_agreement_by_the_formula() -> None:
         columns = math.log(sum(math.exp(float(images[j] @ texts[i]) / tau) for j in range(30)))
         expected.append(float(images[i] @ texts[i]) - tau / 2 * (rows + columns))
     np.testing.assert_allclose(found, expected, atol=1e-5)  # float32
+
+
+def test_outranked_is_the_share_of_other_images_that_a_caption_suits_better() -> None:
+    images, texts = sides(40, seed=12, noise=1.5)
+    found = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).outranked
+    expected = [
+        sum(float(images[i] @ texts[j]) > float(images[j] @ texts[j]) for i in range(40)) / 39
+        for j in range(40)
+    ]
+    assert found is not None
+    assert len(set(expected)) > 5
+    np.testing.assert_allclose(found, expected, atol=1e-7)  # a float32 share
+
+
+def test_outranked_is_averaged_over_the_batches_of_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, texts = sides(200, seed=13, noise=1.5)
+    whole = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).outranked
+    monkeypatch.setattr(agreement, "NORMALISATION_BATCH", 50)
+    parts = normalised_agreement(images, texts, CPU, rng=np.random.default_rng(0)).outranked
+    assert whole is not None
+    assert parts is not None
+    # Ten batches of 49 others: a share of 0.5 has an error of 0.02; four of them.
+    np.testing.assert_allclose(parts, whole, atol=0.09)
+    assert np.abs(parts - whole).max() > 0
+    assert float(parts.mean()) == pytest.approx(float(whole.mean()), abs=0.01)
 
 
 def test_every_pair_is_in_batches_of_the_given_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,111 +504,6 @@ def test_strangers_are_drawn_anew() -> None:
     assert len(drawn) == 8
 
 
-# --- Views joined -----------------------------------------------------------------------------
-
-
-def view(separation: float, rng: np.random.Generator, n: int = 2000) -> Agreement:
-    return Agreement(rng.normal(separation, 1, n), rng.normal(0, 1, n))
-
-
-def test_views_are_joined_by_what_they_tell() -> None:
-    # Independent unit normals `separation` apart: log odds are sum_v d_v (x_v - d_v / 2).
-    rng = np.random.default_rng(0)
-    views = [view(2.0, rng), view(1.0, rng), view(0.0, rng)]
-    joined = joined_agreement(views, np.ones(2000, dtype=bool))
-    expected = 2 * (views[0].own - 1) + (views[1].own - 0.5)
-    assert np.corrcoef(joined, expected)[0, 1] > 0.995
-    assert np.polyfit(expected, joined, 1)[0] == pytest.approx(1, abs=0.1)  # four errors of the fit
-
-
-def test_the_scale_of_a_view_does_not_matter() -> None:
-    rng = np.random.default_rng(1)
-    first, second = view(2.0, rng), view(1.0, rng)
-    scaled = Agreement(0.01 * second.own - 5, 0.01 * second.by_chance - 5)
-    everyone = np.ones(2000, dtype=bool)
-    np.testing.assert_allclose(
-        joined_agreement([first, scaled], everyone),
-        joined_agreement([first, second], everyone),
-        atol=1e-3,  # the solver's tolerance
-    )
-
-
-def test_only_trusted_pairs_say_what_a_view_is_worth() -> None:
-    rng = np.random.default_rng(2)
-    first, second = view(2.0, rng), view(2.0, rng)
-    second.own[:1000] = -9.0  # of pairs that nobody trusts
-    joined = joined_agreement([first, second], np.arange(2000) >= 1000)
-    expected = 2 * (first.own - 1) + 2 * (second.own - 1)
-    assert np.corrcoef(joined[1000:], expected[1000:])[0, 1] > 0.995
-    assert joined[:1000].max() < joined[1000:].min()
-
-
-def test_a_view_that_tells_the_contrary_counts_for_nothing() -> None:
-    rng = np.random.default_rng(3)
-    first, contrary = view(2.0, rng), view(-1.0, rng)
-    everyone = np.ones(2000, dtype=bool)
-    np.testing.assert_allclose(
-        joined_agreement([first, contrary], everyone),
-        joined_agreement([first], everyone),
-        atol=1e-3,  # the solver's tolerance
-    )
-
-
-def test_views_that_tell_nothing_leave_all_alike() -> None:
-    same = Agreement(np.full(10, 0.3), np.full(10, 0.3))
-    joined = joined_agreement([same, same], np.ones(10, dtype=bool))
-    np.testing.assert_allclose(joined, joined[0])
-
-
-def test_odds_of_a_view_are_calibrated() -> None:
-    # Unit normals two apart: log odds are 2 (x - 1). Four errors of a fit to 4,000 are some 0.15.
-    joined = join_views([view(2.0, np.random.default_rng(4))], np.ones(2000, dtype=bool))
-    at = np.array([-1.0, 0.0, 1.0, 2.0, 3.0])
-    np.testing.assert_allclose(joined.log_odds([at]), 2 * (at - 1), rtol=0.1, atol=0.15)
-
-
-def test_a_view_given_twice_says_no_more_than_once() -> None:
-    # By chance the same strangers stand in both, so that what they share is not counted twice.
-    rng = np.random.default_rng(5)
-    once, everyone = view(2.0, rng), np.ones(2000, dtype=bool)
-    alone, twice = (joined_agreement(views, everyone) for views in ([once], [once, once]))
-    # The ridge falls on two halves instead of one whole: 1e-4 beside a curvature of 0.05 or so.
-    np.testing.assert_allclose(twice, alone, rtol=0.01, atol=0.01)
-    # Two views of one quantity, each with its own error, say more than one, but not twice as much.
-    own, by_chance = rng.normal(2, 1, 2000), rng.normal(0, 1, 2000)
-    noisy = [
-        Agreement(own + rng.normal(0, 0.5, 2000), by_chance + rng.normal(0, 0.5, 2000))
-        for _ in range(2)
-    ]
-    one, both = (joined_agreement(views, everyone) for views in (noisy[:1], noisy))
-    # Separation 2 over a spread of sqrt(1.25) and sqrt(1.125): mean log odds d^2 / 2 = 1.6 and
-    # 1.78; four errors of the fit are some 0.25.
-    assert one.mean() == pytest.approx(1.6, abs=0.25)
-    assert both.mean() == pytest.approx(1.78, abs=0.25)
-    # Under other strangers the two are independent by chance, and it looks like twice as much.
-    shuffled = once._replace(by_chance=rng.permutation(once.by_chance))
-    doubled = joined_agreement([once, shuffled], everyone)
-    assert np.abs(doubled).mean() > 1.2 * np.abs(alone).mean()
-
-
-def test_the_scale_holds_for_pairs_that_it_was_not_fitted_to() -> None:
-    rng = np.random.default_rng(6)
-    views = [view(2.0, rng), view(1.0, rng)]
-    joined = join_views(views, np.ones(2000, dtype=bool))
-    new = [rng.normal(size=50), rng.normal(size=50)]
-    by_hand = [
-        joined.intercept
-        + sum(
-            c * (v[i] - m) for c, v, m in zip(joined.coefficients, new, joined.middle, strict=True)
-        )
-        for i in range(50)
-    ]
-    np.testing.assert_allclose(joined.log_odds(new), by_hand, rtol=1e-12)
-    expected = 2 * (new[0] - 1) + (new[1] - 0.5)
-    assert np.corrcoef(joined.log_odds(new), expected)[0, 1] > 0.995
-    assert (joined.coefficients > 0).all()
-
-
 # --- Seen again, in a map of trusted pairs -----------------------------------------------------
 
 # Gaussian pairs, of which some captions were exchanged.
@@ -593,23 +511,21 @@ N, N_WRONG = 600, 120
 OTHERS = np.roll(np.arange(N), -7)  # the next one has the right caption of the one before
 
 
-def test_a_scale_may_be_fitted_to_some_of_many_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    views = [view(2.0, np.random.default_rng(4))]
-    everyone = np.ones(2000, dtype=bool)
-    whole = join_views(views, everyone, np.random.default_rng(0))
-    np.testing.assert_array_equal(whole.coefficients, join_views(views, everyone).coefficients)
-    monkeypatch.setattr(agreement, "MOST_JOINED", 1000)
-    some = join_views(views, everyone, np.random.default_rng(0))
-    assert some.coefficients[0] != whole.coefficients[0]
-    assert some.coefficients[0] == pytest.approx(whole.coefficients[0], rel=0.2)
-
-
 def test_trusted_are_those_of_the_best_ranks_in_both() -> None:
     own = np.array([9.0, 1.0, 5.0, 4.0, 3.0])
     losses = np.array([5.0, 4.0, 1.0, 2.0, 3.0])
     # Ranks of agreement 5 1 4 3 2 less those of loss 5 4 1 2 3: 0 -3 3 1 -1.
-    assert trusted_pairs(own, losses).tolist() == [True, False, True, True, True]
-    assert trusted_pairs(own[:1], losses[:1]).tolist() == [True]
+    assert trusted_pairs(own, losses, 0.8).tolist() == [True, False, True, True, True]
+    assert trusted_pairs(own, losses, 0.4).tolist() == [False, False, True, True, False]
+    assert trusted_pairs(own[:1], losses[:1], 0.8).tolist() == [True]
+
+
+def test_as_many_are_trusted_as_are_right_but_never_all_and_never_none() -> None:
+    own = np.random.default_rng(0).normal(size=200)
+    for share, n_trusted in ((0.3, 60), (0.9, 180), (1.0, MOST_TRUSTED * 200), (0.0, 1)):
+        trusted = trusted_pairs(own, -own, share)
+        assert trusted.sum() == n_trusted
+        assert own[trusted].min() > own[~trusted].max()
 
 
 @pytest.fixture(scope="module")
@@ -643,13 +559,13 @@ def test_wrong_captions_stand_out_more_than_at_first_sight(
     refined = refine_agreement(
         *(first, -first.own, training, np.arange(N), validation),
         others=OTHERS,
+        wrong_share=N_WRONG / N,
         rng=np.random.default_rng(1),
     )
-    assert 1 - auc(refined, right) < 0.8 * (1 - auc(first.own, right))
-    trusted = trusted_pairs(first.own, -first.own)
-    assert trusted.sum() == TRUSTED_SHARE * N
-    alone = joined_agreement([first], trusted)
-    assert auc(alone, right) == pytest.approx(auc(first.own, right))
+    assert 1 - auc(refined.log_odds, right) < 0.8 * (1 - auc(first.own, right))
+    assert np.median(refined.by_chance) < np.median(refined.log_odds[right])
+    alone = joined_agreement([first], N_WRONG / N)
+    assert auc(alone.log_odds, right) == pytest.approx(auc(first.own, right))
 
 
 class Few:
@@ -659,15 +575,17 @@ class Few:
         rows = slice(N_WRONG, N_WRONG + 60)
         self.training = PairTensors(*(side[rows] for side in training))
         self.validation = validation
-        self.first = Agreement(*(column[rows] for column in first_view(training, 1.0)))
+        whole = first_view(training, 1.0)
+        self.first = Agreement(whole.own[rows], whole.by_chance[rows])
         self.ids = np.arange(60) // 2
 
     def refined(self) -> np.ndarray:
         return refine_agreement(
             *(self.first, -self.first.own, self.training, self.ids, self.validation),
             others=np.roll(np.arange(60), -7),
+            wrong_share=0.2,
             rng=np.random.default_rng(1),
-        )
+        ).log_odds
 
     def cosines(self, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
         """Of image and caption in the maps that judge them."""
@@ -702,7 +620,7 @@ def test_a_pair_has_no_part_in_the_map_that_judges_it(
     assert np.abs(after[0] - before[0]) < np.abs(after[1] - before[1])
     # Of a pair that maps are fitted to: the one that judges it and its image's other pair is not,
     # and differs by float32 rounding; those of the other images are.
-    row = int(trusted_pairs(few.first.own, -few.first.own).argmax())
+    row = int(trusted_pairs(few.first.own, -few.first.own, 0.8).argmax())
     few.training = turned_round(row)
     changes = np.abs(few.cosines(monkeypatch) - cosines)
     assert changes[row ^ 1] < 1e-6
@@ -721,13 +639,15 @@ def test_maps_are_fitted_to_held_out_pairs_too(
 def test_two_images_leave_the_first_view_alone(pairs: tuple[PairTensors, PairTensors]) -> None:
     training, validation = pairs
     few = PairTensors(*(side[:20] for side in training))
-    first = Agreement(*(column[200:220] for column in first_view(training, 0.3)))
+    whole = first_view(training, 0.3)
+    first = Agreement(whole.own[200:220], whole.by_chance[200:220])
     refined = refine_agreement(
         *(first, -first.own, few, np.arange(20) % 2, validation),
         others=np.roll(np.arange(20), -7),
+        wrong_share=0.2,
         rng=np.random.default_rng(1),
     )
-    assert np.argsort(refined).tolist() == np.argsort(first.own).tolist()
+    assert np.argsort(refined.log_odds).tolist() == np.argsort(first.own).tolist()
 
 
 def test_the_encoder_alone(pairs: tuple[PairTensors, PairTensors]) -> None:
@@ -736,7 +656,8 @@ def test_the_encoder_alone(pairs: tuple[PairTensors, PairTensors]) -> None:
     alone = refine_agreement(
         *(first, -first.own, training, np.arange(N), validation),
         others=OTHERS,
+        wrong_share=N_WRONG / N,
         rng=np.random.default_rng(1),
         encoder_alone=True,
     )
-    assert np.argsort(alone).tolist() == np.argsort(first.own).tolist()
+    assert np.argsort(alone.log_odds).tolist() == np.argsort(first.own).tolist()

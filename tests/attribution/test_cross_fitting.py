@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from attribution import cross_fitting
 from attribution.cross_fitting import (
+    FEWEST_ASKED,
     CrossFit,
     HeldOutModel,
     _dealt,
+    _parts,
     cross_fit,
     held_out_influences,
 )
@@ -134,7 +136,7 @@ def test_a_model_knows_nothing_of_the_pairs_that_it_is_asked_about(
         held_out = row in before.held_out
         n_changed += not held_out
         assert same(after.parameters, before.parameters) == held_out
-        assert torch.equal(after.validation_gradient, before.validation_gradient) == held_out
+        assert torch.equal(after.validation_gradients, before.validation_gradients) == held_out
     assert n_changed == len(fitted.models) // 2  # the pair is trained on, too
 
 
@@ -351,8 +353,9 @@ def influences(problem: Scattered, fitted: CrossFit, index: np.ndarray) -> np.nd
 
 
 def test_right_captions_help_and_wrong_ones_hurt(problem: Scattered, fitted: CrossFit) -> None:
-    per_repeat = influences(problem, fitted, np.arange(len(problem.wrong)))
-    assert per_repeat.shape == (N_REPEATS, len(problem.wrong))
+    by_part = influences(problem, fitted, np.arange(len(problem.wrong)))
+    assert by_part.shape == (2, N_REPEATS, len(problem.wrong))
+    per_repeat = by_part.mean(axis=0)
     for repeat in per_repeat:
         assert repeat[problem.wrong].mean() < 0 < repeat[~problem.wrong].mean()
     assert auc(-per_repeat.mean(axis=0), problem.wrong) > 0.85
@@ -363,13 +366,13 @@ def test_right_captions_help_and_wrong_ones_hurt(problem: Scattered, fitted: Cro
 def test_weights_are_those_of_the_pairs(
     problem: Scattered, fitted: CrossFit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cross_fitting, "INFLUENCE_SHUFFLES", 1)
+    monkeypatch.setattr(cross_fitting, "INFLUENCE_SHUFFLES", 2)  # one for each part
     # Scaling the weights of a batch alike changes nothing, so that sum_i w_i u_i = 0 in it: here a
     # batch is all pairs that one model holds out.
     n = len(problem.wrong)
     weights = np.random.default_rng(0).uniform(0.1, 10, size=n)
     for model in fitted.models[:4]:
-        (found,) = held_out_influences(
+        found = held_out_influences(
             dataclasses.replace(fitted, models=[model._replace(repeat=0)] * 2, n_repeats=1),
             problem.pairs,
             np.arange(n),
@@ -377,15 +380,15 @@ def test_weights_are_those_of_the_pairs(
             batch_size=n,
             rng=np.random.default_rng(0),
         )
-        weighted = weights * found
-        assert abs(weighted.sum()) < 1e-4 * np.abs(weighted).sum()  # float32
+        weighted = weights * found[:, 0]
+        assert (np.abs(weighted.sum(axis=1)) < 1e-4 * np.abs(weighted).sum(axis=1)).all()  # float32
 
 
 def test_checkpoints_are_averaged(
     problem: Scattered, fitted: CrossFit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With all pairs of a half in one batch there is but one composition.
-    monkeypatch.setattr(cross_fitting, "INFLUENCE_SHUFFLES", 1)
+    monkeypatch.setattr(cross_fitting, "INFLUENCE_SHUFFLES", 2)  # one for each part
 
     def influences_of(models: list[HeldOutModel]) -> np.ndarray:
         found: np.ndarray = held_out_influences(
@@ -419,9 +422,9 @@ def test_influence_is_what_a_step_with_more_of_the_pair_does(
         np.ones(12),
         batch_size=64,
         rng=np.random.default_rng(0),
-    )[0]
+    )[1, 0]
     parameters = Parameters(*(p.double() for p in model.parameters))
-    direction, sizes = model.validation_gradient.double(), [p.numel() for p in parameters]
+    direction, sizes = model.validation_gradients[1].double(), [p.numel() for p in parameters]
     tangent = [
         part.reshape(p.shape) for part, p in zip(direction.split(sizes), parameters, strict=True)
     ]
@@ -450,7 +453,7 @@ def test_influence_is_what_a_step_with_more_of_the_pair_does(
 def test_only_models_that_hold_a_pair_out_are_asked(
     problem: Scattered, fitted: CrossFit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cross_fitting, "INFLUENCE_SHUFFLES", 2)
+    monkeypatch.setattr(cross_fitting, "INFLUENCE_SHUFFLES", 4)
     index = np.sort(fitted.models[0].held_out[:20])
     plain = influences(problem, fitted, index)
     blank = [
@@ -467,12 +470,12 @@ def test_only_models_that_hold_a_pair_out_are_asked(
     )
     # A model that trained on them in a later repeat has no say in the first.
     later = [
-        m._replace(validation_gradient=0 * m.validation_gradient) if m.repeat > 0 else m
+        m._replace(validation_gradients=0 * m.validation_gradients) if m.repeat > 0 else m
         for m in fitted.models
     ]
     silent = influences(problem, dataclasses.replace(fitted, models=later), index)
-    np.testing.assert_array_equal(silent[0], plain[0])
-    assert not silent[1:].any()
+    np.testing.assert_array_equal(silent[:, 0], plain[:, 0])
+    assert not silent[:, 1:].any()
 
 
 def test_a_pair_evaluated_alone_in_its_half_changes_nothing(
@@ -488,7 +491,7 @@ def test_the_validation_gradient_is_that_of_the_validation_loss(
     # Against its direction the loss falls; batches of 16 of 60 pairs leave some luck.
     batches = np.arange(60)[:48].reshape(3, 16)
     for model in fitted.models[:4]:
-        direction = model.validation_gradient
+        direction = model.validation_gradients.mean(dim=0)
         parts = direction.split([p.numel() for p in model.parameters])
         step = 1e-2 / float(direction.norm())
         moved = Parameters(
@@ -499,3 +502,47 @@ def test_the_validation_gradient_is_that_of_the_validation_loss(
         )
         before = mean_loss(model.parameters, problem.validation, batches)
         assert mean_loss(moved, problem.validation, batches) < before
+
+
+# --- Halves of the validation pairs -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(FEWEST_ASKED, [10, 10]), (61, [31, 30]), (FEWEST_ASKED - 1, [19]), (1, [1])]
+)
+def test_validation_pairs_are_asked_in_halves_where_they_suffice(n: int, sizes: list[int]) -> None:
+    parts = _parts(n, np.random.default_rng(0))
+    assert [len(part) for part in parts] == sizes
+    assert sorted(np.concatenate(parts).tolist()) == list(range(n))
+    assert n == 1 or np.concatenate(parts).tolist() != list(range(n))  # drawn, not cut in two
+
+
+def test_a_validation_pair_has_a_say_in_its_half_alone(
+    problem: Scattered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [np.arange(30), np.arange(30, 60)]
+    monkeypatch.setattr(cross_fitting, "_parts", lambda *_: parts)
+    # Early stopping looks at all validation pairs; here it may not.
+    monkeypatch.setattr(cross_fitting, "_early_stop", lambda *_: 12)
+    images = problem.validation.images.clone()
+    images[40:] += 1.0
+    changed = problem._replace(validation=problem.validation._replace(images=images))
+    before, after = (fit(p) for p in (problem, changed))
+    rows = np.arange(0, 40, 2)
+    for one, other in zip(before.models, after.models, strict=True):
+        assert same(one.parameters, other.parameters)
+        assert torch.equal(one.validation_gradients[0], other.validation_gradients[0])
+        assert not torch.equal(one.validation_gradients[1], other.validation_gradients[1])
+    asked = [influences(p, cross, rows) for p, cross in ((problem, before), (changed, after))]
+    assert asked[0].shape == (2, N_REPEATS, len(rows))
+    assert np.abs(asked[0][1] - asked[1][1]).min(axis=0).max() > 0
+    np.testing.assert_array_equal(asked[0][0], asked[1][0])
+
+
+def test_few_validation_pairs_are_asked_together(problem: Scattered) -> None:
+    few = problem._replace(
+        validation=PairTensors(*(side[: FEWEST_ASKED - 1] for side in problem.validation))
+    )
+    fitted = fit(few)
+    assert {len(model.validation_gradients) for model in fitted.models} == {1}
+    assert influences(few, fitted, np.arange(10)).shape == (1, N_REPEATS, 10)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from attribution import fault_share
-from attribution.fault_share import FEWEST, WrongShare, wrong_share
+from attribution.fault_share import (
+    BEYOND,
+    FEWEST,
+    WrongShare,
+    both_shares,
+    wrong_share,
+    wrong_share_by_rank,
+)
 
 SHARES = (0.0, 0.05, 0.2, 0.4, 0.6)
 SEEDS = range(5)
@@ -180,3 +187,65 @@ def test_many_wrong_ones_around_few_right_ones(seed: int) -> None:
     rng = np.random.default_rng(seed)
     own = np.append(rng.standard_normal(1600), rng.normal(1.5, 0.3, 400))
     assert estimate(own, rng.standard_normal(2000), rng).share == pytest.approx(0.8, abs=0.06)
+
+
+# --- By rank ----------------------------------------------------------------------------------
+
+
+def by_rank(outranked: np.ndarray) -> WrongShare:
+    found = wrong_share_by_rank(outranked)
+    assert found is not None
+    return found
+
+
+def test_share_by_rank_by_hand() -> None:
+    # Three of ten lie beyond 0.7, where 0.3 of those by lot do: all would be wrong.
+    outranked = np.array([0.0, 0.1, 0.1, 0.2, 0.3, 0.6, BEYOND, 0.71, 0.8, 1.0])
+    assert by_rank(outranked).share == pytest.approx(1.0)
+    found = by_rank(np.tile(outranked[:8], 5))  # an eighth
+    assert found.share == pytest.approx(0.125 / 0.3)
+    off = 1.959964 * np.sqrt(0.125 * 0.875 / 40) / 0.3
+    assert found.low == pytest.approx(0.125 / 0.3 - off)
+    assert found.high == pytest.approx(0.125 / 0.3 + off)
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_share_of_captions_that_fell_by_lot_is_found_by_rank(share: float) -> None:
+    found = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        n_wrong = round(share * 2000)
+        right = rng.beta(0.3, 6, 2000 - n_wrong)  # below 0.05 in the mean, hardly any beyond 0.7
+        found.append(by_rank(np.r_[right, rng.random(n_wrong)]))
+    # Of 2,000 drawn, the share has a deviation of sqrt(w 0.3 / 2000) / 0.3: at most 0.032.
+    assert np.mean([f.share for f in found]) == pytest.approx(share, abs=0.03)
+    # Fewer than 16 of 20 at 95 %: a chance of 0.0026.
+    assert sum(f.low <= share <= f.high for f in found) >= 16
+    assert all(0 <= f.low <= f.share <= f.high <= 1 for f in found)
+
+
+def test_boilerplate_counts_as_wrong_by_rank() -> None:
+    # Captions of many images agree a little better with all of them, yet rank their own anywhere.
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(600, 30))
+    texts = images + 0.5 * rng.normal(size=images.shape)
+    texts[:240] = images.mean(axis=0) + 0.05 * rng.normal(size=(240, 30))
+    cosines = images @ (texts / np.linalg.norm(texts, axis=1, keepdims=True)).T
+    outranked = (cosines > cosines.diagonal()).mean(axis=0)
+    assert by_rank(outranked).share == pytest.approx(0.4, abs=0.13)  # three errors of 0.3 beyond
+
+
+def test_of_few_pairs_nothing_is_said_by_rank() -> None:
+    assert wrong_share_by_rank(np.linspace(0, 1, FEWEST - 1)) is None
+    assert wrong_share_by_rank(np.zeros(FEWEST)) == WrongShare(0.0, 0.0, 0.0)
+
+
+def test_two_estimates_meet_in_the_middle_of_an_interval_that_holds_both() -> None:
+    one, other = WrongShare(0.2, 0.1, 0.3, (2.0, 0.5)), WrongShare(0.4, 0.25, 0.5)
+    found = both_shares(one, other)
+    assert found is not None
+    assert found.share == pytest.approx(0.3)
+    assert found[1:] == (0.1, 0.5, (2.0, 0.5))
+    assert both_shares(one, None) == one
+    assert both_shares(None, other) == other
+    assert both_shares(None, None) is None

@@ -294,7 +294,7 @@ def test_encoder_view_is_that_of_the_strangers(world: World, judged: PairTrust) 
     texts = np.asarray(world.train.text_embeddings, dtype=np.float64)
     assert sorted(judged.strangers.tolist()) == list(range(800))
     assert (judged.strangers != np.arange(800)).all()
-    own, by_chance = judged.encoder_view
+    own, by_chance, _ = judged.encoder_view
     # Own less by chance is a difference of cosines and of the captions' normalisations; without
     # these it is the cosines that they follow.
     cosines = (images * texts).sum(axis=1) - (images * texts[judged.strangers]).sum(axis=1)
@@ -449,3 +449,26 @@ def test_the_share_of_the_training_pairs_is_read_back(judged: PairTrust) -> None
     assert found is not None
     assert found[:3] == tuple(judged.faults["train"][name] for name in ("share", "low", "high"))
     assert pair_trust(5).wrong_share is None
+
+
+# --- By rank ----------------------------------------------------------------------------------
+
+
+def test_wrong_captions_are_counted_by_rank_too(judged: PairTrust) -> None:
+    found = judged.wrong_share_by_rank
+    assert found is not None
+    # 160 of 800 captions rank their image anywhere; a deviation of sqrt(0.06 / 800) / 0.3 = 0.03.
+    assert found.share == pytest.approx(0.2, abs=0.09)
+    assert found.low <= found.share <= found.high
+    assert judged.faults["train"]["by_rank"] == [found.share, found.low, found.high]
+    for split in ("validation", "test"):
+        assert "by_rank" not in judged.faults[split]
+
+
+def test_results_that_were_saved_without_ranks_say_nothing_by_them() -> None:
+    shares = {"share": 0.2, "low": 0.1, "high": 0.3}
+    old = pair_trust(3, faults={"train": shares})
+    assert old.wrong_share_by_rank is None
+    assert old.wrong_share == WrongShare(0.2, 0.1, 0.3)
+    new = pair_trust(3, faults={"train": {**shares, "by_rank": [0.4, 0.3, 0.5]}})
+    assert new.wrong_share_by_rank == WrongShare(0.4, 0.3, 0.5)

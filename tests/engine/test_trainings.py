@@ -80,7 +80,7 @@ def halves(pairs: TrainingPairs, room: StageRoom) -> Results:
         max_steps=20,
         rng=np.random.default_rng(1),
     )
-    models = [[*m.parameters, m.validation_gradient, m.held_out] for m in found.models]
+    models = [[*m.parameters, m.validation_gradients, m.held_out] for m in found.models]
     return {**vars(found), "models": models}
 
 
