@@ -30,7 +30,14 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
 
-from artifacts.provenance import CLUSTERING, CURATION, INFLUENCE, PAIR_INFLUENCE, TRUST
+from artifacts.provenance import (
+    CLUSTERING,
+    CURATION,
+    INFLUENCE,
+    KEEP_CURVE,
+    PAIR_INFLUENCE,
+    TRUST,
+)
 from attribution.agreement import (
     ALL_NORMALISED,
     FEWEST_NORMALISATIONS,
@@ -114,7 +121,8 @@ METHODS: dict[str, Method] = {
     INFLUENCESPACE: Method(
         *("InfluenceSpace", "#0072B2", "o"),
         pays_for=tuple(
-            stage.name for stage in (CLUSTERING, TRUST, INFLUENCE, PAIR_INFLUENCE, CURATION)
+            stage.name
+            for stage in (CLUSTERING, TRUST, INFLUENCE, PAIR_INFLUENCE, KEEP_CURVE, CURATION)
         ),
     ),
     "random": Method(
