@@ -16,7 +16,7 @@ from reporting.widths import fill_up, shorten
 from reporting.words import COMPARISON_LABELS, RANDOM, method_label
 
 MAX_CONSOLE_WARNINGS = 4
-MAX_CONSOLE_METHODS = 10
+MAX_CONSOLE_METHODS = 11
 
 
 def console_summary(summary: Summary) -> str:

@@ -64,6 +64,10 @@ stage2/pair_influence_manifest.json stage2/wrong_captions.json stage2/wrong_capt
 stage2/validation_trusted.npy stage2/trust_manifest.json
 stage3/cluster_categorization.json stage3/cluster_weights.json stage3/curated_indices.npy
 stage3/sample_weights.npy stage3/curated_rows.npy stage3/pair_values.npy
+stage3/shares.npy stage3/recall.npy stage3/recall_stderr.npy stage3/loss.npy
+stage3/loss_stderr.npy stage3/measured_shares.npy stage3/measured_recall.npy
+stage3/measured_loss.npy stage3/keep_curve.json stage3/keep_curve_manifest.json
+results/keep_curve.csv results/keep_curve.png
 stage3/group_retention.json stage3/ledger.parquet stage3/ledger_manifest.json stage3/cells.png
 stage3/cluster_categorization.png
 stage3/weight_distribution.png
