@@ -486,6 +486,35 @@ def _must_not_run(*_: Any, **__: Any) -> None:
     raise AssertionError("a saved stage was recomputed")
 
 
+def test_a_run_without_the_curve_of_how_much_to_keep_is_still_reported(copied: Path) -> None:
+    assert "## How much to keep" in (copied / "results/results.md").read_text()
+    (copied / "stage3/keep_curve_manifest.json").unlink()  # as runs were saved before it
+    assert run(copied, "--skip_stage", "1", "2", "3", "--methods", "none") == 0
+    page = (copied / "results/results.md").read_text()
+    assert "**Kept 48 of 60 training pairs" in page
+    assert "## The most harmful" in page.replace("### ", "## ")  # what is saved is told
+    assert "How much to keep" not in page
+    assert "How much to keep" not in (copied / "results/report.html").read_text()
+    assert not (copied / "results/keep_curve.csv").exists()
+    assert "how_much_to_keep" not in read_json(copied / "run.json")
+
+
+def test_the_share_that_is_found_is_kept_and_said(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--load_saved", "--target_size_ratio", "auto", "--methods", "none", "--no_report")
+    assert run(copied, *flags) == 0
+    told, share = read_json(copied / "run.json"), read_json(copied / "stage3/keep_curve.json")
+    kept = len(np.load(copied / "stage3/curated_indices.npy"))
+    assert kept == round(60 * share["share"])
+    assert told["settings"]["target_size_ratio"] == "auto"
+    assert told["changed_settings"]["target_size_ratio"] == "auto"
+    assert told["how_much_to_keep"]["kept"] == share["share"]
+    chose = f"`--target_size_ratio auto` chose {100 * share['share']:.3g} %."
+    assert chose in (copied / "results/results.md").read_text()
+    assert f"Best share to keep: {100 * share['share']:.3g} % (" in capsys.readouterr().out
+
+
 def test_changed_setting_recomputes_what_follows(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

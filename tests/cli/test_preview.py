@@ -588,7 +588,7 @@ def test_a_share_that_is_to_be_found_is_reckoned_with_as_80_percent(tmp_path: Pa
         "the run"
     ) in lines
     short = next(line for line in lines if line.startswith("keep curve"))
-    assert short.endswith("14 trainings of 400 steps")
+    assert short.endswith("14 trainings of 70 steps")  # ten epochs of 7 batches
     auto = expected_seconds(tiny("--target_size_ratio", "auto"), Sizes(600, 9, 9, 9), STEPS_ALONE)
     assert auto == expected_seconds(tiny(), Sizes(600, 9, 9, 9), STEPS_ALONE)
     assert "reckoned" not in preview(run_of(tmp_path, *TINY, "--target_size_ratio", "0.8"))
