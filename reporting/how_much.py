@@ -154,7 +154,7 @@ def measured_sentences(curve: KeepCurve) -> str:
         f" {count(best['n_steps'], 'step')} each, {seeds} at {', '.join(shares)} % kept, on what"
         f" has the highest value at each share; asked were {asked}. Recall is the mean over both"
         " directions at 1, 5 and 10 among these pairs alone, so it is not to be set beside recall"
-        " on test images. ± is the standard error of the difference to the best share, over"
+        " on test images. ± is the standard error of the difference to the highest point, over"
         " validation pairs and seeds drawn again; the interval of the best share holds"
         f" {100 * LEVEL:g} % of such draws. Of shares that cannot be told apart the one nearest to"
         " the share of pairs that do not look faulty is chosen."
@@ -215,6 +215,6 @@ def share_part(summary: Summary) -> str:
             "## How much to keep",
             share_sentence(summary),
             curve_table(summary, summary.curve),
-            "± is the standard error of the difference to the best share.",
+            "± is the standard error of the difference to the highest point.",
         )
     )

@@ -48,7 +48,10 @@ TINY = (
     "--max_test_samples 24 --n_clusters 5 --samples_per_cluster 3 --influence_budget 0.5 "
     "--num_epochs 2 --n_seeds 2 --batch_size 8 --embed_dim 16 --device cpu --num_workers 0"
 ).split()
-FEW = ("stage1/cluster_sizes.png", "stage2/influence_validation.png", "stage3/cells.png")
+FEW = (
+    *("stage1/cluster_sizes.png", "stage2/influence_validation.png", "stage3/cells.png"),
+    "results/keep_curve.png",
+)
 PROMISED = """
 stage1/image_embeddings.npy stage1/text_embeddings.npy stage1/concatenated_embeddings.npy
 stage1/indices.npy stage1/cluster_assignments.npy stage1/cell_assignments.npy

@@ -49,8 +49,8 @@ def keep_curve(curve: KeepCurve, kept: float) -> Figure:
         f"Short trainings of {count(best['n_steps'], 'step')} with "
         f"{count(best['n_seeds'], 'seed')}, asked by "
         f"{count(best['validation_pairs'], 'trusted validation pair')}. Lines: cubic fit; bands: "
-        "its standard error, of the difference to the best share. Recall among these pairs alone, "
-        "both directions at 1, 5 and 10."
+        "its standard error, of the difference to the highest point. Recall is among these pairs "
+        "alone, both directions at 1, 5 and 10."
     )
     low, high = 100 * best["low"], 100 * best["high"]
     title = f"Best share to keep: {100 * curve.share:.3g} % ({low:.0f} to {high:.0f})"
