@@ -32,7 +32,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from artifacts.provenance import CLUSTERING, CURATION, INFLUENCE, PAIR_INFLUENCE, TRUST
+from artifacts.provenance import (
+    CLUSTERING,
+    CURATION,
+    INFLUENCE,
+    KEEP_CURVE,
+    PAIR_INFLUENCE,
+    TRUST,
+)
 from curation import curated_size
 from learner.pairs import TrainingPairs
 from rivals.agreement import (
@@ -114,7 +121,8 @@ METHODS: dict[str, Method] = {
     INFLUENCESPACE: Method(
         *("InfluenceSpace", "#0072B2", "o"),
         pays_for=tuple(
-            stage.name for stage in (CLUSTERING, TRUST, INFLUENCE, PAIR_INFLUENCE, CURATION)
+            stage.name
+            for stage in (CLUSTERING, TRUST, INFLUENCE, PAIR_INFLUENCE, KEEP_CURVE, CURATION)
         ),
     ),
     "random": Method(

@@ -282,7 +282,7 @@ def how_much(run: Run, known: Known, judged: Judged) -> tuple[Run, Judged, Saved
     if is_asked_for:
         found = replace(config, target_size_ratio=curve.value.share)
         logger.info("--target_size_ratio auto: %.0f %% are kept", 100 * found.share)
-        run = replace(run, config=run.config._replace(curation=found))
+        run = replace(run, config=run.config._replace(curation=found), asked=run.config)
     if curve.found is not None and scored.found is not None:
         value = faults_alone(scored.value, curve.found, run.rng("faults alone"))
         judged = judged._replace(scored=replace(scored, found=value))

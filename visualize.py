@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from reporting.estimate import doubts
 from reporting.figures.clusters import cluster_categorization, cluster_sizes, influence_scores
 from reporting.figures.gaps import GAP_FIGURES, demographic_gaps, fairness_comparison
+from reporting.figures.keep_curve import keep_curve
 from reporting.figures.methods import (
     efficiency_comparison,
     performance_comparison,
@@ -22,6 +23,7 @@ from reporting.figures.methods import (
 from reporting.figures.pairs import cells, weight_distribution
 from reporting.figures.trust import wrong_captions
 from reporting.figures.validation import influence_validation
+from reporting.how_much import CURVE_FIGURE, share_kept
 from reporting.standing import TRUST_FIGURE, narrow_sentence
 from reporting.summary import GAP_RECALL_AT, RECALL_AT, Summary
 from reporting.verdicts import compare
@@ -41,6 +43,8 @@ def figures(summary: Summary) -> dict[str, Callable[[], Figure]]:
         made[TRUST_FIGURE] = partial(
             wrong_captions, summary.log_odds, summary.trusted or {}, summary.trust
         )
+    if summary.curve is not None:
+        made[CURVE_FIGURE] = partial(keep_curve, summary.curve, share_kept(summary))
     made |= _curation_figures(summary)
     if not summary.metrics:
         return made

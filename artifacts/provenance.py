@@ -69,7 +69,10 @@ PAIR_INFLUENCE = Stage(
 INFLUENCE_VALIDATION = Stage(
     "influence_validation", "stage2", manifest="influence_validation_manifest.json", number=2
 )
-KEEP_CURVE = Stage("keep curve", "stage3", manifest="keep_curve_manifest.json", number=3)
+KEEP_CURVE = Stage(
+    *("keep curve", "stage3", "keep_curve_", "keep_curve_manifest.json"),
+    number=3,
+)
 CURATION = Stage("curation", "stage3", number=3, version=2)
 LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3, version=2)
 EVALUATION = Stage("evaluation", "evaluation")

@@ -71,7 +71,7 @@ class KeepCurve:
     measured_shares: Float64[np.ndarray, " t"]  # one a training
     measured_recall: Float64[np.ndarray, " t"]
     measured_loss: Float64[np.ndarray, " t"]
-    best: dict[str, Any] = field(metadata={"file": "keep_curve.json"})
+    best: dict[str, Any] = field(metadata={"file": "best.json"})
     # `share` chosen by --target_size_ratio auto; `low`, `high` of the best one; `fault_share` as
     # [share, low, high] or None; `check`: recall of values, of `random` pairs that do not look
     # faulty, `difference` in m and its `stderr`; `sorts_difficulty`; `n_steps`, `n_seeds`,

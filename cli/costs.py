@@ -19,6 +19,7 @@ from attribution.cross_fitting import (
     VALIDATION_SHUFFLES,
 )
 from attribution.curvature import MAX_CURVATURE_PAIRS
+from attribution.keep_curve import MOST_RANKED, MOST_STEPS, N_SEEDS, SHARES
 from attribution.pair_scores import n_evaluated
 from attribution.sampling import grown_batch_size
 from attribution.trust import JUDGING_FOLDS
@@ -56,6 +57,7 @@ CURVATURE_PASSES = {FIRST_ORDER: 40.0, STEP: 65.0}  # likewise, for each referen
 CLUSTERING_PASSES = 180  # over all pairs and clusters; with mini-batches a tenth
 DESCRIBING_SECONDS = 4e-4  # a pair, for the words of clusters and cells
 CURATION_SECONDS = 1e-4  # a pair, the ledger included
+CHOOSING_SECONDS = 2e-6  # a pair, without ledger and tables, each time that a share is tried
 RESULTS_SECONDS = 10.0  # figures and tables
 N_LANDMARKS = 5_000  # of the report's map, at most
 LANDMARK_SECONDS = 2.3e-3  # whose place is looked for
@@ -172,6 +174,7 @@ STAGES = (  # as `expected_seconds` names them, with the number that `--skip_sta
     ("cluster influence", 2),
     ("validation of it", 2),
     ("pair influence", 2),
+    ("keep curve", 3),
     ("curation", 3),
     ("baselines", None),
     ("evaluation", None),
@@ -197,6 +200,7 @@ def expected_seconds(config: Config, sizes: Sizes, speed: Speed) -> dict[str, fl
         _influence_seconds(config, sizes, speed),
         _validation_seconds(config, sizes, speed),
         _pair_influence_seconds(config, sizes, speed),
+        _keep_curve_seconds(config, sizes, speed),
         CURATION_SECONDS * sizes.train,
         _baseline_seconds(config, sizes, speed),
         _evaluation_seconds(config, sizes, speed),
@@ -285,6 +289,24 @@ def _pair_influence_seconds(config: Config, sizes: Sizes, speed: Speed) -> float
         + n_models * (_growth(config, n / 2, n_steps) * n_steps + asked) * speed.shared_step_seconds
         + n_cosines * speed.cosine_seconds
     )
+
+
+def keep_curve_trainings(config: Config, sizes: Sizes) -> tuple[int, int]:
+    """How many short trainings tell how much to keep, and the steps of each."""
+    per_epoch = steps_per_epoch(sizes.train, config.training.batch_size)
+    return N_SEEDS * (len(SHARES) + 1), min(config.training.num_epochs * per_epoch, MOST_STEPS)
+
+
+def _keep_curve_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
+    """Short trainings side by side, what each is asked, and the choice at each share."""
+    n_trainings, n_steps = keep_curve_trainings(config, sizes)
+    n_asked = min(sizes.validation, MOST_RANKED)
+    grown = _growth(config, sizes.train, 4 * n_steps)
+    steps = grown * n_steps + FORWARD * n_asked / config.training.batch_size
+    # One training is not shared among cores.
+    trained = max(n_trainings * speed.shared_step_seconds, speed.step_seconds) * steps
+    ranked = n_trainings * 2 * n_asked**2 * speed.cosine_seconds
+    return trained + ranked + CHOOSING_SECONDS * (len(SHARES) + 1) * sizes.train
 
 
 def _baseline_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:

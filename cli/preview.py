@@ -21,10 +21,11 @@ import pandas as pd
 import PIL.Image
 
 from artifacts.provenance import EMBEDDING, Mode
+from artifacts.settings import AUTO
 from baselines import BASELINES
 from cli.auto import OpenData, resolve_auto
 from cli.config import Config
-from cli.costs import STAGES, Speed, expected_seconds, measure_speed
+from cli.costs import STAGES, Speed, expected_seconds, keep_curve_trainings, measure_speed
 from cli.run import Run
 from cli.sizes import (
     ImageFile,
@@ -77,6 +78,7 @@ def preview(run: Run) -> str:
         [_cut(line, columns) for line in _skipped_lines(sample)],
         _cut_off_lines(data.encoder, sample),
         [_cut(line, columns) for line in _pair_lines(sample)],
+        _share_lines(config),
         _time_lines(config, sizes, speed, seconds),
         _disk_lines(needed, Path(config.run.output_dir)),
         ["Nothing was written."],
@@ -328,6 +330,16 @@ def _pair_lines(sample: Sample) -> list[str]:
     return ["Pairs", *_table(rows, left=True)]
 
 
+def _share_lines(config: Config) -> list[str]:
+    """What is reckoned with where the run is to find the share kept."""
+    if config.curation.target_size_ratio != AUTO:
+        return []
+    return [
+        f"Kept      {config.curation.share:.0%} is reckoned with in times and bytes; "
+        "--target_size_ratio auto finds the share in the run"
+    ]
+
+
 def _time_lines(
     config: Config, sizes: Sizes, speed: Speed, seconds: Mapping[str, float]
 ) -> list[str]:
@@ -356,6 +368,7 @@ def _work(config: Config, sizes: Sizes) -> dict[str, str]:
     n_images = sizes.train + sizes.validation + sizes.test_images
     n_captions = sizes.train + sizes.validation + sizes.test_captions
     n_models, n_steps = config.influence.influence_seeds, reference_steps(config, sizes)
+    n_short, short_steps = keep_curve_trainings(config, sizes)
     repeats, methods = config.pair_influence.held_out_repeats, len(config.evaluation.methods)
     return {
         "embedding": f"{n_images:,} images, {n_captions:,} captions",
@@ -365,6 +378,7 @@ def _work(config: Config, sizes: Sizes) -> dict[str, str]:
         "pair influence": f"{2 * repeats} held-out models of up to "
         f"{min(n_steps, config.pair_influence.held_out_steps):,} steps, "
         f"rounds: {config.pair_influence.rounds}",
+        "keep curve": f"{n_short} trainings of {short_steps:,} steps",
         "baselines": f"{len(set(BASELINES) & set(config.evaluation.methods))} subsets",
         "evaluation": f"{methods} methods x {config.evaluation.n_seeds} seeds x "
         f"{len(COMPARISONS)} comparisons: {n_trained(config)} trainings",

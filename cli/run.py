@@ -56,6 +56,7 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     # Small copies of the images that stage 1 has read, by the SHA-256 of their files.
     small_copies: dict[str, bytes] = field(default_factory=dict)
+    asked: Config | None = None  # the settings as given, where the run has found one since
 
     def rng(self, name: str) -> np.random.Generator:
         """A stage's own generator."""
@@ -188,7 +189,8 @@ class Run:
         return str(self.store.manifest(EMBEDDING)["settings"]["dataset"])
 
     def about(self, command: str, started: float) -> dict[str, Any]:
-        """What `run.json` says of the run, so far."""
+        """What `run.json` says of the run, so far; its settings repeat the run."""
+        asked = self.asked or self.config
         return {
             "dataset": self.dataset(),
             "command": command,
@@ -197,8 +199,8 @@ class Run:
             "hardware": hardware(),
             "packages": package_versions(),
             "warnings": self.warnings,
-            "settings": self.config.flat(),
-            "changed_settings": self.config.changed(),
+            "settings": asked.flat(),
+            "changed_settings": asked.changed(),
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
             "total_seconds": round(time.perf_counter() - started, 1),
         }

@@ -7,6 +7,7 @@ import posixpath
 from baselines import FULL, INFLUENCESPACE
 from reporting.estimate import doubts
 from reporting.figures.methods import rank_methods
+from reporting.how_much import share_sentence, share_warnings
 from reporting.kept import kept_sentence, review_sentence, skipped_sentence
 from reporting.standing import trust_warnings, wrong_captions_sentence
 from reporting.summary import Summary, recall
@@ -15,12 +16,12 @@ from reporting.widths import fill_up, shorten
 from reporting.words import COMPARISON_LABELS, RANDOM, method_label
 
 MAX_CONSOLE_WARNINGS = 4
-MAX_CONSOLE_METHODS = 12
+MAX_CONSOLE_METHODS = 11
 
 
 def console_summary(summary: Summary) -> str:
     """At most 28 lines: what was kept, the table, the verdict and where to look."""
-    told = [*summary.run["warnings"], *trust_warnings(summary)]
+    told = [*summary.run["warnings"], *trust_warnings(summary), *share_warnings(summary)]
     first_sentences = (w.partition(". ")[0].rstrip(".") + "." for w in told)
     warnings = [shorten(sentence, 240) for sentence in first_sentences]
     lines = [f"! {w}" for w in warnings[:MAX_CONSOLE_WARNINGS]]
@@ -29,7 +30,7 @@ def console_summary(summary: Summary) -> str:
     doubt = doubts(summary) if summary.sample_weights is not None else ""
     sentences = (skipped_sentence(summary), wrong_captions_sentence(summary), doubt)
     kept = f"{kept_sentence(summary)} {review_sentence(summary)}".rstrip()
-    lines += [kept, *filter(None, sentences)]
+    lines += [kept, *filter(None, (share_sentence(summary), *sentences))]
     lines += _console_table(summary)
     for comparison, methods in summary.metrics.items():
         if {INFLUENCESPACE, RANDOM} <= set(methods):

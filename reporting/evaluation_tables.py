@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from reporting.figures.gaps import GAP_FIGURES
+from reporting.how_much import share_part
 from reporting.kept import kept_sentence
 from reporting.standing import warnings_on_top
 from reporting.summary import (
@@ -224,6 +225,7 @@ def summary_markdown(summary: Summary) -> str:
     header = ["method", "pairs", *columns.values()]
     header += [c.replace("_", " ").replace("avg", "average") for c in averages]
     parts = ["# InfluenceSpace: summary", warnings_on_top(summary), kept_sentence(summary)]
+    parts.append(share_part(summary))
     for comparison, methods in summary.metrics.items():
         rows = [
             [

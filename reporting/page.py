@@ -10,6 +10,7 @@ from reporting.curation_tables import decision_table, kept_section
 from reporting.estimate import estimate
 from reporting.evaluation_tables import efficiency_section, gaps_section, performance_section
 from reporting.findings import answer, key_findings, limitations
+from reporting.how_much import how_much_section
 from reporting.standing import standing_section, warnings_on_top
 from reporting.summary import Summary
 from reporting.words import bullets, escape, paragraphs, seconds_text, setting_text, table
@@ -22,6 +23,7 @@ def results_markdown(summary: Summary) -> str:
         warnings_on_top(summary),
         answer(summary),
         _report_link(summary),
+        *how_much_section(summary),
         "## What this run stands on",
         standing_section(summary),
         "## Key findings",

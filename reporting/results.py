@@ -27,6 +27,7 @@ from reporting.contact_sheets import SHEETS
 from reporting.evaluation_tables import summary_markdown, summary_table
 from reporting.figures.gaps import GAP_FIGURES
 from reporting.figures.methods import METHOD_FIGURES
+from reporting.how_much import CURVE_FIGURE, CURVE_TABLE, curve_csv, curve_numbers
 from reporting.ledger import Ledger, count_decisions
 from reporting.page import results_markdown
 from reporting.summary import (
@@ -159,6 +160,7 @@ def summarize(
         faults=faults_of_methods(e, proof),
         dropped_examples=dropped_examples(e, clustered, scored, curated),
         contact_sheets=contact_sheets,
+        curve=chosen.curve.found,
     )
     summary = dataclasses.replace(summary, **measured(e, proof, rng=rng))
     if trust is None:
@@ -247,6 +249,9 @@ def write_results(
         figures: a maker for each of its figures, by path.
     """
     tables = write_tables(store, summary) if summary.metrics else ()
+    if summary.curve is not None:
+        store.write_text(CURVE_TABLE, curve_csv(summary.curve))
+        tables = (*tables, CURVE_TABLE)
     store.write_text("results/results_summary.md", summary_markdown(summary))
     store.write_text("results/results.md", results_markdown(summary))
     for path, make in tqdm(
@@ -254,7 +259,7 @@ def write_results(
     ):
         store.write_figure(path, make())
     made = {*figures, *summary.contact_sheets, *tables}
-    optional = {*GAP_FIGURES, *SHEETS, TRUSTED_METRICS}
+    optional = {*GAP_FIGURES, *SHEETS, TRUSTED_METRICS, CURVE_FIGURE, CURVE_TABLE}
     if not summary.metrics:
         optional |= {METRICS, EFFICIENCY, GAPS, *TABLES, *METHOD_FIGURES}
     store.remove_files(".", sorted(optional - made))  # an earlier run's
@@ -284,7 +289,10 @@ def finish(store: Store, summary: Summary, *, started: float, log_file: str) -> 
         log_file: its name.
     """
     total_seconds = round(time.perf_counter() - started, 1)
-    store.write_json("run.json", {**summary.run, "total_seconds": total_seconds})
+    about = {**summary.run, "total_seconds": total_seconds}
+    if numbers := curve_numbers(summary):
+        about["how_much_to_keep"] = numbers
+    store.write_json("run.json", about)
     logger.info("done in %.1f s", total_seconds)
     store.write_bytes("results/log.txt", store.log_path(log_file).read_bytes())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from reporting.how_much import share_warnings
 from reporting.summary import (
     TEST,
     TRAIN,
@@ -24,7 +25,7 @@ NARROW = 0.05  # weight of nearness to the held-out pairs above which it is spok
 
 def warnings_on_top(summary: Summary) -> str:
     """The run's warnings as they stand at the top of a page."""
-    found = [*summary.run["warnings"], *trust_warnings(summary)]
+    found = [*summary.run["warnings"], *trust_warnings(summary), *share_warnings(summary)]
     return paragraphs(f"> [!WARNING]\n> **{escape(w, 1000)}**" for w in found)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int8, Int64
 
+from attribution.keep_curve import KeepCurve
 from attribution.scores import standardised
 from baselines import FULL, INFLUENCESPACE
 from curation import CurationResult
@@ -199,6 +200,7 @@ class Summary:
     trusted: dict[str, np.ndarray] | None = None  # of the held-out splits
     trusted_metrics: dict[str, dict[str, dict[str, Any]]] | None = None  # on trusted test pairs
     trusted_encoder_metrics: dict[str, float] | None = None
+    curve: KeepCurve | None = None  # recall and loss against the share kept
 
     @property
     def n_seeds(self) -> int:

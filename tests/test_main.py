@@ -49,7 +49,10 @@ TINY = (
     "--max_test_samples 24 --n_clusters 5 --samples_per_cluster 3 --influence_budget 0.5 "
     "--num_epochs 2 --n_seeds 2 --batch_size 8 --embed_dim 16 --device cpu --num_workers 0"
 ).split()
-FEW = ("stage1/cluster_sizes.png", "stage2/influence_validation.png", "stage3/cells.png")
+FEW = (
+    *("stage1/cluster_sizes.png", "stage2/influence_validation.png", "stage3/cells.png"),
+    "results/keep_curve.png",
+)
 PROMISED = """
 stage1/image_embeddings.npy stage1/text_embeddings.npy stage1/concatenated_embeddings.npy
 stage1/indices.npy stage1/cluster_assignments.npy stage1/cell_assignments.npy
@@ -65,9 +68,11 @@ stage2/pair_influence_manifest.json stage2/wrong_captions.json stage2/wrong_capt
 stage2/validation_trusted.npy stage2/trust_manifest.json
 stage3/cluster_categorization.json stage3/cluster_weights.json stage3/curated_indices.npy
 stage3/sample_weights.npy stage3/curated_rows.npy stage3/pair_values.npy
-stage3/keep_curve.json stage3/shares.npy stage3/recall.npy stage3/recall_stderr.npy
-stage3/loss.npy stage3/loss_stderr.npy stage3/measured_shares.npy stage3/measured_recall.npy
-stage3/measured_loss.npy stage3/keep_curve_manifest.json
+stage3/keep_curve_shares.npy stage3/keep_curve_recall.npy stage3/keep_curve_recall_stderr.npy
+stage3/keep_curve_loss.npy stage3/keep_curve_loss_stderr.npy stage3/keep_curve_measured_shares.npy
+stage3/keep_curve_measured_recall.npy stage3/keep_curve_measured_loss.npy
+stage3/keep_curve_best.json stage3/keep_curve_manifest.json
+results/keep_curve.csv results/keep_curve.png
 stage3/group_retention.json stage3/ledger.parquet stage3/ledger_manifest.json stage3/cells.png
 stage3/cluster_categorization.png
 stage3/weight_distribution.png
@@ -516,6 +521,35 @@ def _must_not_run(*_: Any, **__: Any) -> None:
     raise AssertionError("a saved stage was recomputed")
 
 
+def test_a_run_without_the_curve_of_how_much_to_keep_is_still_reported(copied: Path) -> None:
+    assert "## How much to keep" in (copied / "results/results.md").read_text()
+    (copied / "stage3/keep_curve_manifest.json").unlink()  # as runs were saved before it
+    assert run(copied, "--skip_stage", "1", "2", "3", "--methods", "none") == 0
+    page = (copied / "results/results.md").read_text()
+    assert "**Kept 48 of 60 training pairs" in page
+    assert "## The most harmful" in page.replace("### ", "## ")  # what is saved is told
+    assert "How much to keep" not in page
+    assert "How much to keep" not in (copied / "results/report.html").read_text()
+    assert not (copied / "results/keep_curve.csv").exists()
+    assert "how_much_to_keep" not in read_json(copied / "run.json")
+
+
+def test_the_share_that_is_found_is_kept_and_said(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--load_saved", "--target_size_ratio", "auto", "--methods", "none", "--no_report")
+    assert run(copied, *flags) == 0
+    told, share = read_json(copied / "run.json"), read_json(copied / "stage3/keep_curve_best.json")
+    kept = len(np.load(copied / "stage3/curated_indices.npy"))
+    assert kept == round(60 * share["share"])
+    assert told["settings"]["target_size_ratio"] == "auto"
+    assert told["changed_settings"]["target_size_ratio"] == "auto"
+    assert told["how_much_to_keep"]["kept"] == share["share"]
+    chose = f"`--target_size_ratio auto` chose {100 * share['share']:.3g} %."
+    assert chose in (copied / "results/results.md").read_text()
+    assert f"Best share to keep: {100 * share['share']:.3g} % (" in capsys.readouterr().out
+
+
 def test_changed_setting_recomputes_what_follows(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -595,7 +629,7 @@ def test_auto_keeps_the_share_of_the_curve_which_no_share_makes_stale(
 ) -> None:
     for name in ("score_pairs_in_rounds", "measure_keep_curve"):
         monkeypatch.setattr(main, name, _must_not_run)
-    curve = (copied / "stage3/keep_curve.json").read_bytes()
+    curve = (copied / "stage3/keep_curve_best.json").read_bytes()
     share = json.loads(curve)["share"]
     assert 0.25 <= share <= 1
     flags = ("--load_saved", *FEW_METHODS)
@@ -603,7 +637,7 @@ def test_auto_keeps_the_share_of_the_curve_which_no_share_makes_stale(
         assert run(copied, *flags, "--target_size_ratio", asked) == 0
         assert len(np.load(copied / "stage3/curated_indices.npy")) == kept
         assert len(np.load(copied / "baselines/random_indices.npy")) == kept
-        assert (copied / "stage3/keep_curve.json").read_bytes() == curve
+        assert (copied / "stage3/keep_curve_best.json").read_bytes() == curve
     assert (
         f"--target_size_ratio auto: {100 * share:.0f} % are kept"
         in (copied / "log.txt").read_text()
@@ -615,8 +649,8 @@ def test_auto_asked_for_at_once_and_its_share_asked_for_by_number_are_the_same_r
 ) -> None:
     folder = tmp_path / "auto"
     assert run(folder, "--target_size_ratio", "auto", *FEW_METHODS) == 0
-    found = read_json(folder / "stage3/keep_curve.json")
-    assert found == read_json(copied / "stage3/keep_curve.json")
+    found = read_json(folder / "stage3/keep_curve_best.json")
+    assert found == read_json(copied / "stage3/keep_curve_best.json")
     before = fingerprints(folder)
     for name in ("measure_keep_curve", "curate", "evaluate_methods"):
         monkeypatch.setattr(main, name, _must_not_run)
@@ -653,7 +687,7 @@ def test_values_that_sort_difficulty_drop_faults_alone(
         return replace(found, best={**found.best, "sorts_difficulty": True})
 
     monkeypatch.setattr(main, "measure_keep_curve", sorting)
-    (copied / "stage3/keep_curve.json").unlink()  # so that it is measured again
+    (copied / "stage3/keep_curve_best.json").unlink()  # so that it is measured again
     (copied / "stage3/manifest.json").unlink()
     assert run(copied, "--load_saved", "--target_size_ratio", "0.5", *FEW_METHODS) == 0
     unfaulty = np.load(copied / "stage2/unfaulty.npy")

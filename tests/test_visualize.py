@@ -14,12 +14,15 @@ import pytest
 import visualize
 from reporting.figures.gaps import GAP_FIGURES
 from reporting.figures.methods import METHOD_FIGURES
-from tests.reporting.test_figures import dots, make_validation, png
+from tests.reporting.test_figures import dots, make_curve, make_validation, png
 from tests.reporting.test_summary import SUMMARIES, make_summary
 
 ROOT = Path(__file__).parents[1]
 SMALL = make_summary(
-    3, ("influencespace", "random", "full"), influence_validation=make_validation(6)
+    3,
+    ("influencespace", "random", "full"),
+    influence_validation=make_validation(6),
+    curve=make_curve(),
 )
 
 
@@ -36,6 +39,7 @@ def test_every_figure_of_the_tree_is_made() -> None:
         "evaluation/comparison_avg_recall@5.png",
         "evaluation/comparison_avg_recall@10.png",
         "evaluation/fairness_comparison.png",
+        "results/keep_curve.png",
         "results/performance_comparison.png",
         "results/efficiency_comparison.png",
         "results/training_progress.png",
@@ -50,6 +54,7 @@ def test_every_figure_of_the_tree_is_made() -> None:
         *("one seed, one cluster", "hostile text", "two methods", "full data alone", "no random"),
         *("validated with one seed", "too few to validate", "stage 2 not loaded"),
         *("noisy and taken at its word", "a narrow target and a guard"),
+        *("a share below the curve", "values sort difficulty"),
     ],
 )
 def test_every_figure_draws(name: str) -> None:

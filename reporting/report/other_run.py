@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from artifacts.provenance import CURATION, EVALUATION, LEDGER, StaleError
-from artifacts.settings import InputError
+from artifacts.settings import AUTO, InputError
 from artifacts.store import Store
 from baselines import INFLUENCESPACE
 
@@ -161,7 +161,8 @@ def _unfinished(store: Store, run: Mapping[str, Any]) -> str:
     if taken - {None, curated["fingerprint"]}:
         return "its stage 3, ledger and evaluation are of different runs"
     for name, value in {**curated["settings"], **evaluated["settings"]}.items():
-        if name in settings and settings[name] != value:
+        # What was left to the run to find is saved as it was found.
+        if name in settings and settings[name] not in (value, AUTO):
             return f"run.json and the saved stages differ in --{name}"
     return ""
 

@@ -19,6 +19,7 @@ from markdown_it.token import Token
 from baselines import FULL, INFLUENCESPACE
 from reporting.estimate import doubts
 from reporting.findings import answer
+from reporting.how_much import share_sentence, share_warnings
 from reporting.kept import review_sentence
 from reporting.page import results_markdown
 from reporting.report.pairs import AGREEMENT_ALONE, INFLUENCE_ALONE, OTHER_RUN, THIS_RUN
@@ -45,6 +46,8 @@ POLICY = (
 OUTCOMES = {"wins": "beats it", "loses": "loses to it", "undecided": "cannot be told from it"}
 ALTERNATIVES = {  # what a figure shows, for those who cannot see it
     "cluster sizes": "Bars: how many pairs each cluster has",
+    "keep curve": "Lines: recall and loss expected at each share of the pairs kept, with errors;"
+    " marked are the share kept, the best share and that of pairs that do not look faulty",
     "wrong captions": "Histograms: how likely image and caption belong together, split by split",
     "cells": "Values of pairs kept and dropped, and the share kept of each kind of pair",
     "cluster categorization": "Bars: clusters and pairs that are harmful, neutral, beneficial",
@@ -94,6 +97,7 @@ def render(summary: Summary, data: PageData, figures: Mapping[str, bytes]) -> st
         warnings=[
             *summary.run["warnings"],
             *trust_warnings(summary),
+            *share_warnings(summary),
             *filter(None, [plain_doubts]),
         ],
         review=review_sentence(summary),
@@ -163,6 +167,8 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
             for name, split in (("training", TRAIN), ("validation", VALIDATION), ("test", TEST))
         )
         found.append(("Wrong captions, estimated (95 % interval)", shares))
+    if told := share_sentence(summary):
+        found.append(("How much to keep", told))
     if summary.account:
         found.append(("Captions", summary.account))
     return found

@@ -29,7 +29,7 @@ from cli import auto
 from cli import preview as preview_module
 from cli.auto import OpenData
 from cli.config import Config, parse_arguments
-from cli.costs import PHOTOGRAPH_SECONDS, STAGES, Speed, expected_seconds
+from cli.costs import CHOOSING_SECONDS, PHOTOGRAPH_SECONDS, STAGES, Speed, expected_seconds
 from cli.preview import (
     _account_lines,
     _counts_lines,
@@ -563,6 +563,38 @@ def test_pair_influence_counts_its_models() -> None:
     assert twice == 2 * once
 
 
+def test_how_much_to_keep_counts_its_short_trainings() -> None:
+    speed, flags = STEPS_ALONE, ("--num_epochs", "2")
+    per_pair = 7 * CHOOSING_SECONDS
+    seconds = expected_seconds(tiny(*flags), Sizes(100, 16, 0, 0), speed)["keep curve"]
+    # Six shares and a draw at random, two seeds each: two epochs of 12 batches of 8, and a
+    # quarter of a step for each of 2 batches of those that are asked.
+    assert seconds == pytest.approx(14 * (24 + 2 / 4) + 100 * per_pair)
+    # On many cores the longest of them; of many epochs 400 steps.
+    many = speed._replace(shared_step_seconds=0.01)
+    alone = expected_seconds(tiny("--num_epochs", "99"), Sizes(100, 0, 0, 0), many)["keep curve"]
+    assert alone == pytest.approx(400 + 100 * per_pair)
+    # Batches grow until four times as many steps would hold all: 32,000 pairs in 1,600.
+    grown = expected_seconds(tiny("--num_epochs", "1"), Sizes(32_000, 0, 0, 0), speed)
+    assert grown["keep curve"] == pytest.approx(14 * 400 * 20 / 8 + 32_000 * per_pair)
+    ranked = Speed(math.inf, math.inf, 0.0, 0.0, 0.0, 0.0, 1.0)
+    asked = expected_seconds(tiny(*flags), Sizes(100, 5000, 0, 0), ranked)["keep curve"]
+    assert asked == pytest.approx(14 * 2 * 2000**2 + 100 * per_pair)
+
+
+def test_a_share_that_is_to_be_found_is_reckoned_with_as_80_percent(tmp_path: Path) -> None:
+    lines = lines_of(preview(run_of(tmp_path, *TINY, "--target_size_ratio", "auto")))
+    assert (
+        "Kept 80% is reckoned with in times and bytes; --target_size_ratio auto finds the share in "
+        "the run"
+    ) in lines
+    short = next(line for line in lines if line.startswith("keep curve"))
+    assert short.endswith("14 trainings of 70 steps")  # ten epochs of 7 batches
+    auto = expected_seconds(tiny("--target_size_ratio", "auto"), Sizes(600, 9, 9, 9), STEPS_ALONE)
+    assert auto == expected_seconds(tiny(), Sizes(600, 9, 9, 9), STEPS_ALONE)
+    assert "reckoned" not in preview(run_of(tmp_path, *TINY, "--target_size_ratio", "0.8"))
+
+
 def test_embedding_is_the_sample_scaled_up() -> None:
     speed = Speed(10.0, 100.0, 2.0, 0.01, 0.0, 0.0, 0.0)
     seconds = expected_seconds(tiny(), Sizes(600, 200, 200, 1000), speed)["embedding"]
@@ -573,7 +605,8 @@ def test_stages_that_are_skipped_take_no_time() -> None:
     sizes = Sizes(800, 100, 100, 500)
     seconds = expected_seconds(tiny("--skip_stage", "1", "2"), sizes, STEPS_ALONE)
     taken = {name for name, s in seconds.items() if s > 0}
-    assert taken == {"curation", "baselines", "evaluation", "results", "report"}
+    of_stage_3 = {"keep curve", "curation"}
+    assert taken == of_stage_3 | {"baselines", "evaluation", "results", "report"}
     without = expected_seconds(tiny("--no_report"), sizes, STEPS_ALONE)
     assert without["report"] == 0
     few = expected_seconds(tiny("--report_images", "100"), sizes, STEPS_ALONE)["report"]
@@ -642,4 +675,5 @@ def test_stage_names_are_those_of_the_stages() -> None:
     numbers = {s.name: s.number for s in (provenance.EMBEDDING, provenance.CLUSTERING)}
     assert numbers.items() <= dict(STAGES).items()
     assert dict(STAGES)["curation"] == provenance.CURATION.number
+    assert dict(STAGES)["keep curve"] == provenance.KEEP_CURVE.number
     assert dict(STAGES)["cluster influence"] == provenance.INFLUENCE.number

@@ -17,6 +17,7 @@ from matplotlib.lines import AxLine
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from attribution.keep_curve import GRID, KeepCurve
 from baselines import FULL, INFLUENCESPACE
 from reporting import words
 from reporting.figures import clusters
@@ -256,6 +257,43 @@ def make_trust(
         "test": part(5000, test_share, trusted=4800),
         "taken_at_word": False,
     } | changes
+
+
+def make_curve(**best: Any) -> KeepCurve:
+    """Recall of 60 - 30 (s - 0.7)^2 with an error of 2 |s - 0.7|; `best` replaces its entries.
+
+    So 80 % kept give away 0.3 +/- 0.2 points, all pairs 2.7 +/- 0.6.
+    """
+    away = GRID - 0.7
+    measured = np.repeat([0.25, 0.4, 0.55, 0.7, 0.85, 1.0], 2)
+    found: dict[str, Any] = {
+        "share": 0.74,
+        "low": 0.68,
+        "high": 0.8,
+        "fault_share": [0.209, 0.191, 0.227],
+        "check": {
+            "share": 0.55,
+            "recall": 59.3,
+            "random": 57.1,
+            "difference": 0.054,
+            "stderr": 0.021,
+        },
+        "sorts_difficulty": False,
+        "n_steps": 390,
+        "n_seeds": 2,
+        "validation_pairs": 764,
+    }
+    return KeepCurve(
+        shares=GRID,
+        recall=60 - 30 * away**2,
+        recall_stderr=2 * np.abs(away),
+        loss=1.5 + 2 * away**2,
+        loss_stderr=0.1 * np.abs(away),
+        measured_shares=measured,
+        measured_recall=60 - 30 * (measured - 0.7) ** 2 + np.tile([-0.2, 0.2], 6),
+        measured_loss=1.5 + 2 * (measured - 0.7) ** 2,
+        best=found | best,
+    )
 
 
 def make_log_odds() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

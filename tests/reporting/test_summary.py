@@ -15,6 +15,7 @@ from tests.reporting.test_figures import (
     METHODS,
     NASTY,
     make_categorization,
+    make_curve,
     make_efficiency,
     make_gaps,
     make_histories,
@@ -244,6 +245,15 @@ def make_summary(
     return dataclasses.replace(summary, figures=tuple(visualize.figures(summary)))
 
 
+def kept_share(share: float, *, found: bool = False, **best: Any) -> Summary:
+    """A run that keeps this share, asked for or found by the run; `best` is of its curve."""
+    summary = make_summary(3, thresholds=make_summary(1).thresholds | {"target_size_ratio": share})
+    asked = {"target_size_ratio": "auto" if found else share}
+    run = summary.run | {"settings": summary.run["settings"] | asked}
+    told = dataclasses.replace(summary, run=run, curve=make_curve(**best))
+    return dataclasses.replace(told, figures=tuple(visualize.figures(told)))
+
+
 NO_STAGE_2: dict[str, Any] = dict.fromkeys(
     (
         "influence",
@@ -262,7 +272,7 @@ BARE: dict[str, Any] = NO_STAGE_2 | NO_STAGE_3 | {"faults": None}
 BARE["pairs"] = PairSummary(np.zeros(3, dtype=np.int64), ("any agreement",), np.ones(3, dtype=bool))
 LOADED = make_pairs(make_categorization(3))
 SUMMARIES = {
-    "everything": make_summary(100, influence_validation=make_validation(20)),
+    "everything": make_summary(100, influence_validation=make_validation(20), curve=make_curve()),
     "an inverse Hessian": make_summary(influence_info=make_influence_info("first_order")),
     "validated with one seed": make_summary(
         6, influence_info=make_influence_info("step"), influence_validation=make_validation(6, 1)
@@ -308,6 +318,10 @@ SUMMARIES = {
         3, metrics={}, efficiency={}, gaps={}, histories={}, encoder_metrics={}
     ),
     "groups too small": make_summary(3, gaps=make_gaps(child=5, adult=4)),
+    "a share that gives much away": kept_share(1.0),
+    "a share below the curve": kept_share(0.1),
+    "a share that was found": kept_share(0.74, found=True),
+    "values sort difficulty": kept_share(0.8, fault_share=None, sorts_difficulty=True),
     "nothing skipped, no warning": make_summary(3, skipped={}, account="", notes=()),
 }
 

@@ -191,6 +191,9 @@ def test_files_of_several_runs_are_told(other: str) -> None:
     store, run = Store(Path(other)), run_of(target_size_ratio=0.5)
     store.write_json("run.json", run)
     refused(other, "run.json and the saved stages differ in --target_size_ratio")
+    run["settings"]["target_size_ratio"] = "auto"  # saved is what was found
+    store.write_json("run.json", run)
+    assert read_other(other).run["settings"]["target_size_ratio"] == "auto"
     store.write_json("run.json", run_of())
     store.save(CURATION, Provenance(2, {"target_size_ratio": 0.8}, {}), Nothing(), 0.0)
     refused(other, "stage 3, ledger and evaluation are of different runs")
