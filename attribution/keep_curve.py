@@ -11,7 +11,7 @@ trainings, and validation pairs that have said what is kept, prefer smaller sets
 
 Beside them stand trainings on as many pairs at random among those that do not look faulty. Where
 these are better, agreement and influence sort easy pairs from hard ones and not good from bad, and
-nothing but faults is to be dropped by them.
+nothing but faults is to be dropped by them, and `auto` drops no more.
 """
 
 from __future__ import annotations
@@ -213,14 +213,16 @@ def _curve(
     resampled = fit @ _resampled_means(found, rng)  # (B, g, 3)
     best = int(means[:, RANKS].argmax())
     errors = np.std(resampled - resampled[:, best : best + 1], axis=0)
-    share = chosen_share(
-        means[:, RANKS], errors[:, RANKS], None if fault_share is None else 1 - fault_share[0]
-    )
-    bests = GRID[resampled[:, :, RANKS].argmax(axis=1)]
-    low, high = np.quantile(bests, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     at = SHARES.index(CHECKED)
     gain = (found[at] - by_chance).mean(axis=0)  # (3, v): over seeds
     difference, stderr = float(gain[RANKS].mean()), float(gain[RANKS].std() / len(gain[0]) ** 0.5)
+    unfaulty = 1.0 if fault_share is None else 1 - fault_share[0]
+    if difference < 0:
+        share = round(float(np.clip(unfaulty, GRID[0], 1.0)), 2)
+    else:
+        share = chosen_share(means[:, RANKS], errors[:, RANKS], unfaulty)
+    bests = GRID[resampled[:, :, RANKS].argmax(axis=1)]
+    low, high = np.quantile(bests, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return KeepCurve(
         shares=GRID,
         recall=means[:, RECALL],

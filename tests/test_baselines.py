@@ -108,7 +108,9 @@ def test_only_those_that_say_so_need_the_reference() -> None:
 
 
 def test_only_those_that_say_so_look_at_the_clusters() -> None:
-    one, other = case_of(30), case_of(30, cluster_assignments=np.arange(30) // 2)
+    copies = {"better_copies": np.arange(30) % 2}
+    one = case_of(30, **copies)
+    other = case_of(30, cluster_assignments=np.arange(30) // 2, **copies)
     changed = set()
     for name in SELECTORS:
         kept = [select(name, i, 0.5, rng=np.random.default_rng(3)) for i in (one, other)]
