@@ -7,6 +7,7 @@ import pytest
 
 from attribution import joined_views
 from attribution.joined_views import (
+    LEAST_SHARE,
     LEAST_WRONG,
     MOST_WRONG,
     Agreement,
@@ -179,3 +180,15 @@ def test_shares_beyond_reckoning_are_drawn_in() -> None:
         np.testing.assert_array_equal(drawn_in.coefficients, at_bound.coefficients)
         assert np.isfinite(drawn_in.coefficients).all()
         assert np.isfinite(drawn_in.intercept)
+
+
+def test_no_view_counts_less_than_a_quarter_of_what_it_would_count_alone() -> None:
+    # The second sees the first through noise and adds nothing to it.
+    rng = np.random.default_rng(4)
+    first = view(2.0, rng)
+    noisy = Agreement(*(side + rng.normal(0, 0.5, 2000) for side in first[:2] if side is not None))
+    alone = join_views([noisy], 0.0).coefficients[0]
+    joined = join_views([first, noisy], 0.0).coefficients
+    assert alone > 1
+    assert joined[1] == pytest.approx(LEAST_SHARE * alone, rel=1e-3)
+    assert joined[0] > joined[1]
