@@ -44,6 +44,9 @@ RECALL_AT = (1, 5, 10)
 DEGREE = 3
 GRID = np.linspace(SHARES[0], 1.0, 76)
 N_RESAMPLED = 400
+# What values are expected to gain in m over pairs at random, and how much that differs between data
+# sets: what is measured has to outweigh it before they are thought to do harm.
+TYPICAL_GAIN = 0.1
 LEVEL = 0.95
 RANKS, RECALL, LOSS = range(3)  # what is asked of every validation pair after a training
 
@@ -216,8 +219,9 @@ def _curve(
     at = SHARES.index(CHECKED)
     gain = (found[at] - by_chance).mean(axis=0)  # (3, v): over seeds
     difference, stderr = float(gain[RANKS].mean()), float(gain[RANKS].std() / len(gain[0]) ** 0.5)
+    sorts_difficulty = difference < -(stderr**2) / TYPICAL_GAIN
     unfaulty = 1.0 if fault_share is None else 1 - fault_share[0]
-    if difference < 0:
+    if sorts_difficulty:
         share = round(float(np.clip(unfaulty, GRID[0], 1.0)), 2)
     else:
         share = chosen_share(means[:, RANKS], errors[:, RANKS], unfaulty)
@@ -244,7 +248,7 @@ def _curve(
                 "difference": difference,
                 "stderr": stderr,
             },
-            "sorts_difficulty": difference < 0,
+            "sorts_difficulty": sorts_difficulty,
             "n_steps": n_steps,
             "n_seeds": found.shape[1],
             "validation_pairs": found.shape[3],

@@ -36,9 +36,9 @@ def is_found(summary: Summary) -> bool:
 
 
 def best_share(curve: KeepCurve) -> str:
-    """The best share in percent with its interval."""
+    """The best share in percent, with the interval of where the curve is highest."""
     low, high = curve.best["low"], curve.best["high"]
-    return f"{percent(curve.share)} % ({100 * low:.0f} to {100 * high:.0f})"
+    return f"{percent(curve.share)} % (the curve is highest at {100 * low:.0f} to {100 * high:.0f})"
 
 
 def share_sentence(summary: Summary) -> str:
@@ -155,9 +155,10 @@ def measured_sentences(curve: KeepCurve) -> str:
         f" has the highest value at each share; asked were {asked}. Recall is the mean over both"
         " directions at 1, 5 and 10 among these pairs alone, so it is not to be set beside recall"
         " on test images. ± is the standard error of the difference to the highest point, over"
-        " validation pairs and seeds drawn again; the interval of the best share holds"
+        " validation pairs and seeds drawn again; the curve is highest within the interval in"
         f" {100 * LEVEL:g} % of such draws. Of shares that cannot be told apart the one nearest to"
-        " the share of pairs that do not look faulty is chosen."
+        " the share of pairs that do not look faulty is taken, and the best share to keep is"
+        " halfway between the two: short trainings prefer smaller sets than long ones do."
     )
 
 

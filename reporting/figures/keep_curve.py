@@ -53,7 +53,7 @@ def keep_curve(curve: KeepCurve, kept: float) -> Figure:
         "alone, both directions at 1, 5 and 10."
     )
     low, high = 100 * best["low"], 100 * best["high"]
-    title = f"Best share to keep: {100 * curve.share:.3g} % ({low:.0f} to {high:.0f})"
+    title = f"Best share to keep: {100 * curve.share:.3g} %; highest at {low:.0f} to {high:.0f}"
     figure = new_figure(11.0, 4.4, title, note)
     panels = figure.subplots(1, 2, sharex=True)
     _curve(panels[0], curve.shares, curve.recall, curve.recall_stderr)

@@ -32,8 +32,8 @@ from tests.reporting.test_summary import SUMMARIES, kept_share, make_summary
 
 FIGURE = encode(PIL.Image.new("RGB", (40, 20), "white"))
 SENTENCE = (
-    "Best share to keep: 74 % (68 to 80); 80 % gives away 0.3 ± 0.2 points; 20.9 % of the pairs"
-    " look faulty (19.1 to 22.7)."
+    "Best share to keep: 74 % (the curve is highest at 68 to 80); 80 % gives away 0.3 ± 0.2 points;"
+    " 20.9 % of the pairs look faulty (19.1 to 22.7)."
 )
 
 
@@ -105,7 +105,8 @@ def test_a_share_that_gives_more_away_than_two_standard_errors_is_warned_of() ->
     (warning,) = share_warnings(summary)
     assert warning == (
         "Keeping 100 % gives away 2.7 ± 0.6 points of recall on the trusted validation pairs; the"
-        " best share to keep is 74 % (68 to 80), which --target_size_ratio auto takes."
+        " best share to keep is 74 % (the curve is highest at 68 to 80), which --target_size_ratio"
+        " auto takes."
     )
     page = results_markdown(summary)
     assert page.index("Keeping 100 % gives away") < page.index("**Kept ")

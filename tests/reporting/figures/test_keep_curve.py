@@ -26,7 +26,7 @@ def test_both_panels_show_the_curve_its_errors_and_what_was_measured() -> None:
     curve = make_curve()
     figure = keep_curve(curve, 0.8)
     png(figure)
-    assert figure.get_suptitle() == "Best share to keep: 74 % (68 to 80)"
+    assert figure.get_suptitle() == "Best share to keep: 74 %; highest at 68 to 80"
     values = (
         (curve.recall, curve.recall_stderr, curve.measured_recall),
         (curve.loss, curve.loss_stderr, curve.measured_loss),
