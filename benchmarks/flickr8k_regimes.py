@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,6 +104,7 @@ class Regime(NamedTuple):
     validation_image_features: np.ndarray
     validation_text_features: np.ndarray
     validation_faults: np.ndarray  # (m,) str
+    validation_captions: Sequence[str] = ()
 
     @property
     def clip_scores(self) -> np.ndarray:
@@ -483,4 +484,5 @@ def make_regime(name: str, pool: Pool, seed: int, held_out: HeldOut = HeldOut())
         asked.images,
         asked.texts,
         asked.faults.astype(str),
+        asked.captions.tolist(),
     )
