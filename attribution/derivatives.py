@@ -73,7 +73,7 @@ def group_loss_gradients(
     gradients of groups that part the pairs have the mean `loss_gradient`. A group that no batch
     holds has a gradient of zero.
     """
-    totals = torch.zeros(len(members), sum(p.numel() for p in parameters), device=pairs.device)
+    totals = torch.zeros_like(flatten(parameters)).repeat(len(members), 1)
     belongs = torch.from_numpy(members).to(pairs.device)
     for block in batch_blocks(batches, pairs.device):
         batch = pairs.take(block)
