@@ -422,7 +422,8 @@ def thinned_group(seed: int) -> tuple[TrainingPairs, PairTrust]:
         PairTensors(torch.from_numpy(images[part]).float(), torch.from_numpy(texts[part]).float())
         for part in (slice(n), slice(n, None))
     )
-    joint = [latent[:n] @ rng.normal(size=(6, 12)) + 3 * rng.normal(size=(n, 12)) for _ in "it"]
+    to_joint = rng.normal(size=(6, 12))
+    joint = [latent[:n] @ to_joint + 3 * rng.normal(size=(n, 12)) for _ in range(2)]
     embeddings = [
         (side / np.linalg.norm(side, axis=1, keepdims=True)).astype(np.float32) for side in joint
     ]
@@ -465,18 +466,14 @@ def test_fairness_keeps_more_of_a_thinned_group_and_is_off_by_default() -> None:
     assert told["adding"]["female"] > max(told["adding"]["male"], 0)
     assert share_kept(fair) > 1.2 * share_kept(plain)
     # Off by default, and nothing else is changed by it.
-    unknown = scored(dataclasses.replace(pairs, validation_groups=None))
     assert plain.group_influence is None
     assert "fairness" not in plain.quality
     for field in dataclasses.fields(PairInfluence):
-        values = [getattr(estimate, field.name) for estimate in (plain, unknown, fair)]
+        values = [getattr(estimate, field.name) for estimate in (plain, fair)]
         if field.name == "quality":
-            assert values[0] == values[1]
-            assert values[0] == {k: v for k, v in values[2].items() if k != "fairness"}
+            assert values[0] == {k: v for k, v in values[1].items() if k != "fairness"}
         elif field.name != "group_influence":
-            assert [np.asarray(v).tobytes() for v in values[1:]] == 2 * [
-                np.asarray(values[0]).tobytes()
-            ]
+            assert np.asarray(values[0]).tobytes() == np.asarray(values[1]).tobytes(), field.name
 
 
 def test_a_setting_that_is_off_leaves_saved_results_current() -> None:
