@@ -306,4 +306,5 @@ def training_pairs(
         validation_image_embeddings=e.validation_image_embeddings,
         represented=representation(c.cluster_assignments, held_out),
         image_groups=c.image_groups,
+        validation_groups=caption_groups(e.split_pairs("validation")["caption"].tolist()),
     )

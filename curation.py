@@ -153,11 +153,12 @@ class ValueParts(NamedTuple):
     agreement: Float64[np.ndarray, " n"]
     copies: Float64[np.ndarray, " n"]  # at most zero
     relevance: Float64[np.ndarray, " n"]  # zeros where the held-out pairs are like the pool
+    fairness: Float64[np.ndarray, " n"] | None = None  # None where groups do not count
 
     @property
     def total(self) -> Float64[np.ndarray, " n"]:
         """The values."""
-        return np.asarray(np.sum(self, axis=0))
+        return np.asarray(np.sum([part for part in self if part is not None], axis=0))
 
 
 def without_share(config: CurationConfig) -> dict[str, Any]:
@@ -319,11 +320,12 @@ def value_parts(
     *,
     influence_weight: float = 1.0,
     relevance: Float[np.ndarray, " n"] | None = None,
+    fairness: Float[np.ndarray, " n"] | None = None,
 ) -> ValueParts:
     """What a pair is worth beside others, in standard deviations, part by part.
 
         value = influence_weight z(influence) + agreement_weight z(agreement) + relevance
-                - copy_price (better copies)
+                + fairness - copy_price (better copies)
 
     Influence and agreement err on different pairs, so that joining them tells more than either.
 
@@ -334,12 +336,14 @@ def value_parts(
         config: what agreement and copies count.
         influence_weight: what influence counts, see `attribution.guard`.
         relevance: what being near the held-out pairs adds; nothing by default.
+        fairness: what helping the worst-served group adds; nothing by default.
     """
     return ValueParts(
         influence_weight * standardised(influence),
         config.agreement_weight * standardised(agreement),
         np.asarray(-config.copy_price * better_copies, dtype=np.float64),
         np.zeros(len(influence)) if relevance is None else relevance,
+        fairness,
     )
 
 
@@ -351,6 +355,7 @@ def estimated_parts(
         *(influence.counted, influence.agreement, pairs.better_copies, config),
         influence_weight=influence.influence_weight,
         relevance=influence.relevance_part,
+        fairness=influence.fairness_part,
     )
 
 

@@ -54,6 +54,7 @@ from attribution.cluster_scores import (
 )
 from attribution.cross_fitting import CrossFit, cross_fit, held_out_influences
 from attribution.fault_share import WrongShare, both_shares, wrong_share
+from attribution.group_influence import gain_of_adding, told_of_groups, worst_group
 from attribution.guard import guard_influence, log_probability_right
 from attribution.pair_scores import (
     MOST_EVALUATED,
@@ -430,7 +431,58 @@ def score_pairs(
     wrong = both_shares(
         wrong_share(*agreement, rng=rng) or trust.wrong_share, trust.wrong_share_by_rank
     )
-    return _settled(pairs, trust, config, cross, agreement.log_odds, wrong, inferred)
+    result = _settled(pairs, trust, config, cross, agreement.log_odds, wrong, inferred)
+    explained_by = _ExplainedBy(index, known, topics)
+    return _with_groups(pairs, cross, result, explained_by, config, training, rng=rng)
+
+
+class _ExplainedBy(NamedTuple):
+    """What influence is inferred from."""
+
+    rows: Int64[np.ndarray, " m"]  # evaluated pairs
+    quantities: Sequence[Float[np.ndarray, " n"]]
+    topics: Int64[np.ndarray, " n"]
+
+
+def _with_groups(
+    pairs: TrainingPairs,
+    cross: CrossFit,
+    result: PairInfluence,
+    by: _ExplainedBy,
+    config: PairInfluenceConfig,
+    training: TrainingConfig,
+    *,
+    rng: np.random.Generator,
+) -> PairInfluence:
+    """The result with influence on the worst-served group, where groups are asked apart.
+
+    What is found of the group beyond all counts for what it is known by, as influence does.
+    """
+    worst = worst_group(cross.groups)
+    if worst is None:
+        return result
+    index, ones = by.rows, np.ones(len(by.rows))
+    found = measured(
+        held_out_influences(
+            *(cross.beyond_all(worst), pairs.tensors, index, ones),
+            batch_size=training.batch_size,
+            rng=rng,
+        )
+    )
+    reliability = split_half(found, index, by.quantities, by.topics)
+    pooled = pool_influence(found.influence, index, by.quantities, by.topics)
+    beyond = pooled.predicted.copy()
+    share = own_share(found, pooled.predicted[index])
+    beyond[index] += share * (found.influence - pooled.predicted[index])
+    on_group = result.pair_influence + beyond
+    weight = config.fairness * reliability.weight if pooled.explained > 0 else 0.0
+    right = np.ones(len(beyond), dtype=bool) if result.unfaulty is None else result.unfaulty
+    told = told_of_groups(
+        *(cross.groups, worst, weight, reliability),
+        gain_of_adding(on_group, right, pairs.groups),
+    )
+    logger.info("the worst-served group of the held-out pairs: %s", told["group"])
+    return replace(result, group_influence=on_group, quality={**result.quality, "fairness": told})
 
 
 class _Inferred(NamedTuple):
@@ -519,6 +571,8 @@ def _held_out_models(
             "all training pairs show one image, so that no model can be asked about an image it "
             "has not seen; add data or raise --max_train_samples"
         )
+    if config.fairness == 0:
+        pairs = replace(pairs, validation_groups=None)  # not asked apart
     return cross_fit(
         *(pairs, trained_on, training, room),
         n_repeats=config.held_out_repeats,

@@ -416,6 +416,7 @@ def demographic_gaps(
     """Text-to-image recall of every group and the gap between the best and the worst one.
 
         gap = max_g recall_g - min_g recall_g        percentage points
+        signed gap = recall of the first group - recall of the second
 
     with a 95 % interval from a bootstrap over images, recall averaged over seeds. A group of
     fewer than `MIN_GROUP_QUERIES` captions is reported as too small and not scored; an attribute
@@ -454,8 +455,10 @@ def _attribute_gap(
             for group, member in members.items()
         },
         "gap": None,
+        "signed": None,
     }
     gaps: dict[str, Any] = {}
+    signed: dict[str, Any] = {}
     for k in RECALL_AT:
         hits = 100 * (ranks < k).mean(axis=0)  # (Q,) mean over seeds, percent
         recalls = {g: float(hits[members[g]].mean()) for g in scored}
@@ -470,8 +473,14 @@ def _attribute_gap(
                 "gap": max(recalls.values()) - min(recalls.values()),
                 "interval_95": [float(q) for q in interval],
             }
+            interval = np.nanquantile(resampled[0] - resampled[1], [0.025, 0.975])
+            signed[f"recall@{k}"] = {
+                "of": list(scored[:2]),
+                "gap": recalls[scored[0]] - recalls[scored[1]],
+                "interval_95": [float(q) for q in interval],
+            }
     if gaps:
-        report["gap"] = gaps
+        report["gap"], report["signed"] = gaps, signed
     return report
 
 

@@ -21,7 +21,12 @@ from jaxtyping import Bool, Float, Float32, Int8, Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from attribution.derivatives import batch_loss_influences, loss_gradient
+from attribution.derivatives import (
+    batch_loss_influences,
+    group_loss_gradients,
+    loss_gradient,
+)
+from attribution.group_influence import Group, asked_groups
 from attribution.retraining import mean_pair_losses
 from attribution.sampling import grown_batch_size
 from engine.room import Made, StageRoom
@@ -64,6 +69,7 @@ class HeldOutModel(NamedTuple):
     parameters: Parameters
     validation_gradients: Tensor  # (q, p), of each part of the validation pairs
     held_out: Int64[np.ndarray, " h"]  # rows of the other half
+    group_gradients: Tensor | None = None  # (G, p), less the gradient of all validation pairs
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,19 @@ class CrossFit:
     n_repeats: int
     n_steps: int  # taken, by early stopping
     validation_loss: float  # mean over the models at the end
+    # Groups of validation pairs that are asked apart, with their mean losses; mostly none is.
+    groups: Sequence[Group] = ()
+
+    def beyond_all(self, group: int) -> CrossFit:
+        """The same asked what helps a group more than all: of the difference of both gradients."""
+        return replace(
+            self,
+            models=[
+                m._replace(validation_gradients=m.group_gradients[group : group + 1])
+                for m in self.models
+                if m.group_gradients is not None
+            ],
+        )
 
 
 def cross_fit(
@@ -125,6 +144,7 @@ def cross_fit(
         np.stack([_dealt(pairs.image_ids, trained_on, rng) for _ in range(n_repeats)]),
         rng.integers(2**31, size=n_models),
         max(1, round(LOSS_SHUFFLES * b / training.batch_size)),
+        asked_groups(pairs.validation_groups),
     )
     lent = lend(room, "pairs", halves, pairs.tensors.device)
     generators = rng.spawn(n_models)
@@ -164,6 +184,7 @@ class _Halves(NamedTuple):
     sides: Int8[np.ndarray, "R n"]  # 0 or 1 for each pair
     seeds: Int64[np.ndarray, " j"]  # one a training
     loss_shuffles: int  # batch compositions that a pair's losses are averaged over
+    groups: Sequence[Group]  # of validation pairs that are asked apart
 
     def rows(self, number: int) -> tuple[Int64[np.ndarray, " o"], Int64[np.ndarray, " h"]]:
         """Which pairs a training is on, and which it holds out."""
@@ -255,13 +276,18 @@ def _ask(job: _HalfJob, files: ShardFiles, halves: _Halves) -> Summary:
 
     Losses of pairs on the device too; what is in files is read once for all models.
     """
-    run, models, gradients = halves.start(job.number), list[Parameters](), list[np.ndarray]()
+    run, models = halves.start(job.number), list[Parameters]()
+    gradients, of_groups = list[np.ndarray](), list[np.ndarray]()
     validation = (halves.validation, halves.validation_batches)
     for checkpoint in job.checkpoints:
         run.advance_to(checkpoint)
         models.append(Parameters(*(p.clone() for p in run.parameters)))
         parts = [loss_gradient(models[-1], halves.validation, b) for b in halves.part_batches]
         gradients.append(torch.stack(parts).numpy(force=True))
+        if halves.groups:
+            members = np.stack([group.member for group in halves.groups])
+            found = group_loss_gradients(models[-1], *validation, members)
+            of_groups.append((found - loss_gradient(models[-1], *validation)).numpy(force=True))
     files.write_npy(".models.npy", np.stack([to_vector(model) for model in models]))
     files.write_npy(".gradients.npy", np.stack(gradients))
     if not isinstance(halves.pairs, StoredPairs):
@@ -269,6 +295,9 @@ def _ask(job: _HalfJob, files: ShardFiles, halves: _Halves) -> Summary:
         losses = halves.losses_of_halves(job.number, models, deepcopy(job.rng))
         for ending, of_half in zip((".held_out.npy", ".own.npy"), losses, strict=True):
             files.write_npy(ending, of_half)
+    if halves.groups:
+        files.write_npy(".groups.npy", np.stack(of_groups))
+        files.write_npy(".validation.npy", mean_pair_losses(run.parameters, *validation))
     return {"validation_loss": mean_loss(run.parameters, *validation)}
 
 
@@ -376,10 +405,13 @@ def _put_together(halves: _Halves, made: Sequence[Made], losses: _Losses, stop: 
     for number, one in enumerate(made):
         _, held_out = halves.rows(number)
         gradients = torch.from_numpy(np.array(one.load(".gradients.npy"))).to(device)
+        of_groups: Sequence[Tensor | None] = [None] * len(gradients)
+        if halves.groups:
+            of_groups = list(torch.from_numpy(np.array(one.load(".groups.npy"))).to(device))
         models += [
-            HeldOutModel(number // 2, parameters, gradient, held_out)
-            for parameters, gradient in zip(
-                halves.models(one.load(".models.npy")), gradients, strict=True
+            HeldOutModel(number // 2, parameters, gradient, held_out, of_group)
+            for parameters, gradient, of_group in zip(
+                halves.models(one.load(".models.npy")), gradients, of_groups, strict=True
             )
         ]
     return CrossFit(
@@ -389,6 +421,7 @@ def _put_together(halves: _Halves, made: Sequence[Made], losses: _Losses, stop: 
         len(made) // 2,
         stop,
         float(np.mean([one.summary["validation_loss"] for one in made])),
+        [group.measured([one.load(".validation.npy") for one in made]) for group in halves.groups],
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.func import grad
 
@@ -57,6 +57,31 @@ def loss_gradient(parameters: Parameters, pairs: PairFeatures, batches: np.ndarr
             grad(lambda p, batch=batch: contrastive_loss(similarities(p, batch)).sum())(parameters)
         )
     return total / len(batches)
+
+
+def group_loss_gradients(
+    parameters: Parameters,
+    pairs: PairFeatures,
+    batches: np.ndarray,
+    members: Bool[np.ndarray, "G n"],
+) -> Tensor:
+    """Gradient of each group's mean loss over fixed batches of all pairs, (G, p).
+
+        L_g = sum_B sum_{i in B and g} l_i / (how often a batch holds one of g)
+
+    Negatives are the others of the batch, of whatever group. Weighted by these counts, the
+    gradients of groups that part the pairs have the mean `loss_gradient`. A group that no batch
+    holds has a gradient of zero.
+    """
+    totals = torch.zeros_like(flatten(parameters)).repeat(len(members), 1)
+    belongs = torch.from_numpy(members).to(pairs.device)
+    for block in batch_blocks(batches, pairs.device):
+        batch = pairs.take(block)
+        pull_back = vjp(lambda p, batch=batch: pair_losses(similarities(p, batch)), parameters)
+        for g, member in enumerate(belongs):
+            totals[g] += flatten(pull_back(member[block].to(totals.dtype)))
+    counts = belongs[:, torch.from_numpy(batches).to(pairs.device).reshape(-1)].sum(dim=1)
+    return totals / counts.clamp(min=1)[:, None]
 
 
 def batch_loss_influences(

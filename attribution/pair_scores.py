@@ -62,6 +62,14 @@ class PairInfluenceConfig(Settings):
     rounds: int = setting(
         1, "curation rounds: train on the curated set, re-estimate, curate again", at_least=1
     )
+    # Here and not with the curation: the groups' gradients are taken where it is not zero alone.
+    fairness: float = setting(
+        0.0,
+        "what a standard deviation of influence on the worst-served demographic group, beyond that "
+        "on all held-out pairs, counts in a pair's value; 0: groups are not asked apart",
+        at_least=0,
+        added_later=True,
+    )
 
 
 def relevance_part(trust: PairTrust, agreement: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
 
+from attribution.scores import standardised
 from learner.model import Parameters
 
 LOCO, SMALL, LDS = CHECKS = ("loco", "small_weight", "lds")
@@ -83,6 +84,26 @@ class PairInfluence:
     quality: dict[str, Any] = field(metadata={"file": "pair_influence_quality.json"})
     # More likely right than wrong, where as many are wrong as is estimated; None: not saved then.
     unfaulty: Bool[np.ndarray, " n"] | None = None
+    # On the loss of the worst-served group of the held-out pairs, nats; None: groups do not count.
+    group_influence: Float[np.ndarray, " n"] | None = None
+
+    @property
+    def fairness_part(self) -> Float[np.ndarray, " n"] | None:
+        """What helping the worst-served group adds to each pair's value, standard deviations.
+
+            weight z(influence on the group - influence on all)        of pairs that look right
+
+        Zero of those that do not, which hurt one group more than others at random. None where
+        groups do not count.
+        """
+        if self.group_influence is None:
+            return None
+        right = np.ones(len(self.agreement), bool) if self.unfaulty is None else self.unfaulty
+        beyond = np.where(right, self.group_influence - self.pair_influence, 0.0)
+        part = np.zeros(len(beyond))
+        if right.any():
+            part[right] = float(self.quality["fairness"]["weight"]) * standardised(beyond[right])
+        return part
 
     @property
     def fault_share(self) -> list[float] | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,6 +105,7 @@ class Regime(NamedTuple):
     validation_text_features: np.ndarray
     validation_faults: np.ndarray  # (m,) str
     image_rows: np.ndarray = np.empty(0, np.int64)  # (n,) of the pool's images; -1: a near copy
+    validation_captions: Sequence[str] = ()
 
     @property
     def clip_scores(self) -> np.ndarray:
@@ -489,4 +490,5 @@ def make_regime(name: str, pool: Pool, seed: int, held_out: HeldOut = HeldOut())
         asked.texts,
         asked.faults.astype(str),
         draw.image_rows[order],
+        asked.captions.tolist(),
     )

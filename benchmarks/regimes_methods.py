@@ -298,7 +298,15 @@ def known(problem: Problem) -> TrainingPairs:
         validation=problem.validation,
         validation_image_embeddings=everyone if problem.asked is None else everyone[problem.asked],
         represented=representation(assigned, held_out),
+        validation_groups=_asked_groups(problem),
     )
+
+
+def _asked_groups(problem: Problem) -> dict[str, dict[str, np.ndarray]]:
+    """Demographic groups of the validation pairs that are asked."""
+    groups = caption_groups(problem.regime.validation_captions)
+    rows = slice(None) if problem.asked is None else problem.asked
+    return {a: {g: member[rows] for g, member in of.items()} for a, of in groups.items()}
 
 
 @remembered
@@ -356,6 +364,9 @@ def reference_model(problem: Problem) -> tuple[Parameters, float]:
     return run.parameters, time.perf_counter() - started
 
 
+GROUPS_ASKED = MappingProxyType({"fairness": 1.0})  # one estimate for all that it may count
+
+
 class Variant(NamedTuple):
     """InfluenceSpace with other settings than the defaults: what each part is worth."""
 
@@ -371,6 +382,8 @@ class Variant(NamedTuple):
     taken_at_word: bool = False  # all validation pairs are asked
     parts: Mapping[str, Any] = MappingProxyType({})  # of `PairInfluence`, set to this
     relevance: bool = True  # whether nearness to the held-out pairs counts
+    fairness: float = 0.0  # what the worst-served group counts, if `GROUPS_ASKED`
+    curve: bool = False  # what the curve of the share kept says is heeded, as with no change
 
 
 def influencespace(variant: Variant) -> Callable[[Problem, float, int], Chosen]:
@@ -424,7 +437,9 @@ def curate_with_influencespace(
         if not variant.relevance:
             nothing = np.zeros_like(pair_influence.relevance_part)
             pair_influence = replace(pair_influence, relevance_part=nothing)
-        if variant == Variant():
+        if variant.fairness:
+            pair_influence = _weighed(pair_influence, variant.fairness)
+        if variant == Variant() or variant.curve:
             curve, curve_seconds = curve_of(problem, scores, pair_influence)
             rng = stage_rng(problem.seed, "faults alone")
             pair_influence = faults_alone(pair_influence, curve, rng)
@@ -440,6 +455,13 @@ def curate_with_influencespace(
         before = Round(curated.training_weights(len(problem.regime.faults)) > 0, estimate)
     assert before is not None, "there is a round"
     return curated, before.estimate, seconds + time.perf_counter() - started
+
+
+def _weighed(influence: PairInfluence, fairness: float) -> PairInfluence:
+    """The estimate with the worst-served group counting so often as much."""
+    told = influence.quality["fairness"]
+    told = {**told, "weight": fairness * told["weight"]}
+    return replace(influence, quality={**influence.quality, "fairness": told})
 
 
 _curves: list[Any] = []  # the last set of pairs, its curve and the seconds
@@ -556,6 +578,15 @@ ABLATION = {
     ),
     "no_influence": Variant("agreement without influence", parts={"influence_weight": 0.0}),
     "no_relevance": Variant("nearness to the held-out pairs ignored", relevance=False),
+    **{
+        f"fairness_{weight:g}": Variant(
+            f"fairness {weight:g}", cells=GROUPS_ASKED, fairness=weight, curve=True
+        )
+        for weight in (0.5, 1.0, 2.0, 4.0)
+    },
+    "groups_kept_whole": Variant(
+        "every pair of a group kept", curation={"min_group_retention": 1.0}, curve=True
+    ),
     "women_twice": Variant("captions about women weigh twice", women=2.0),
     "women_five_times": Variant("captions about women weigh five times", women=5.0),
 }

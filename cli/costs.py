@@ -42,6 +42,7 @@ from learner.kmeans import FULL_STEPS, SAMPLE_STEPS, SAMPLED_ABOVE, sample_size
 from learner.pairs import PairTensors
 from learner.training import TrainingConfig, steps_per_epoch, train
 from rivals.agreement import agreement_cosines
+from sources.captions import GROUP_WORDS
 
 # --- What is counted in training steps: measured beside them, one CPU thread each -----------------
 STEPS_TIMED = 30
@@ -274,12 +275,15 @@ def _pair_influence_seconds(config: Config, sizes: Sizes, speed: Speed) -> float
     c, b, n = config.pair_influence, config.training.batch_size, sizes.train
     n_steps = min(reference_steps(config, sizes), c.held_out_steps)
     validation_batches = sizes.validation / b
+    n_gradients = 1 + (sum(map(len, GROUP_WORDS.values())) if c.fairness else 0)
     asked = len(CHECKPOINTS) * (
-        VALIDATION_SHUFFLES * GRADIENT * validation_batches + LOSS_SHUFFLES * FORWARD * n / b
+        VALIDATION_SHUFFLES * n_gradients * GRADIENT * validation_batches
+        + LOSS_SHUFFLES * FORWARD * n / b
     )
     n_models = 2 * c.held_out_repeats
     search = n_steps + REFERENCE_REPORTS * FORWARD * validation_batches
     derivatives = INFLUENCE_SHUFFLES * math.ceil(n_evaluated(c, n) / 2 / b) * PAIR_DERIVATIVE
+    derivatives *= 2 if c.fairness else 1
     alone = search + n_models * len(CHECKPOINTS) * derivatives
     n_witnesses = min(n, MAX_WITNESSES) if n <= ALL_NORMALISED else math.isqrt(n)
     n_views = 0 if c.encoder_agreement_only else 1  # fitting its maps takes seconds

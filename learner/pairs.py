@@ -253,10 +253,12 @@ class TrainingPairs:
     represented: Float64[np.ndarray, " K"]  # see `representation`
     # Of many pairs those whose images lie together, about sqrt(n) groups.
     image_groups: Int64[np.ndarray, " n"] | None = None
+    # Demographic groups of the held-out pairs by attribute and name; None: not known.
+    validation_groups: Mapping[str, Mapping[str, Bool[np.ndarray, " V"]]] | None = None
 
     def asking(self, rows: Int64[np.ndarray, " k"]) -> TrainingPairs:
         """The same with those of the held-out pairs that are trusted to say what helps."""
-        embeddings = self.validation_image_embeddings
+        embeddings, groups = self.validation_image_embeddings, self.validation_groups
         asked = self.validation.take(torch.from_numpy(rows).to(self.validation.images.device))
         held_out = nearest_clusters(self.tensors, self.cluster_assignments, asked)
         return replace(
@@ -264,6 +266,9 @@ class TrainingPairs:
             validation=asked,
             validation_image_embeddings=None if embeddings is None else embeddings[rows],
             represented=representation(self.cluster_assignments, held_out),
+            validation_groups=None
+            if groups is None
+            else {a: {g: member[rows] for g, member in of.items()} for a, of in groups.items()},
         )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from reporting.figures.gaps import GAP_FIGURES
@@ -40,6 +43,7 @@ NOT_TRAINED = (
     " figures and tables. Where they are wanted, run again with the same flags, without"
     " `--methods none` and with `--load_saved`: what is saved is reused."
 )
+MORE_PAIRS = 100  # that the effect of adding pairs is told for
 DIRECTIONS = {"image_to_text": "I→T", "text_to_image": "T→I"}
 
 
@@ -139,15 +143,18 @@ def _steps(summary: Summary) -> str:
 
 def gaps_section(summary: Summary) -> str:
     """The gaps in recall between demographic groups."""
+    told = _fairness_text(summary)
     if not summary.attributes:
-        return "Not measured."
+        return paragraphs(["Not measured.", told])
     parts = [
         f"Gap in text-to-image recall@{GAP_RECALL_AT} between test captions that speak of one group"
         " alone, by a word list; in brackets its 95 % interval from a bootstrap over test images. A"
         " gap is never negative, so an interval near zero is compatible with no gap. Each group's"
         " recall: [demographic_gaps.json](../evaluation/demographic_gaps.json).",
         _group_sizes(summary),
-        _gap_table(summary),
+        _gap_table(summary, "gap"),
+        _gap_table(summary, "signed"),
+        told,
     ]
     if summary.n_scored_groups == 0:
         parts.append("There are no figures: too few test captions speak of any group.")
@@ -172,23 +179,71 @@ def _group_sizes(summary: Summary) -> str:
     return " ".join(sentences)
 
 
-def _gap_table(summary: Summary) -> str:
-    """One row a method, the attributes that have a gap side by side."""
+def _fairness_text(summary: Summary) -> str:
+    """Which group was served worst and what more pairs would bring it; empty where not asked."""
+    told = (summary.pair_quality or {}).get("fairness")
+    if not told:
+        return ""
+    losses = "; ".join(f"{escape(g)} {loss:.3f}" for g, loss in told["losses"].items())
+    worst = escape(told["group"])
+    gains = [
+        f"{escape(group)} {MORE_PAIRS * gain:+.4f}"
+        for group, gain in told["adding"].items()
+        if gain is not None
+    ]
+    return (
+        f"Groups were asked apart (`--fairness`): held-out pairs about {worst} are served worst"
+        f" (losses in nats: {losses}), and what helps them more than all counts in values with a"
+        f" weight of {told['weight']:g}."
+        + (
+            f" What adding would bring: nats by which {MORE_PAIRS} more right pairs like those that"
+            f" are there lower the loss of {worst}, to first order, by whom they are about:"
+            f" {'; '.join(gains)}."
+            if gains
+            else ""
+        )
+    )
+
+
+def _signed_text(state: Mapping[str, Any]) -> str:
+    """An attribute's signed gap with its interval."""
+    signed = state["signed"][f"recall@{GAP_RECALL_AT}"]
+    low, high = signed["interval_95"]
+    return f"{signed['gap']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _gap_table(summary: Summary, kind: str) -> str:
+    """One row a method, the attributes that have a gap side by side.
+
+    Args:
+        summary: with the gaps.
+        kind: `gap`, or `signed`, which results of earlier runs have not.
+    """
     measured = [
         attribute
         for attribute, groups in summary.attributes.items()
         if sum(not state["too_small"] for state in groups.values()) > 1
     ]
+    first = next(iter(summary.gaps.values()))
+    if kind == "signed":
+        signed = next(iter(first.values()))
+        measured = [a for a in measured if signed[a].get("signed")]
     if not measured:
         return ""
+    text, of = gap_text, {a: escape(a) for a in measured}
+    if kind == "signed":
+        text = _signed_text
+        for a in measured:
+            one, other = signed[a]["signed"][f"recall@{GAP_RECALL_AT}"]["of"]
+            of[a] = f"{escape(one)} - {escape(other)}"
     header = ["method"]
-    header += [f"{escape(a)}, {COMPARISON_SHORT[c]}" for a in measured for c in summary.gaps]
+    header += [f"{of[a]}, {COMPARISON_SHORT[c]}" for a in measured for c in summary.gaps]
     rows = [
         [
             method_name(method),
-            *(gap_text(methods[method][a]) for a in measured for methods in summary.gaps.values()),
+            *(text(methods[method][a]) for a in measured for methods in summary.gaps.values()),
         ]
-        for method in next(iter(summary.gaps.values()))
+        for method in first
     ]
     return table(header, rows)
 

@@ -14,7 +14,7 @@ from artifacts.store import Store
 from attribution.results import PairInfluence
 from curation import CurationResult
 from reporting.estimate import caution
-from reporting.ledger import DROPPED_BY_REVIEW, KEPT, KEPT_BY_REVIEW, SKIPPED, Ledger
+from reporting.ledger import DROPPED_BY_REVIEW, FAIRNESS, KEPT, KEPT_BY_REVIEW, SKIPPED, Ledger
 from reporting.standing import guard
 
 ID_DIGITS = 32
@@ -178,12 +178,15 @@ def _held_out_story(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _value_parts(row: Mapping[str, Any]) -> str:
     """What adds up to a value; ledgers of earlier runs know no nearness to held-out pairs."""
-    nearness = row.get("relevance_part")
-    nearness = 0.0 if pd.isna(nearness) else float(nearness)
-    copies = row["value"] - row["influence_part"] - row["agreement_part"] - nearness
+    nearness, fairness = (
+        0.0 if pd.isna(part) else float(part)
+        for part in (row.get("relevance_part"), row.get(FAIRNESS))
+    )
+    copies = row["value"] - row["influence_part"] - row["agreement_part"] - nearness - fairness
     copies = round(copies, 6) + 0.0  # a zero without a sign
     parts = {"influence": row["influence_part"], "agreement": row["agreement_part"]}
     parts |= {"nearness to held-out pairs": nearness} if nearness else {}
+    parts |= {"help for the worst-served group": fairness} if fairness else {}
     parts["near copies"] = copies
     return ", ".join(f"{name} {part:+.2f}" for name, part in parts.items())
 

@@ -30,6 +30,7 @@ LOW_INFLUENCE = "its influence is low beside that of others"
 DISAGREES = "image and caption disagree"
 NEAR_COPY = "near copy of a better pair"
 FAR_FROM_TARGET = "far from what the held-out pairs show"
+OTHER_GROUPS = "it helps the worst-served group less than others"
 KEPT_BY_REVIEW = "kept by the reviewer's say"
 DROPPED_BY_REVIEW = "dropped by the reviewer's say"
 OUTBID = "nothing weighs against it, but others are worth more"
@@ -47,6 +48,7 @@ COLUMNS = [
     *("value", "category", "group", "log_odds", "trusted"),
     *("decision", "decision_reason", "weight", "image_sha256"),
 ]
+FAIRNESS = "fairness_part"  # a column after the other parts, where groups count
 # What `exporting.formats.export_curated` takes.
 EXPORTED = [
     *("position", "id", "uid", "key", "caption", "image_sha256", "weight", "cluster", "cell"),
@@ -85,8 +87,9 @@ def make_ledger(
     influence (n times the relative change of the validation loss without the pair; positive is
     helpful), evaluated (or inferred), better_copies, what influence, agreement and nearness to the
     held-out pairs add to the value, value, category (of the cluster), group; decision (kept,
-    dropped, held out, skipped), decision_reason, weight (0 where dropped). Of pairs that were
-    judged log_odds (that image and caption belong together), of held-out ones also trusted. What
+    dropped, held out, skipped), decision_reason, weight (0 where dropped); where groups count also
+    fairness_part, what helping the worst-served one adds to the value. Of pairs that were judged
+    log_odds (that image and caption belong together), of held-out ones also trusted. What
     does not apply is null.
 
     Args:
@@ -142,7 +145,9 @@ def _in_order_of_source(
     order = np.argsort(places, kind="stable")
     of_skipped = {"status": SKIPPED, "decision": SKIPPED, "uid": ""}
     columns: dict[str, Any] = {}
-    for name in COLUMNS:
+    after = COLUMNS.index("relevance_part") + 1
+    groups_count = [FAIRNESS] if FAIRNESS in facts else []
+    for name in [*COLUMNS[:after], *groups_count, *COLUMNS[after:]]:
         if name in facts:
             known = pd.Series(facts.pop(name))
             spread = np.full(n, -1)
@@ -193,6 +198,7 @@ def _training_facts(
         "influence_part": parts.influence,
         "agreement_part": parts.agreement,
         "relevance_part": parts.relevance,
+        **({} if parts.fairness is None else {FAIRNESS: parts.fairness}),
         "value": curated.pair_values,
         "category": _named(categories, pairs.cluster_assignments),
         "group": _group_names(pairs.groups, len(pairs.indices)),
@@ -246,7 +252,10 @@ def _against(parts: ValueParts) -> np.ndarray:
         NEAR_COPY: standardised(parts.copies).any() & (parts.copies < 0),
         FAR_FROM_TARGET: standardised(parts.relevance) < 0,
     }
-    ordered = (parts.influence, parts.agreement, parts.copies, parts.relevance)
+    ordered = [parts.influence, parts.agreement, parts.copies, parts.relevance]
+    if parts.fairness is not None:
+        weighs[OTHER_GROUPS] = standardised(parts.fairness) < 0
+        ordered.append(parts.fairness)
     against = np.where(list(weighs.values()), ordered, np.inf)
     reasons: np.ndarray = np.array([*weighs], dtype=object)[np.argmin(against, axis=0)]
     reasons[np.isinf(against).all(axis=0)] = OUTBID

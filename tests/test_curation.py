@@ -30,6 +30,7 @@ from curation import (
     categorize_cells,
     curated_size,
     default_rho,
+    estimated_parts,
     faults_alone,
     group_retention,
     protected_rows,
@@ -387,6 +388,27 @@ def test_values_with_a_guard_and_a_target_by_hand() -> None:
         np.testing.assert_allclose(parts.agreement, [0.5, -0.5, 0.5, -0.5], atol=1e-12)
         assert parts.copies.tolist() == [0, -0.25, -0.5, 0]
         assert parts.relevance.tolist() == ([0.0] * 4 if near is None else relevance.tolist())
+
+
+def test_what_helps_the_worst_served_group_is_a_part_of_the_value() -> None:
+    on_all = np.array([0.0, 1.0, 2.0, 3.0, 0.0])
+    beyond = np.array([-1.0, -1.0, 1.0, 1.0, 99.0])
+    estimate = pair_influence(
+        on_all,
+        np.zeros(5, dtype=np.int64),
+        group_influence=on_all + beyond,
+        unfaulty=np.array([True] * 4 + [False]),
+        quality={"explained": 1.0, "fairness": {"weight": 0.5}},
+    )
+    # Of the pairs that look right by hand; what looks wrong gets nothing, whatever it is said of.
+    assert estimate.fairness_part is not None
+    np.testing.assert_allclose(estimate.fairness_part, [-0.5, -0.5, 0.5, 0.5, 0.0], atol=1e-12)
+    parts = estimated_parts(training_pairs(5), estimate, CurationConfig())
+    without = estimated_parts(
+        training_pairs(5), dataclasses.replace(estimate, group_influence=None), CurationConfig()
+    )
+    assert without.fairness is None
+    np.testing.assert_allclose(parts.total - without.total, [-0.5, -0.5, 0.5, 0.5, 0.0], atol=1e-12)
 
 
 def test_guard_and_target_decide_who_is_kept() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -30,10 +31,11 @@ from attribution.pair_scores import (
 from attribution.reliability import Reliability
 from attribution.results import PairInfluence
 from attribution.trust import PairTrust
+from curation import CurationConfig, curate
 from influence import Round, score_pairs
-from learner.pairs import TrainingPairs
+from learner.pairs import PairTensors, TrainingPairs
 from learner.training import TrainingConfig
-from tests.knowing import training_pairs
+from tests.knowing import cluster_influence, training_pairs
 from tests.reference import Scattered, auc, scattered_problem
 from tests.rooms import new_room
 from tests.trusting import pair_trust, trust_of_view
@@ -475,6 +477,87 @@ def test_the_share_of_faults_is_that_of_both_estimates(problem: Scattered) -> No
 
 
 # --- Settings and rounds ----------------------------------------------------------------------
+
+
+# --- Groups -----------------------------------------------------------------------------------
+
+
+def thinned_group(seed: int) -> tuple[TrainingPairs, PairTrust]:
+    """Women in a tenth of the training pairs and a third of the held-out ones.
+
+    What images and captions of them share lies in other directions than what those of men share,
+    so that nothing but pairs about women helps women.
+    """
+    rng = np.random.default_rng(seed)
+    n, m = 300, 120
+    women = np.append(np.arange(n) % 10 == 0, np.arange(m) % 3 == 0)
+    latent = rng.normal(size=(n + m, 6))
+    latent *= np.where(women[:, None], np.arange(6) < 3, np.arange(6) >= 3)
+    images, texts = (
+        (latent @ rng.normal(size=(6, d)) / np.sqrt(6) + rng.normal(0, 0.05, (n + m, d))) / d**0.5
+        for d in (10, 8)
+    )
+    training, held_out = (
+        PairTensors(torch.from_numpy(images[part]).float(), torch.from_numpy(texts[part]).float())
+        for part in (slice(n), slice(n, None))
+    )
+    to_joint = rng.normal(size=(6, 12))
+    joint = [latent[:n] @ to_joint + 3 * rng.normal(size=(n, 12)) for _ in range(2)]
+    embeddings = [
+        (side / np.linalg.norm(side, axis=1, keepdims=True)).astype(np.float32) for side in joint
+    ]
+    pairs = training_pairs(
+        n,
+        tensors=training,
+        validation=held_out,
+        image_embeddings=embeddings[0],
+        text_embeddings=embeddings[1],
+        clip_scores=(embeddings[0] * embeddings[1]).sum(axis=1),
+        groups={"female": women[:n], "male": ~women[:n]},
+        validation_groups={"gender": {"female": women[n:], "male": ~women[n:]}},
+    )
+    images_seen, texts_seen = embeddings
+    view = normalised_agreement(
+        *(images_seen, texts_seen, torch.device("cpu")), rng=np.random.default_rng(0)
+    )
+    return pairs, trust_of_view(view)
+
+
+def test_fairness_keeps_more_of_a_thinned_group_and_is_off_by_default() -> None:
+    pairs, trust = thinned_group(seed=0)
+    women = pairs.groups["female"]
+
+    def scored(known: TrainingPairs, **more: Any) -> PairInfluence:
+        config = PairInfluenceConfig(held_out_repeats=2, held_out_steps=60, **more)
+        rng = np.random.default_rng(0)
+        return score_pairs(known, trust, config, TRAINING, new_room(), max_steps=60, rng=rng)
+
+    def share_kept(estimate: PairInfluence) -> float:
+        config = CurationConfig(target_size_ratio=0.5)
+        curated = curate(pairs, cluster_influence(np.zeros(1)), estimate, config)
+        return float(women[curated.curated_rows].mean())
+
+    plain, fair = scored(pairs), scored(pairs, fairness=1.0)
+    told = fair.quality["fairness"]
+    assert (told["attribute"], told["group"]) == ("gender", "female")
+    assert told["losses"]["female"] > told["losses"]["male"] > 0
+    assert told["weight"] == pytest.approx(np.sqrt(told["reliability"]), abs=1e-3)
+    assert told["adding"]["female"] > max(told["adding"]["male"], 0)
+    assert share_kept(fair) > 1.2 * share_kept(plain)
+    # Off by default, and nothing else is changed by it.
+    assert plain.group_influence is None
+    assert "fairness" not in plain.quality
+    for field in dataclasses.fields(PairInfluence):
+        values = [getattr(estimate, field.name) for estimate in (plain, fair)]
+        if field.name == "quality":
+            assert values[0] == {k: v for k, v in values[1].items() if k != "fairness"}
+        elif field.name != "group_influence":
+            assert np.asarray(values[0]).tobytes() == np.asarray(values[1]).tobytes(), field.name
+
+
+def test_a_setting_that_is_off_leaves_saved_results_current() -> None:
+    assert "fairness" not in PairInfluenceConfig().fingerprint_settings()
+    assert PairInfluenceConfig(fairness=0.5).fingerprint_settings()["fairness"] == 0.5
 
 
 def test_cells_may_be_kept_whole(small: Scattered) -> None:

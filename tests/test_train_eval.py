@@ -539,12 +539,30 @@ def test_a_known_gap_and_its_interval() -> None:
     # Two shares of 3/4 and 1/4 over 120 each: a deviation of sqrt(2 * 0.1875 / 120) = 5.6 points.
     # The 2.5 % quantiles of 1,000 resamples are good to about a third of that.
     half = 196 * math.sqrt(2 * 0.1875 / 120)
+    signed = report["signed"]["recall@1"]
+    assert (signed["of"], signed["gap"]) == (["female", "male"], pytest.approx(50, abs=1e-9))
+    assert signed["interval_95"] == pytest.approx(gap["interval_95"])  # zero is far off
     low, high = gap["interval_95"]
     assert low == pytest.approx(50 - half, abs=2)
     assert high == pytest.approx(50 + half, abs=2)
     # Both quantiles together are good to 0.7 points; a 90 % interval is narrower by 3.5.
     assert high - low == pytest.approx(2 * half, abs=2)
     assert gaps["same_steps"] == gaps["same_epochs"]  # the full data's runs serve both
+
+
+def test_a_signed_gap_says_which_group_is_served_worse() -> None:
+    result, captions = gap_result([True] * 30 + [False] * 90, [True] * 90 + [False] * 30)
+    gaps = demographic_gaps(result, captions, np.arange(240), rng=np.random.default_rng(0))
+    report = gaps["same_epochs"][FULL]["gender"]
+    low, high = report["gap"]["recall@1"]["interval_95"]
+    signed = report["signed"]["recall@1"]
+    assert signed["gap"] == pytest.approx(-50, abs=1e-9)
+    assert signed["interval_95"] == pytest.approx([-high, -low])
+    even, captions = gap_result([True, False] * 30, [True, False] * 30)
+    even_gaps = demographic_gaps(even, captions, np.arange(120), rng=np.random.default_rng(0))
+    low, high = even_gaps["same_epochs"][FULL]["gender"]["signed"]["recall@1"]["interval_95"]
+    assert low < 0 < high  # unlike the gap's
+    assert even_gaps["same_epochs"][FULL]["age"]["signed"] is None
 
 
 def test_hits_are_averaged_over_seeds() -> None:

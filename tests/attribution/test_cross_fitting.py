@@ -113,6 +113,52 @@ def test_every_repeat_deals_anew_and_asks_about_every_pair_once(
     assert fitted.n_repeats == N_REPEATS
 
 
+# --- Groups -----------------------------------------------------------------------------------
+
+
+def test_groups_are_asked_beside_all_and_change_nothing(
+    problem: Scattered, fitted: CrossFit
+) -> None:
+    women = np.arange(60) % 3 == 0  # of the validation pairs
+    few = np.arange(60) < 19
+    known = dataclasses.replace(
+        pairs_of(problem),
+        validation_groups={
+            "gender": {"female": women, "male": ~women},
+            "age": {"child": few, "adult": ~few},  # children are too few, and adults then alone
+        },
+    )
+    asked = cross_fit(
+        *(known, np.ones(len(problem.wrong), dtype=bool), TRAINING, new_room(LocalEngine(2))),
+        n_repeats=N_REPEATS,
+        max_steps=120,
+        rng=np.random.default_rng(0),
+    )
+    assert [(g.attribute, g.name) for g in asked.groups] == [
+        ("gender", "female"),
+        ("gender", "male"),
+    ]
+    np.testing.assert_array_equal(asked.held_out_losses, fitted.held_out_losses)
+    assert asked.validation_loss == fitted.validation_loss
+    towards = asked.beyond_all(0)
+    assert len(towards.models) == len(fitted.models)
+    for model, beyond, plain in zip(asked.models, towards.models, fitted.models, strict=True):
+        assert same(model.parameters, plain.parameters)
+        assert torch.equal(model.validation_gradients, plain.validation_gradients)
+        assert plain.group_gradients is None
+        assert model.group_gradients is not None
+        # Both groups part the pairs: their gradients have all pairs' on the line between them.
+        one, other = model.group_gradients
+        assert torch.equal(beyond.validation_gradients, one[None])
+        cosine = torch.nn.functional.cosine_similarity(one, other, dim=0)
+        assert cosine.item() == pytest.approx(-1, abs=1e-3)
+        assert 0.2 < (one.norm() / (one.norm() + other.norm())).item() < 0.9
+    assert np.isfinite([group.loss for group in asked.groups]).all()
+    mean = sum(g.loss * share for g, share in zip(asked.groups, (1 / 3, 2 / 3), strict=True))
+    assert mean == pytest.approx(asked.validation_loss, rel=0.05)  # batches leave pairs out
+    assert fitted.groups == []
+
+
 # --- Held out ---------------------------------------------------------------------------------
 
 

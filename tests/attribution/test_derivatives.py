@@ -9,6 +9,7 @@ import torch
 from attribution.derivatives import (
     batch_loss_influences,
     flatten,
+    group_loss_gradients,
     loss_gradient,
     own_loss_influences,
     unflatten,
@@ -38,6 +39,38 @@ def test_the_loss_gradient_is_the_slope_of_the_mean_loss() -> None:
     )
     gradient = loss_gradient(problem.parameters(), problem.pairs(), batches)
     np.testing.assert_allclose(gradient.numpy(), expected, atol=DIFFERENCED)
+
+
+def test_a_groups_gradient_is_the_slope_of_its_mean_loss_among_all_pairs() -> None:
+    problem = random_problem(12, seed=1)
+    batches = np.random.default_rng(0).permutation(12).reshape(3, 4)
+    member = np.arange(12) % 3 == 0
+    members = np.stack([member, ~member, np.zeros(12, dtype=bool)])
+
+    def mean_loss_of_the_group(theta: np.ndarray) -> float:
+        losses = np.concatenate([problem.losses(theta, rows) for rows in batches])
+        return float(losses[member[batches.reshape(-1)]].mean())
+
+    expected = reference.central_difference(mean_loss_of_the_group, problem.theta)
+    one, other, nobody = group_loss_gradients(
+        problem.parameters(), problem.pairs(), batches, members
+    ).numpy()
+    np.testing.assert_allclose(one, expected, atol=DIFFERENCED)
+    assert nobody.tolist() == [0.0] * len(problem.theta)
+    whole = loss_gradient(problem.parameters(), problem.pairs(), batches).numpy()
+    np.testing.assert_allclose((4 * one + 8 * other) / 12, whole, rtol=1e-9, atol=1e-12)
+    assert np.abs(one - other).max() > 0.01  # or the means would say nothing
+
+
+def test_groups_count_as_often_as_batches_hold_them() -> None:
+    problem = random_problem(9, seed=2)
+    batches = np.array([[0, 1, 2, 3], [3, 0, 5, 6]])  # two pairs twice, three never
+    member = np.arange(9) < 3
+    one, other = group_loss_gradients(
+        problem.parameters(), problem.pairs(), batches, np.stack([member, ~member])
+    ).numpy()
+    whole = loss_gradient(problem.parameters(), problem.pairs(), batches).numpy()
+    np.testing.assert_allclose((4 * one + 4 * other) / 8, whole, rtol=1e-9, atol=1e-12)
 
 
 # --- The one-pass sweep -----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from learner.pairs import (
     nearest_clusters,
 )
 from learner.training import Training, TrainingConfig
+from tests.knowing import training_pairs
 
 CPU = torch.device("cpu")
 N = 50
@@ -183,3 +185,19 @@ def test_float16_files_are_scaled_as_float32(tmp_path: Path) -> None:
     found = StoredPairs(images, texts, scaling, CPU).whole()
     assert found.images.dtype == torch.float32
     assert_same(found, scaling.pairs(*halves, CPU))
+
+
+def test_groups_of_the_held_out_pairs_are_those_of_the_pairs_asked() -> None:
+    pairs = training_pairs(4)
+    member = np.array([True, False, True, False])
+    known = dataclasses.replace(
+        pairs, validation_groups={"gender": {"female": member, "male": ~member}}
+    )
+    asked = known.asking(np.array([0, 1, 2]))
+    assert asked.validation_groups is not None
+    of = asked.validation_groups["gender"]
+    assert {group: rows.tolist() for group, rows in of.items()} == {
+        "female": [True, False, True],
+        "male": [False, True, False],
+    }
+    assert pairs.asking(np.array([0, 1])).validation_groups is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 import visualize
@@ -102,6 +104,36 @@ def test_gap_table() -> None:
     small = page_module.results_markdown(make_summary(gaps=make_gaps(child=5)))
     assert "child: 5 captions, too few to score" in small
     assert "There is no figure" not in page + small
+
+
+def test_signed_gaps_stand_beside_the_gaps() -> None:
+    gaps = make_gaps()
+    assert "female - male" not in page_module.results_markdown(make_summary(gaps=gaps))
+    for methods in gaps.values():
+        for attributes in methods.values():
+            signed = {"of": ["female", "male"], "gap": -3.25, "interval_95": [-6.0, 0.5]}
+            attributes["gender"]["signed"] = {f"recall@{k}": signed for k in (1, 5, 10)}
+            attributes["age"]["signed"] = None
+    page = page_module.results_markdown(make_summary(gaps=gaps))
+    rows = table_with(page, "female - male, same epochs", "female - male, same steps")
+    assert rows[0]["female - male, same steps"] == "-3.2 (-6.0 to +0.5)"
+    assert "age, same steps" not in rows[0]
+
+
+def test_what_adding_pairs_would_bring_is_told_where_groups_were_asked() -> None:
+    plain = make_summary()
+    assert "--fairness" not in page_module.results_markdown(plain)
+    told = {
+        "weight": 0.5,
+        "group": "female",
+        "losses": {"female": 2.5, "male": 2.25},
+        "adding": {"female": 2.5e-4, "male": -1e-5, "child": None},
+    }
+    quality = {**(plain.pair_quality or {}), "fairness": told}
+    page = page_module.results_markdown(dataclasses.replace(plain, pair_quality=quality))
+    assert "about female are served worst (losses in nats: female 2.500; male 2.250)" in page
+    assert "with a weight of 0.5." in page
+    assert "by whom they are about: female +0.0250; male -0.0010." in page
 
 
 @pytest.mark.parametrize(

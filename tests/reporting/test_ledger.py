@@ -107,7 +107,8 @@ def case_of(**changes: Any) -> Case:
         agreement=np.full(6, np.nan),
     )
     nearness = changes.get("nearness", np.zeros(6))
-    parts = ValueParts(influence, agreement, -copies.astype(np.float64), nearness)
+    fairness = changes.get("fairness")
+    parts = ValueParts(influence, agreement, -copies.astype(np.float64), nearness, fairness)
     # values 3, -2.5, -2, -3.3, -0.2, 0.3; the fourth is kept although its value is the least
     weights = changes.get("weights", np.array([1.5, 0.0, 0.0, 0.75, 0.0, 0.75]))
     kept = np.flatnonzero(weights)
@@ -116,7 +117,11 @@ def case_of(**changes: Any) -> Case:
         curated_indices=kept,
         sample_weights=weights[kept],
         curated_rows=kept,
-        pair_values=influence + agreement - copies + nearness,
+        pair_values=influence
+        + agreement
+        - copies
+        + nearness
+        + (0 if fairness is None else fairness),
         rho=1.0,
         categorization=CLUSTERS,
         cluster_weights={},
@@ -362,6 +367,21 @@ def test_what_was_not_judged_is_null(made: Ledger) -> None:
     assert made.ledger[["log_odds", "trusted"]].isna().all(axis=None)
     assert str(made.ledger["trusted"].dtype) == "boolean"
     assert "log odds" not in explain(made, "photo 7.jpg", CLUSTERS, 0.5)
+
+
+def test_help_for_the_worst_served_group_is_a_part_of_the_value() -> None:
+    fairness = np.array([0.0, -3.5, 0.2, 0.1, -1.0, 0.0])
+    fair, plain = make_ledger(*case_of(fairness=fairness)), make_ledger(*case_of())
+    assert "fairness_part" not in plain.ledger
+    assert [c for c in fair.ledger if c != "fairness_part"] == ledger.COLUMNS
+    rows = fair.ledger.set_index("position").loc[[10, 0, 4, 6, 2, 8]]
+    assert rows["fairness_part"].tolist() == fairness.tolist()
+    parts = ["influence_part", "agreement_part", "relevance_part", "fairness_part"]
+    copies = rows["value"] - rows[parts].sum(axis=1)
+    np.testing.assert_allclose(copies, [0, 0, 0, -3, 0, 0], atol=1e-12)
+    assert rows["decision_reason"].iloc[1] == ledger.OTHER_GROUPS  # -3.5 against -3 and 0.5
+    told = explain(fair, "photo 3.jpg", CLUSTERS, 0.5)
+    assert "help for the worst-served group +0.10, near copies -3.00" in told
 
 
 def test_nearness_to_the_held_out_pairs_is_a_part_of_the_value() -> None:
