@@ -167,6 +167,29 @@ def without_share(config: CurationConfig) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "target_size_ratio"}
 
 
+def share_with_room(
+    share: float,
+    n: int,
+    groups: Mapping[str, Bool[np.ndarray, " n"]],
+    reviewed: Int8[np.ndarray, " n"] | None,
+    config: CurationConfig,
+) -> float:
+    """The nearest share of n pairs at which what groups and a reviewer ask for can be done.
+
+    Args:
+        share: that is wanted.
+        n: all pairs.
+        groups: which of them name which group.
+        reviewed: KEEP or DROP of the pairs that a reviewer has decided on, else 0.
+        config: the least share of every group.
+    """
+    said = np.zeros(n) if reviewed is None else reviewed
+    needed = sum(math.ceil(config.min_group_retention * m.sum()) for m in groups.values())
+    least = min(n, needed + int((said == KEEP).sum())) / n
+    most = max(1, n - int((said == DROP).sum())) / n
+    return float(min(max(share, least), most))
+
+
 def curated_size(n: int, target_size_ratio: float) -> int:
     """How many of n pairs are kept, at least one."""
     return max(1, round(target_size_ratio * n))

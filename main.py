@@ -45,7 +45,14 @@ from cli.overrides import read_overrides
 from cli.preview import preview
 from cli.run import Run, resolve_device
 from clustering import ClusterAssignment, cluster_embeddings, training_pairs
-from curation import CurationResult, curate, estimated_parts, faults_alone, without_share
+from curation import (
+    CurationResult,
+    curate,
+    estimated_parts,
+    faults_alone,
+    share_with_room,
+    without_share,
+)
 from embedding import EmbeddingResult
 from engine.base import Setup
 from engine.start import start_engine
@@ -280,7 +287,11 @@ def how_much(run: Run, known: Known, judged: Judged) -> tuple[Run, Judged, Saved
         ),
     )
     if is_asked_for:
-        found = replace(config, target_size_ratio=curve.value.share)
+        reviewed = run.overrides.of(known.embedded.value.split_pairs("train")["id"].tolist())
+        share = share_with_room(
+            *(curve.value.share, len(asked.indices), asked.groups), reviewed, config
+        )
+        found = replace(config, target_size_ratio=share)
         logger.info("--target_size_ratio auto: %.0f %% are kept", 100 * found.share)
         run = replace(run, config=run.config._replace(curation=found), asked=run.config)
     if curve.found is not None and scored.found is not None:

@@ -34,6 +34,7 @@ from curation import (
     faults_alone,
     group_retention,
     protected_rows,
+    share_with_room,
     solve_weights,
     value_parts,
     without_share,
@@ -1201,3 +1202,16 @@ def test_examples_of_dropped_pairs_are_the_worst_of_each_cluster() -> None:
         4,
         "influence -1.0, agreement -1.0, 1 near copy with a better caption",
     )
+
+
+def test_a_share_that_is_found_leaves_room_for_groups_and_reviewer() -> None:
+    groups = {"female": np.arange(10) < 4, "male": np.arange(10) >= 4}
+    said = np.zeros(10, dtype=np.int8)
+    plain = CurationConfig(target_size_ratio="auto")
+    assert share_with_room(0.3, 10, groups, None, plain) == 0.3
+    fair = CurationConfig(target_size_ratio="auto", min_group_retention=0.5)
+    assert share_with_room(0.3, 10, groups, None, fair) == 0.5  # two women and three men
+    said[:6] = KEEP
+    assert share_with_room(0.3, 10, {}, said, plain) == 0.6
+    said[:6] = DROP
+    assert share_with_room(0.7, 10, {}, said, plain) == 0.4
