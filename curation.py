@@ -206,11 +206,12 @@ def faults_alone(
     if not curve.sorts_difficulty or influence.unfaulty is None:
         return influence
     lot = LOT * rng.random(len(influence.agreement))
+    reasons = "; ".join(filter(None, (influence.quality.get("guard"), SORTS_DIFFICULTY)))
     return replace(
         influence,
         agreement=np.where(influence.unfaulty, 0.0, np.minimum(influence.agreement, 0.0)) + lot,
         influence_weight=0.0,
-        quality={**influence.quality, "influence_weight": 0.0, "guard": SORTS_DIFFICULTY},
+        quality={**influence.quality, "influence_weight": 0.0, "guard": reasons},
     )
 
 

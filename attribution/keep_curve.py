@@ -120,10 +120,10 @@ def measure_keep_curve(
     training_of_all = _grown(training, n, n_steps)
     asked = np.sort(rng.permutation(pairs.validation.n_pairs)[:MOST_RANKED])
     validation = pairs.validation.take(torch.from_numpy(asked).to(pairs.validation.images.device))
-    size = len(kept_at(CHECKED).rows)
+    choices = {str(share): kept_at(share) for share in SHARES}
+    size = len(choices[str(CHECKED)].rows)
     looks_faulty = np.zeros(n) if influence.unfaulty is None else ~influence.unfaulty
     chance = np.lexsort((rng.random(n), looks_faulty))[:size]
-    choices = {str(share): kept_at(share) for share in SHARES}
     choices["random"] = Kept(np.sort(chance), None)
     trained = _Trained(
         pairs.tensors,

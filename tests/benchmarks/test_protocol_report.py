@@ -332,5 +332,8 @@ def test_the_built_in_choosers(regret: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert regret.CHOOSERS["one_less_faults"](problem) == (1.0, None, None, None)
     trust.wrong_share = type("Told", (), {"share": 0.3, "low": 0.25, "high": 0.35})
     assert regret.CHOOSERS["one_less_faults"](problem) == (0.7, 0.3, 0.25, 0.35)
-    with pytest.raises(SystemExit, match="auto: no estimator"):
-        regret.CHOOSERS["auto"](problem)
+    curve: Any = type("Curve", (), {"share": 0.72, "best": {"fault_share": [0.2, 0.1, 0.3]}})
+    monkeypatch.setattr(regret, "curve_of_influencespace", lambda _: curve)
+    assert regret.CHOOSERS["auto"](problem) == (0.72, 0.2, 0.1, 0.3)
+    curve.best["fault_share"] = None
+    assert regret.CHOOSERS["auto"](problem) == (0.72, None, None, None)

@@ -280,8 +280,10 @@ def test_what_shares_have_in_common_costs_each_the_same(
         methods, "pair_influence_of", lambda *_: (next(clock), (estimate, 300.0))[1]
     )
     monkeypatch.setattr(methods.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(methods, "curve_of", lambda *_: (None, 40.0))
+    monkeypatch.setattr(methods, "faults_alone", lambda influence, *_: influence)
     _, _, seconds = methods.curate_with_influencespace(problem, 0.8, methods.Variant())
-    assert seconds == 20 + judging + 300 + 1000  # one step of the clock: curating
+    assert seconds == 20 + judging + 340 + 1000  # one step of the clock: curating
 
 
 def test_labels_are_of_no_use_where_nothing_is_faulty(
@@ -572,17 +574,17 @@ def drawn(data: Any, pool: Any, name: str, seed: int) -> Any:
 def test_hard_captions_are_exchanged_once_with_the_nearest_image(data: Any, pool: Any) -> None:
     for seed in range(3):
         draw = drawn(data, pool, "hard_20", seed)
-        own = pool.texts[draw.taken, draw.chosen[draw.taken]]
+        own = pool.texts[draw.image_rows, draw.chosen[draw.image_rows]]
         row_of = {text.tobytes(): i for i, text in enumerate(own)}
         giver = np.array([row_of[text.tobytes()] for text in draw.texts])
         swapped = giver != np.arange(N_TRAINING)
         np.testing.assert_array_equal(swapped, draw.faults == "caption of a near image")
         assert swapped.sum() == 20
         np.testing.assert_array_equal(giver[giver], np.arange(N_TRAINING))  # an exchange
-        captions = pool.captions[draw.taken, draw.chosen[draw.taken]]
+        captions = pool.captions[draw.image_rows, draw.chosen[draw.image_rows]]
         assert draw.captions.tolist() == captions[giver].tolist()
         # Of each two, one looked for the other: no pair that kept its caption was nearer to it.
-        directions = pool.images[draw.taken] - pool.images[draw.taken].mean(axis=0)
+        directions = pool.images[draw.image_rows] - pool.images[draw.image_rows].mean(axis=0)
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         likeness = directions @ directions.T
         left = likeness[:, ~swapped].max(axis=1)
@@ -594,7 +596,7 @@ def test_hard_captions_are_exchanged_once_with_the_nearest_image(data: Any, pool
 
 def test_alt_texts_are_keywords_of_the_right_caption_or_say_nothing(data: Any, pool: Any) -> None:
     draw = drawn(data, pool, "alt_text_20", 1)
-    own = pool.captions[draw.taken, draw.chosen[draw.taken]]
+    own = pool.captions[draw.image_rows, draw.chosen[draw.image_rows]]
     changed = draw.captions != own
     empty = draw.faults == "alt text that says nothing"
     assert changed.sum() == 20
@@ -604,7 +606,7 @@ def test_alt_texts_are_keywords_of_the_right_caption_or_say_nothing(data: Any, p
     assert (draw.faults[terse] == "").all()
     for row in np.flatnonzero(terse):
         assert draw.captions[row] == data.keywords_of(own[row])
-        image = draw.taken[row]
+        image = draw.image_rows[row]
         keywords = pool.alt_texts.keywords[image, draw.chosen[image]]
         np.testing.assert_array_equal(draw.texts[row], keywords)
     for row in np.flatnonzero(empty):
