@@ -241,8 +241,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--keep", nargs="+", type=float, default=list(SHARES), help="of the curve")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=FIRST_SEED)
-    built_in = [name for name in CHOOSERS if name != "auto"]
-    parser.add_argument("--choosers", nargs="*", choices=list(CHOOSERS), default=built_in)
+    parser.add_argument("--choosers", nargs="*", choices=list(CHOOSERS), default=list(CHOOSERS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     return parser.parse_args()
