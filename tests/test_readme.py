@@ -288,4 +288,5 @@ def test_every_method_stands_with_its_recall_in_both_data_sets() -> None:
             mean, std = float(row["mean_recall_mean"]), float(row["mean_recall_std"])
             assert rows[method_label(row["method"])][column] == f"{mean:.2f} ± {std:.2f}"
             n_cells += 1
-    assert n_cells == 4 * (len(rows) - 2)
+    told = [cell for cells in list(rows.values())[2:] for cell in cells if cell != "–"]
+    assert n_cells == len(told) > 50
