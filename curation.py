@@ -118,7 +118,7 @@ class CurationConfig(Settings):
     def share(self) -> float:
         """The share to be kept; of `auto`, before it is found, the default.
 
-        The foreseen cost alone is reckoned with that.
+        Foreseen costs are reckoned with that, and sets that are curated between rounds.
         """
         return DEFAULT_SHARE if isinstance(self.target_size_ratio, str) else self.target_size_ratio
 

@@ -37,7 +37,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 
 from artifacts.settings import InputError
-from attribution.additive_model import PooledInfluence, pool_influence
 from attribution.agreement import refine_agreement
 from attribution.cluster_scores import (
     FIRST_ORDER,
@@ -56,6 +55,7 @@ from attribution.cross_fitting import CrossFit, cross_fit, held_out_influences
 from attribution.fault_share import WrongShare, both_shares, wrong_share
 from attribution.group_influence import gain_of_adding, told_of_groups, worst_group
 from attribution.guard import guard_influence, log_probability_right
+from attribution.inferred import ExplainedBy, Inferred, infer
 from attribution.pair_scores import (
     MOST_EVALUATED,
     PairInfluenceConfig,
@@ -67,7 +67,6 @@ from attribution.pair_scores import (
     spread_evenly,
     worth,
 )
-from attribution.reliability import Measured, Reliability, measured, own_share, split_half
 from attribution.results import InfluenceResult, PairInfluence
 from attribution.retraining import Data, Retraining
 from attribution.sampling import TrainedPairs, sample_pairs, trained_pairs
@@ -420,35 +419,21 @@ def score_pairs(
     topics = pairs.cluster_assignments
     if config.ignore_topics:
         topics = np.zeros_like(topics)
-    found = measured(influences)
-    reliability = split_half(found, index, known, topics)
-    pooled = pool_influence(found.influence, index, known, topics)
-    inferred = _Inferred(
-        *(index, influences.mean(axis=0), found),
-        pooled.widened(reliability.squared_difference),
-        reliability,
-    )
+    by = ExplainedBy(index, known, topics)
+    inferred = infer(influences, by)
     wrong = both_shares(
         wrong_share(*agreement, rng=rng) or trust.wrong_share, trust.wrong_share_by_rank
     )
-    result = _settled(pairs, trust, config, cross, agreement.log_odds, wrong, inferred)
-    explained_by = _ExplainedBy(index, known, topics)
-    return _with_groups(pairs, cross, result, explained_by, config, training, rng=rng)
-
-
-class _ExplainedBy(NamedTuple):
-    """What influence is inferred from."""
-
-    rows: Int64[np.ndarray, " m"]  # evaluated pairs
-    quantities: Sequence[Float[np.ndarray, " n"]]
-    topics: Int64[np.ndarray, " n"]
+    evaluated = np.isin(np.arange(len(topics)), index)
+    result = _settled(pairs, trust, config, cross, agreement.log_odds, wrong, inferred, evaluated)
+    return _with_groups(pairs, cross, result, by, config, training, rng=rng)
 
 
 def _with_groups(
     pairs: TrainingPairs,
     cross: CrossFit,
     result: PairInfluence,
-    by: _ExplainedBy,
+    by: ExplainedBy,
     config: PairInfluenceConfig,
     training: TrainingConfig,
     *,
@@ -461,38 +446,21 @@ def _with_groups(
     worst = worst_group(cross.groups)
     if worst is None:
         return result
-    index, ones = by.rows, np.ones(len(by.rows))
-    found = measured(
-        held_out_influences(
-            *(cross.beyond_all(worst), pairs.tensors, index, ones),
-            batch_size=training.batch_size,
-            rng=rng,
-        )
+    influences = held_out_influences(
+        *(cross.beyond_all(worst), pairs.tensors, by.rows, np.ones(len(by.rows))),
+        batch_size=training.batch_size,
+        rng=rng,
     )
-    reliability = split_half(found, index, by.quantities, by.topics)
-    pooled = pool_influence(found.influence, index, by.quantities, by.topics)
-    beyond = pooled.predicted.copy()
-    share = own_share(found, pooled.predicted[index])
-    beyond[index] += share * (found.influence - pooled.predicted[index])
-    on_group = result.pair_influence + beyond
-    weight = config.fairness * reliability.weight if pooled.explained > 0 else 0.0
-    right = np.ones(len(beyond), dtype=bool) if result.unfaulty is None else result.unfaulty
+    beyond = infer(influences, by)
+    on_group = result.pair_influence + beyond.influence
+    weight = config.fairness * beyond.reliability.weight if beyond.pooled.explained > 0 else 0.0
+    right = np.ones(len(on_group), dtype=bool) if result.unfaulty is None else result.unfaulty
     told = told_of_groups(
-        *(cross.groups, worst, weight, reliability),
+        *(cross.groups, worst, weight, beyond.reliability),
         gain_of_adding(on_group, right, pairs.groups),
     )
     logger.info("the worst-served group of the held-out pairs: %s", told["group"])
     return replace(result, group_influence=on_group, quality={**result.quality, "fairness": told})
-
-
-class _Inferred(NamedTuple):
-    """Influence of the evaluated pairs, and what is inferred of all."""
-
-    rows: Int64[np.ndarray, " m"]
-    per_repeat: Float[np.ndarray, "R m"]
-    measured: Measured
-    pooled: PooledInfluence
-    reliability: Reliability
 
 
 def _settled(
@@ -502,13 +470,11 @@ def _settled(
     cross: CrossFit,
     agreement: Float[np.ndarray, " n"],
     wrong: WrongShare | None,
-    inferred: _Inferred,
+    inferred: Inferred,
+    evaluated: Bool[np.ndarray, " n"],
 ) -> PairInfluence:
     """What was evaluated and what was inferred, put together; how much of it counts; the cells."""
-    index, pooled = inferred.rows, inferred.pooled
-    influence = pooled.predicted.copy()
-    share = own_share(inferred.measured, pooled.predicted[index])
-    influence[index] += share * (inferred.measured.influence - pooled.predicted[index])
+    influence, pooled = inferred.influence, inferred.pooled
     guard = guard_influence(influence, agreement, wrong)
     cells = pairs.cell_assignments
     if not config.keep_cells_whole:
@@ -518,7 +484,7 @@ def _settled(
     return PairInfluence(
         pair_influence=influence,
         pair_influence_stderr=pooled.stderr,
-        pair_influence_evaluated=np.isin(np.arange(len(influence)), index),
+        pair_influence_evaluated=evaluated,
         held_out_losses=cross.held_out_losses,
         agreement=agreement,
         cell_assignments=cells,
@@ -530,7 +496,7 @@ def _settled(
         relevance_part=guard.weight * relevance_part(trust, agreement),
         quality={
             **estimate_quality(config, trust, cross, inferred.per_repeat, pooled),
-            **{"own_share": round(share, 4), "cells": len(sizes)},
+            **{"own_share": round(inferred.own_share, 4), "cells": len(sizes)},
             "relevance_weight": round(guard.weight * trust.relevance_weight, 4),
             **known,
         },

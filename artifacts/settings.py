@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -125,34 +125,23 @@ def from_flags(settings_type: type[SomeSettings], given: Mapping[str, Any]) -> S
     return settings_type(**{n: _split(v) if isinstance(v, list) else v for n, v in values.items()})
 
 
-def count_or_all(text: str) -> int | str:
-    """A whole number, or the word `all`, from the command line.
+def number_or(word: str, kind: type[int] | type[float]) -> Callable[[str], int | float | str]:
+    """What makes a number, or the word that is permitted in its place, of a flag's text.
 
-    Raises:
-        argparse.ArgumentTypeError: it is neither.
+    It raises an `argparse.ArgumentTypeError` where the text is neither.
     """
-    if text == ALL:
-        return ALL
-    try:
-        return int(text)
-    except ValueError:
-        problem = f"{text!r} is neither a whole number nor the word {ALL}"
-        raise argparse.ArgumentTypeError(problem) from None
 
+    def parse(text: str) -> int | float | str:
+        if text == word:
+            return word
+        try:
+            return kind(text)
+        except ValueError:
+            name = "a whole number" if kind is int else "a number"
+            problem = f"{text!r} is neither {name} nor the word {word}"
+            raise argparse.ArgumentTypeError(problem) from None
 
-def number_or_auto(text: str) -> float | str:
-    """A number, or the word `auto`, from the command line.
-
-    Raises:
-        argparse.ArgumentTypeError: it is neither.
-    """
-    if text == AUTO:
-        return AUTO
-    try:
-        return float(text)
-    except ValueError:
-        problem = f"{text!r} is neither a number nor the word {AUTO}"
-        raise argparse.ArgumentTypeError(problem) from None
+    return parse
 
 
 def _split(values: list[Any]) -> tuple[Any, ...]:
@@ -190,8 +179,8 @@ def _add_flag(group: argparse._ArgumentGroup, f: Field[Any]) -> None:
 
 def _parser_of(f: Field[Any], value_type: Any) -> Any:
     if f.metadata["or_auto"]:
-        return number_or_auto
-    return count_or_all if f.metadata["or_all"] else value_type
+        return number_or(AUTO, float)
+    return number_or(ALL, int) if f.metadata["or_all"] else value_type
 
 
 def _in_words(default: Any, choices: Sequence[Any]) -> str:

@@ -68,17 +68,17 @@ class KeepCurve:
 
     shares: Float64[np.ndarray, " g"]
     recall: Float64[np.ndarray, " g"]
-    recall_stderr: Float64[np.ndarray, " g"]  # of what the best share has more
+    recall_stderr: Float64[np.ndarray, " g"]  # of the difference to the highest point
     loss: Float64[np.ndarray, " g"]
-    loss_stderr: Float64[np.ndarray, " g"]  # of what the best share has less
+    loss_stderr: Float64[np.ndarray, " g"]  # of the difference to the lowest point
     measured_shares: Float64[np.ndarray, " t"]  # one a training
     measured_recall: Float64[np.ndarray, " t"]
     measured_loss: Float64[np.ndarray, " t"]
     best: dict[str, Any] = field(metadata={"file": "best.json"})
-    # `share` chosen by --target_size_ratio auto; `low`, `high` of the best one; `fault_share` as
-    # [share, low, high] or None; `check`: recall of values, of `random` pairs that do not look
-    # faulty, `difference` in m and its `stderr`; `sorts_difficulty`; `n_steps`, `n_seeds`,
-    # `validation_pairs`
+    # `share` chosen by --target_size_ratio auto; the curve is highest from `low` to `high`;
+    # `fault_share` as [share, low, high] or None; `check`: recall of values, of `random` pairs that
+    # do not look faulty, `difference` in m and its `stderr`; `sorts_difficulty`; `n_steps`,
+    # `n_seeds`, `validation_pairs`
 
     @property
     def share(self) -> float:
@@ -91,7 +91,7 @@ class KeepCurve:
         return bool(self.best["sorts_difficulty"])
 
     def given_away(self, share: float) -> tuple[float, float]:
-        """Points of recall that a share has less than the best, and the standard error of that."""
+        """Points of recall below the highest point of the curve, and their standard error."""
         at = int(np.abs(self.shares - share).argmin())
         return float(self.recall.max() - self.recall[at]), float(self.recall_stderr[at])
 
@@ -209,13 +209,20 @@ def _curve(
     n_steps: int,
     rng: np.random.Generator,
 ) -> KeepCurve:
-    """The fitted curve, its errors by resampling, and the share to keep."""
-    shares = np.array(SHARES)
-    fit = _polynomial_fit(shares)
-    means = fit @ found.mean(axis=(1, 3))  # (g, 3)
+    """The fitted curve, its errors by resampling, and the share to keep.
+
+    What is shown of recall and loss has errors that hold how far the polynomial misses them, too.
+    """
+    shares, measured = np.array(SHARES), found.mean(axis=(1, 3))  # (s,), (s, 3)
+    fit = _polynomial_fit(shares, GRID)
+    means = fit @ measured  # (g, 3)
     resampled = fit @ _resampled_means(found, rng)  # (B, g, 3)
-    best = int(means[:, RANKS].argmax())
-    errors = np.std(resampled - resampled[:, best : best + 1], axis=0)
+    bests = means.argmax(axis=0)
+    bests[LOSS] = means[:, LOSS].argmin()
+    errors = np.std(resampled - resampled[:, bests, np.arange(len(bests))][:, None], axis=0)
+    misses = measured - _polynomial_fit(shares, shares) @ measured
+    misfit = np.sqrt((misses**2).sum(axis=0) / (len(shares) - DEGREE - 1))
+    with_misfit = np.where(errors > 0, np.hypot(errors, misfit), 0.0)
     at = SHARES.index(CHECKED)
     gain = (found[at] - by_chance).mean(axis=0)  # (3, v): over seeds
     difference, stderr = float(gain[RANKS].mean()), float(gain[RANKS].std() / len(gain[0]) ** 0.5)
@@ -225,21 +232,21 @@ def _curve(
         share = round(float(np.clip(unfaulty, GRID[0], 1.0)), 2)
     else:
         share = chosen_share(means[:, RANKS], errors[:, RANKS], unfaulty)
-    bests = GRID[resampled[:, :, RANKS].argmax(axis=1)]
-    low, high = np.quantile(bests, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    best, tops = float(GRID[bests[RANKS]]), GRID[resampled[:, :, RANKS].argmax(axis=1)]
+    low, high = np.quantile(tops, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return KeepCurve(
         shares=GRID,
         recall=means[:, RECALL],
-        recall_stderr=errors[:, RECALL],
+        recall_stderr=with_misfit[:, RECALL],
         loss=means[:, LOSS],
-        loss_stderr=errors[:, LOSS],
+        loss_stderr=with_misfit[:, LOSS],
         measured_shares=np.repeat(shares, found.shape[1]),
         measured_recall=found[:, :, RECALL].mean(axis=2).reshape(-1),
         measured_loss=found[:, :, LOSS].mean(axis=2).reshape(-1),
         best={
             "share": share,
-            "low": min(low, float(GRID[best])),
-            "high": max(high, float(GRID[best])),
+            "low": min(low, best),
+            "high": max(high, best),
             "fault_share": None if fault_share is None else [float(x) for x in fault_share],
             "check": {
                 "share": CHECKED,
@@ -272,9 +279,11 @@ def chosen_share(
     return round((nearest + wanted) / 2, 2)
 
 
-def _polynomial_fit(shares: Float[np.ndarray, " s"]) -> Float64[np.ndarray, "g s"]:
-    """What takes values at the shares to the least-squares polynomial on `GRID`."""
-    at, on = (np.vander(x, DEGREE + 1) for x in (shares, GRID))
+def _polynomial_fit(
+    shares: Float[np.ndarray, " s"], places: Float[np.ndarray, " p"]
+) -> Float64[np.ndarray, "p s"]:
+    """What takes values at the shares to their least-squares polynomial at some places."""
+    at, on = (np.vander(x, DEGREE + 1) for x in (shares, places))
     return np.asarray(on @ np.linalg.pinv(at))
 
 

@@ -155,9 +155,10 @@ def measured_sentences(curve: KeepCurve) -> str:
         f" has the highest value at each share; asked were {asked}. Recall is the mean over both"
         " directions at 1, 5 and 10 among these pairs alone, so it is not to be set beside recall"
         " on test images. ± is the standard error of the difference to the highest point, over"
-        " validation pairs and seeds drawn again; the curve is highest within the interval in"
-        f" {100 * LEVEL:g} % of such draws. Of shares that cannot be told apart the one nearest to"
-        " the share of pairs that do not look faulty is taken, and the best share to keep is"
+        " validation pairs and seeds drawn again and with what the cubic misses; the curve is"
+        f" highest within the interval in {100 * LEVEL:g} % of such draws. Of shares that cannot"
+        " be told apart the one nearest to the share of pairs that do not look faulty is taken,"
+        " and the best share to keep is"
         " halfway between the two: short trainings prefer smaller sets than long ones do."
     )
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import influence as influence_module
 from artifacts.settings import InputError
-from attribution import pair_scores
+from attribution import inferred, pair_scores
 from attribution.additive_model import PooledInfluence, pool_influence
 from attribution.agreement import normalised_agreement
 from attribution.fault_share import WrongShare
@@ -281,8 +281,8 @@ def test_a_measurement_counts_for_its_share(
         fits.append((measured, index, pool_influence(measured, index, *args)))
         return fits[-1][-1]
 
-    monkeypatch.setattr(influence_module, "pool_influence", pooled)
-    monkeypatch.setattr(influence_module, "own_share", lambda per_repeat, predicted: share)
+    monkeypatch.setattr(inferred, "pool_influence", pooled)
+    monkeypatch.setattr(inferred, "own_share", lambda per_repeat, predicted: share)
     found = estimate(small, **QUICK)
     ((measured, index, fit),) = fits
     assert not np.allclose(measured, fit.predicted[index])
@@ -406,7 +406,7 @@ def test_influence_counts_by_the_guard_and_by_how_well_it_is_known(
     small: Scattered, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(influence_module, "guard_influence", lambda *_: Guard(0.5, 0.0, 0.4, "x"))
-    monkeypatch.setattr(influence_module, "split_half", lambda *_: Reliability(0.64, 1e6))
+    monkeypatch.setattr(inferred, "split_half", lambda *_: Reliability(0.64, 1e6))
     found = estimate(small, **QUICK)
     assert found.quality["reliability"] == 0.64
     assert found.influence_weight == pytest.approx(0.5 * 0.8)  # E[true | inferred], by Kelley

@@ -136,7 +136,7 @@ def _entries(curve: KeepCurve, kept: float) -> Sequence[Artist]:
             linestyle=(0, (2, 1.5)),
             label=f"best: {100 * curve.share:.3g} %",
         ),
-        Patch(color=BEST, alpha=0.25, linewidth=0, label="its 95 % interval"),
+        Patch(color=BEST, alpha=0.25, linewidth=0, label="highest (95 % interval)"),
     ]
     if best["fault_share"] is not None:
         share, low, high = (100 * x for x in best["fault_share"])

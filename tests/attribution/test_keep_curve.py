@@ -325,3 +325,20 @@ def test_trainings_are_bounded_and_so_are_the_pairs_asked(monkeypatch: pytest.Mo
     curve = measure(pairs, -wrong.astype(np.float64), ~wrong, 0.5)
     assert curve.best["n_steps"] == 5
     assert curve.best["validation_pairs"] == 40
+
+
+def test_what_the_cubic_misses_is_in_the_errors_that_are_shown() -> None:
+    shares = np.array(keep_curve.SHARES)
+    kinked = np.where(shares < 0.9, 50.0, 40.0)  # flat, then down: no cubic has this form
+    straight = 50 - 10 * shares
+    shown = []
+    for recall in (kinked, straight):
+        found = np.zeros((len(shares), 2, 3, 30))
+        found[:, :, keep_curve.RECALL] = recall[:, None, None]
+        found[:, :, keep_curve.RECALL, ::2] += 0.1 * shares[:, None, None]  # pairs differ a little
+        curve = keep_curve._curve(found, found[2], None, 10, np.random.default_rng(0))
+        shown.append(curve.given_away(0.8)[1])
+    coefficients = np.polyfit(shares, kinked, keep_curve.DEGREE)
+    misses = kinked - np.polyval(coefficients, shares)
+    assert shown[0] == pytest.approx(np.sqrt((misses**2).sum() / 2), abs=0.01)
+    assert shown[0] > 1 > 0.1 > shown[1]

@@ -61,7 +61,7 @@ def test_the_share_kept_the_best_and_that_of_faults_are_marked() -> None:
     assert legend_texts(figure)[2:] == [
         "kept: 80 %",
         "best: 74 %",
-        "its 95 % interval",
+        "highest (95 % interval)",
         "do not look faulty:\nall but 20.9 %\n(19.1 to 22.7)",
     ]
     assert_no_overlap(figure, [*(axes.title for axes in figure.axes), *figure.legends[0].texts])
