@@ -115,10 +115,9 @@ def _ranking_findings(summary: Summary) -> list[str]:
 
 def _ranking_finding(summary: Summary, comparison: str) -> str:
     """Who is ahead in one comparison, and who does not beat random."""
-    ranking = summary.ranking(comparison)
-    if len(ranking) < 2:
+    ranking, rivals = summary.ranking(comparison), summary.rivals(comparison)
+    if len(ranking) < 2 or not rivals:
         return ""
-    rivals = [m for m in ranking if m != INFLUENCESPACE]
     if INFLUENCESPACE in ranking:
         text = f"InfluenceSpace {_standing_among(summary, comparison, rivals)}."
     else:

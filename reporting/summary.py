@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int8, Int64
 
 from attribution.keep_curve import KeepCurve
 from attribution.scores import standardised
-from baselines import FULL, INFLUENCESPACE
+from baselines import CONTROLS, FULL, INFLUENCESPACE
 from curation import CurationResult
 from reporting.words import mean_and_spread, paragraphs
 
@@ -252,9 +252,13 @@ class Summary:
         """The methods by falling mean recall, the full data last."""
         return [*self.ranking(comparison), *({FULL} & set(self.metrics[comparison]))]
 
+    def rivals(self, comparison: str) -> list[str]:
+        """Those of them that InfluenceSpace is measured by: neither itself nor its controls."""
+        return [m for m in self.ranking(comparison) if m not in (INFLUENCESPACE, *CONTROLS)]
+
     def best_rival(self, comparison: str) -> str | None:
-        """The best method of the curated size other than InfluenceSpace."""
-        return next((m for m in self.ranking(comparison) if m != INFLUENCESPACE), None)
+        """The best of the rivals; None without one."""
+        return next(iter(self.rivals(comparison)), None)
 
 
 def recall(summary: Summary, comparison: str, method: str) -> str:

@@ -339,6 +339,16 @@ def test_methods_are_ranked_by_hand() -> None:
     assert summary.n_dropped == summary.n_train - summary.n_curated
 
 
+def test_a_control_is_no_rival() -> None:
+    methods = ("influencespace", "refined_agreement", "random", "influencespace_without_influence")
+    summary = make_summary(3, methods)
+    assert set(summary.ranking("same_epochs")) == set(methods)  # it stands in the tables
+    assert summary.rivals("same_epochs") == ["random"]
+    assert summary.best_rival("same_epochs") == "random"
+    alone = make_summary(3, ("influencespace", "refined_agreement"))
+    assert alone.best_rival("same_epochs") is None
+
+
 # --- Pairs --------------------------------------------------------------------------------------
 
 
