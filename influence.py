@@ -74,11 +74,12 @@ from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
 from curation import CurationResult
 from embedding import EmbeddingResult
 from engine.room import StageRoom
+from learner.batches import steps_per_epoch
+from learner.config import TrainingConfig
 from learner.lending import lend
 from learner.model import shuffled_batches
 from learner.pairs import PairFeatures, PairTensors, TrainingPairs
 from learner.sides import sides_of
-from learner.training import TrainingConfig, steps_per_epoch
 
 logger = logging.getLogger(__name__)
 

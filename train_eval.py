@@ -23,6 +23,8 @@ from baselines import FULL, METHODS, TRAINED_BY_DEFAULT
 from embedding import EmbeddingResult
 from engine.room import StageRoom
 from engine.shards import ShardFiles, Summary
+from learner.batches import steps_per_epoch
+from learner.config import LOSS, WEIGHTINGS, TrainingConfig
 from learner.lending import lend
 from learner.model import (
     Parameters,
@@ -33,7 +35,7 @@ from learner.model import (
     to_vector,
 )
 from learner.pairs import FeatureScaling, PairFeatures, TrainingPairs
-from learner.training import LOSS, WEIGHTINGS, TrainingConfig, steps_per_epoch, train
+from learner.training import train
 from sources.captions import caption_groups
 
 NONE = "none"  # in the place of methods: nothing is trained and evaluated

@@ -36,7 +36,8 @@ from engine.shards import ShardFiles, Summary
 from learner.lending import Lent
 from learner.model import Parameters, from_vector, mean_loss, to_vector
 from learner.pairs import nearest_clusters
-from learner.training import ADAM_BETAS, Training, TrainingState, train_until_best
+from learner.stacked import ADAM_BETAS, TrainingState
+from learner.training import Training, train_until_best
 
 METAGRADIENT, STEP, FIRST_ORDER = ESTIMATORS = ("metagradient", "step", "first_order")
 REFERENCE_REPORTS = 40  # early stopping looks at the validation loss this often
@@ -234,7 +235,7 @@ def _train_reference(job: _ReferenceJob, files: ShardFiles, data: Data) -> Summa
             checkpoints=checkpoints,
         )
         files.write_npy(".by_weight.npy", by_weight)
-        files.write_npy(".seen.npy", run.seen())
+        files.write_npy(".seen.npy", run.runs.seen(0))
         files.write_npy(".parameters.npy", to_vector(run.parameters))
     files.write_npy(".losses.npy", validation_losses(run, data))
     return {}

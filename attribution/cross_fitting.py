@@ -31,6 +31,8 @@ from attribution.retraining import mean_pair_losses
 from attribution.sampling import grown_batch_size
 from engine.room import Made, StageRoom
 from engine.shards import ShardFiles, Summary
+from learner.batches import steps_per_epoch
+from learner.config import TrainingConfig
 from learner.lending import Lent, lend
 from learner.model import (
     Parameters,
@@ -45,12 +47,7 @@ from learner.model import (
     whole_batches,
 )
 from learner.pairs import ROWS_AT_ONCE, PairFeatures, PairTensors, StoredPairs, TrainingPairs
-from learner.training import (
-    Training,
-    TrainingConfig,
-    steps_per_epoch,
-    train_until_best,
-)
+from learner.training import Training, train_until_best
 
 N_REPORTS = 40  # early stopping looks at the validation loss this often
 PATIENCE = 5  # reports without a lower validation loss after which the search ends

@@ -30,10 +30,12 @@ from attribution.retraining import mean_pair_losses
 from attribution.sampling import grown_batch_size
 from engine.room import StageRoom
 from engine.shards import ShardFiles, Summary
+from learner.batches import steps_per_epoch
+from learner.config import TrainingConfig
 from learner.lending import lend
 from learner.model import embed_images, embed_texts, whole_batches
 from learner.pairs import PairFeatures, PairTensors, TrainingPairs
-from learner.training import TrainingConfig, steps_per_epoch, train
+from learner.training import train
 
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 CHECKED = 0.55  # the share at which values are checked

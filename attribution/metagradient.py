@@ -18,14 +18,15 @@ from tqdm import tqdm
 
 from learner.model import MAX_LOG_SCALE, Parameters, contrastive_loss, projected_similarities
 from learner.pairs import PairTensors
-from learner.training import (
+from learner.stacked import (
     ADAM_BETAS,
     ADAM_EPSILON,
     ProjectedGradient,
-    Training,
+    StackedTraining,
     TrainingState,
     one_cpu_thread,
 )
+from learner.training import Training
 
 STATES_AT_ONCE = 40  # states of the run that are held for each level of replaying
 
@@ -37,63 +38,78 @@ def pair_weight_gradient(
     *,
     checkpoints: Collection[int] = (),
 ) -> Float[np.ndarray, " n"]:
-    """dL_val / dw_i at the weights of the run, nats; in every batch sum_i w_i dL/dw_i = 0.
+    """`pair_weight_gradients` of one run, (n,)."""
+    gradients = pair_weight_gradients(run.runs, n_steps, loss_gradient, checkpoints=checkpoints)
+    return gradients[0]
+
+
+def pair_weight_gradients(
+    runs: StackedTraining,
+    n_steps: int,
+    loss_gradient: Callable[[Parameters], Parameters],
+    *,
+    checkpoints: Collection[int] = (),
+) -> list[Float[np.ndarray, " n"]]:
+    """dL_val / dw_i of each run's pairs at its weights, nats; in every batch sum_i w_i dL/dw_i = 0.
 
     With s_t the state (parameters and both of Adam's moments) after t steps:
 
         a_T = dL_val / ds_T,   a_t = a_{t+1} . ds_{t+1} / ds_t
         dL_val / dw = sum_t a_{t+1} . ds_{t+1} / dw
 
-    Each step back costs one Hessian-vector product of its batch. The run is replayed from
-    checkpoints, so that 40 states are alive for each level of replaying, of which a run of up to
-    1,600 steps has two: about four to six times the time of the run itself. Pairs whose weight is
-    zero get the derivative at zero: what adding them would do.
+    Each step back costs one Hessian-vector product of its batch. The runs are replayed from
+    checkpoints, so that 40 states are alive for each level of replaying, of which runs of up to
+    1,600 steps have two: about four to six times the time of the runs themselves. Pairs whose
+    weight is zero get the derivative at zero: what adding them would do.
 
     Args:
-        run: a training run, which is stepped to `n_steps` and left there.
-        n_steps: after how many of its steps the validation loss is taken, at least 1.
-        loss_gradient: gradient of the validation loss with respect to the parameters.
+        runs: training runs side by side, which are stepped to `n_steps` and left there.
+        n_steps: after how many of their steps the validation loss is taken, at least 1.
+        loss_gradient: gradient of the validation loss with respect to the parameters of one run.
         checkpoints: L_val is the mean of the validation losses after these steps, none later than
             `n_steps`; by default the loss after `n_steps` alone. The mean depends less on which
             batches came last.
     """
-    if run.weights is None:
-        run.weights = torch.ones(run.pairs.n_pairs, device=run.pairs.device)
-    totals = torch.zeros(len(run.weights), dtype=torch.float64, device=run.weights.device)
+    device = runs.pairs.device
+    if runs.weights is None:
+        runs.weights = torch.ones(runs.n_runs, max(runs.sizes), device=device)
+    totals = torch.zeros(runs.n_runs, max(runs.sizes), dtype=torch.float64, device=device)
     with (
         one_cpu_thread(),
         tqdm(
             total=n_steps, desc="metagradient", unit="step", disable=None, leave=False
         ) as progress,
     ):
-        start = run.state()
+        start = runs.state()
         looked_at = set(checkpoints) or {n_steps}
         adjoint = TrainingState(
             *(Parameters(*(torch.zeros_like(p) for p in start.parameters)) for _ in start)
         )
         final = None
-        for step, before, gradient, after in _Replay(run).backwards(start, 0, n_steps):
+        for step, before, gradient, after in _Replay(runs).backwards(start, 0, n_steps):
             if final is None:
-                final = run.state()  # the first step back is the last one taken
+                final = runs.state()  # the first step back is the last one taken
             if step + 1 in looked_at:
-                for x, g in zip(adjoint.parameters, loss_gradient(after.parameters), strict=True):
-                    x.add_(g / len(looked_at))
-            index, by_weight = _step_back(run, step, before, gradient, after, adjoint)
-            totals.index_add_(0, index, by_weight.double())
+                for r in range(runs.n_runs):
+                    of_run = loss_gradient(Parameters(*(p[r] for p in after.parameters)))
+                    for x, g in zip(adjoint.parameters, of_run, strict=True):
+                        x[r].add_(g / len(looked_at))
+            index, by_weight = _step_back(runs, step, before, gradient, after, adjoint)
+            totals.scatter_add_(1, index, by_weight.double())
             progress.update()
         assert final is not None
-        run.restore(final, n_steps)
-    return totals.cpu().numpy()
+        runs.restore(final, n_steps)
+    return [of_run[:size] for of_run, size in zip(totals.cpu().numpy(), runs.sizes, strict=True)]
 
 
 class _Replay:
-    """The steps of a run from the last to the first, replayed from checkpoints.
+    """The steps of runs from the last to the first, replayed from checkpoints.
 
     Copies of states are written over again and again: fresh memory costs more than the copying.
     """
 
-    def __init__(self, run: Training) -> None:
-        self.run = run
+    def __init__(self, runs: StackedTraining) -> None:
+        self.runs = runs
         self.spare: list[TrainingState] = []
 
     def backwards(
@@ -104,12 +120,12 @@ class _Replay:
         Yields the step, the parameters before it, its gradient and the state after it, which is
         there until the next step back.
         """
-        run, states, gradients = self.run, [start], []
-        if run.n_done != first:
-            run.restore(start, first)
+        runs, states, gradients = self.runs, [start], []
+        if runs.n_done != first:
+            runs.restore(start, first)
         if end - first <= STATES_AT_ONCE:
             for _ in range(first, end):
-                gradients.append(run.advance_with_gradient()[1])
+                gradients.append(runs.advance_with_gradient()[1])
                 states.append(self._copy())
             for step in reversed(range(first, end)):
                 after = states.pop()
@@ -121,7 +137,7 @@ class _Replay:
             length *= STATES_AT_ONCE
         places = range(first, end, length)
         for place in places[1:]:
-            run.advance_to(place)
+            runs.advance_to(place)
             states.append(self._copy())
         for place in reversed(places):
             yield from self.backwards(states[-1], place, min(place + length, end))
@@ -130,11 +146,11 @@ class _Replay:
                 self.spare.append(done)
 
     def _copy(self) -> TrainingState:
-        return self.run.state(into=self.spare.pop() if self.spare else None)
+        return self.runs.state(into=self.spare.pop() if self.spare else None)
 
 
 def _step_back(
-    run: Training,
+    runs: StackedTraining,
     step: int,
     before: Parameters,
     gradient: ProjectedGradient,
@@ -149,16 +165,16 @@ def _step_back(
         x' = (1 - lr decay) x - (lr / c1) m' / (sqrt(v' / c2) + epsilon)
 
     Returns:
-        The pairs of the batch and what the step adds to the derivative with respect to their
-        weights, both (b,).
+        The positions of the batches' pairs and what the step adds to the derivative with respect
+        to their weights, both (R, b).
     """
-    rate = float(run.learning_rates[step])
-    decays = (run.config.weight_decay, run.config.weight_decay, 0.0)
-    if float(after.parameters.log_scale) >= MAX_LOG_SCALE:
-        adjoint.parameters.log_scale.zero_()  # the clamp forgets where it came from
-    index, batch, weights = run.batch(step)
+    rate = float(runs.learning_rates[step])
+    decays = (runs.config.weight_decay, runs.config.weight_decay, 0.0)
+    # The clamp forgets where it came from.
+    adjoint.parameters.log_scale.masked_fill_(after.parameters.log_scale >= MAX_LOG_SCALE, 0.0)
+    index, batch, weights = runs.batch(step)
     assert weights is not None
-    g = run.gradient()  # the run is restored before it steps again: its memory is free
+    g = runs.gradient()  # the runs are restored before they step again: its memory is free
     gradient.by_parameters(batch, out=g)
     for arrays in zip(*adjoint, g, after.first_moment, after.second_moment, strict=True):
         _adam_back(*arrays, rate=rate, step=step)
@@ -200,20 +216,22 @@ def _slope_gradient(
 ) -> tuple[ProjectedGradient, Tensor]:
     """Gradient of d = along . grad L_B with respect to the parameters, H along, and the weights.
 
+    Of every run's batch; d of all runs are summed, since none depends on another's parameters.
+
     The maps are linear, so only the small loss behind them is differentiated twice.
     """
     images = (batch.images @ parameters.image_map).requires_grad_()
     texts = (batch.texts @ parameters.text_map).requires_grad_()
     log_scale = parameters.log_scale.detach().clone().requires_grad_()
     weights = weights.detach().clone().requires_grad_()
-    loss = contrastive_loss(projected_similarities(images, texts, log_scale), weights)
+    losses = contrastive_loss(projected_similarities(images, texts, log_scale), weights)
     by_images, by_texts, by_scale = torch.autograd.grad(
-        loss, (images, texts, log_scale), create_graph=True
+        losses.sum(), (images, texts, log_scale), create_graph=True
     )
     slope = (
         (by_images * (batch.images @ along.image_map)).sum()
         + (by_texts * (batch.texts @ along.text_map)).sum()
-        + by_scale * along.log_scale
+        + (by_scale * along.log_scale).sum()
     )
     *by_projections, by_weight = torch.autograd.grad(slope, (images, texts, log_scale, weights))
     return ProjectedGradient(*by_projections), by_weight

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Float64, Int64
 
 from engine.shards import ShardFiles, Summary
+from learner.config import TrainingConfig
 from learner.lending import Lent
 from learner.model import Parameters, batch_blocks, pair_losses, similarities
 from learner.pairs import PairFeatures, PairTensors
-from learner.training import Training, TrainingConfig
+from learner.training import Training
 
 
 class Data(NamedTuple):

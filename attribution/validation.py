@@ -23,9 +23,9 @@ from attribution.results import CHECKS, LDS, LOCO, SMALL, InfluenceResult, Influ
 from attribution.retraining import Data, Retraining
 from attribution.sampling import TrainedPairs
 from engine.room import StageRoom
+from learner.config import TrainingConfig
 from learner.lending import Lent, lend
 from learner.pairs import TrainingPairs
-from learner.training import TrainingConfig
 
 ESTIMATOR = "estimator"
 SMALL_WEIGHT = 0.9

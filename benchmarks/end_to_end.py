@@ -50,7 +50,7 @@ from artifacts.provenance import stage_rng
 from baselines import FULL, INFLUENCESPACE
 from encoders.base import EmbeddingConfig
 from encoders.pretrained import load_encoder
-from learner.training import SAMPLE
+from learner.config import SAMPLE
 
 RULES = "1"  # to be raised where the towers, a setting, the training or a metric changes
 CELLS = ("wrong_20_concentrated:0.8", "wrong_20_concentrated:0.4", "wrong_40:0.6", "clean:0.4")

@@ -54,10 +54,10 @@ from clustering import ClusteringConfig, cluster_embeddings
 from embedding import EmbeddingResult
 from encoders.joint_map import embed_across_folds
 from influence import score_clusters
+from learner.config import TrainingConfig
 from learner.lending import lend
 from learner.model import Parameters, shuffled_batches
 from learner.pairs import PairTensors, TrainingPairs, fit_feature_scaling
-from learner.training import TrainingConfig
 from main import embed
 
 CPU = torch.device("cpu")

@@ -45,6 +45,8 @@ from benchmarks.rooms import temporary_room
 from clustering import ClusterAssignment, ClusteringConfig, cluster_embeddings
 from curation import CurationConfig, CurationResult, curate, curated_size, faults_alone
 from influence import Round, score_clusters, score_pairs
+from learner.batches import steps_per_epoch
+from learner.config import LOSS, SAMPLE, TrainingConfig
 from learner.model import Parameters, shuffled_batches
 from learner.pairs import (
     FeatureScaling,
@@ -54,14 +56,7 @@ from learner.pairs import (
     nearest_clusters,
     representation,
 )
-from learner.training import (
-    LOSS,
-    SAMPLE,
-    Training,
-    TrainingConfig,
-    steps_per_epoch,
-    train_until_best,
-)
+from learner.training import Training, train_until_best
 from rivals.agreement import neg_clip_loss_then_normsim
 from rivals.given import Reference
 from sources.captions import caption_groups

@@ -20,7 +20,7 @@ from curation import CurationConfig
 from encoders.base import EmbeddingConfig
 from engine.settings import EngineConfig
 from exporting.formats import NEED_IMAGES, ExportConfig
-from learner.training import TrainingConfig
+from learner.config import TrainingConfig
 from reporting.report.settings import ReportConfig
 from sources.base import DataConfig
 from train_eval import EvaluationConfig

@@ -38,9 +38,11 @@ from encoders.joint_map import N_FOLDS, Moments, fit_joint_map
 from engine.base import Setup
 from engine.local import LocalEngine
 from exporting.formats import NEED_IMAGES
+from learner.batches import steps_per_epoch
+from learner.config import TrainingConfig
 from learner.kmeans import FULL_STEPS, SAMPLE_STEPS, SAMPLED_ABOVE, sample_size
 from learner.pairs import PairTensors
-from learner.training import TrainingConfig, steps_per_epoch, train
+from learner.training import train
 from rivals.agreement import agreement_cosines
 from sources.captions import GROUP_WORDS
 

@@ -14,7 +14,7 @@ from cli.config import Config
 from curation import curated_size
 from encoders.joint_map import JOINT_DIMENSIONS, N_FOLDS
 from exporting.formats import FORMATS, NEED_IMAGES
-from learner.training import steps_per_epoch
+from learner.batches import steps_per_epoch
 from sources.accounting import Account
 from train_eval import COMPARISONS
 

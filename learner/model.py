@@ -26,7 +26,10 @@ ROWS_AT_ONCE = 8192  # pairs per vectorised block of batches; bounds memory
 
 
 class Parameters(NamedTuple):
-    """Everything that is trained; a pytree, so `torch.func` transforms take it as it is."""
+    """Everything that is trained; a pytree, so `torch.func` transforms take it as it is.
+
+    Runs side by side have a leading dimension more.
+    """
 
     image_map: Tensor  # (d_i, e)
     text_map: Tensor  # (d_t, e)
@@ -79,8 +82,11 @@ def similarities(parameters: Parameters, batch: PairTensors) -> Tensor:
 
 
 def projected_similarities(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
-    """Logits of pairs whose features have been through the maps already, (..., b, b)."""
-    scale = log_scale.exp()
+    """Logits of pairs whose features have been through the maps already, (..., b, b).
+
+    The log scale is one for all batches, (), or one for each run, (R,).
+    """
+    scale = log_scale.exp()[..., None, None]
     return scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).transpose(-1, -2)
 
 

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from attribution.retraining import mean_pair_losses
+from learner.config import TrainingConfig
 from learner.model import Parameters, shuffled_batches, whole_batches
 from learner.pairs import PairTensors, TrainingPairs
-from learner.training import Training, TrainingConfig, train_until_best
+from learner.training import Training, train_until_best
 from rivals.given import Reference
 
 N_SHUFFLES = 4  # batch compositions that a pair's losses are averaged over

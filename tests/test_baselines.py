@@ -19,9 +19,10 @@ from attribution import agreement
 from attribution.agreement import fit_log_scale
 from attribution.scores import standardised
 from baselines import BASELINES, CONTROLS, FULL, INFLUENCESPACE, METHODS, TRAINED_BY_DEFAULT
+from learner.config import TrainingConfig
 from learner.model import MAX_LOG_SCALE, Parameters
 from learner.pairs import PairTensors
-from learner.training import TrainingConfig, train
+from learner.training import train
 from rivals import agreement as rivals_agreement
 from rivals import clusters as rivals_clusters
 from rivals.agreement import (

@@ -35,9 +35,10 @@ from attribution.sampling import representation_weights, sample_pairs
 from attribution.spectrum import lanczos
 from engine.local import LocalEngine
 from influence import score_clusters
+from learner.config import TrainingConfig
 from learner.lending import lend
 from learner.pairs import PairTensors
-from learner.training import Training, TrainingConfig, train
+from learner.training import Training, train
 from tests import reference
 from tests.knowing import planted_pairs
 from tests.reference import Planted, Problem, planted_problem, rotated_pairs

@@ -33,8 +33,8 @@ from attribution.results import PairInfluence
 from attribution.trust import PairTrust
 from curation import CurationConfig, curate
 from influence import Round, score_pairs
+from learner.config import TrainingConfig
 from learner.pairs import PairTensors, TrainingPairs
-from learner.training import TrainingConfig
 from tests.knowing import cluster_influence, training_pairs
 from tests.reference import Scattered, auc, scattered_problem
 from tests.rooms import new_room

@@ -30,7 +30,7 @@ from cli.config import GROUPS
 from curation import SMALLEST_SHARE
 from encoders.joint_map import N_FOLDS
 from exporting.webdataset import MAX_BUCKETS, WEIGHT_TOLERANCE
-from learner.training import ADAM_EPSILON
+from learner.stacked import ADAM_EPSILON
 from reporting.estimate import EXPLAINS_LITTLE
 from reporting.explain import ID_DIGITS
 from reporting.words import method_label

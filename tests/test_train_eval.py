@@ -14,8 +14,9 @@ import train_eval
 from artifacts.settings import InputError
 from baselines import FULL, METHODS, TRAINED_BY_DEFAULT
 from engine.room import StageRoom
+from learner.config import LOSS, WEIGHTINGS, TrainingConfig
 from learner.model import Parameters, similarities
-from learner.training import LOSS, WEIGHTINGS, TrainingConfig, train
+from learner.training import train
 from sources.captions import caption_groups
 from tests.knowing import planted_pairs
 from tests.reference import Planted, planted_problem

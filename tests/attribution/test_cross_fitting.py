@@ -26,9 +26,10 @@ from attribution.cross_fitting import (
 )
 from attribution.retraining import mean_pair_losses
 from engine.local import LocalEngine
+from learner.config import TrainingConfig
 from learner.model import Parameters, mean_loss
 from learner.pairs import FeatureScaling, PairTensors, StoredPairs, TrainingPairs
-from learner.training import Training, TrainingConfig
+from learner.training import Training
 from tests.knowing import training_pairs
 from tests.reference import Scattered, auc, scattered_problem
 from tests.rooms import new_room

@@ -25,8 +25,8 @@ from attribution.keep_curve import (
     measure_keep_curve,
     ranks_of_pairs,
 )
+from learner.config import TrainingConfig
 from learner.pairs import PairTensors, TrainingPairs
-from learner.training import TrainingConfig
 from tests.knowing import pair_influence, training_pairs
 from tests.rooms import new_room
 

@@ -14,10 +14,12 @@ import torch
 from attribution import metagradient
 from attribution.derivatives import unflatten
 from attribution.metagradient import pair_weight_gradient
-from learner import training
+from learner import stacked
+from learner.config import TrainingConfig
 from learner.model import Parameters, initial_parameters
 from learner.pairs import PairTensors
-from learner.training import Training, TrainingConfig, TrainingState
+from learner.stacked import StackedTraining, TrainingState
+from learner.training import Training
 from tests import reference
 from tests.reference import Problem
 
@@ -58,7 +60,7 @@ def float64_start(d_image: int, d_text: int, embed_dim: int, **options: Any) -> 
 @pytest.fixture(autouse=True)
 def _float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs take their precision from the pairs and the initial parameters."""
-    monkeypatch.setattr(training, "initial_parameters", float64_start)
+    monkeypatch.setattr(stacked, "initial_parameters", float64_start)
 
 
 @dataclass(frozen=True)
@@ -145,19 +147,19 @@ def test_replays_of_several_levels_change_no_bit(
     at_once = case.gradient()
     is_fresh: list[bool] = []
     n_steps = 0
-    state, advance = Training.state, Training.advance_with_gradient
+    state, advance = StackedTraining.state, StackedTraining.advance_with_gradient
 
-    def copied(run: Training, into: TrainingState | None = None) -> TrainingState:
+    def copied(run: StackedTraining, into: TrainingState | None = None) -> TrainingState:
         is_fresh.append(into is None)
         return state(run, into)
 
-    def advanced(run: Training) -> Any:
+    def advanced(run: StackedTraining) -> Any:
         nonlocal n_steps
         n_steps += 1
         return advance(run)
 
-    monkeypatch.setattr(Training, "state", copied)
-    monkeypatch.setattr(Training, "advance_with_gradient", advanced)
+    monkeypatch.setattr(StackedTraining, "state", copied)
+    monkeypatch.setattr(StackedTraining, "advance_with_gradient", advanced)
     # The start, the end and every step once; with 3 at once also two checkpoints nine steps apart
     # and, in each of the three parts between, two that are three steps apart. What leads to the
     # last checkpoint of a part is not run again, and the memory of a checkpoint that is done with
@@ -185,7 +187,7 @@ def test_a_logit_scale_at_its_cap_forgets_where_it_came_from(
     monkeypatch.setattr(sys.modules[__name__], "START_SCALE", start)
     case = Case(12, 16, UNEVEN)
     free = case.gradient()
-    for module in (training, metagradient):
+    for module in (stacked, metagradient):
         monkeypatch.setattr(module, "MAX_LOG_SCALE", math.log(cap))
     run, at_cap = case.run(), []
     for _ in range(case.n_steps):
@@ -244,7 +246,7 @@ def test_float32_runs_give_the_same_derivative(monkeypatch: pytest.MonkeyPatch) 
 
     case = CASES["uneven weights"]
     exact = case.gradient()
-    monkeypatch.setattr(training, "initial_parameters", float32_start)
+    monkeypatch.setattr(stacked, "initial_parameters", float32_start)
     pairs = PairTensors(*(side[:N].float() for side in DATA.pairs()))
     run = Training(pairs, CONFIG, n_steps=case.schedule, seed=1, sample_weights=case.weights)
     assert run.parameters.image_map.dtype == torch.float32

@@ -12,10 +12,11 @@ import torch
 from attribution.retraining import Data, Retraining, mean_pair_losses
 from engine.base import Engine
 from engine.local import LocalEngine
+from learner.config import TrainingConfig
 from learner.lending import lend
 from learner.model import mean_loss, shuffled_batches
 from learner.pairs import PairTensors
-from learner.training import Training, TrainingConfig
+from learner.training import Training
 from tests.reference import random_problem, rotated_pairs
 from tests.rooms import new_room
 

@@ -25,8 +25,9 @@ from attribution.validation import (
     validate_influence,
 )
 from influence import score_clusters
+from learner.config import TrainingConfig
 from learner.model import mean_loss
-from learner.training import Training, TrainingConfig, train
+from learner.training import Training, train
 from tests.knowing import planted_pairs
 from tests.reference import Planted, planted_problem
 from tests.rooms import new_room

@@ -29,11 +29,11 @@ from engine.settings import EngineConfig
 from engine.shards import ShardFiles, Summary
 from engine.start import start_engine
 from influence import score_clusters
+from learner.config import TrainingConfig
 from learner.groups import nearby_groups
 from learner.lending import lend
 from learner.near_copies import GROUPS_A_JOB, near_copies, nearest_other_groups
 from learner.pairs import FeatureScaling, StoredPairs, TrainingPairs
-from learner.training import TrainingConfig
 from tests.engine import work
 from tests.knowing import planted_pairs
 from tests.reference import planted_problem

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from learner import pairs as module
+from learner.config import TrainingConfig
 from learner.pairs import (
     FeatureScaling,
     PairTensors,
@@ -19,7 +20,7 @@ from learner.pairs import (
     fit_feature_scaling,
     nearest_clusters,
 )
-from learner.training import Training, TrainingConfig
+from learner.training import Training
 from tests.knowing import training_pairs
 
 CPU = torch.device("cpu")

@@ -14,7 +14,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from learner import model, training
+from learner import model, stacked
+from learner.batches import drawn_pairs, steps_per_epoch, systematic_counts
+from learner.config import SAMPLE, TrainingConfig
 from learner.model import (
     Parameters,
     initial_parameters,
@@ -24,18 +26,8 @@ from learner.model import (
     similarities,
 )
 from learner.pairs import PairTensors
-from learner.training import (
-    ADAM_EPSILON,
-    SAMPLE,
-    Training,
-    TrainingConfig,
-    TrainingState,
-    drawn_pairs,
-    steps_per_epoch,
-    systematic_counts,
-    train,
-    train_until_best,
-)
+from learner.stacked import ADAM_EPSILON, TrainingState
+from learner.training import Training, train, train_until_best
 from tests import reference
 from tests.reference import rotated_pairs
 
@@ -109,10 +101,10 @@ def test_steps_and_reports_are_as_many_as_asked(
     calls = []
 
     def counted(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
-        calls.append(len(images))
+        calls.append(images.shape[-2])
         return projected_similarities(images, texts, log_scale)
 
-    monkeypatch.setattr(training, "projected_similarities", counted)
+    monkeypatch.setattr(stacked, "projected_similarities", counted)
     _, history = train(rotated_pairs(40), SMALL, n_steps=n_steps, seed=0, n_reports=n_reports)
     assert calls == [16] * n_steps  # two full batches an epoch, the remainder left out
     assert history.step == steps
@@ -176,20 +168,22 @@ def test_fewer_pairs_than_a_batch_leave_nothing_over() -> None:
 
 def test_a_run_knows_which_pairs_it_has_seen() -> None:
     run = make_run(n_steps=5)
-    assert not run.seen().any()
+    assert not run.runs.seen(0).any()
     run.advance_to(2)
-    assert set(np.flatnonzero(run.seen()).tolist()) == set(run.batches[:2].ravel().tolist())
+    assert set(np.flatnonzero(run.runs.seen(0)).tolist()) == set(run.batches[:2].ravel().tolist())
 
 
 def test_a_batch_holds_its_pairs_and_weights() -> None:
     run = make_run()
-    index, pairs, weights = run.batch(4)
+    positions, batches, of_runs = run.runs.batch(4)
+    index, pairs = positions[0], PairTensors(batches.images[0], batches.texts[0])
+    assert of_runs is not None
+    weights = of_runs[0]
     assert index.tolist() == run.batches[4].tolist()
     assert torch.equal(pairs.images, run.pairs.whole().images[run.batches[4]])
     assert torch.equal(pairs.texts, run.pairs.whole().texts[run.batches[4]])
-    assert weights is not None
     assert weights.tolist() == [(i + 1) % 5 / 2 for i in run.batches[4]]
-    assert make_run(sample_weights=None).batch(4)[2] is None
+    assert make_run(sample_weights=None).runs.batch(4)[2] is None
 
 
 def test_a_restored_state_replays_to_the_same_bits() -> None:
@@ -259,7 +253,7 @@ def test_moments_and_gradient_are_those_of_the_batches_taken() -> None:
         loss = float(run.advance())
         assert loss == pytest.approx(problem.loss(theta, rows, weights[rows]), rel=1e-5)
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
-        found = torch.cat([g.reshape(-1) for g in run.gradient()]).double().numpy()
+        found = torch.cat([g.reshape(-1) for g in run.runs.gradient()]).double().numpy()
         # Float32 sums over a batch with logits of size 14, on entries up to about one.
         np.testing.assert_allclose(found, gradient, atol=5e-6)
     state = run.state()
@@ -272,10 +266,10 @@ def test_the_number_of_threads_is_given_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with training.one_cpu_thread():
+        with stacked.one_cpu_thread():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
-        with pytest.raises(KeyError), training.one_cpu_thread():
+        with pytest.raises(KeyError), stacked.one_cpu_thread():
             raise KeyError
         assert torch.get_num_threads() == 2
         make_run().advance_to(1)
@@ -478,7 +472,7 @@ def test_without_weights_both_weightings_train_the_same_model() -> None:
 
 def test_the_logit_scale_stays_below_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     assert math.exp(model.MAX_LOG_SCALE) == pytest.approx(100)
-    monkeypatch.setattr(training, "MAX_LOG_SCALE", math.log(9.0))  # below where training begins
+    monkeypatch.setattr(stacked, "MAX_LOG_SCALE", math.log(9.0))  # below where training begins
     parameters, _ = train(rotated_pairs(32), SMALL, n_steps=1, seed=0)
     assert float(parameters.log_scale.exp()) == pytest.approx(9, rel=1e-6)  # float32
 

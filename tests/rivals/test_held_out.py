@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from learner.config import TrainingConfig
 from learner.model import initial_parameters, mean_loss
 from learner.pairs import PairTensors
-from learner.training import Training, TrainingConfig, train
+from learner.training import Training, train
 from rivals import held_out
 from rivals.given import Reference
 from rivals.held_out import held_out_loss, held_out_model

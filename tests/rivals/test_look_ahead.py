@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from attribution.derivatives import flatten
+from learner.config import TrainingConfig
 from learner.model import to_vector
-from learner.training import TrainingConfig, train
+from learner.training import train
 from rivals import look_ahead as module
 from rivals.look_ahead import look_ahead, mixed_scores, signal_cosines, signals
 from tests import reference
