@@ -11,6 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,9 @@ from learner.model import (
     to_vector,
 )
 from learner.pairs import FeatureScaling, PairFeatures, TrainingPairs
-from learner.training import train
+from learner.side_by_side import train_in_groups
+from learner.stacked import Run
+from learner.training import train_side_by_side
 from sources.captions import caption_groups
 
 NONE = "none"  # in the place of methods: nothing is trained and evaluated
@@ -158,12 +161,14 @@ def evaluate_methods(
         n_own = n_pairs if comparison == SAME_STEPS else len(subsets[method].rows)
         n_steps = training.num_epochs * steps_per_epoch(n_own, training.batch_size)
         jobs.append(_Run(method, n_steps, seeds[seed_index], on_model is not None))
-    made = lend(room, "pairs", compared, device).run(
+    made = train_in_groups(
+        lend(room, "pairs", compared, device),
         "training" if on_model is None else "training of models that are kept",
         _train_and_rank,
         jobs,
         unit="step",
         sizes=[job.n_steps for job in jobs],
+        alike=lambda job: (job.n_steps, min(len(subsets[job.method].rows), training.batch_size)),
     )
     runs = [
         {
@@ -206,29 +211,30 @@ class _Run(NamedTuple):
     keeps: bool  # the trained model
 
 
-def _train_and_rank(job: _Run, files: ShardFiles, compared: _Compared) -> Summary:
-    """Train a model, and write where it ranks every query."""
-    rows, weights = compared.subsets[job.method]
-    pairs, held_out = compared.pairs.subset(rows), (compared.held_out[0], compared.held_out[1])
-    # A process pays for its start with its first steps; no method is charged for it.
-    train(pairs, compared.training, n_steps=1, seed=0, validation=held_out, n_reports=1)
-    started = time.perf_counter()
-    parameters, history = train(
-        pairs,
+def _train_and_rank(
+    jobs: Sequence[_Run], files: Sequence[ShardFiles], compared: _Compared
+) -> list[Summary]:
+    """Train models, and write where each ranks every query."""
+    runs = [Run(job.seed, *compared.subsets[job.method]) for job in jobs]
+    training = partial(
+        train_side_by_side,
+        compared.pairs,
         compared.training,
-        n_steps=job.n_steps,
-        seed=job.seed,
-        sample_weights=weights,
         weighting=compared.weighting,
-        validation=held_out,
+        validation=(compared.held_out[0], compared.held_out[1]),
     )
-    seconds = time.perf_counter() - started
-    of_images, of_captions = model_ranks(parameters, compared.test)
-    files.write_npy(".images.npy", of_images)
-    files.write_npy(".captions.npy", of_captions)
-    if job.keeps:
-        files.write_npy(".parameters.npy", to_vector(parameters))
-    return {"training_seconds": seconds, "history": history._asdict()}
+    # A process pays for its start with its first steps; no method is charged for it.
+    training([Run(0, run.rows) for run in runs], n_steps=1, n_reports=1)
+    started = time.perf_counter()
+    trained = training(runs, n_steps=jobs[0].n_steps)
+    seconds = (time.perf_counter() - started) / len(jobs)
+    for job, (parameters, _), own in zip(jobs, trained, files, strict=True):
+        of_images, of_captions = model_ranks(parameters, compared.test)
+        own.write_npy(".images.npy", of_images)
+        own.write_npy(".captions.npy", of_captions)
+        if job.keeps:
+            own.write_npy(".parameters.npy", to_vector(parameters))
+    return [{"training_seconds": seconds, "history": history._asdict()} for _, history in trained]
 
 
 def planned_runs(methods: Sequence[str], n_seeds: int) -> list[tuple[str, str, int]]:

@@ -27,21 +27,29 @@ from attribution.finite_removal import (
     removal_effects,
 )
 from attribution.inverse import HESSIANS, InverseProduct, inverse_product
-from attribution.metagradient import pair_weight_gradient
+from attribution.metagradient import pair_weight_gradients
 from attribution.newton_step import newton_step_effects
-from attribution.retraining import Data, Retraining, RetrainingJob, validation_losses
+from attribution.retraining import (
+    Data,
+    Retraining,
+    RetrainingJob,
+    start_together,
+    validation_losses,
+)
 from attribution.sampling import representation_weights
 from engine.room import Made
 from engine.shards import ShardFiles, Summary
 from learner.lending import Lent
 from learner.model import Parameters, from_vector, mean_loss, to_vector
 from learner.pairs import nearest_clusters
+from learner.side_by_side import train_in_groups
 from learner.stacked import ADAM_BETAS, TrainingState
 from learner.training import Training, train_until_best
 
 METAGRADIENT, STEP, FIRST_ORDER = ESTIMATORS = ("metagradient", "step", "first_order")
 REFERENCE_REPORTS = 40  # early stopping looks at the validation loss this often
 PATIENCE = 10  # reports without a lower validation loss after which the search ends
+MOST_AT_ONCE = 16  # trainings side by side on a GPU, which for the way back keep many states each
 SWEEP_STEPS = 5  # steps of training that take as long as one with the way back through it
 VALIDATION_SHUFFLES = 4  # batch compositions that the validation loss is averaged over
 DAMPING_MULTIPLE = 5.0
@@ -128,7 +136,7 @@ def early_stop(lent: Lent[Data], retraining: Retraining, seed: int) -> int:
 
 def _find_stop(job: RetrainingJob, files: ShardFiles, data: Data) -> Summary:
     first_shuffle = data.validation_batches[: len(data.validation_batches) // VALIDATION_SHUFFLES]
-    run = job.start(data)
+    run = job.retraining.start(data, job.seed)
     train_until_best(
         run, (data.validation, first_shuffle), n_reports=REFERENCE_REPORTS, patience=PATIENCE
     )
@@ -208,12 +216,15 @@ def _trained(
         for factors in factors_without_folds(folds)
     ]
     # The longest first, so that no core is idle while another finishes.
-    made = lent.run(
+    made = train_in_groups(
+        lent,
         "reference trainings",
-        _train_reference,
+        _train_references,
         [*sweeps, *without],
         unit="step",
         sizes=[SWEEP_STEPS * stop] * len(sweeps) + [stop] * len(without),
+        alike=lambda job: job.checkpoints is None,
+        at_once=MOST_AT_ONCE,
     )
     swept = [_read_sweep(one, data) for one in made[: len(sweeps)]]
     losses = [np.array(one.load(".losses.npy")) for one in made[len(sweeps) :]]
@@ -221,24 +232,28 @@ def _trained(
     return swept, [np.stack(losses[i * n_folds : (i + 1) * n_folds]) for i in range(len(dealt))]
 
 
-def _train_reference(job: _ReferenceJob, files: ShardFiles, data: Data) -> Summary:
-    """Train one reference model, and go back through its training where that is asked for."""
-    stop, checkpoints = job.training.retraining.stop_after, job.checkpoints
-    run = job.training.start(data)
+def _train_references(
+    jobs: Sequence[_ReferenceJob], files: Sequence[ShardFiles], data: Data
+) -> list[Summary]:
+    """Train reference models, and go back through their trainings where that is asked for."""
+    stop, checkpoints = jobs[0].training.retraining.stop_after, jobs[0].checkpoints
+    runs = start_together([job.training for job in jobs], data)
     if checkpoints is None:
-        run.advance_to(stop)
+        runs.advance_to(stop)
     else:
-        by_weight = pair_weight_gradient(
-            run,
+        by_weight = pair_weight_gradients(
+            runs,
             stop,
             lambda p: unflatten(loss_gradient(p, data.validation, data.validation_batches), p),
             checkpoints=checkpoints,
         )
-        files.write_npy(".by_weight.npy", by_weight)
-        files.write_npy(".seen.npy", run.runs.seen(0))
-        files.write_npy(".parameters.npy", to_vector(run.parameters))
-    files.write_npy(".losses.npy", validation_losses(run, data))
-    return {}
+        for r, own in enumerate(files):
+            own.write_npy(".by_weight.npy", by_weight[r])
+            own.write_npy(".seen.npy", runs.seen(r))
+            own.write_npy(".parameters.npy", to_vector(runs.parameters_of(r)))
+    for r, own in enumerate(files):
+        own.write_npy(".losses.npy", validation_losses(runs.parameters_of(r), data))
+    return [{} for _ in jobs]
 
 
 def _read_sweep(made: Made, data: Data) -> Swept:
@@ -261,21 +276,25 @@ def trained_references(
 ) -> Iterator[Training]:
     """The reference models' trainings, one after the other, as early stopping leaves them."""
     jobs, data = [RetrainingJob(retraining, seed) for seed in seeds], lent.context
-    for job, made in zip(
-        jobs, lent.run("reference trainings", _write_state, jobs, unit="training"), strict=True
-    ):
-        run, device = job.start(data), data.pairs.device
+    trained = train_in_groups(lent, "reference trainings", _write_states, jobs, unit="training")
+    for job, made in zip(jobs, trained, strict=True):
+        run, device = job.retraining.start(data, job.seed), data.pairs.device
         vectors = made.load(".state.npy")
         parts = (from_vector(vector, data.pairs.widths, device) for vector in vectors)
         run.restore(TrainingState(*parts), retraining.stop_after)
         yield run
 
 
-def _write_state(job: RetrainingJob, files: ShardFiles, data: Data) -> Summary:
-    run = job.start(data)
-    run.advance_to(job.retraining.stop_after)
-    files.write_npy(".state.npy", np.stack([to_vector(part) for part in run.state()]))
-    return {}
+def _write_states(
+    jobs: Sequence[RetrainingJob], files: Sequence[ShardFiles], data: Data
+) -> list[Summary]:
+    runs = start_together(jobs, data)
+    runs.advance_to(jobs[0].retraining.stop_after)
+    state = runs.state()
+    for r, own in enumerate(files):
+        parts = [to_vector(Parameters(*(p[r] for p in part))) for part in state]
+        own.write_npy(".state.npy", np.stack(parts))
+    return [{} for _ in jobs]
 
 
 def by_curvature(

@@ -47,6 +47,8 @@ from learner.model import (
     whole_batches,
 )
 from learner.pairs import ROWS_AT_ONCE, PairFeatures, PairTensors, StoredPairs, TrainingPairs
+from learner.side_by_side import train_in_groups
+from learner.stacked import Run, StackedTraining
 from learner.training import Training, train_until_best
 
 N_REPORTS = 40  # early stopping looks at the validation loss this often
@@ -147,11 +149,14 @@ def cross_fit(
     generators = rng.spawn(n_models)
     stop = _early_stop(lent, stop_by)
     checkpoints = sorted({max(1, round(share * stop)) for share in CHECKPOINTS})
-    made = lent.run(
+    batch_sizes = [min(len(halves.rows(k)[0]), training.batch_size) for k in range(n_models)]
+    made = train_in_groups(
+        lent,
         "held out models",
         _ask,
         [_HalfJob(number, checkpoints, own) for number, own in enumerate(generators)],
         unit="model",
+        alike=lambda job: batch_sizes[job.number],
     )
     if isinstance(pairs.tensors, StoredPairs):
         losses = _losses_by_blocks(lent, made, rng)
@@ -198,6 +203,11 @@ class _Halves(NamedTuple):
             n_steps=self.schedule,
             seed=int(self.seeds[number]),
         )
+
+    def start_together(self, numbers: Sequence[int]) -> StackedTraining:
+        """Trainings before their first step."""
+        runs = [Run(int(self.seeds[number]), self.rows(number)[0]) for number in numbers]
+        return StackedTraining(self.pairs, self.training, runs, n_steps=self.schedule)
 
     def losses_of_halves(
         self, number: int, models: Sequence[Parameters], rng: np.random.Generator
@@ -268,23 +278,36 @@ def _find_stop(stop_by: int | None, files: ShardFiles, halves: _Halves) -> Summa
     return {"steps": search.n_done}
 
 
-def _ask(job: _HalfJob, files: ShardFiles, halves: _Halves) -> Summary:
-    """Train a model, and take its parameters and the validation gradient at each checkpoint.
+def _ask(jobs: Sequence[_HalfJob], files: Sequence[ShardFiles], halves: _Halves) -> list[Summary]:
+    """Train models, and take the parameters and the validation gradients of each at checkpoints.
 
     Losses of pairs on the device too; what is in files is read once for all models.
     """
-    run, models = halves.start(job.number), list[Parameters]()
+    runs = halves.start_together([job.number for job in jobs])
+    models: list[list[Parameters]] = [[] for _ in jobs]
+    for checkpoint in jobs[0].checkpoints:
+        runs.advance_to(checkpoint)
+        for r, of_run in enumerate(models):
+            of_run.append(Parameters(*(p.clone() for p in runs.parameters_of(r))))
+    return [
+        _write_answers(job, of_run, own, halves)
+        for job, of_run, own in zip(jobs, models, files, strict=True)
+    ]
+
+
+def _write_answers(
+    job: _HalfJob, models: Sequence[Parameters], files: ShardFiles, halves: _Halves
+) -> Summary:
+    """Write what one model says at its checkpoints."""
     gradients, of_groups = list[np.ndarray](), list[np.ndarray]()
     validation = (halves.validation, halves.validation_batches)
-    for checkpoint in job.checkpoints:
-        run.advance_to(checkpoint)
-        models.append(Parameters(*(p.clone() for p in run.parameters)))
-        parts = [loss_gradient(models[-1], halves.validation, b) for b in halves.part_batches]
+    for model in models:
+        parts = [loss_gradient(model, halves.validation, b) for b in halves.part_batches]
         gradients.append(torch.stack(parts).numpy(force=True))
         if halves.groups:
             members = np.stack([group.member for group in halves.groups])
-            found = group_loss_gradients(models[-1], *validation, members)
-            of_groups.append((found - loss_gradient(models[-1], *validation)).numpy(force=True))
+            found = group_loss_gradients(model, *validation, members)
+            of_groups.append((found - loss_gradient(model, *validation)).numpy(force=True))
     files.write_npy(".models.npy", np.stack([to_vector(model) for model in models]))
     files.write_npy(".gradients.npy", np.stack(gradients))
     if not isinstance(halves.pairs, StoredPairs):
@@ -294,8 +317,8 @@ def _ask(job: _HalfJob, files: ShardFiles, halves: _Halves) -> Summary:
             files.write_npy(ending, of_half)
     if halves.groups:
         files.write_npy(".groups.npy", np.stack(of_groups))
-        files.write_npy(".validation.npy", mean_pair_losses(run.parameters, *validation))
-    return {"validation_loss": mean_loss(run.parameters, *validation)}
+        files.write_npy(".validation.npy", mean_pair_losses(models[-1], *validation))
+    return {"validation_loss": mean_loss(models[-1], *validation)}
 
 
 def _losses_by_models(halves: _Halves, made: Sequence[Made]) -> _Losses:

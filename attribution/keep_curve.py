@@ -35,7 +35,9 @@ from learner.config import TrainingConfig
 from learner.lending import lend
 from learner.model import embed_images, embed_texts, whole_batches
 from learner.pairs import PairFeatures, PairTensors, TrainingPairs
-from learner.training import train
+from learner.side_by_side import train_in_groups
+from learner.stacked import Run
+from learner.training import train_side_by_side
 
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 CHECKED = 0.55  # the share at which values are checked
@@ -137,8 +139,13 @@ def measure_keep_curve(
     )
     seeds = [int(s) for s in rng.integers(2**31, size=N_SEEDS)]
     jobs = [_Job(name, seed) for name in choices for seed in seeds]
-    made = lend(room, "kept", trained, pairs.tensors.device).run(
-        "how much to keep", _train_and_ask, jobs, unit="training"
+    made = train_in_groups(
+        lend(room, "kept", trained, pairs.tensors.device),
+        "how much to keep",
+        _train_and_ask,
+        jobs,
+        unit="training",
+        alike=lambda job: min(len(choices[job.choice].rows), training_of_all.batch_size),
     )
     found = np.stack([one.load(".npy") for one in made])
     found = found.reshape(len(choices), N_SEEDS, *found.shape[1:])
@@ -169,25 +176,26 @@ class _Job(NamedTuple):
     seed: int
 
 
-def _train_and_ask(job: _Job, files: ShardFiles, given: _Trained) -> Summary:
+def _train_and_ask(
+    jobs: Sequence[_Job], files: Sequence[ShardFiles], given: _Trained
+) -> list[Summary]:
     """Train, and write the negative log rank, the recall and the loss of every validation pair."""
-    rows, weights = given.choices[job.choice]
-    parameters, _ = train(
-        given.pairs.subset(rows),
+    trained = train_side_by_side(
+        given.pairs,
         given.training,
+        [Run(job.seed, *given.choices[job.choice]) for job in jobs],
         n_steps=given.n_steps,
-        seed=job.seed,
-        sample_weights=weights,
         n_reports=1,
     )
-    ranks = ranks_of_pairs(
-        embed_images(parameters, given.validation.images),
-        embed_texts(parameters, given.validation.texts),
-    )
-    recall = 100 * np.mean([ranks < k for k in RECALL_AT], axis=0).mean(axis=0)
-    losses = mean_pair_losses(parameters, given.validation, given.batches)
-    files.write_npy(".npy", np.stack([-np.log1p(ranks).mean(axis=0), recall, losses]))
-    return {}
+    for (parameters, _), own in zip(trained, files, strict=True):
+        ranks = ranks_of_pairs(
+            embed_images(parameters, given.validation.images),
+            embed_texts(parameters, given.validation.texts),
+        )
+        recall = 100 * np.mean([ranks < k for k in RECALL_AT], axis=0).mean(axis=0)
+        losses = mean_pair_losses(parameters, given.validation, given.batches)
+        own.write_npy(".npy", np.stack([-np.log1p(ranks).mean(axis=0), recall, losses]))
+    return [{} for _ in jobs]
 
 
 def ranks_of_pairs(

@@ -16,12 +16,17 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from learner.model import MAX_LOG_SCALE, Parameters, contrastive_loss, projected_similarities
+from learner.model import (
+    MAX_LOG_SCALE,
+    Parameters,
+    ProjectedGradient,
+    contrastive_loss,
+    projected_similarities,
+)
 from learner.pairs import PairTensors
 from learner.stacked import (
     ADAM_BETAS,
     ADAM_EPSILON,
-    ProjectedGradient,
     StackedTraining,
     TrainingState,
     one_cpu_thread,

@@ -18,6 +18,8 @@ from learner.config import TrainingConfig
 from learner.lending import Lent
 from learner.model import Parameters, batch_blocks, pair_losses, similarities
 from learner.pairs import PairFeatures, PairTensors
+from learner.side_by_side import train_in_groups
+from learner.stacked import Run, StackedTraining
 from learner.training import Training
 
 
@@ -40,23 +42,14 @@ class Retraining:
     stop_after: int  # early stopping: steps that are taken
     carry_over: bool = False  # see `Training`
 
-    def start(
-        self, data: Data, seed: int, factors: Float[np.ndarray, " K"] | None = None
-    ) -> Training:
-        """The training before its first step.
-
-        Args:
-            data: what is trained on.
-            seed: of the training.
-            factors: by which the weights of each cluster's pairs are multiplied; None: as they are.
-        """
-        weights = data.weights if factors is None else data.weights * factors[data.clusters]
+    def start(self, data: Data, seed: int) -> Training:
+        """The training before its first step."""
         return Training(
             data.pairs,
             self.training,
             n_steps=self.n_steps,
             seed=seed,
-            sample_weights=weights,
+            sample_weights=data.weights,
             carry_over=self.carry_over,
         )
 
@@ -79,7 +72,7 @@ class Retraining:
             RetrainingJob(self, seed, of_clusters)
             for seed, of_clusters in zip(seeds, factors, strict=True)
         ]
-        made = lent.run(name, write_losses, jobs, unit="training")
+        made = train_in_groups(lent, name, write_losses, jobs, unit="training")
         return np.stack([np.array(one.load(".npy")) for one in made])
 
 
@@ -88,24 +81,39 @@ class RetrainingJob(NamedTuple):
 
     retraining: Retraining
     seed: int
-    factors: Float[np.ndarray, " K"] | None = None
-
-    def start(self, data: Data) -> Training:
-        """It, before its first step."""
-        return self.retraining.start(data, self.seed, self.factors)
+    factors: Float[np.ndarray, " K"] | None = None  # of the clusters' weights; None: as they are
 
 
-def write_losses(job: RetrainingJob, files: ShardFiles, data: Data) -> Summary:
+def start_together(jobs: Sequence[RetrainingJob], data: Data) -> StackedTraining:
+    """Trainings that differ in their seeds and weights, before their first step."""
+    retraining = jobs[0].retraining
+    runs = [
+        Run(seed, None, data.weights if factors is None else data.weights * factors[data.clusters])
+        for _, seed, factors in jobs
+    ]
+    return StackedTraining(
+        data.pairs,
+        retraining.training,
+        runs,
+        n_steps=retraining.n_steps,
+        carry_over=retraining.carry_over,
+    )
+
+
+def write_losses(
+    jobs: Sequence[RetrainingJob], files: Sequence[ShardFiles], data: Data
+) -> list[Summary]:
     """Train, and write the loss of every validation pair, nats."""
-    run = job.start(data)
-    run.advance_to(job.retraining.stop_after)
-    files.write_npy(".npy", validation_losses(run, data))
-    return {}
+    runs = start_together(jobs, data)
+    runs.advance_to(jobs[0].retraining.stop_after)
+    for r, own in enumerate(files):
+        own.write_npy(".npy", validation_losses(runs.parameters_of(r), data))
+    return [{} for _ in jobs]
 
 
-def validation_losses(run: Training, data: Data) -> Float64[np.ndarray, " m"]:
-    """Loss of every validation pair as the run stands, nats; NaN where no batch holds it."""
-    return mean_pair_losses(run.parameters, data.validation, data.validation_batches)
+def validation_losses(parameters: Parameters, data: Data) -> Float64[np.ndarray, " m"]:
+    """Loss of every validation pair, nats; NaN where no batch holds it."""
+    return mean_pair_losses(parameters, data.validation, data.validation_batches)
 
 
 def mean_pair_losses(

@@ -8,7 +8,7 @@ with a weight per pair that acts on the pair both as a positive and as a negativ
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -135,6 +135,80 @@ def contrastive_loss(logits: Tensor, weights: Tensor | None = None) -> Tensor:
     weights = torch.where(empty.unsqueeze(-1), torch.ones_like(weights), weights)
     mean = (weights * pair_losses(logits, weights)).sum(-1) / weights.sum(-1)
     return torch.where(empty, torch.zeros_like(mean), mean)
+
+
+class ProjectedGradient(NamedTuple):
+    """Gradient of batches' losses with respect to what the maps make of the batches.
+
+    The maps are linear, so that their own gradient is a product with the batch's features.
+    """
+
+    by_images: Tensor  # (R, b, e)
+    by_texts: Tensor  # (R, b, e)
+    by_scale: Tensor  # (R,)
+
+    def by_parameters(self, batch: PairTensors, out: Parameters) -> None:
+        """Write the gradient with respect to the parameters into `out`."""
+        torch.bmm(batch.images.transpose(1, 2), self.by_images, out=out.image_map)
+        torch.bmm(batch.texts.transpose(1, 2), self.by_texts, out=out.text_map)
+        out.log_scale.copy_(self.by_scale)
+
+
+def loss_and_gradient(
+    images: Tensor, texts: Tensor, log_scale: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, ProjectedGradient]:
+    """`contrastive_loss` of projected batches and its gradient, written out.
+
+    In a third of the time that recording and going back takes: a training does little else. With
+    P the row-wise and Q the column-wise softmax of s + log w, and W = sum_i w_i,
+
+        dL / ds_ij = (w_i P_ij + w_j Q_ij) / 2 W - [i = j] w_i / W
+
+    Args:
+        images: (R, b, e) what the maps make of the batches.
+        texts: (R, b, e) likewise.
+        log_scale: (R,).
+        weights: (R, b), >= 0; None is all ones.
+
+    Returns:
+        (R,) nats, and their gradient.
+    """
+    (u, by_u), (v, by_v) = _unit_rows(images), _unit_rows(texts)
+    scale = log_scale.exp()[..., None, None]
+    logits = scale * (u @ v.transpose(-1, -2))
+    if weights is None:
+        rows, columns = logits.log_softmax(-1), logits.log_softmax(-2)
+        share = torch.full_like(logits[..., 0], 1 / logits.shape[-1])
+        own_losses = -(rows + columns).diagonal(dim1=-2, dim2=-1) / 2
+    else:
+        total = weights.sum(-1, keepdim=True)
+        share = weights / total.clamp(min=torch.finfo(total.dtype).tiny)
+        # A batch whose weights are all zero has nothing to say: its shares are zero.
+        log_weights = torch.where(total > 0, weights, 1.0).log()
+        rows = (logits + log_weights[..., None, :]).log_softmax(-1)
+        columns = (logits + log_weights[..., :, None]).log_softmax(-2)
+        own_losses = log_weights - (rows + columns).diagonal(dim1=-2, dim2=-1) / 2
+        own_losses = own_losses.masked_fill(weights <= 0, 0.0)
+    by_logits = (share[..., :, None] * rows.exp() + share[..., None, :] * columns.exp()) / 2
+    by_logits.diagonal(dim1=-2, dim2=-1).sub_(share)
+    by_cosines = scale * by_logits
+    return (share * own_losses).sum(-1), ProjectedGradient(
+        by_u(by_cosines @ v),
+        by_v(by_cosines.transpose(-1, -2) @ u),
+        (by_logits * logits).sum((-2, -1)),
+    )
+
+
+def _unit_rows(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Rows of unit length, and the map from a gradient by them to one by the rows given."""
+    inverse_norms = 1 / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)  # as `F.normalize`
+    unit = rows * inverse_norms
+
+    def pull_back(by_unit: Tensor) -> Tensor:
+        along = (unit * by_unit).sum(-1, keepdim=True)
+        return torch.mul(by_unit - unit * along, inverse_norms)
+
+    return unit, pull_back
 
 
 def shuffled_batches(

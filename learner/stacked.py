@@ -21,9 +21,9 @@ from learner.config import LOSS, SAMPLE, TrainingConfig
 from learner.model import (
     MAX_LOG_SCALE,
     Parameters,
-    contrastive_loss,
+    ProjectedGradient,
     initial_parameters,
-    projected_similarities,
+    loss_and_gradient,
 )
 from learner.pairs import PairFeatures, PairTensors
 
@@ -41,23 +41,6 @@ class TrainingState(NamedTuple):
     parameters: Parameters
     first_moment: Parameters
     second_moment: Parameters
-
-
-class ProjectedGradient(NamedTuple):
-    """Gradient of batches' losses with respect to what the maps make of the batches.
-
-    The maps are linear, so that their own gradient is a product with the batch's features.
-    """
-
-    by_images: Tensor  # (R, b, e)
-    by_texts: Tensor  # (R, b, e)
-    by_scale: Tensor  # (R,)
-
-    def by_parameters(self, batch: PairTensors, out: Parameters) -> None:
-        """Write the gradient with respect to the parameters into `out`."""
-        torch.bmm(batch.images.transpose(1, 2), self.by_images, out=out.image_map)
-        torch.bmm(batch.texts.transpose(1, 2), self.by_texts, out=out.text_map)
-        out.log_scale.copy_(self.by_scale)
 
 
 class Run(NamedTuple):
@@ -215,16 +198,16 @@ class StackedTraining:
                 group["lr"] = float(self.learning_rates[self.n_done])
         batch = self.pairs.take(places)
         weights = None if self.weights is None else self.weights.gather(1, positions)
-        images = (batch.images @ self._live.image_map).requires_grad_()
-        texts = (batch.texts @ self._live.text_map).requires_grad_()
-        log_scale = self._live.log_scale.detach().requires_grad_()
-        losses = contrastive_loss(projected_similarities(images, texts, log_scale), weights)
-        along = torch.autograd.grad(losses.sum(), (images, texts, log_scale))
-        gradient = ProjectedGradient(*along)
+        losses, gradient = loss_and_gradient(
+            batch.images @ self._live.image_map,
+            batch.texts @ self._live.text_map,
+            self._live.log_scale,
+            weights,
+        )
         gradient.by_parameters(batch, self._gradient)
         self._optimizer.step()
         self._live.log_scale.clamp_(max=MAX_LOG_SCALE)
-        return losses.detach(), gradient
+        return losses, gradient
 
     def advance_to(self, n_done: int) -> None:
         """Step on until `n_done` steps are taken."""

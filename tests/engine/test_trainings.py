@@ -6,7 +6,7 @@ One Ray of four cores serves all tests that need it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,23 +215,24 @@ def test_a_worker_that_is_killed_in_a_training_changes_nothing(
 # --- A second start ---------------------------------------------------------------------------
 
 WORK = {
-    "clusters": (cluster_scores, "_train_reference", 6),
+    "clusters": (cluster_scores, "_train_references", 6),
     "halves": (cross_fitting, "_ask", 4),
     "methods": (train_eval, "_train_and_rank", 6),
     "validation": (retraining, "write_losses", 7),
 }
-_work: dict[str, Callable[..., Summary]] = {}
+_work: dict[str, Callable[..., list[Summary]]] = {}
 _done: list[Any] = []
 _breaks = False
 
 
-def break_off(job: Any, files: ShardFiles, context: Any) -> Summary:
+def break_off(jobs: Sequence[Any], files: Sequence[ShardFiles], context: Any) -> list[Summary]:
     """What a stage does, until it is done two times."""
     if _breaks and len(_done) == 2:
         raise KeyboardInterrupt
-    summary = _work["of the stage"](job, files, context)
-    _done.append(job)
-    return summary
+    summaries = _work["of the stage"](jobs, files, context)
+    assert len(jobs) == len(files) == 1  # of a core
+    _done.extend(jobs)
+    return summaries
 
 
 @pytest.mark.parametrize("stage", WORK)

@@ -139,7 +139,8 @@ def train_and_die_once(job: Deadly, files: Any, data: Any) -> dict[str, Any]:
     from attribution.retraining import write_losses
 
     if job.training.seed == 2 and not Path(job.mark).exists():
-        job.training.start(data).advance_to(4)
+        job.training.retraining.start(data, 2).advance_to(4)
         Path(job.mark).touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return write_losses(job.training, files, data)
+    (summary,) = write_losses([job.training], [files], data)
+    return summary
