@@ -34,7 +34,8 @@ import pandas as pd
 import torch
 from end_to_end_report import write_table
 from flickr8k_regimes import load_pool, make_regime, recipe_of
-from regimes import METHODS, make_problem, pool_of, test_set_of, version_of
+from regimes_methods import METHODS, version_of
+from regimes_problem import make_problem, pool_of, test_set_of
 from regimes_report import ORACLE, RANDOM, RECALLS, RESULTS
 from tqdm import tqdm
 from trained_towers import (
@@ -321,7 +322,9 @@ def main() -> None:
     missing = [job for job in jobs if not job.file(args.work_dir).exists()]
     if missing:
         pool_file, config = args.work_dir / "pool.npz", EmbeddingConfig("embedded")
-        load_pool(args.data_dir, pool_file, lambda: load_encoder(config, device=regimes.CPU))
+        load_pool(
+            args.data_dir, pool_file, lambda: load_encoder(config, device=torch.device("cpu"))
+        )
         choose_all(missing, pool_file, args.work_dir, args.jobs)
     if args.choose_only:
         return

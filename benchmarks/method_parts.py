@@ -33,15 +33,8 @@ if str(ROOT) not in sys.path:
 import numpy as np
 from flickr8k_regimes import N_TRAINING, Regime, load_pool, make_regime
 from regimes import embedded_encoder, regime_name
-from regimes_methods import (
-    TRAINING,
-    Problem,
-    asking,
-    known,
-    make_problem,
-    test_set_of,
-    trust_of,
-)
+from regimes_methods import trust_of
+from regimes_problem import TRAINING, Problem, asking, known, make_problem, test_set_of
 from regimes_report import RESULTS, markdown_table, regime_label
 from scipy.optimize import minimize
 from scipy.special import expit

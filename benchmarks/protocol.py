@@ -96,6 +96,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=N_SEEDS, help=f"from {FIRST_SEED} on")
     parser.add_argument("--hours", type=float, default=float("inf"), help="time that there is")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--device", default="cpu", help="that all of them train on: cpu or cuda")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--plot_only", action="store_true", help="the page alone, no training")
     args = parser.parse_args()
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace, file: Path) -> None:
             print(f"no seed {seed}: --hours {args.hours:g} would be over", file=sys.stderr)
             return
         if units:
-            compute(units, pool_file, file, args.jobs, with_images=True)
+            compute(*(units, pool_file, file, args.jobs), with_images=True, device=args.device)
             longest = max(longest, time.perf_counter() - began)
 
 

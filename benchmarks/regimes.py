@@ -36,7 +36,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -54,43 +53,34 @@ from flickr8k_regimes import (
     make_regime,
     recipe_of,
 )
-from regimes_methods import (
-    ABLATION,
-    CPU,
-    METHODS,
-    TRAINING,
-    Chosen,
+from regimes_methods import ABLATION, METHODS, Chosen, use_workers, version_of
+from regimes_problem import (
     Problem,
     full_steps,
     make_problem,
     pool_of,
     test_set_of,
     training_steps,
-    use_workers,
-    version_of,
+    use_device,
 )
-from regimes_report import BOTH, RECALLS, RESULTS, SAME_EPOCHS, write_summary
+from regimes_report import BOTH, RESULTS, SAME_EPOCHS, write_summary
 from regimes_rows import (
     SCORE_COLUMNS,
     appending,
-    image_scores,
     keys_of,
-    packed,
     read_rows,
     read_scores,
     scores_file_of,
 )
+from regimes_training import TrainingOf, measured_all
 from validation_report import CLEAN, write_validation
 
-from artifacts.provenance import hardware, package_versions, stage_rng
+from artifacts.provenance import hardware, package_versions
 from baselines import BASELINES, FULL
 from curation import curated_size
 from encoders.base import EmbeddingConfig, Encoder
 from encoders.pretrained import load_encoder
-from learner.model import embed_images, embed_texts, mean_loss, shuffled_batches
-from learner.pairs import PairTensors
-from learner.training import train
-from train_eval import COMPARISONS, recall_metrics, retrieval_ranks
+from train_eval import COMPARISONS
 
 KEEP, N_SEEDS = (0.4, 0.6, 0.8), 5
 # Seeds from here on were run for the first time once the method was fixed; what is said of noisy
@@ -119,92 +109,41 @@ class Unit(NamedTuple):
 
 
 def rows_of(unit: Unit, problem: Problem) -> Iterator[dict[str, Any]]:
-    """Choose and train; a row as soon as it is measured. A training done before is not repeated."""
-    seen: dict[tuple[bytes, bytes, int], dict[str, Any]] = {}
-    faulty = problem.regime.faults != ""
-    last: tuple[str, float] | None = None
+    """Choose, then train; a row as soon as it is measured. A training is not done twice."""
+    chosen: dict[tuple[str, float], Chosen] = {}
+    trainings: dict[Job, TrainingOf] = {}
     for job in unit.jobs:
-        if last != (job.method, job.keep):
-            chosen = METHODS[job.method].choose(problem, job.keep, unit.seed)
-            last = (job.method, job.keep)
-        rows, weights = chosen.rows, chosen.weights
+        choice = job.method, job.keep
+        if choice not in chosen:
+            chosen[choice] = METHODS[job.method].choose(problem, job.keep, unit.seed)
         same_epochs = job.comparison == SAME_EPOCHS
+        rows, weights = chosen[choice].rows, chosen[choice].weights
         n_steps = training_steps(len(rows)) if same_epochs else full_steps(problem)
-        given = b"" if weights is None else chosen.weighting.encode() + weights.tobytes()
-        key = (rows.tobytes(), given, n_steps)
-        if key not in seen:
-            seen[key] = measured(problem, chosen, n_steps)
-        yield {
-            "regime": unit.regime,
-            "validation": unit.held_out.name,
-            "keep": job.keep,
-            "method": job.method,
-            "seed": unit.seed,
-            "comparison": job.comparison,
-            "version": version_of(job.method),
-            **seen[key],
-            "faults_left": float(faulty[rows].mean()),
-            "validation_loss_estimate": chosen.validation_loss_estimate,
-            "seconds": chosen.seconds,
-            "pairs_evaluated": chosen.pairs_evaluated,
-            "n_pairs": len(rows),
-            "n_steps": n_steps,
-        }
-
-
-def measured(problem: Problem, chosen: Chosen, n_steps: int) -> dict[str, Any]:
-    """Train on these pairs and measure the model on the validation pairs and the test images.
-
-    Returns:
-        The metrics, and as `scores` what each test image adds to the mean recall, packed.
-    """
-    started = time.perf_counter()
-    parameters, _ = train(
-        problem.pairs.take(torch.from_numpy(chosen.rows)),
-        TRAINING,
-        n_steps=n_steps,
-        seed=int(stage_rng(problem.seed, "training").integers(2**31)),
-        sample_weights=chosen.weights,
-        weighting=chosen.weighting,
-    )
-    seconds = time.perf_counter() - started
-    test = problem.test
-    images = problem.scaling.images(test.image_features, CPU)
-    texts = problem.scaling.texts(test.text_features, CPU)
-    image_ranks, caption_ranks = retrieval_ranks(
-        embed_images(parameters, images), embed_texts(parameters, texts), test.caption_image
-    )
-    recalls = recall_metrics(image_ranks, caption_ranks)
-    # One caption an image, as in the validation pairs: no other of the batch describes it.
-    first = torch.from_numpy(np.unique(test.caption_image, return_index=True)[1])
-    batches = shuffled_batches(len(images), TRAINING.batch_size, stage_rng(problem.seed, "test"))
-    return {
-        "mean_recall": recalls["mean_recall"],
-        **{name: recalls[name] for name in RECALLS},
-        **group_recalls(caption_ranks, test.groups),
-        "validation_loss": mean_loss(parameters, problem.validation, problem.validation_batches),
-        "test_loss": mean_loss(parameters, PairTensors(images, texts[first]), batches),
-        "training_seconds": seconds,
-        "scores": packed(image_scores(image_ranks, caption_ranks, test.caption_image)),
-    }
-
-
-def group_recalls(
-    caption_ranks: np.ndarray, groups: Mapping[str, Mapping[str, np.ndarray]]
-) -> dict[str, float]:
-    """Text-to-image recall@10 of captions about each group alone, and the gaps, percentage points.
-
-    `gap` is between captions about women and about men, `age_gap` about children and adults.
-    """
-    metrics: dict[str, float] = {}
-    for attribute, name in (("gender", "gap"), ("age", "age_gap")):
-        recalls = [
-            100 * float((caption_ranks[member] < 10).mean())
-            for member in groups[attribute].values()
-        ]
-        metrics |= {f"{g}_recall@10": r for g, r in zip(groups[attribute], recalls, strict=True)}
-        metrics[name] = max(recalls) - min(recalls)
-    return metrics
+        trainings[job] = TrainingOf(rows, weights, chosen[choice].weighting, n_steps).plainly()
+    waiting: dict[Any, list[Job]] = {}
+    for job, training in trainings.items():
+        waiting.setdefault(training.key(), []).append(job)
+    faulty = problem.regime.faults != ""
+    first = {key: trainings[jobs[0]] for key, jobs in waiting.items()}
+    for key, found in measured_all(problem, first):
+        for job in waiting[key]:
+            choice = chosen[job.method, job.keep]
+            yield {
+                "regime": unit.regime,
+                "validation": unit.held_out.name,
+                "keep": job.keep,
+                "method": job.method,
+                "seed": unit.seed,
+                "comparison": job.comparison,
+                "version": version_of(job.method),
+                **found,
+                "faults_left": float(faulty[choice.rows].mean()),
+                "validation_loss_estimate": choice.validation_loss_estimate,
+                "seconds": choice.seconds,
+                "pairs_evaluated": choice.pairs_evaluated,
+                "n_pairs": len(choice.rows),
+                "n_steps": trainings[job].n_steps,
+            }
 
 
 # --- All of them, in processes ----------------------------------------------------------------
@@ -255,9 +194,10 @@ class _NoTerminal(io.TextIOWrapper):
 _rows: Any = None  # the worker's end of the queue of rows
 
 
-def _start_worker(rows: Any) -> None:
+def _start_worker(rows: Any, device: str) -> None:
     global _rows
     _rows = rows
+    use_device(device)
     torch.set_num_threads(1)
     use_workers(1)  # it has one core
     sys.stderr = _NoTerminal(sys.stderr.buffer, line_buffering=True)
@@ -279,7 +219,13 @@ def _work(unit: Unit, pool_file: Path) -> None:
 
 
 def compute(
-    units: Sequence[Unit], pool_file: Path, file: Path, n_jobs: int, *, with_images: bool = False
+    units: Sequence[Unit],
+    pool_file: Path,
+    file: Path,
+    n_jobs: int,
+    *,
+    with_images: bool = False,
+    device: str = "cpu",
 ) -> None:
     """Compute the units in processes of one thread; this process alone writes the CSV.
 
@@ -289,6 +235,7 @@ def compute(
         file: the CSV of rows.
         n_jobs: processes.
         with_images: write the scores of the test images, too, into a file beside the rows.
+        device: that all processes train on.
     """
     left = Counter({(u.regime, u.held_out.name, u.seed): len(u.jobs) for u in units})
     n_steps = sum(steps_of(job) for unit in units for job in unit.jobs)
@@ -296,7 +243,7 @@ def compute(
     context = multiprocessing.get_context("spawn")
     rows = context.Queue()
     pool = ProcessPoolExecutor(
-        min(n_jobs, len(units)), context, initializer=_start_worker, initargs=(rows,)
+        min(n_jobs, len(units)), context, initializer=_start_worker, initargs=(rows, device)
     )
     with ExitStack() as open_files, tqdm(total=n_steps, unit="step", disable=None) as bar:
         scores = appending(scores_file_of(file), SCORE_COLUMNS) if with_images else None
@@ -399,6 +346,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=usual)
     parser.add_argument("--comparisons", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--device", default="cpu", help="that all of them train on: cpu or cuda")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument(
         "--image_scores",
@@ -446,7 +394,7 @@ def main() -> None:
         )
         units = units_of(one, keys_of(read_rows(file)))
         if units:
-            compute(units, pool_file, file, 1)
+            compute(units, pool_file, file, 1, device=args.device)
         frame = read_rows(file)
         whole, left = units_of(args, set()), units_of(args, keys_of(frame))
         for name, some in (("all", whole), ("what is left", left)):
@@ -456,13 +404,17 @@ def main() -> None:
         return
     units = units_of(args, done_in(file, with_images=args.image_scores))
     if units:
-        compute(units, pool_file, file, args.jobs, with_images=args.image_scores)
+        compute(
+            *(units, pool_file, file, args.jobs),
+            with_images=args.image_scores,
+            device=args.device,
+        )
     write_reports(read_rows(file), args.out, about, labels)
 
 
 def embedded_encoder() -> Encoder:
     """The encoder that every regime is embedded with."""
-    return load_encoder(EmbeddingConfig("embedded"), device=CPU)
+    return load_encoder(EmbeddingConfig("embedded"), device=torch.device("cpu"))
 
 
 def write_reports(

@@ -6,17 +6,25 @@ that is told which pairs are faulty.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from flickr8k_regimes import Pool, Regime, about, load_pool
+from regimes_problem import (
+    TRAINING,
+    Problem,
+    asking,
+    clustered,
+    device,
+    full_steps,
+    groups_of,
+    image_ids_of,
+    known,
+    remembered,
+)
 from regimes_report import ORACLE, RANDOM, TWO_CUTS
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -42,27 +50,16 @@ from baselines import (
     METHODS as METHODS_OF_RUNS,
 )
 from benchmarks.rooms import temporary_room
-from clustering import ClusterAssignment, ClusteringConfig, cluster_embeddings
+from clustering import ClusteringConfig
 from curation import CurationConfig, CurationResult, curate, curated_size, faults_alone
 from influence import Round, score_clusters, score_pairs
-from learner.batches import steps_per_epoch
-from learner.config import LOSS, SAMPLE, TrainingConfig
-from learner.model import Parameters, shuffled_batches
-from learner.pairs import (
-    FeatureScaling,
-    PairTensors,
-    TrainingPairs,
-    fit_feature_scaling,
-    nearest_clusters,
-    representation,
-)
+from learner.config import LOSS, SAMPLE
+from learner.model import Parameters
+from learner.sides import sides_of
 from learner.training import Training, train_until_best
 from rivals.agreement import neg_clip_loss_then_normsim
 from rivals.given import Reference
-from sources.captions import caption_groups
 
-CPU = torch.device("cpu")
-TRAINING = TrainingConfig()
 RULES = "1"  # to be raised where the data, the training or a metric changes
 REFERENCE_REPORTS, PATIENCE = 40, 10  # early stopping of the rivals' reference model, as ours
 _workers: list[int | None] = [None]  # trainings at once; None: one a processor core
@@ -71,36 +68,6 @@ _workers: list[int | None] = [None]  # trainings at once; None: one a processor 
 def use_workers(n: int) -> None:
     """Let the methods of this process train so many models at once."""
     _workers[0] = n
-
-
-# --- What a method sees -----------------------------------------------------------------------
-
-
-class TestSet(NamedTuple):
-    """The unseen images with all their captions."""
-
-    image_features: np.ndarray  # (E, d_i)
-    text_features: np.ndarray  # (Q, d_t)
-    caption_image: np.ndarray  # (Q,)
-    groups: dict[str, dict[str, np.ndarray]]  # attribute -> group -> (Q,) bool
-
-
-class Problem(NamedTuple):
-    """One regime as one seed draws it, ready to be selected from and trained on.
-
-    Of the validation pairs everybody sees all there are; InfluenceSpace asks those it trusts.
-    """
-
-    regime: Regime
-    seed: int
-    clusters: ClusterAssignment
-    clustering_seconds: float
-    pairs: PairTensors
-    validation: PairTensors
-    validation_batches: np.ndarray
-    scaling: FeatureScaling
-    test: TestSet
-    asked: np.ndarray | None = None  # rows of the validation pairs that are; None: all of them
 
 
 class Chosen(NamedTuple):
@@ -120,102 +87,6 @@ class Method(NamedTuple):
     choose: Callable[[Problem, float, int], Chosen]
     version: str = "1"
     is_default: bool = True  # False: computed where it is asked for, as the ablations are
-
-
-Result = TypeVar("Result")
-
-
-def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
-    """The last result once more where all arguments are the very same objects.
-
-    What is expensive and the same for all shares kept is computed once a set of pairs.
-    """
-    last: list[Any] = []
-
-    @functools.wraps(function)
-    def call(*arguments: Any) -> Result:
-        if not last or [id(a) for a in last[0]] != [id(a) for a in arguments]:
-            last[:] = [arguments, function(*arguments)]
-        result: Result = last[1]
-        return result
-
-    return call
-
-
-@functools.cache
-def test_set_of(pool_file: Path, target: str) -> TestSet:
-    """The images of Flickr8k's `validation` split, or those about the target, all captions each."""
-    pool, unseen = pool_of(pool_file), np.flatnonzero(~pool_of(pool_file).is_train)
-    if target:
-        unseen = unseen[about(pool.captions[unseen], target)]
-    n_captions = pool.captions.shape[1]
-    return TestSet(
-        pool.images[unseen],
-        pool.texts[unseen].reshape(-1, pool.texts.shape[-1]),
-        np.repeat(np.arange(len(unseen)), n_captions),
-        caption_groups(pool.captions[unseen].reshape(-1).tolist()),
-    )
-
-
-@functools.cache
-def pool_of(pool_file: Path) -> Pool:
-    """The embedded pool, which is there by now."""
-    return load_pool(Path(), pool_file, _no_encoder)
-
-
-def _no_encoder() -> Any:
-    raise FileNotFoundError("the pool has not been embedded")
-
-
-@remembered
-def scaled(regime: Regime) -> tuple[FeatureScaling, PairTensors, PairTensors]:
-    """Training and validation pairs as the models take them in."""
-    r = regime
-    scaling = fit_feature_scaling(r.image_features, r.text_features)
-    return (
-        scaling,
-        scaling.pairs(r.image_features, r.text_features, CPU),
-        scaling.pairs(r.validation_image_features, r.validation_text_features, CPU),
-    )
-
-
-def clustered(regime: Regime, seed: int, n_clusters: int) -> tuple[ClusterAssignment, float]:
-    """The clusters of a regime's pairs, and the seconds they took."""
-    started = time.perf_counter()
-    clusters = cluster_embeddings(
-        both_embeddings(regime),
-        regime.clip_scores,
-        regime.captions,
-        ClusteringConfig(n_clusters=n_clusters),
-        rng=stage_rng(seed, "clustering"),
-        image_features=regime.image_features,
-    )
-    return clusters, time.perf_counter() - started
-
-
-def make_problem(regime: Regime, seed: int, test: TestSet) -> Problem:
-    """Cluster the pairs with the defaults and scale their features."""
-    clusters, seconds = clustered(regime, seed, ClusteringConfig().n_clusters)
-    scaling, pairs, validation = scaled(regime)
-    batches = shuffled_batches(
-        len(validation.images), TRAINING.batch_size, stage_rng(seed, "validation")
-    )
-    return Problem(regime, seed, clusters, seconds, pairs, validation, batches, scaling, test)
-
-
-def both_embeddings(regime: Regime) -> np.ndarray:
-    """Image and text embedding of every pair, side by side."""
-    return np.concatenate([regime.image_embeddings, regime.text_embeddings], axis=1)
-
-
-def full_steps(problem: Problem) -> int:
-    """Steps of a training on all pairs."""
-    return training_steps(len(problem.pairs.images))
-
-
-def training_steps(n: int) -> int:
-    """Steps of a training of the usual epochs over n pairs."""
-    return TRAINING.num_epochs * steps_per_epoch(n, TRAINING.batch_size)
 
 
 # --- Methods ----------------------------------------------------------------------------------
@@ -269,53 +140,17 @@ def two_cuts(problem: Problem, keep: float, seed: int) -> Chosen:
 
 
 @remembered
-def known(problem: Problem) -> TrainingPairs:
-    """What stage 1 knows of every pair, with the problem's validation pairs to say what helps."""
-    regime, clusters = problem.regime, problem.clusters
-    assigned = clusters.cluster_assignments
-    everyone = regime.joint_map.embed_images(regime.validation_image_features)
-    held_out = nearest_clusters(problem.pairs, assigned, problem.validation)
-    return TrainingPairs(
-        indices=np.arange(len(regime.faults)),
-        tensors=problem.pairs,
-        scaling=problem.scaling,
-        image_embeddings=regime.image_embeddings,
-        text_embeddings=regime.text_embeddings,
-        concatenated_embeddings=both_embeddings(regime),
-        clip_scores=regime.clip_scores,
-        image_ids=image_ids_of(regime),
-        captions=regime.captions,
-        groups=groups_of(regime),
-        cluster_assignments=assigned,
-        cell_assignments=clusters.cell_assignments,
-        better_copies=clusters.better_copies,
-        clusters=clusters.clusters,
-        validation=problem.validation,
-        validation_image_embeddings=everyone if problem.asked is None else everyone[problem.asked],
-        represented=representation(assigned, held_out),
-        validation_groups=_asked_groups(problem),
-    )
-
-
-def _asked_groups(problem: Problem) -> dict[str, dict[str, np.ndarray]]:
-    """Demographic groups of the validation pairs that are asked."""
-    groups = caption_groups(problem.regime.validation_captions)
-    rows = slice(None) if problem.asked is None else problem.asked
-    return {a: {g: member[rows] for g, member in of.items()} for a, of in groups.items()}
-
-
-@remembered
 def trust_of(problem: Problem) -> tuple[PairTrust, float]:
     """Which validation pairs InfluenceSpace asks, and the seconds that judging them took."""
     started = time.perf_counter()
     regime, m = problem.regime, len(problem.regime.validation_faults)
     training = PairsInSpace(
-        *(side.numpy() for side in problem.pairs),
+        *sides_of(problem.pairs),
         *(regime.image_embeddings, regime.text_embeddings),
         image_ids_of(regime),
     )
     validation = PairsInSpace(
-        *(side.numpy() for side in problem.validation),
+        *sides_of(problem.validation),
         regime.joint_map.embed_images(regime.validation_image_features),
         regime.joint_map.embed_texts(regime.validation_text_features),
         np.arange(m),
@@ -325,27 +160,11 @@ def trust_of(problem: Problem) -> tuple[PairTrust, float]:
         validation,
         validation,  # no test pair has a say
         TrustConfig(),
-        device=CPU,
+        device=device(),
         near_copy_similarity=ClusteringConfig().near_copy_similarity,
         rng=stage_rng(problem.seed, "trust"),
     )
     return judged, time.perf_counter() - started
-
-
-@remembered
-def asking(problem: Problem, trust: PairTrust) -> Problem:
-    """The same with the trusted validation pairs alone."""
-    rows = trust.asked
-    batches = shuffled_batches(
-        len(rows), TRAINING.batch_size, stage_rng(problem.seed, "validation")
-    )
-    validation = problem.validation.take(torch.from_numpy(rows))
-    return problem._replace(validation=validation, validation_batches=batches, asked=rows)
-
-
-def image_ids_of(regime: Regime) -> np.ndarray:
-    """Which image each training pair shows."""
-    return np.unique(regime.image_features, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 @remembered
@@ -539,12 +358,6 @@ def estimate_pairs(
             rng=rng,
             before=before,
         )
-
-
-def groups_of(regime: Regime) -> dict[str, np.ndarray]:
-    """Which captions name which demographic group."""
-    memberships = caption_groups(regime.captions)
-    return {name: member for groups in memberships.values() for name, member in groups.items()}
 
 
 ABLATION = {

@@ -33,13 +33,8 @@ import numpy as np
 import pandas as pd
 from flickr8k_regimes import load_pool, make_regime
 from regimes import compute, done_in, embedded_encoder, held_outs, regime_name, units_of
-from regimes_methods import (
-    Problem,
-    curve_of_influencespace,
-    make_problem,
-    test_set_of,
-    trust_of,
-)
+from regimes_methods import curve_of_influencespace, trust_of
+from regimes_problem import Problem, make_problem, test_set_of
 from regimes_report import RESULTS, SAME_STEPS, markdown_table, regime_label
 from regimes_rows import read_rows
 from tqdm import tqdm

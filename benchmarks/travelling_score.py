@@ -21,26 +21,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # First: it says how many threads the libraries below may have.
-from regimes import (  # isort: skip
-    CPU,
-    Chosen,
-    Problem,
-    Variant,
-    asking,
-    curate_with_influencespace,
-    full_steps,
-    known,
-    make_problem,
-    measured,
-    pair_influence_of,
-    pool_of,
-    test_set_of,
-    trust_of,
-)
+from regimes import embedded_encoder  # isort: skip
 
 import numpy as np
 import pandas as pd
 from flickr8k_regimes import Pool, Regime, load_pool, make_regime
+from regimes_methods import (
+    Variant,
+    curate_with_influencespace,
+    pair_influence_of,
+    trust_of,
+)
+from regimes_problem import (
+    Problem,
+    asking,
+    full_steps,
+    known,
+    make_problem,
+    pool_of,
+    test_set_of,
+)
+from regimes_training import TrainingOf, measured
 from scipy.stats import spearmanr
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -54,8 +55,7 @@ from attribution.guard import guard_influence
 from attribution.results import PairInfluence
 from attribution.scores import standardised
 from attribution.trust import PairTrust
-from encoders.base import EmbeddingConfig
-from encoders.pretrained import load_encoder
+from learner.config import LOSS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FITTED_ON, FITTED_SEED, FIRST_SEED = "wrong_20", 29, 30
@@ -112,7 +112,7 @@ def with_tfidf_texts(pool: Pool) -> Pool:
 def pool_files(data_dir: Path, work_dir: Path) -> tuple[Path, Path]:
     """The embedded pool, and the one of the other encoder, made where they are not there."""
     usual, other = work_dir / "pool.npz", work_dir / "pool_tfidf.npz"
-    pool = load_pool(data_dir, usual, lambda: load_encoder(EmbeddingConfig("embedded"), device=CPU))
+    pool = load_pool(data_dir, usual, embedded_encoder)
     if not other.exists():
         np.savez(other, **with_tfidf_texts(pool)._asdict())
     return usual, other
@@ -212,8 +212,8 @@ def rows_of(setting: Setting, pairs: Known, law: Law) -> Iterator[dict[str, Any]
             variant = variant_of(method, pairs, foretold)
             curated, _, _ = curate_with_influencespace(pairs.problem, keep, variant)
             rows = curated.curated_rows
-            chosen = Chosen(rows, curated.sample_weights, 0.0, 0)
-            learnt = measured(pairs.problem, chosen, full_steps(pairs.problem))
+            steps = full_steps(pairs.problem)
+            learnt = measured(pairs.problem, TrainingOf(rows, curated.sample_weights, LOSS, steps))
             yield {
                 "setting": setting.label,
                 "seed": pairs.problem.seed,

@@ -22,9 +22,11 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import torch
 from flickr8k_regimes import REGIMES, HeldOut, _wrong_captions, load_pool, make_regime
 from regimes import FIRST_FRESH_SEED
-from regimes_methods import CPU, make_problem, test_set_of, trust_of
+from regimes_methods import trust_of
+from regimes_problem import make_problem, test_set_of
 from tqdm import tqdm
 
 from artifacts.provenance import hardware, package_versions
@@ -86,7 +88,9 @@ def main() -> None:
     args = parser.parse_args()
     pool_file = args.work_dir / "pool.npz"
     pool = load_pool(
-        args.data_dir, pool_file, lambda: load_encoder(EmbeddingConfig("embedded"), device=CPU)
+        args.data_dir,
+        pool_file,
+        lambda: load_encoder(EmbeddingConfig("embedded"), device=torch.device("cpu")),
     )
     names = {f"wrong_{100 * share:g}_percent": share for share in SHARES}
     for name, share in names.items():

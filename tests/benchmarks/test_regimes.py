@@ -27,7 +27,10 @@ ABOUT = {"command": "it", "hardware": {"cpu_cores": 1}, "packages": {"torch": "0
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, Any]]:
     sys.path.append(BENCHMARKS)  # last: some of its files have the names of modules
-    names = ("regimes", "regimes_methods", "regimes_rows", "regimes_report", "flickr8k_regimes")
+    names = (
+        *("regimes", "regimes_methods", "regimes_problem", "regimes_training", "regimes_rows"),
+        *("regimes_report", "flickr8k_regimes"),
+    )
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(BENCHMARKS)
 
@@ -40,6 +43,11 @@ def bench(modules: dict[str, Any]) -> Any:
 @pytest.fixture
 def methods(modules: dict[str, Any]) -> Any:
     return modules["regimes_methods"]
+
+
+@pytest.fixture
+def sets(modules: dict[str, Any]) -> Any:
+    return modules["regimes_problem"]
 
 
 @pytest.fixture
@@ -183,10 +191,10 @@ def test_a_seed_decides_everything(data: Any, pool: Any) -> None:
 
 @pytest.fixture
 def problems(
-    bench: Any, methods: Any, data: Any, pool: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Any, sets: Any, data: Any, pool: Any, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
-    monkeypatch.setattr(methods, "pool_of", lambda _: pool)
-    monkeypatch.setattr(methods, "ClusteringConfig", lambda **_: ClusteringConfig(10))
+    monkeypatch.setattr(sets, "pool_of", lambda _: pool)
+    monkeypatch.setattr(sets, "ClusteringConfig", lambda **_: ClusteringConfig(10))
     test = bench.test_set_of.__wrapped__(Path(), "")
     return {
         name: bench.make_problem(data.make_regime(name, pool, 0), 0, test)
