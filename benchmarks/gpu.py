@@ -176,7 +176,7 @@ def embed(folder: Path, output: Path, device: torch.device, *flags: str) -> dict
     """Stage 1 of the shards in a folder as `main.py` runs it, and how long it took."""
     shutil.rmtree(output, ignore_errors=True)
     given = f"--dataset webdataset --device {device} --no_report --max_val_samples {FEW_HELD_OUT}"
-    given += f" --max_test_samples {FEW_HELD_OUT} --seed 0"
+    given += f" --max_test_samples {FEW_HELD_OUT} --seed 0 --n_clusters 2"
     places = ("--data_dir", str(folder / "shards"), "--output_dir", str(output))
     config = parse_arguments([*given.split(), *places, *flags])
     store, told, logger = Store.open(str(output)), Told(), logging.getLogger("embedding")
