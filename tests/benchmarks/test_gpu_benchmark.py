@@ -46,7 +46,7 @@ def test_shards_hold_the_pairs_and_are_the_same_when_drawn_again(
     ]
     assert files[0] == files[1]
     assert sorted(files[0]) == ["00000.tar", "00001.tar", "00002.tar"]
-    few = {"max_val_samples": 3, "max_test_samples": 3}
+    few: dict[str, Any] = {"max_val_samples": 3, "max_test_samples": 3}
     config = DataConfig("webdataset", str(tmp_path / "first"), **few)
     reader, pixels = read_all(open_source(config, rng=np.random.default_rng(0)), **few)
     assert sum(map(len, pixels.values())) == 30
