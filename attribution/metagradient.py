@@ -12,10 +12,11 @@ from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from tqdm import tqdm
 
+from learner.captured import Captured
 from learner.model import (
     MAX_LOG_SCALE,
     Parameters,
@@ -90,6 +91,7 @@ def pair_weight_gradients(
         adjoint = TrainingState(
             *(Parameters(*(torch.zeros_like(p) for p in start.parameters)) for _ in start)
         )
+        step_back = _StepBack(runs, adjoint)
         final = None
         for step, before, gradient, after in _Replay(runs).backwards(start, 0, n_steps):
             if final is None:
@@ -99,8 +101,8 @@ def pair_weight_gradients(
                     of_run = loss_gradient(Parameters(*(p[r] for p in after.parameters)))
                     for x, g in zip(adjoint.parameters, of_run, strict=True):
                         x[r].add_(g / len(looked_at))
-            index, by_weight = _step_back(runs, step, before, gradient, after, adjoint)
-            totals.scatter_add_(1, index, by_weight.double())
+            positions, by_weight = step_back.take(step, before, gradient, after)
+            totals.scatter_add_(1, positions, by_weight.double())
             progress.update()
         assert final is not None
         runs.restore(final, n_steps)
@@ -154,62 +156,77 @@ class _Replay:
         return self.runs.state(into=self.spare.pop() if self.spare else None)
 
 
-def _step_back(
-    runs: StackedTraining,
-    step: int,
-    before: Parameters,
-    gradient: ProjectedGradient,
-    after: TrainingState,
-    adjoint: TrainingState,
-) -> tuple[Tensor, Tensor]:
-    """Take the adjoint from after a step to before it, in place.
+class _StepBack:
+    """Takes the adjoint from after a step to before it, in place.
 
     AdamW, with g the gradient, b1 and b2 its betas, and c1 and c2 their bias corrections:
 
         m' = b1 m + (1 - b1) g,   v' = b2 v + (1 - b2) g^2
         x' = (1 - lr decay) x - (lr / c1) m' / (sqrt(v' / c2) + epsilon)
-
-    Returns:
-        The positions of the batches' pairs and what the step adds to the derivative with respect
-        to their weights, both (R, b).
     """
-    rate = float(runs.learning_rates[step])
-    decays = (runs.config.weight_decay, runs.config.weight_decay, 0.0)
-    # The clamp forgets where it came from.
-    adjoint.parameters.log_scale.masked_fill_(after.parameters.log_scale >= MAX_LOG_SCALE, 0.0)
-    index, batch, weights = runs.batch(step)
-    assert weights is not None
-    g = runs.gradient()  # the runs are restored before they step again: its memory is free
-    gradient.by_parameters(batch, out=g)
-    for arrays in zip(*adjoint, g, after.first_moment, after.second_moment, strict=True):
-        _adam_back(*arrays, rate=rate, step=step)
-    by_projections, by_weight = _slope_gradient(before, batch, weights, along=g)
-    by_projections.by_parameters(batch, out=g)
-    for x, decay, h in zip(adjoint.parameters, decays, g, strict=True):
-        x.mul_(1 - rate * decay).add_(h)
-    return index, by_weight
+
+    def __init__(self, runs: StackedTraining, adjoint: TrainingState) -> None:
+        self._runs, self._adjoint = runs, adjoint
+        dtype, device = adjoint.parameters.image_map.dtype, runs.pairs.device
+        self._factors = torch.from_numpy(_factors_of_steps(runs)).to(device, dtype)
+        in_memory = isinstance(runs.pairs, PairTensors)
+        self._arithmetic = Captured(self._take, device, allowed=in_memory)
+
+    def take(
+        self, step: int, before: Parameters, gradient: ProjectedGradient, after: TrainingState
+    ) -> tuple[Tensor, Tensor]:
+        """Back over a step.
+
+        Returns:
+            The positions of the batches' pairs and what the step adds to the derivative with
+            respect to their weights, both (R, b).
+        """
+        positions, places = self._runs.batch_at(step)
+        log_scale, *moments = after.parameters.log_scale, *after.first_moment, *after.second_moment
+        given = (positions, places, self._factors[step], log_scale, *before, *gradient, *moments)
+        return positions, self._arithmetic(*given)
+
+    def _take(
+        self, positions: Tensor, places: Tensor, factors: Tensor, log_scale: Tensor, *parts: Tensor
+    ) -> Tensor:
+        runs, adjoint = self._runs, self._adjoint
+        before, gradient = Parameters(*parts[:3]), ProjectedGradient(*parts[3:6])
+        first_moment, second_moment = Parameters(*parts[6:9]), Parameters(*parts[9:])
+        # The clamp forgets where it came from.
+        adjoint.parameters.log_scale.masked_fill_(log_scale >= MAX_LOG_SCALE, 0.0)
+        batch, weights = runs.pairs_at(positions, places)
+        assert weights is not None
+        g = runs.gradient()  # the runs are restored before they step again: its memory is free
+        gradient.by_parameters(batch, out=g)
+        for arrays in zip(*adjoint, g, first_moment, second_moment, strict=True):
+            _adam_back(*arrays, factors=factors)
+        by_projections, by_weight = _slope_gradient(before, batch, weights, along=g)
+        by_projections.by_parameters(batch, out=g)
+        for x, h in zip(adjoint.parameters[:2], g[:2], strict=True):
+            x.mul_(factors[3]).add_(h)
+        adjoint.parameters.log_scale.add_(g.log_scale)
+        return by_weight
+
+
+def _factors_of_steps(runs: StackedTraining) -> Float64[np.ndarray, "n_steps 4"]:
+    """Lr / c1, c2, 2 c2 and 1 - lr decay of every step."""
+    rates, steps = runs.learning_rates, np.arange(1, runs.n_steps + 1)
+    correction1, correction2 = (1 - beta**steps for beta in ADAM_BETAS)
+    kept = 1 - rates * runs.config.weight_decay
+    return np.stack([rates / correction1, correction2, 2 * correction2, kept], axis=1)
 
 
 def _adam_back(
-    x: Tensor,
-    m: Tensor,
-    v: Tensor,
-    g: Tensor,
-    m_after: Tensor,
-    v_after: Tensor,
-    *,
-    rate: float,
-    step: int,
+    x: Tensor, m: Tensor, v: Tensor, g: Tensor, m_after: Tensor, v_after: Tensor, *, factors: Tensor
 ) -> None:
     """Take the adjoints m and v to before the step, and put that of the gradient in place of g."""
     beta1, beta2 = ADAM_BETAS
-    correction1, correction2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
-    root = (v_after / correction2).sqrt_()
+    root = (v_after / factors[1]).sqrt_()
     denominator = root + ADAM_EPSILON
-    scaled = (x / denominator).mul_(rate / correction1)
+    scaled = (x / denominator).mul_(factors[0])
     m.sub_(scaled)
     # A coordinate whose gradient has always been zero has no root to differentiate: 0 / 0.
-    root.mul_(2 * correction2).clamp_(min=torch.finfo(root.dtype).tiny)
+    root.mul_(factors[2]).clamp_(min=torch.finfo(root.dtype).tiny)
     v.add_(scaled.mul_(m_after).div_(denominator).div_(root))
     torch.addcmul(m * (1 - beta1), g, v, value=2 * (1 - beta2), out=g)
     m.mul_(beta1)

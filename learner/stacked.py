@@ -7,7 +7,7 @@ too. On a CPU a run at a time, one a core, is as fast: its parameters stay in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from learner.batches import training_batches
+from learner.captured import Captured, copy_all
 from learner.config import LOSS, SAMPLE, TrainingConfig
 from learner.model import (
     MAX_LOG_SCALE,
@@ -32,7 +33,6 @@ ADAM_BETAS = (0.9, 0.999)
 # A hundredth of a typical gradient. With the customary 1e-8 the first steps are signs of the
 # gradient, and the final loss is no smooth function of the pairs' weights (metagradient.py).
 ADAM_EPSILON = 1e-4
-WARM_STEPS = 3  # steps on a GPU before one is captured: libraries set themselves up
 
 
 class TrainingState(NamedTuple):
@@ -106,7 +106,6 @@ class StackedTraining:
         self._positions, self._places = _by_steps(self.batches, runs, device)
         phase = np.pi * np.arange(n_steps) / n_steps
         self.learning_rates = config.learning_rate * (1 + np.cos(phase)) / 2
-        self._captured: _CapturedStep | None = None
         self._weights: Tensor | None = None
         if weighting == LOSS and any(run.weights is not None for run in runs):
             self._weights = _padded_weights(runs, self.sizes).to(device)
@@ -123,7 +122,7 @@ class StackedTraining:
         self._rates = torch.from_numpy(self.learning_rates.astype(np.float32)).to(device)
         self._rate = torch.zeros((), device=device)
         self._optimizer = _optimizer(self._live, config, self._rate)
-        self._n_warm = 0
+        self._capture_anew()
 
     @property
     def weights(self) -> Tensor | None:
@@ -132,7 +131,8 @@ class StackedTraining:
 
     @weights.setter
     def weights(self, weights: Tensor) -> None:
-        self._weights, self._captured = weights, None
+        self._weights = weights
+        self._capture_anew()
 
     @property
     def n_runs(self) -> int:
@@ -152,11 +152,14 @@ class StackedTraining:
         """The gradients that the last step was taken along; the next step overwrites them."""
         return self._gradient
 
-    def batch(self, step: int) -> tuple[Tensor, PairTensors, Tensor | None]:
-        """Positions, pairs and weights of the batches of a step from 0 on, each (R, b, ...)."""
-        positions = self._positions[step]
+    def batch_at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Positions among each run's pairs, and places among all, of a step from 0 on, (R, b)."""
+        return self._positions[step], self._places[step]
+
+    def pairs_at(self, positions: Tensor, places: Tensor) -> tuple[PairTensors, Tensor | None]:
+        """The pairs of batches, (R, b, d), and their weights, (R, b)."""
         weights = None if self.weights is None else self.weights.gather(1, positions)
-        return positions, self.pairs.take(self._places[step]), weights
+        return self.pairs.take(places), weights
 
     def seen(self, run: int) -> Bool[np.ndarray, " m"]:
         """Which pairs of a run were in a batch of the steps taken so far."""
@@ -165,28 +168,23 @@ class StackedTraining:
         return held
 
     def advance(self) -> Tensor:
-        """One optimiser step; the losses of its batches before it, detached, (R,)."""
-        return self.advance_with_gradient()[0]
+        """One optimiser step; the losses of its batches before it, (R,), until the next one."""
+        return self._advance()[0]
 
     def advance_with_gradient(self) -> tuple[Tensor, ProjectedGradient]:
         """One optimiser step; the losses of its batches before it and these losses' gradient."""
-        if self._can_be_captured():
-            self._captured = self._captured or _CapturedStep(self._step, self._next())
-            losses, gradient = self._captured.replay(self._next())
-        else:
-            losses, gradient = self._step(*self._next())
-            self._n_warm += 1
-        self.n_done += 1
-        return losses, gradient
+        losses, gradient = self._advance()
+        return losses.clone(), ProjectedGradient(*(part.clone() for part in gradient))
 
-    def _can_be_captured(self) -> bool:
-        on_device = isinstance(self.pairs, PairTensors) and self.pairs.device.type == "cuda"
-        return on_device and self._n_warm >= WARM_STEPS
-
-    def _next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions and places of the next batches, and the learning rate."""
+    def _advance(self) -> tuple[Tensor, ProjectedGradient]:
         step = self.n_done
-        return self._positions[step], self._places[step], self._rates[step]
+        found = self._step_on(self._positions[step], self._places[step], self._rates[step])
+        self.n_done += 1
+        return found
+
+    def _capture_anew(self) -> None:
+        in_memory = isinstance(self.pairs, PairTensors)
+        self._step_on = Captured(self._step, self.pairs.device, allowed=in_memory)
 
     def _step(
         self, positions: Tensor, places: Tensor, rate: Tensor
@@ -196,8 +194,7 @@ class StackedTraining:
         else:
             for group in self._optimizer.param_groups:
                 group["lr"] = float(self.learning_rates[self.n_done])
-        batch = self.pairs.take(places)
-        weights = None if self.weights is None else self.weights.gather(1, positions)
+        batch, weights = self.pairs_at(positions, places)
         losses, gradient = loss_and_gradient(
             batch.images @ self._live.image_map,
             batch.texts @ self._live.text_map,
@@ -220,15 +217,15 @@ class StackedTraining:
         copy = into or TrainingState(
             *(Parameters(*(torch.empty_like(p) for p in self._live)) for _ in range(3))
         )
-        for live, p, m, v in zip(self._live, *copy, strict=True):
-            p.copy_(live)
-            moments = self._optimizer.state.get(live)
-            if moments:
-                m.copy_(moments["exp_avg"])
-                v.copy_(moments["exp_avg_sq"])
-            else:
-                m.zero_()
-                v.zero_()
+        moments = [self._optimizer.state.get(live) for live in self._live]
+        if all(moments):
+            now = [*self._live, *(m["exp_avg"] for m in moments if m)]
+            now += [m["exp_avg_sq"] for m in moments if m]
+            copy_all([part for parts in copy for part in parts], now)
+        else:  # before the first step
+            copy_all(copy.parameters, self._live)
+            for part in (*copy.first_moment, *copy.second_moment):
+                part.zero_()
         return copy
 
     def restore(self, state: TrainingState, n_done: int) -> None:
@@ -244,28 +241,6 @@ class StackedTraining:
             moments["exp_avg"].copy_(m)
             moments["exp_avg_sq"].copy_(v)
         self.n_done = n_done
-
-
-class _CapturedStep:
-    """A step on a GPU, launched as one graph; what it reads and writes stays where it is."""
-
-    def __init__(
-        self,
-        step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ProjectedGradient]],
-        given: tuple[Tensor, Tensor, Tensor],
-    ) -> None:
-        self._given = tuple(part.clone() for part in given)
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._found = step(*self._given)
-
-    def replay(self, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ProjectedGradient]:
-        for mine, part in zip(self._given, given, strict=True):
-            mine.copy_(part)
-        self._graph.replay()
-        losses, gradient = self._found
-        return losses.clone(), ProjectedGradient(*(part.clone() for part in gradient))
 
 
 def _by_steps(

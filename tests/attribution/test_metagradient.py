@@ -147,7 +147,7 @@ def test_replays_of_several_levels_change_no_bit(
     at_once = case.gradient()
     is_fresh: list[bool] = []
     n_steps = 0
-    state, advance = StackedTraining.state, StackedTraining.advance_with_gradient
+    state, advance = StackedTraining.state, StackedTraining._advance
 
     def copied(run: StackedTraining, into: TrainingState | None = None) -> TrainingState:
         is_fresh.append(into is None)
@@ -159,7 +159,7 @@ def test_replays_of_several_levels_change_no_bit(
         return advance(run)
 
     monkeypatch.setattr(StackedTraining, "state", copied)
-    monkeypatch.setattr(StackedTraining, "advance_with_gradient", advanced)
+    monkeypatch.setattr(StackedTraining, "_advance", advanced)
     # The start, the end and every step once; with 3 at once also two checkpoints nine steps apart
     # and, in each of the three parts between, two that are three steps apart. What leads to the
     # last checkpoint of a part is not run again, and the memory of a checkpoint that is done with

@@ -175,7 +175,8 @@ def test_a_run_knows_which_pairs_it_has_seen() -> None:
 
 def test_a_batch_holds_its_pairs_and_weights() -> None:
     run = make_run()
-    positions, batches, of_runs = run.runs.batch(4)
+    positions, places = run.runs.batch_at(4)
+    batches, of_runs = run.runs.pairs_at(positions, places)
     index, pairs = positions[0], PairTensors(batches.images[0], batches.texts[0])
     assert of_runs is not None
     weights = of_runs[0]
@@ -183,7 +184,7 @@ def test_a_batch_holds_its_pairs_and_weights() -> None:
     assert torch.equal(pairs.images, run.pairs.whole().images[run.batches[4]])
     assert torch.equal(pairs.texts, run.pairs.whole().texts[run.batches[4]])
     assert weights.tolist() == [(i + 1) % 5 / 2 for i in run.batches[4]]
-    assert make_run(sample_weights=None).runs.batch(4)[2] is None
+    assert make_run(sample_weights=None).runs.pairs_at(positions, places)[1] is None
 
 
 def test_a_restored_state_replays_to_the_same_bits() -> None:
