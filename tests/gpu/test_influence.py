@@ -20,9 +20,9 @@ from attribution.spectrum import lanczos
 from attribution.trust import PairTrust, TrustConfig, judge_pairs
 from engine.local import LocalEngine
 from influence import score_clusters
+from learner.config import TrainingConfig
 from learner.model import Parameters, initial_parameters, shuffled_batches
 from learner.pairs import PairTensors, TrainingPairs
-from learner.training import TrainingConfig
 from tests.attribution.test_trust import make_world
 from tests.gpu import devices
 from tests.gpu.devices import CPU, assert_near, correlation

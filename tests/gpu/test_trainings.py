@@ -8,9 +8,10 @@ import torch
 from attribution.derivatives import batch_loss_influences, loss_gradient, unflatten
 from attribution.metagradient import pair_weight_gradient
 from attribution.retraining import mean_pair_losses
+from learner.config import TrainingConfig
 from learner.model import Parameters, initial_parameters, shuffled_batches
 from learner.pairs import PairTensors, nearest_clusters
-from learner.training import LossHistory, Training, TrainingConfig, train, train_until_best
+from learner.training import LossHistory, Training, train, train_until_best
 from tests.gpu import devices
 from tests.gpu.devices import CPU, assert_near, correlation
 from tests.reference import planted_problem
