@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -167,9 +167,29 @@ class Told(logging.Handler):
 
 
 def nothing_encoded(encoder: object, inputs: Sequence[Any] | np.ndarray) -> Encoded:
-    """In the place of an encoder's two calls: other rows for every input, at no cost."""
+    """In the place of an encoder's calls: other rows for every input, at no cost."""
     rows = np.resize(NOISE, (len(inputs), NOISE.shape[1]))
     return Encoded(rows, rows)
+
+
+def nothing_started(encoder: object, inputs: Sequence[Any]) -> Callable[[], Encoded]:
+    """The same where what waits for the device is handed back."""
+    return lambda: nothing_encoded(encoder, inputs)
+
+
+@contextmanager
+def idle_encoder() -> Iterator[None]:
+    """Let CLIP encode nothing, beside the processor or not; captions are not tokenised either."""
+    stubs: dict[str, Any] = {
+        **dict.fromkeys(("encode_images", "encode_texts"), nothing_encoded),
+        **dict.fromkeys(("start_images", "start_texts"), nothing_started),
+        "tokens": lambda _, captions: list(captions),
+    }
+    with ExitStack() as stack:
+        for name, stub in stubs.items():
+            if hasattr(PretrainedEncoder, name):
+                stack.enter_context(patch.object(PretrainedEncoder, name, stub))
+        yield
 
 
 def embed(folder: Path, output: Path, device: torch.device, *flags: str) -> dict[str, Any]:
@@ -211,11 +231,7 @@ def measure_decoding(args: argparse.Namespace, device: torch.device) -> Iterator
     for cores in args.cores:
         wanted = min(args.pairs - 2 * FEW_HELD_OUT, cores * args.decode_pairs)
         flags = (*f"--num_workers {cores} --workers {cores}".split(), *encoder)
-        with (
-            only_cores(cores),
-            patch.object(PretrainedEncoder, "encode_images", nothing_encoded),
-            patch.object(PretrainedEncoder, "encode_texts", nothing_encoded),
-        ):
+        with only_cores(cores), idle_encoder():
             found = embed(
                 *(args.work_dir, args.work_dir / "out", device),
                 *("--max_train_samples", str(wanted), *flags, *args.flags),
@@ -287,7 +303,8 @@ def program_calls(
     rng = np.random.default_rng(0)
     encoder = load_encoder(EmbeddingConfig(str(folder)), device=device)
     image = PIL.Image.fromarray(rng.integers(256, size=(336, 336, 3), dtype=np.uint8))
-    pixels = np.stack([encoder.preprocess(image)] * batch_size)
+    prepare = getattr(encoder, "resizing", None) or encoder.preprocess
+    pixels = np.stack([prepare(image)] * batch_size)
     captions = [make_caption(rng) for _ in range(batch_size)]
     return {
         "encode_images": lambda: encoder.encode_images(pixels),
@@ -398,7 +415,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), default=("cpu", "cuda"))
     parser.add_argument("--pairs", type=int, default=20_000, help="in the shards")
     parser.add_argument("--cores", nargs="+", type=int, help="that decode; default 1, 2, 4, ...")
-    parser.add_argument("--decode_pairs", type=int, default=1000, help="for each core that decodes")
+    parser.add_argument("--decode_pairs", type=int, default=2000, help="for each core that decodes")
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=BATCH_SIZES)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each row of the encoder")
     parser.add_argument("--stage2", nargs="+", type=int, default=SIZES, help="pairs of stage 2")
