@@ -27,7 +27,7 @@ from attribution.derivatives import (
     loss_gradient,
 )
 from attribution.group_influence import Group, asked_groups
-from attribution.retraining import mean_pair_losses
+from attribution.retraining import mean_pair_losses, mean_projected_losses, projected_pairs
 from attribution.sampling import grown_batch_size
 from engine.room import Made, StageRoom
 from engine.shards import ShardFiles, Summary
@@ -36,12 +36,8 @@ from learner.config import TrainingConfig
 from learner.lending import Lent, lend
 from learner.model import (
     Parameters,
-    batch_blocks,
-    embed_images,
-    embed_texts,
     from_vector,
     mean_loss,
-    pair_losses,
     shuffled_batches,
     to_vector,
     whole_batches,
@@ -387,36 +383,13 @@ def _block_losses(
         held_out, own = np.flatnonzero(sides != side), np.flatnonzero((sides == side) & may_be_own)
         losses.times_own[own] += 1
         for parameters in halves.models(vectors):
-            projected = _projected(parameters, block)
+            projected = projected_pairs(parameters, block)
             for places, sums in ((held_out, losses.held_out), (own, losses.own)):
                 if len(places):
                     batches = places[halves.loss_batches(len(places), rng)]
                     found = mean_projected_losses(*projected, batches)[places]
                     sums[places] += found / len(vectors)
     return losses
-
-
-def _projected(parameters: Parameters, pairs: PairTensors) -> tuple[Tensor, Tensor]:
-    """Unit embeddings of both sides, the images' times the logit scale."""
-    images = parameters.log_scale.exp() * embed_images(parameters, pairs.images)
-    return images, embed_texts(parameters, pairs.texts)
-
-
-def mean_projected_losses(
-    images: Tensor, texts: Tensor, batches: Int64[np.ndarray, "n_batches b"]
-) -> Float[np.ndarray, " k"]:
-    """`mean_pair_losses` of pairs that have been through the model: logits are inner products."""
-    totals, counts = np.zeros(len(images)), np.zeros(len(images))
-    with torch.no_grad():
-        for index in batch_blocks(batches, images.device):
-            losses = pair_losses(images[index] @ texts[index].transpose(-1, -2))
-            places = index.cpu().numpy().reshape(-1)
-            totals += np.bincount(
-                places, losses.double().cpu().numpy().reshape(-1), minlength=len(totals)
-            )
-            counts += np.bincount(places, minlength=len(totals))
-    with np.errstate(invalid="ignore"):
-        return np.asarray(totals / counts)
 
 
 def _put_together(halves: _Halves, made: Sequence[Made], losses: _Losses, stop: int) -> CrossFit:

@@ -1,22 +1,30 @@
 """Derivatives of the contrastive loss by parameters and by pairs' weights.
 
-First-order influence of pairs takes one forward and one reverse sweep a batch for all of them: a
-contrastive loss has no per-pair gradient until its batch is fixed, and a pair acts in it as a
-positive and as a negative, so its influence is a mixed derivative of the weighted loss.
+A contrastive loss has no per-pair gradient until its batch is fixed, and a pair acts in it as a
+positive and as a negative, so its influence is a mixed derivative of the weighted loss. The maps
+are linear, so that all of it follows from what they make of each pair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.func import grad
 
-from learner.model import Parameters, batch_blocks, contrastive_loss, pair_losses, similarities
+from learner.model import (
+    LEAST_NORM,
+    ROWS_AT_ONCE,
+    Parameters,
+    batch_blocks,
+    loss_and_gradient,
+    pair_losses,
+    similarities,
+    whole_batches,
+)
 from learner.pairs import PairFeatures
 
 N_SHUFFLES = 8  # batch compositions that a pair's influence is averaged over
@@ -53,9 +61,16 @@ def loss_gradient(parameters: Parameters, pairs: PairFeatures, batches: np.ndarr
     total = torch.zeros_like(flatten(parameters))
     for block in batch_blocks(batches, pairs.device):
         batch = pairs.take(block)
-        total += flatten(
-            grad(lambda p, batch=batch: contrastive_loss(similarities(p, batch)).sum())(parameters)
+        _, gradient = loss_and_gradient(
+            batch.images @ parameters.image_map,
+            batch.texts @ parameters.text_map,
+            parameters.log_scale,
         )
+        by_images, by_texts = (
+            side.flatten(0, 1).T @ by_side.flatten(0, 1)
+            for side, by_side in zip(batch, gradient[:2], strict=True)
+        )
+        total += flatten(Parameters(by_images, by_texts, gradient.by_scale.sum()))
     return total / len(batches)
 
 
@@ -95,14 +110,19 @@ def batch_loss_influences(
     rng: np.random.Generator,
     n_shuffles: int = N_SHUFFLES,
 ) -> Float[np.ndarray, " m"]:
-    """u_i of the pairs at `index`, nats, by one forward and one reverse sweep a batch.
+    """u_i of the pairs at `index`, nats, from what the model makes of each pair.
 
         u_i = W_B * d/dw_i [ v . dL_B/dtheta ](w),    W_B = sum of the weights in i's batch B
 
-    The forward sweep carries the logits and their derivative along v; the reverse sweep takes the
-    gradient with respect to the pair weights, so the cost does not depend on the number of
-    parameters and no per-pair gradient is stored. In every batch sum_i w_i u_i = 0: scaling all
-    weights changes nothing.
+    With T the derivative of the logits s along v, E_ij = exp(s_ij) / sum_k w_k exp(s_ik) and F
+    likewise down the columns, a_i = sum_j w_j E_ij T_ij and c_j = sum_i w_i F_ij T_ij,
+
+        m_i = (a_i + c_i) / 2 - T_ii
+        u_i = m_i - sum_k w_k m_k / W_B
+              + 1/2 sum_k w_k [ E_ki (T_ki - a_k) + F_ik (T_ik - c_k) ]
+
+    Pairs go through the maps once; their batches are small products of what comes out. In every
+    batch sum_i w_i u_i = 0: scaling all weights changes nothing.
 
     Args:
         parameters: the reference model.
@@ -116,33 +136,76 @@ def batch_loss_influences(
         n_shuffles: batch compositions averaged over.
     """
     device = pairs.device
-    tangent = unflatten(direction, parameters)
-    weights = torch.from_numpy(base_weights.astype(np.float32)).to(device)
-    pair_index = torch.from_numpy(index).to(device)
+    along = unflatten(direction, parameters)
+    seen = _seen_along(parameters, along, pairs, index)
+    log_weights = torch.from_numpy(base_weights.astype(np.float32)).to(device).log()
+    scale = parameters.log_scale.exp()
     totals = torch.zeros(len(index), dtype=torch.float64, device=device)
     counts = torch.zeros_like(totals)
     b = min(batch_size, len(index))
     for _ in range(n_shuffles):
-        order = rng.permutation(len(index))
-        n_batches = -(-len(order) // b)
-        batches = np.resize(order, n_batches * b).reshape(n_batches, b)  # the last one wraps round
-        for block in batch_blocks(batches, device):
-            batch = pairs.take(pair_index[block])
-            logits, logits_tangent = jvp(
-                lambda p, batch=batch: similarities(p, batch), parameters, tangent
-            )
-
-            def slope(
-                w: Tensor, logits: Tensor = logits, tangent: Tensor = logits_tangent
-            ) -> Tensor:
-                derivative: Tensor = jvp(lambda s: contrastive_loss(s, w), logits, tangent)[1]
-                return derivative.sum()
-
-            w = weights[block]
-            u = w.sum(-1, keepdim=True) * grad(slope)(w)
+        for block in batch_blocks(whole_batches(len(index), b, rng), device):
+            images, texts, images_along, texts_along = (part[block] for part in seen)
+            texts, texts_along = texts.transpose(-1, -2), texts_along.transpose(-1, -2)
+            logits = scale * (images @ texts)
+            slopes = scale * (images_along @ texts + images @ texts_along)
+            slopes += along.log_scale * logits
+            u = _weight_slopes(logits, slopes, log_weights[block])
             totals.index_add_(0, block.reshape(-1), u.reshape(-1).double())
             counts.index_add_(0, block.reshape(-1), torch.ones_like(u).reshape(-1).double())
     return (totals / counts).cpu().numpy()
+
+
+class _Seen(NamedTuple):
+    """Unit joint embeddings of m pairs, and their derivatives along a change of the model."""
+
+    images: Tensor  # (m, e)
+    texts: Tensor
+    images_along: Tensor
+    texts_along: Tensor
+
+
+def _seen_along(
+    parameters: Parameters,
+    along: Parameters,
+    pairs: PairFeatures,
+    index: Int64[np.ndarray, " m"],
+) -> _Seen:
+    parts: list[_Seen] = []
+    for rows in np.split(index, range(ROWS_AT_ONCE, len(index), ROWS_AT_ONCE)):
+        batch = pairs.take(torch.from_numpy(rows).to(pairs.device))
+        images, images_along = _unit_along(
+            batch.images @ parameters.image_map, batch.images @ along.image_map
+        )
+        texts, texts_along = _unit_along(
+            batch.texts @ parameters.text_map, batch.texts @ along.text_map
+        )
+        parts.append(_Seen(images, texts, images_along, texts_along))
+    return _Seen(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _unit_along(rows: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of unit length, and their derivative where the rows given move along."""
+    norms = rows.norm(dim=-1, keepdim=True).clamp(min=LEAST_NORM)
+    unit = rows / norms
+    return unit, (along - unit * (unit * along).sum(-1, keepdim=True)) / norms
+
+
+def _weight_slopes(logits: Tensor, slopes: Tensor, log_weights: Tensor) -> Tensor:
+    """U of `batch_loss_influences`, (..., b), from s, T and log w of its batches."""
+    weights = log_weights.exp()
+    of_rows = (logits + log_weights[..., None, :]).logsumexp(-1, keepdim=True)
+    of_columns = (logits + log_weights[..., :, None]).logsumexp(-2, keepdim=True)
+    rows, columns = (logits - of_rows).exp(), (logits - of_columns).exp()  # E and F
+    a = (rows * slopes * weights[..., None, :]).sum(-1)
+    c = (columns * slopes * weights[..., :, None]).sum(-2)
+    mean = (a + c) / 2 - slopes.diagonal(dim1=-2, dim2=-1)
+    as_negative = (weights[..., :, None] * rows * (slopes - a[..., :, None])).sum(-2)
+    as_negative = as_negative + (weights[..., None, :] * columns * (slopes - c[..., None, :])).sum(
+        -1
+    )
+    share = weights / weights.sum(-1, keepdim=True)
+    return mean - (share * mean).sum(-1, keepdim=True) + as_negative / 2
 
 
 def own_loss_influences(

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
+from torch import Tensor
 
 from engine.shards import ShardFiles, Summary
 from learner.config import TrainingConfig
 from learner.lending import Lent
-from learner.model import Parameters, batch_blocks, pair_losses, similarities
-from learner.pairs import PairFeatures, PairTensors
+from learner.model import Parameters, batch_blocks, embed_images, embed_texts, pair_losses
+from learner.pairs import PairFeatures, PairTensors, blocks_of_pairs
 from learner.side_by_side import train_in_groups
 from learner.stacked import Run, StackedTraining
 from learner.training import Training
@@ -123,12 +124,26 @@ def mean_pair_losses(
 
     Their mean, each pair weighted by the batches that hold it, is the loss over the batches.
     """
-    totals, counts = np.zeros(pairs.n_pairs), np.zeros(pairs.n_pairs)
+    parts = [projected_pairs(parameters, part) for _, part in blocks_of_pairs(pairs)]
+    images, texts = (torch.cat(side) for side in zip(*parts, strict=True))
+    return mean_projected_losses(images, texts, batches)
+
+
+def projected_pairs(parameters: Parameters, pairs: PairTensors) -> tuple[Tensor, Tensor]:
+    """Unit embeddings of both sides, the images' times the logit scale: logits are products."""
+    images = parameters.log_scale.exp() * embed_images(parameters, pairs.images)
+    return images, embed_texts(parameters, pairs.texts)
+
+
+def mean_projected_losses(
+    images: Tensor, texts: Tensor, batches: Int64[np.ndarray, "n_batches b"]
+) -> Float64[np.ndarray, " m"]:
+    """`mean_pair_losses` of pairs that have been through the model; see `projected_pairs`."""
+    totals = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    counts = torch.zeros_like(totals)
     with torch.no_grad():
-        for block in batch_blocks(batches, pairs.device):
-            index = block.cpu().numpy()
-            losses = pair_losses(similarities(parameters, pairs.take(block)))
-            np.add.at(totals, index, losses.double().cpu().numpy())
-            np.add.at(counts, index, 1)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(totals / counts, dtype=np.float64)
+        for index in batch_blocks(batches, images.device):
+            losses = pair_losses(images[index] @ texts[index].transpose(-1, -2)).double()
+            totals.index_add_(0, index.reshape(-1), losses.reshape(-1))
+            counts.index_add_(0, index.reshape(-1), torch.ones_like(losses).reshape(-1))
+    return np.asarray((totals / counts).cpu().numpy())

@@ -22,6 +22,7 @@ from learner.pairs import PairFeatures, PairTensors
 INITIAL_LOGIT_SCALE = 1 / 0.07  # CLIP's
 MAX_LOG_SCALE = math.log(100.0)  # CLIP's cap on the logit scale
 MAX_EXPONENT = 80.0  # exp of it is finite in float32
+LEAST_NORM = 1e-12  # of a row that is made a unit one, as in `F.normalize`
 ROWS_AT_ONCE = 8192  # pairs per vectorised block of batches; bounds memory
 
 
@@ -201,7 +202,7 @@ def loss_and_gradient(
 
 def _unit_rows(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Rows of unit length, and the map from a gradient by them to one by the rows given."""
-    inverse_norms = 1 / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)  # as `F.normalize`
+    inverse_norms = 1 / rows.norm(dim=-1, keepdim=True).clamp(min=LEAST_NORM)
     unit = rows * inverse_norms
 
     def pull_back(by_unit: Tensor) -> Tensor:
