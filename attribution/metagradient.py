@@ -169,8 +169,7 @@ class _StepBack:
         self._runs, self._adjoint = runs, adjoint
         dtype, device = adjoint.parameters.image_map.dtype, runs.pairs.device
         self._factors = torch.from_numpy(_factors_of_steps(runs)).to(device, dtype)
-        in_memory = isinstance(runs.pairs, PairTensors)
-        self._arithmetic = Captured(self._take, device, allowed=in_memory)
+        self._arithmetic = Captured(self._take, device, allowed=runs.pairs.in_memory)
 
     def take(
         self, step: int, before: Parameters, gradient: ProjectedGradient, after: TrainingState

@@ -94,6 +94,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work_dir", type=Path, help="where the embedded pool is kept")
     parser.add_argument("--blocks", nargs="+", choices=list(BLOCKS), default=list(BLOCKS))
     parser.add_argument("--seeds", type=int, default=N_SEEDS, help=f"from {FIRST_SEED} on")
+    parser.add_argument(
+        "--seeds_at_once", type=int, default=1, help="whose sets of pairs the processes share"
+    )
     parser.add_argument("--hours", type=float, default=float("inf"), help="time that there is")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--device", default="cpu", help="that all of them train on: cpu or cuda")
@@ -108,15 +111,18 @@ def arguments() -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, file: Path) -> None:
-    """All cells of a seed, then the next, while there is time."""
+    """All cells of a few seeds, then of the next, while there is time."""
     pool_file = args.work_dir / "pool.npz"
     load_pool(args.data_dir, pool_file, embedded_encoder)
     started, longest = time.perf_counter(), 0.0
-    for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
-        units = units_of_seed(args.blocks, seed, done_in(file, with_images=True))
+    seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
+    for first in range(0, len(seeds), args.seeds_at_once):
+        some = seeds[first : first + args.seeds_at_once]
+        done = done_in(file, with_images=True)
+        units = [unit for seed in some for unit in units_of_seed(args.blocks, seed, done)]
         began = time.perf_counter()
         if began - started + longest > 3600 * args.hours:
-            print(f"no seed {seed}: --hours {args.hours:g} would be over", file=sys.stderr)
+            print(f"no seed {some[0]}: --hours {args.hours:g} would be over", file=sys.stderr)
             return
         if units:
             compute(*(units, pool_file, file, args.jobs), with_images=True, device=args.device)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
+from tqdm import tqdm
 
 # Memory-mapped features of more bytes a side, as float32, stay in their files.
 MOST_BYTES_HELD = 2**27
@@ -40,6 +42,11 @@ class PairTensors(NamedTuple):
     def device(self) -> torch.device:
         """Where they are."""
         return self.images.device
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether taking some reads no file: of these it never does."""
+        return True
 
     def whole(self) -> PairTensors:
         """All pairs on the device: these."""
@@ -93,10 +100,13 @@ class FeatureScaling(NamedTuple):
     def stored(
         self, image_features: np.ndarray, text_features: np.ndarray, device: torch.device
     ) -> PairFeatures:
-        """Both sides of aligned pairs; large ones that are memory-mapped stay in their files."""
+        """Both sides of aligned pairs; large ones that are memory-mapped stay in their files.
+
+        On a GPU that has room, halves of these are in its memory, too.
+        """
         sides = (image_features, text_features)
         if all(isinstance(side, np.memmap) for side in sides) and any(map(_is_large, sides)):
-            return StoredPairs(image_features, text_features, self, device)
+            return resident(StoredPairs(image_features, text_features, self, device))
         return self.pairs(*sides, device)
 
 
@@ -150,10 +160,70 @@ class StoredPairs:
         """All pairs on the device, which has to hold them."""
         return self.take(torch.arange(self.n_pairs))
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether taking some reads no file."""
+        return False
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle paths in the place of arrays."""
         paths = [_path_of_whole(side) for side in (self.image_features, self.text_features)]
         return _stored_pairs, (*paths, self.scaling, self.device, self.rows)
+
+
+@dataclass(frozen=True)
+class ResidentPairs(StoredPairs):
+    """Pairs in files of which all features are in the device's memory too, in half precision.
+
+    What is taken out differs from what the files say by half a unit in the eleventh binary digit.
+
+    Attributes:
+        halves: all N pairs of the files, scaled, float16.
+    """
+
+    halves: PairTensors | None = None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether taking some reads no file."""
+        return True
+
+    def take(self, index: Tensor) -> PairTensors:
+        """The pairs at `index`, whose shape replaces the first axis, in single precision."""
+        assert self.halves is not None
+        places = index.to(self.device)
+        return self.halves.take(places if self.rows is None else self._places[places])
+
+    @cached_property
+    def _places(self) -> Tensor:
+        return torch.from_numpy(np.asarray(self.rows)).to(self.device)
+
+
+def resident(stored: StoredPairs) -> StoredPairs:
+    """The same with all features in the memory of their GPU, where at most half of it is taken."""
+    n_bytes = 2 * (stored.image_features.size + stored.text_features.size)
+    if stored.device.type != "cuda" or n_bytes > torch.cuda.mem_get_info(stored.device)[0] // 2:
+        return stored
+    return in_halves(stored)
+
+
+def in_halves(stored: StoredPairs) -> ResidentPairs:
+    """The same with all features in the memory of their device, which has to hold them."""
+    files = replace(stored, rows=None)
+    n, device = files.n_pairs, files.device
+    halves = PairTensors(
+        *(torch.empty(n, width, dtype=torch.float16, device=device) for width in files.widths)
+    )
+    blocks = range(0, n, ROWS_AT_ONCE)
+    for start in tqdm(blocks, desc="features", unit="block", disable=None, leave=False):
+        block = slice(start, min(start + ROWS_AT_ONCE, n))
+        for side, part in zip(
+            halves, files.take(torch.arange(block.start, block.stop)), strict=True
+        ):
+            side[block] = part
+    return ResidentPairs(
+        stored.image_features, stored.text_features, stored.scaling, device, stored.rows, halves
+    )
 
 
 PairFeatures = PairTensors | StoredPairs
@@ -174,7 +244,7 @@ def _stored_pairs(
     image_path: str, text_path: str, scaling: FeatureScaling, device: torch.device, rows: Any
 ) -> StoredPairs:
     images, texts = (np.load(path, mmap_mode="r") for path in (image_path, text_path))
-    return StoredPairs(images, texts, scaling, device, rows)
+    return resident(StoredPairs(images, texts, scaling, device, rows))
 
 
 def _path_of_whole(features: np.ndarray) -> str:

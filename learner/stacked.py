@@ -183,8 +183,7 @@ class StackedTraining:
         return found
 
     def _capture_anew(self) -> None:
-        in_memory = isinstance(self.pairs, PairTensors)
-        self._step_on = Captured(self._step, self.pairs.device, allowed=in_memory)
+        self._step_on = Captured(self._step, self.pairs.device, allowed=self.pairs.in_memory)
 
     def _step(
         self, positions: Tensor, places: Tensor, rate: Tensor

@@ -18,6 +18,7 @@ from learner.pairs import (
     StoredPairs,
     blocks_of_pairs,
     fit_feature_scaling,
+    in_halves,
     nearest_clusters,
 )
 from learner.training import Training
@@ -88,6 +89,32 @@ def test_blocks_are_all_pairs_in_order(
         assert [p.start for p in places] == [0, 8, 16, 24, 32, 40, 48]
         assert places[-1].stop == N
         assert_same(PairTensors(*map(torch.cat, zip(*parts, strict=True))), held)
+
+
+def test_halves_in_memory_are_taken_in_single_precision(
+    stored: StoredPairs, held: PairTensors
+) -> None:
+    pairs = in_halves(stored)
+    rows = np.array([40, 4, 9])
+    for found, expected in (
+        (pairs.whole(), held),
+        (pairs.subset(rows).whole(), held.subset(rows)),
+        (pairs.subset(rows).take(torch.tensor([[2, 0]])), held.take(torch.tensor([[9, 40]]))),
+    ):
+        for half, whole in zip(found, expected, strict=True):
+            assert half.dtype == torch.float32
+            torch.testing.assert_close(half, whole, rtol=2**-11, atol=1e-7)
+            assert not torch.equal(half, whole)
+    assert not stored.in_memory
+    assert pairs.subset(rows).in_memory
+    assert held.in_memory
+
+
+def test_halves_travel_as_their_files(stored: StoredPairs, held: PairTensors) -> None:
+    rows = np.array([4, 40])
+    data = pickle.dumps(in_halves(stored).subset(rows))
+    assert len(data) < 4000
+    assert_same(pickle.loads(data).whole(), held.subset(rows))  # noqa: S301
 
 
 def test_pickled_they_are_paths(stored: StoredPairs, held: PairTensors) -> None:
