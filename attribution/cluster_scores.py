@@ -62,7 +62,7 @@ class InfluenceConfig(Settings):
 
     estimator: str = setting(METAGRADIENT, "how cluster scores are estimated", choices=ESTIMATORS)
     removal_folds: int = setting(
-        10,
+        5,
         "retrainings without a fold of the clusters, for the finite-removal correction of "
         "`metagradient`; 0 = none",
         at_least=0,
@@ -74,7 +74,7 @@ class InfluenceConfig(Settings):
         at_least=1,
     )
     influence_seeds: int = setting(
-        3, "independently trained reference models that scores are averaged over", at_least=1
+        1, "independently trained reference models that scores are averaged over", at_least=1
     )
     max_reference_steps: int = setting(
         1600,

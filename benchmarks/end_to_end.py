@@ -134,7 +134,7 @@ def choose_all(jobs: Iterable[Job], pool_file: Path, work_dir: Path, n_processes
         units.setdefault((job.regime, job.seed), []).append(job)
     context = multiprocessing.get_context("spawn")
     n_processes = min(n_processes, len(units))
-    starting = {"initializer": regimes._start_worker, "initargs": (None,)}
+    starting = {"initializer": regimes._start_worker, "initargs": (None, "cpu")}
     with ProcessPoolExecutor(n_processes, context, **starting) as pool:
         futures = [pool.submit(choose, unit, pool_file, work_dir) for unit in units.values()]
         for future in tqdm(futures, desc="sets of pairs", unit="set", disable=None):

@@ -178,6 +178,8 @@ def reference_model(problem: Problem) -> tuple[Parameters, float]:
     return run.parameters, time.perf_counter() - started
 
 
+THREE_REFERENCES = MappingProxyType({"influence_seeds": 3, "removal_folds": 10})
+NO_FOLDS = MappingProxyType({"influence_seeds": 1, "removal_folds": 0})
 GROUPS_ASKED = MappingProxyType({"fairness": 1.0})  # one estimate for all that it may count
 
 
@@ -187,6 +189,7 @@ class Variant(NamedTuple):
     label: str = ""  # what is different, in tables
     cells: Mapping[str, Any] = MappingProxyType({})  # of `PairInfluenceConfig`
     curation: Mapping[str, Any] = MappingProxyType({})  # of `CurationConfig`
+    clusters: Mapping[str, Any] = MappingProxyType({})  # of `InfluenceConfig`
     rounds: int = PairInfluenceConfig().rounds
     equal_weights: bool = False
     women: float = 1.0  # times the weight of captions about women and girls
@@ -240,7 +243,7 @@ def curate_with_influencespace(
     if variant.taken_at_word:
         trust = at_word(trust)
     problem = asking(problem, trust)
-    scores, seconds = influence_of(problem)
+    scores, seconds = influence_of(problem, variant.clusters)
     seconds += judging
     started = time.perf_counter()
     config = CurationConfig(**{"target_size_ratio": keep, **variant.curation})
@@ -305,7 +308,7 @@ def curve_of_influencespace(problem: Problem) -> KeepCurve:
     trust, _ = trust_of(problem)
     problem = asking(problem, trust)
     influence, _ = pair_influence_of(problem, trust, Variant().cells)
-    return curve_of(problem, influence_of(problem)[0], influence)[0]
+    return curve_of(problem, influence_of(problem, Variant().clusters)[0], influence)[0]
 
 
 def judged_by_labels(problem: Problem, estimate: PairInfluence, n_kept: int) -> np.ndarray:
@@ -376,6 +379,10 @@ ABLATION = {
     "equal_weights": Variant("equal weights", equal_weights=True),
     "weights_drawn": Variant("weights drawn (sampling)", weighting=SAMPLE),
     "no_raising": Variant("no cluster raised", curation={"max_weight": 1.0}),
+    "three_references": Variant(
+        "three references, ten folds", clusters=THREE_REFERENCES, curve=True
+    ),
+    "no_folds": Variant("one reference, no folds", clusters=NO_FOLDS, curve=True),
     "20_clusters": Variant("20 clusters", n_clusters=20),
     "400_clusters": Variant("400 clusters", n_clusters=400),
     "two_rounds": Variant("two rounds", rounds=2),
@@ -425,17 +432,13 @@ def with_clusters(problem: Problem, n_clusters: int) -> Problem:
 
 
 @remembered
-def influence_of(problem: Problem) -> tuple[InfluenceResult, float]:
-    """The clusters' scores, one for all shares kept, and their seconds.
-
-    They decide only which clusters may be wiped out and raised: one reference model and five
-    folds are enough.
-    """
+def influence_of(problem: Problem, settings: Mapping[str, Any]) -> tuple[InfluenceResult, float]:
+    """The clusters' scores with these settings, one for all shares kept, and their seconds."""
     started = time.perf_counter()
     with temporary_room(_workers[0]) as room:
         result = score_clusters(
             known(problem),
-            InfluenceConfig(influence_seeds=1, removal_folds=5),
+            InfluenceConfig(**settings),
             TRAINING,
             room,
             rng=stage_rng(problem.seed, "influence"),

@@ -137,8 +137,6 @@ DEBUG_SETTINGS: Mapping[str, Any] = {
     "max_test_samples": 100,
     "n_clusters": 20,
     "samples_per_cluster": 2,
-    "influence_seeds": 1,
-    "removal_folds": 5,
     "held_out_repeats": 2,
     "num_epochs": 5,
     "n_seeds": 2,

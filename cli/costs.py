@@ -42,7 +42,9 @@ from learner.batches import steps_per_epoch
 from learner.config import TrainingConfig
 from learner.kmeans import FULL_STEPS, SAMPLE_STEPS, SAMPLED_ABOVE, sample_size
 from learner.pairs import PairTensors
-from learner.training import train
+from learner.side_by_side import RUNS_ON_GPU
+from learner.stacked import Run
+from learner.training import train, train_side_by_side
 from rivals.agreement import agreement_cosines
 from sources.captions import GROUP_WORDS
 
@@ -123,7 +125,9 @@ def _time_steps(pairs: PairTensors, config: TrainingConfig) -> tuple[float, floa
     _train_some(0, timed)
     alone = _timed(lambda: _train_some(0, timed)) / STEPS_TIMED
     if pairs.device.type != "cpu":
-        return alone, alone
+        runs = [Run(seed) for seed in range(RUNS_ON_GPU)]
+        seconds = _timed(lambda: train_side_by_side(*timed, runs, n_steps=STEPS_TIMED))
+        return alone, seconds / (len(runs) * STEPS_TIMED)
     engine, setup = LocalEngine(), Setup(_already_there, None)
     engine.offer(setup, timed)
 

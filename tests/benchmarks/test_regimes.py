@@ -252,7 +252,7 @@ def test_influencespace_chooses_within_its_budget(
     problem = problems["wrong_20"]
     known = len(np.unique(problem.clusters.cluster_assignments))
     flat = cluster_influence(np.zeros(known))
-    monkeypatch.setattr(methods, "influence_of", lambda _: (flat, 2.0))
+    monkeypatch.setattr(methods, "influence_of", lambda *_: (flat, 2.0))
     quick = {"held_out_repeats": 1, "held_out_steps": 10}
     variants = {
         "tenth": methods.Variant(cells=quick),
@@ -281,7 +281,7 @@ def test_what_shares_have_in_common_costs_each_the_same(
     asked = methods.asking(problem, trust)
     quick = {"held_out_repeats": 1, "held_out_steps": 10}
     estimate, _ = methods.pair_influence_of(asked, trust, quick)
-    monkeypatch.setattr(methods, "influence_of", lambda _: (flat, 20.0))
+    monkeypatch.setattr(methods, "influence_of", lambda *_: (flat, 20.0))
     clock = iter(range(0, 10**9, 1000))
     # Whoever computes the estimate, 1,000 seconds pass meanwhile: they count once, as its own.
     monkeypatch.setattr(
