@@ -142,7 +142,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture(autouse=True)
 def short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake_images, "IMAGES_A_SHARD", 4)
-    monkeypatch.setattr("intake.captions.BATCHES_A_SHARD", 2)
+    monkeypatch.setattr("intake.captions.CAPTIONS_A_SHARD", 6)
 
 
 @pytest.mark.parametrize("projects", [True, False])
