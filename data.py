@@ -302,6 +302,8 @@ class PairReader:
         n_workers = self._config.n_workers()
         executor = ThreadPoolExecutor(n_workers) if n_workers else None
         processes = self._processes if self.is_in_processes() else None
+        if processes is not None:
+            processes.start(n_workers)  # while the first candidates are being found
         at_once = (IMAGES_AT_ONCE if processes is None else IMAGES_A_HAND) if n_workers else 1
         read_all = self._read_all if processes is None else partial(self._send_all, processes)
         window = max(1, HANDS_A_WORKER * n_workers) * at_once

@@ -31,10 +31,15 @@ class Normalisation:
     def __call__(self, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Normalised pixels, (m, 3, h, w), of (m, h, w, 3) in uint8, rounded as float32 first.
 
-        Channels stay the last in memory.
+        Channels stay the last in memory on a GPU. On the processor they come first, as convolutions
+        there round and run as they did with them; and three numbers in a row are no vector.
         """
-        mean, std = (torch.tensor(x, device=pixels.device) for x in (self.mean, self.std))
-        return ((pixels.float() * self.scale - mean) / std).to(dtype).permute(0, 3, 1, 2)
+        layout = torch.contiguous_format if pixels.device.type == "cpu" else torch.preserve_format
+        normal = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
+        mean, std = (
+            torch.tensor(x, device=pixels.device).view(-1, 1, 1) for x in (self.mean, self.std)
+        )
+        return normal.mul_(self.scale).sub_(mean).div_(std).to(dtype)
 
 
 class Rows(NamedTuple):
@@ -110,9 +115,7 @@ class DeviceEncoder(Encoder):
             if pixels.dtype != torch.uint8:
                 return self._waiting(self.image_rows(pixels.to(self._dtype)))
             assert self.normalisation is not None, "bytes are given to who can normalise them"
-            normal = self.normalisation(pixels, self._dtype)
-            # On the processor a convolution rounds, and runs, as it did with channels first.
-            return self._waiting(self.image_rows(normal if self.is_beside else normal.contiguous()))
+            return self._waiting(self.image_rows(self.normalisation(pixels, self._dtype)))
 
     def start_texts(self, tokens: Any) -> Callable[[], Encoded]:
         """The same of tokens."""

@@ -103,9 +103,9 @@ def _draft(image: PIL.Image.Image, resizing: Resizing) -> tuple[float, float, fl
     None where it is decoded in full. One that has to be turned is, which keeps the part simple.
     """
     least = resizing.draft_size(image.size) if image.format == "JPEG" else None
-    if least is None or image.mode not in ("RGB", "L") or _turn(image) is not None:
+    if least is None or any(side < 2 * most for side, most in zip(image.size, least, strict=True)):
         return None
-    if any(side < 2 * most for side, most in zip(image.size, least, strict=True)):
+    if image.mode not in ("RGB", "L") or _turn(image) is not None:
         return None
     drafted = image.draft(None, least)
     return None if drafted is None else drafted[1]

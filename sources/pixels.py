@@ -30,6 +30,7 @@ class Resizing:
         resample: number of Pillow's filter.
         rounds: an odd margin is halved to the nearest even number, as torchvision does, else down.
         crops_strips: very long and thin images are cropped first, see `crop_strip`.
+        drafts: large JPEGs are decoded at a part of their size.
     """
 
     size: tuple[int, int] | int
@@ -37,6 +38,7 @@ class Resizing:
     resample: int
     rounds: bool = False
     crops_strips: bool = True
+    drafts: bool = True
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Resizing:
@@ -96,7 +98,7 @@ class Resizing:
 
     def draft_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The least width and height that a JPEG of this size may be decoded at; None: its own."""
-        if self.crops_strips and max(size) > MAX_ASPECT_RATIO * min(size):
+        if not self.drafts or (self.crops_strips and max(size) > MAX_ASPECT_RATIO * min(size)):
             return None
         width, height = self.resized(size)
         return (

@@ -113,6 +113,12 @@ class ImageProcesses:
             found |= dict(zip(sent, outcomes, strict=True))
         return [found[number] for number in range(len(asked))]
 
+    def start(self, n: int) -> None:
+        """Have so many start, which takes them a moment in which something else can be done."""
+        with self._lock:
+            while len(self._started) < n:
+                self._idle.append(self._new())
+
     def close(self) -> None:
         """End all of them; they start again when images are asked for."""
         with self._lock:
@@ -167,14 +173,16 @@ class ImageProcesses:
     def _take(self) -> subprocess.Popen[bytes]:
         """A process that has nothing to do, a new one if need be."""
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
-            process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM.format(root=str(_ROOT))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            self._started.append(process)
+            return self._idle.pop() if self._idle else self._new()
+
+    def _new(self) -> subprocess.Popen[bytes]:
+        """One more; for who holds the lock."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM.format(root=str(_ROOT))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._started.append(process)
         assert process.stdin is not None
         with suppress(OSError):  # it is seen when it is asked
             write_frame(process.stdin, self._settings)  # type: ignore[arg-type]
