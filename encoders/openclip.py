@@ -45,6 +45,9 @@ FILTERS = {  # of torchvision, as Pillow has them
     "bicubic": PIL.Image.Resampling.BICUBIC,
     "bilinear": PIL.Image.Resampling.BILINEAR,
 }
+# Steps of its transforms, by version: what changes no image in RGB, and what divides by 255.
+TO_RGB = ("_convert_to_rgb", "MaybeConvertMode")
+TO_TENSOR = ("ToTensor", "MaybeToTensor")
 MAX_PROBLEM = 300  # characters of a library's own words
 
 
@@ -118,7 +121,6 @@ def parts_of_transform(transform: Any) -> tuple[Resizing, Normalisation] | None:
     Known are a resize by torchvision, to a square or by the short side, a crop that lies within,
     and the normalisation; for all others the transform itself is asked, and nothing is guessed.
     """
-    from open_clip.transform import _convert_to_rgb
     from torchvision import transforms  # type: ignore[import-not-found]
 
     steps = list(transform.transforms)
@@ -126,11 +128,12 @@ def parts_of_transform(transform: Any) -> tuple[Resizing, Normalisation] | None:
     if len(steps) != 4 or (crop is not None and type(crop) is not transforms.CenterCrop):
         return None
     resize, to_rgb, to_tensor, normalise = steps
-    kinds = (type(resize), type(to_tensor), type(normalise))
-    if kinds != (transforms.Resize, transforms.ToTensor, transforms.Normalize):
+    if (type(resize), type(normalise)) != (transforms.Resize, transforms.Normalize):
         return None
     resample = FILTERS.get(resize.interpolation.value)
-    if to_rgb is not _convert_to_rgb or resize.max_size is not None or resample is None:
+    if resize.max_size is not None or resample is None:
+        return None
+    if _name_of(to_rgb) not in TO_RGB or _name_of(to_tensor) not in TO_TENSOR:
         return None
     size = resize.size if isinstance(resize.size, int) else tuple(resize.size)
     cut = None if crop is None else tuple(crop.size)
@@ -142,6 +145,11 @@ def parts_of_transform(transform: Any) -> tuple[Resizing, Normalisation] | None:
     mean, std = (tuple(map(float, values)) for values in (normalise.mean, normalise.std))
     resizing = Resizing(size, cut, int(resample), rounds=True)
     return (resizing, Normalisation(1 / 255, mean, std)) if len(mean) == len(std) == 3 else None
+
+
+def _name_of(step: Any) -> str:
+    """What a function or the class of an object is called."""
+    return str(getattr(step, "__name__", type(step).__name__))
 
 
 def is_open_clip(name: str) -> bool:
