@@ -33,10 +33,8 @@ from sources.base import (
     EMPTY_CAPTION,
     IMAGE_IN_ANOTHER_SPLIT,
     MISSING_CAPTION,
-    MISSING_FILE,
     NO_LIMIT,
     SPLITS,
-    UNREADABLE_FILE,
     Caption,
     DataConfig,
     ImageRecord,
@@ -48,14 +46,15 @@ from sources.coco import open_coco_files
 from sources.combined import CombinedSource, HeldOut, held_out_sets, open_parts, restrict_stream
 from sources.folders import open_folder
 from sources.hub import open_hf
-from sources.images import DecodedImage, FoundImage
+from sources.images import DecodedImage, FoundImage, ReadImage, read_file_of
 from sources.parquet import open_parquet
-from sources.places import BrokenReadError, StorageGoneError
+from sources.places import BrokenReadError
+from sources.processes import IMAGES_A_HAND, LEAST_IMAGES, AskedImage, ImageProcesses
 from sources.scenes import open_synthetic
 from sources.shards import open_shards
 
 logger = logging.getLogger(__name__)
-IMAGES_AT_ONCE = 4  # that a worker is handed; handing over a small one costs as much as reading it
+IMAGES_AT_ONCE = 4  # that a thread is handed; handing over a small one costs as much as reading it
 MANY_SHARED = 0.1  # of the captions, whose image is in another split: splits are hardly meant so
 HANDS_A_WORKER = 2  # one in its hands and one waiting; bounds memory
 T = TypeVar("T")
@@ -180,6 +179,7 @@ class PairReader:
         config: DataConfig,
         *,
         decode: Callable[[bytes], np.ndarray],
+        processes: ImageProcesses | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -187,8 +187,10 @@ class PairReader:
             source: where the pairs come from.
             config: limits and workers.
             decode: an encoder's input from an image file, see `decode_pixels`; thread-safe.
+            processes: that make the same of it where images are many; None: threads do.
         """
         self.source, self._config, self._decode = source, config, decode
+        self._processes = processes
         self._limits = config.limits()
         self._n_kept = dict.fromkeys(SPLITS, 0)  # test: images, else pairs
         self._owners: dict[str, tuple[str, int, int]] = {}  # sha256: split, row, first position
@@ -206,6 +208,11 @@ class PairReader:
         """The same of all splits; None where no limit and no count bounds it."""
         expected = [self.n_expected(split) for split in SPLITS]
         return None if NO_LIMIT in expected else sum(expected)
+
+    def is_in_processes(self) -> bool:
+        """Whether images are enough for processes to read them, as far as their number is known."""
+        expected = self.n_all_expected()
+        return self._config.n_workers() > 0 and (expected is None or expected >= LEAST_IMAGES)
 
     def images(self, split: str) -> Iterator[UsableImage]:
         """Usable images of a split, read ahead by a bounded number, until the split is full.
@@ -292,9 +299,13 @@ class PairReader:
         `known` holds what the consumer will not need to see read again.
         """
         records = self.source.records(split)
-        n_workers = self._config.num_workers
+        n_workers = self._config.n_workers()
         executor = ThreadPoolExecutor(n_workers) if n_workers else None
-        at_once = IMAGES_AT_ONCE if n_workers else 1
+        processes = self._processes if self.is_in_processes() else None
+        if processes is not None:
+            processes.start(n_workers)  # while the first candidates are being found
+        at_once = (IMAGES_AT_ONCE if processes is None else IMAGES_A_HAND) if n_workers else 1
+        read_all = self._read_all if processes is None else partial(self._send_all, processes)
         window = max(1, HANDS_A_WORKER * n_workers) * at_once
         pending: deque[tuple[ImageRecord, Callable[[], FoundImage | UnusableImage]]] = deque()
         submitted: set[str] = set()
@@ -309,7 +320,7 @@ class PairReader:
                 if executor is not None and record.key not in submitted:
                     submitted.add(record.key)
                     new.append(record)
-            future = executor.submit(self._read_all, new) if executor is not None and new else None
+            future = executor.submit(read_all, new) if executor is not None and new else None
             rows = {id(record): row for row, record in enumerate(new)}
             for record in hand:
                 row = rows.get(id(record))
@@ -358,12 +369,25 @@ class PairReader:
     def _read_all(self, records: Sequence[ImageRecord]) -> list[FoundImage | UnusableImage]:
         return [self._read(record) for record in records]
 
+    def _send_all(
+        self, processes: ImageProcesses, records: Sequence[ImageRecord]
+    ) -> list[FoundImage | UnusableImage]:
+        """What `_read_all` gives, read by a process."""
+        found: list[FoundImage | UnusableImage | None] = [_known_problem(r) for r in records]
+        rows = [row for row, known in enumerate(found) if known is None]
+        asked = [
+            AskedImage(records[row].key, records[row].read, usable_texts(records[row]))
+            for row in rows
+        ]
+        for row, sent in zip(rows, processes.read(asked), strict=True):
+            if not isinstance(sent, UnusableImage):
+                found[row] = ReadImage(sent.sha256, sent.ids, records[row], sent.pixels)
+            else:
+                found[row] = sent
+        return [outcome for outcome in found if outcome is not None]
+
     def _read(self, record: ImageRecord) -> FoundImage | UnusableImage:
-        if record.problem is not None:
-            return record.problem
-        if not has_usable_caption(record):  # then its captions are judged, not the image
-            return UnusableImage(MISSING_CAPTION)
-        return read_record(record.key, record.read, self._decode)
+        return _known_problem(record) or read_record(record.key, record.read, self._decode)
 
     def _keep(self, split: str, record: ImageRecord, image: FoundImage, row: int) -> None:
         """Keep the usable captions of an image as far as the split needs them."""
@@ -437,21 +461,25 @@ def read_record(
         decode: makes an encoder's input of them.
     """
     try:
-        data = read()
+        data = read_file_of(key, read)
+        return DecodedImage(hashlib.sha256(data), decode(data))
     except UnusableImage as unusable:
         return unusable
-    except StorageGoneError:
-        raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        told = error.args[0] if len(error.args) == 1 else key
-        return UnusableImage(MISSING_FILE, str(told))
-    except Exception as error:  # a source may read through any library
-        return UnusableImage(UNREADABLE_FILE, f"{type(error).__name__}: {error}")
-    try:
-        pixels = decode(data)
-    except UnusableImage as unusable:
-        return unusable
-    return DecodedImage(hashlib.sha256(data), pixels)
+
+
+def _known_problem(record: ImageRecord) -> UnusableImage | None:
+    """Why an image need not be read."""
+    if record.problem is not None:
+        return record.problem
+    if not has_usable_caption(record):  # then its captions are judged, not the image
+        return UnusableImage(MISSING_CAPTION)
+    return None
+
+
+def usable_texts(record: ImageRecord) -> tuple[str, ...]:
+    """The captions of a record that make pairs, as they are named."""
+    texts = (c.text for c in record.captions if caption_fault(c.text) is None)
+    return tuple(dict.fromkeys(str(text).strip() for text in texts))
 
 
 def has_usable_caption(record: ImageRecord) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -333,13 +333,16 @@ def _encode_images(
 ) -> dict[str, Encoded]:
     """Every usable image of each split, by its row in the split."""
     total = reader.n_all_expected()
+    size = features.batch_size(config.encoder_batch_size)
     encoded = {}
     with tqdm(total=total, desc="images", unit="image", disable=None) as progress:
         for split in READ_ORDER:
-            images, batches = reader.images(split), []
-            while batch := list(islice(images, config.encoder_batch_size)):
-                batches.append(features.encode_images(np.stack([image.pixels for image in batch])))
-                progress.update(len(batch))
+            batches = []
+            with closing(reader.images(split)) as images:  # type: ignore[type-var]
+                pixels = (image.pixels for image in images)
+                for batch in features.image_batches(pixels, size):
+                    batches.append(batch)
+                    progress.update(len(batch.features))
             encoded[split] = join(batches)
             _check_finite(encoded[split], features, config)
     return encoded

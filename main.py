@@ -348,7 +348,7 @@ def export(run: Run, known: Known, chosen: Chosen) -> ExportReport:
         config.export,
         fingerprint=ledger.fingerprint,
         about={"dataset": dataset, "source": e.source, "encoder": e.encoder},
-        n_workers=config.data.num_workers,
+        n_workers=config.data.n_workers(),
         workers=Workers(run.engine, Setup(open_again, run.source_job(dataset))),
     )
 
@@ -484,7 +484,7 @@ def look(run: Run, results: Results, changes: Changes | None) -> Shown | None:
         return make_photographs(
             *(wanted, readers),
             max_image_pixels=config.data.max_image_pixels,
-            n_workers=config.data.num_workers,
+            n_workers=config.data.n_workers(),
         )
 
     photographs, settings = none_made(), {"report_images": most} if chosen_by else {}

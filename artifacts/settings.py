@@ -179,7 +179,7 @@ def _add_flag(group: argparse._ArgumentGroup, f: Field[Any]) -> None:
 
 def _parser_of(f: Field[Any], value_type: Any) -> Any:
     if f.metadata["or_auto"]:
-        return number_or(AUTO, float)
+        return number_or(AUTO, int if value_type is int else float)
     return number_or(ALL, int) if f.metadata["or_all"] else value_type
 
 

@@ -4,7 +4,8 @@
 
 The photographs are written once in three layouts, in one order. Every reader then reads all of
 them, image bytes hashed by SHA-256, captions parsed, to one of two ends: `prepared`, the embedded
-encoder's input in batches of 64, and `decoded`, an RGB image at full size. A measurement has a
+encoder's input in batches of 64, and `decoded`, an RGB image at full size, of which one pixel is
+handed on. A measurement has a
 process of its own, in which the files were read once before the clock starts; readers take turns,
 so that what else the machine does hits all alike. All must have seen the same bytes.
 
@@ -47,6 +48,8 @@ from artifacts.provenance import hardware, package_versions
 from data import PairReader, open_source
 from sources.base import DataConfig
 from sources.images import decode_pixels
+from sources.pixels import Resizing
+from sources.processes import ImageProcesses
 
 RESULTS = ROOT / "benchmarks/results"
 LAYOUTS = {"folder": "folder", "shards": "webdataset", "parquet": "parquet"}  # name: --dataset
@@ -61,6 +64,11 @@ N_WORKERS = 2
 CURATION = (
     "--encoder_model embedded --max_train_samples 5000 --methods full influencespace random "
     "--n_seeds 1 --seed 0"
+)
+
+# One pixel of the whole image, so that handing it on costs nothing.
+ONE_PIXEL = Resizing(
+    (1, 1), None, int(PIL.Image.Resampling.NEAREST), crops_strips=False, drafts=False
 )
 
 T = TypeVar("T")
@@ -183,7 +191,7 @@ class Reader(NamedTuple):
 
     layout: str
     library: str
-    open: Callable[[Path, Prepare], Any]
+    open: Callable[[Path, Resizing], Any]
     read: Callable[[Any], list[str]]
 
 
@@ -199,18 +207,44 @@ def layout_config(layout: str, root: Path) -> DataConfig:
     )
 
 
-def open_ours(layout: str, root: Path, prepare: Prepare) -> PairReader:
-    """The program's own reader, with its default number of threads."""
+class Opened(NamedTuple):
+    """What our reader reads with, and what makes the encoder's input of a batch of its pixels."""
+
+    reader: PairReader
+    processes: ImageProcesses
+    finish: Callable[[np.ndarray], Any]
+
+
+def open_ours(layout: str, root: Path, prepare: Prepare) -> Opened:
+    """The program's own reader, with its default number of workers, one a core."""
     config = layout_config(layout, root)
     source = open_source(config, rng=np.random.default_rng(0))
-    return PairReader(source, config, decode=decode_pixels(prepare, config.max_image_pixels))
+    most = config.max_image_pixels
+    resizing, finish = _of_encoder() if prepare is not prepare_pixel else (ONE_PIXEL, np.asarray)
+    processes, decode = ImageProcesses(resizing, most), decode_pixels(resizing, most)
+    reader = PairReader(source, config, decode=decode, processes=processes)
+    return Opened(reader, processes, finish)
 
 
-def read_ours(reader: PairReader) -> list[str]:
-    """Every split, in batches as the encoder takes them."""
+def _of_encoder() -> tuple[Resizing, Callable[[np.ndarray], Any]]:
+    """How our processes resize for the encoder, and how it normalises what they give."""
+    import torch
+
+    from encoders.embedded import EmbeddedEncoder
+
+    def normalise(pixels: np.ndarray) -> Any:
+        return EmbeddedEncoder.normalisation(torch.from_numpy(pixels), torch.float32)
+
+    return EmbeddedEncoder.resizing, normalise
+
+
+def read_ours(opened: Opened) -> list[str]:
+    """Every split, in batches as the encoder takes them; ends the processes, whose time counts."""
+    reader, processes, finish = opened
     for split in READ_ORDER:
         for batch in _batches(reader.images(split)):
-            np.stack([image.pixels for image in batch])
+            finish(np.stack([image.pixels for image in batch]))
+    processes.close()
     return [str(value) for value in reader.pairs()["image_sha256"].unique()]
 
 
@@ -240,7 +274,7 @@ def read_batches(batches: Iterable[Batch]) -> list[str]:
     return [value for batch in batches for value in batch.hashes]
 
 
-def open_webdataset(n_workers: int, root: Path, prepare: Prepare) -> Iterable[Batch]:
+def open_webdataset(n_workers: int, root: Path, prepare: Resizing) -> Iterable[Batch]:
     """Shards through webdataset, in worker processes of torch's DataLoader if any are asked for."""
     import torch
     import webdataset  # type: ignore[import-untyped]
@@ -255,14 +289,14 @@ def open_webdataset(n_workers: int, root: Path, prepare: Prepare) -> Iterable[Ba
 
 
 def _read_member(
-    prepare: Prepare, sample: Mapping[str, bytes]
+    prepare: Resizing, sample: Mapping[str, bytes]
 ) -> tuple[str, list[str], np.ndarray]:
     captions = json.loads(sample["json"])["captions"]
     image = PIL.Image.open(io.BytesIO(sample["jpg"])).convert("RGB")
     return hashlib.sha256(sample["jpg"]).hexdigest(), captions, prepare(image)
 
 
-def open_datasets(n_workers: int, root: Path, prepare: Prepare) -> Iterable[Batch]:
+def open_datasets(n_workers: int, root: Path, prepare: Resizing) -> Iterable[Batch]:
     """Parquet through datasets, in worker processes of torch's DataLoader if any are asked for.
 
     It copies the files to Arrow files beside them when they are opened for the first time.
@@ -287,7 +321,7 @@ def arrow_copy(root: Path) -> Path:
     return root.with_name("arrow")
 
 
-def _read_rows(prepare: Prepare, feature: Any, rows: Iterable[Mapping[str, Any]]) -> Batch:
+def _read_rows(prepare: Resizing, feature: Any, rows: Iterable[Mapping[str, Any]]) -> Batch:
     return _make_batch(
         (
             hashlib.sha256(row["image"]["bytes"]).hexdigest(),
@@ -349,12 +383,17 @@ def measure(name: str, task: str, layouts: Path) -> dict[str, Any]:
 def prepare_for(task: str) -> Prepare:
     """What is made of a decoded image."""
     if task == DECODED:
-        return lambda image: np.array(image.size)
+        return prepare_pixel
     import torch
 
     from encoders.embedded import EmbeddedEncoder
 
     return EmbeddedEncoder(torch.device("cpu"), torch.float32).preprocess
+
+
+def prepare_pixel(image: PIL.Image.Image) -> np.ndarray:
+    """One pixel of an image that was decoded at full size."""
+    return ONE_PIXEL(image)
 
 
 def _cpu_seconds() -> float:

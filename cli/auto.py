@@ -37,10 +37,10 @@ from engine.base import Setup
 from engine.room import StageRoom
 from intake.images import ShardReader
 from intake.rows import look_at_rows
-from intake.setup import Reading, ReadingJob, open_reading
+from intake.setup import Reading, ReadingJob, open_reading, processes_for
 from sources.base import PairSource
 from sources.embeddings import EmbeddingFiles, open_embeddings
-from sources.images import decode_pixels
+from sources.images import SmallCopies, decode_pixels
 from sources.row_reader import RowReader
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class StageOneData:
         self,
         run: Run,
         room: StageRoom,
-        watch: Callable[[bytes, Image], None],
+        watch: SmallCopies,
         *,
         rng: np.random.Generator,
     ) -> EmbeddingResult:
@@ -132,7 +132,7 @@ class StageOneData:
         Args:
             run: its settings.
             room: where what is much is worked on.
-            watch: is shown every image that is decoded.
+            watch: is shown every image that is decoded, as long as it wants more.
             rng: the stage's generator.
         """
         config = run.config
@@ -141,8 +141,21 @@ class StageOneData:
             rows = RowReader(self.given, config.data, partial(look_at_rows, room=room))
             return embed_rows(rows, features, rng=rng, room=room)
         source, encoder, decode = self._loaded(run, watch)
+        processes = processes_for(encoder, config.data.max_image_pixels, watch)
+        try:
+            return self._embed(run, room, Reading(source, encoder, decode, processes), rng=rng)
+        finally:
+            if processes is not None:
+                processes.close()
+
+    def _embed(
+        self, run: Run, room: StageRoom, reading: Reading, *, rng: np.random.Generator
+    ) -> EmbeddingResult:
+        """The same of images."""
+        config, source, encoder = run.config, reading.source, reading.encoder
         if not source.can_go_back:
-            reader = PairReader(source, config.data, decode=decode)
+            decode, processes = reading.decode, reading.processes
+            reader = PairReader(source, config.data, decode=decode, processes=processes)
             return embed_pairs(reader, encoder, config.embedding, rng=rng)
         setup = Setup(
             open_reading,
@@ -153,7 +166,7 @@ class StageOneData:
             ),
             on_gpu=run.device.type == "cuda",
         )
-        run.engine.offer(setup, Reading(source, encoder, decode))
+        run.engine.offer(setup, reading)
         size = config.embedding.encoder_batch_size
         shards = ShardReader(source, config.data, room, setup, size)
         return embed_in_shards(shards, encoder, config.embedding, rng=rng, room=room, setup=setup)
@@ -172,7 +185,7 @@ class StageOneData:
         config = run.config
         chosen = replace(config.embedding, encoder_model=self.encoder_model)
         encoder = self.encoder or load_encoder(chosen, device=run.device)
-        decode = decode_pixels(encoder.preprocess, config.data.max_image_pixels, watch)
+        decode = decode_pixels(encoder.prepare, config.data.max_image_pixels, watch)
         return self.source or run.open_source(self.dataset), encoder, decode
 
 

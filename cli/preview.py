@@ -121,7 +121,7 @@ def read_sample(data: OpenData, config: Config) -> Sample:
     preprocess = data.encoder.preprocess
     decode = data.decode if preprocess is None else _noting_files(preprocess, small, files)
     reader = PairReader(data.source, small, decode=decode)
-    at_once = min(config.embedding.encoder_batch_size, IMAGES_AT_ONCE)
+    at_once = min(data.encoder.batch_size(config.embedding.encoder_batch_size).now, IMAGES_AT_ONCE)
     for split in READ_ORDER[:-1]:
         _encode_images(reader, split, data.encoder, at_once)
     started = time.perf_counter()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +15,11 @@ import torch
 from jaxtyping import Float32, Int64
 from tqdm import tqdm
 
-from artifacts.settings import Settings, setting
+from artifacts.settings import AUTO, Settings, setting
+from encoders.batches import BatchSize, in_batches
+from sources.pixels import Resizing
 
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
-MAX_ASPECT_RATIO = 16  # what is longer is cropped before a processor scales its short side up
 MOST_END_MARKS = 4  # tokens that are no characters: start, end, class, the gap before a word
 CAPTIONS_COUNTED_AT_ONCE = 1024
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,8 +46,14 @@ class EmbeddingConfig(Settings):
         "of the encoder only; auto: fp32, on CUDA bf16 where it is supported, else fp16",
         choices=("auto", *DTYPES),
     )
-    encoder_batch_size: int = setting(
-        64, "images or captions the encoder takes at once", at_least=1, affects_result=False
+    encoder_batch_size: int | str = setting(
+        AUTO,
+        "images or captions the encoder takes at once; auto: 64, on CUDA 256, or as many as its "
+        "memory has room for",
+        at_least=1,
+        affects_result=False,
+        or_auto=True,
+        type=int,
     )
 
 
@@ -80,16 +88,38 @@ class Features(ABC):
         name: the model really used, or what stands for it in reports.
         preprocess: makes what `encode_images` takes of an RGB image of any size, thread-safe; None
             where the images of the data set are rows.
+        resizing: makes other pixels of it, (h, w, 3) in uint8, that `encode_images` takes as well:
+            a quarter of the bytes, for whoever decodes; None: `preprocess` alone can.
         max_tokens: how many tokens of a caption are read; None where nothing is cut off.
+        device: that it works on.
     """
 
     name: str
     max_tokens: int | None = None
+    device = torch.device("cpu")
     preprocess: Callable[[PIL.Image.Image], np.ndarray] | None
+    resizing: Resizing | None = None
 
     @abstractmethod
-    def encode_images(self, inputs: Float32[np.ndarray, "m ..."]) -> Encoded:
-        """Features and projections of a batch of images."""
+    def encode_images(self, inputs: np.ndarray) -> Encoded:
+        """Features and projections of a batch of images, of `preprocess` or of `resizing`."""
+
+    def image_batches(self, images: Iterable[np.ndarray], size: BatchSize) -> Iterator[Encoded]:
+        """What `encode_images` gives of any number of images, batch by batch.
+
+        Raises:
+            InputError: the device has too little memory.
+        """
+
+        def start(batch: np.ndarray) -> Callable[[], Encoded]:
+            return partial(_itself, self.encode_images(batch))
+
+        return in_batches(images, size, np.stack, start, beside=False)
+
+    def batch_size(self, asked: int | str) -> BatchSize:
+        """How many images or captions at once; what was found too many is remembered."""
+        sizes: dict[int | str, BatchSize] = self.__dict__.setdefault("_batch_sizes", {})
+        return sizes.setdefault(asked, BatchSize(asked, self.device))
 
     @abstractmethod
     def text_features(self, captions: Sequence[str], positions: Int64[np.ndarray, " m"]) -> Encoded:
@@ -101,7 +131,7 @@ class Features(ABC):
         """
 
     def all_text_features(
-        self, captions: Sequence[str], positions: Int64[np.ndarray, " m"], batch_size: int
+        self, captions: Sequence[str], positions: Int64[np.ndarray, " m"], batch_size: int | str
     ) -> Encoded:
         """The same of any number of pairs, in batches where that matters."""
         return self.text_features(captions, positions)
@@ -121,26 +151,42 @@ class Encoder(Features):
     def preprocess(self, image: PIL.Image.Image) -> Float32[np.ndarray, "3 h w"]:
         """What `encode_images` takes, from an RGB image of any size; thread-safe."""
 
+    @property
+    def prepare(self) -> Callable[[PIL.Image.Image], np.ndarray]:
+        """What makes the lighter input of an image, where there are two."""
+        return self.resizing or self.preprocess
+
     @abstractmethod
     def encode_texts(self, captions: Sequence[str]) -> Encoded:
         """Features and projections of a batch of captions."""
+
+    def text_batches(self, captions: Iterable[str], size: BatchSize) -> Iterator[Encoded]:
+        """What `encode_texts` gives of any number of captions, batch by batch.
+
+        Raises:
+            InputError: the device has too little memory.
+        """
+
+        def start(batch: list[str]) -> Callable[[], Encoded]:
+            return partial(_itself, self.encode_texts(batch))
+
+        return in_batches(captions, size, list, start, beside=False)
 
     def text_features(self, captions: Sequence[str], positions: Int64[np.ndarray, " m"]) -> Encoded:
         """Those of the captions, wherever they stand."""
         return self.encode_texts(captions)
 
     def all_text_features(
-        self, captions: Sequence[str], positions: Int64[np.ndarray, " m"], batch_size: int
+        self, captions: Sequence[str], positions: Int64[np.ndarray, " m"], batch_size: int | str
     ) -> Encoded:
         """Those of the captions; equal ones are encoded once."""
         # By length, which needs less padding.
         distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
         batches = []
         with tqdm(total=len(distinct), desc="captions", unit="caption", disable=None) as progress:
-            for start in range(0, len(distinct), batch_size):
-                batch = distinct[start : start + batch_size]
-                batches.append(self.encode_texts(batch))
-                progress.update(len(batch))
+            for encoded in self.text_batches(distinct, self.batch_size(batch_size)):
+                batches.append(encoded)
+                progress.update(len(encoded.features))
         row_of = {caption: row for row, caption in enumerate(distinct)}
         return join(batches).take(np.array([row_of[caption] for caption in captions], np.int64))
 
@@ -212,18 +258,8 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def crop_strip(image: PIL.Image.Image) -> PIL.Image.Image:
-    """The middle of an image that is very long and thin, other images as they are.
-
-    CLIP's processor scales the short side to the model's size before it crops: a line of pixels
-    would fill the memory.
-    """
-    limit = MAX_ASPECT_RATIO * min(image.size)
-    if max(image.size) <= limit:
-        return image
-    width, height = min(image.width, limit), min(image.height, limit)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def _itself(encoded: Encoded) -> Encoded:
+    return encoded
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

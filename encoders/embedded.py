@@ -12,7 +12,8 @@ import PIL.Image
 import torch
 from jaxtyping import Float32
 
-from encoders.base import Encoded, Encoder, to_numpy
+from encoders.device import DeviceEncoder, Normalisation, Rows, as_channels_last
+from sources.pixels import Resizing
 
 LITE0_SIZE = 224  # pixels a side
 
@@ -30,7 +31,7 @@ LITE0_BATCH_NORMS = (
 )
 
 
-class EmbeddedEncoder(Encoder):
+class EmbeddedEncoder(DeviceEncoder):
     """EfficientNet-Lite0 and mean WordLlama token embeddings, from packages with their weights.
 
     Image features are the mean over space of the last convolution, (1280,); text features the
@@ -39,39 +40,44 @@ class EmbeddedEncoder(Encoder):
 
     name = "embedded"
 
+    normalisation = Normalisation(1 / 127.5, (1.0,) * 3, (1.0,) * 3)
+    resizing = Resizing(
+        (LITE0_SIZE, LITE0_SIZE), None, int(PIL.Image.Resampling.BICUBIC), crops_strips=False
+    )
+
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._device, self._dtype = device, dtype
-        self._network = load_lite0().to(device, dtype)
+        super().__init__(device, dtype)
+        self._network = as_channels_last(load_lite0().to(dtype), device)
         self._tokenizer, self._token_embeddings = load_wordllama()
 
     def preprocess(self, image: PIL.Image.Image) -> Float32[np.ndarray, "3 h w"]:
         """The whole image in a square, from -1 to 1."""
-        square = image.resize((LITE0_SIZE, LITE0_SIZE), PIL.Image.Resampling.BICUBIC)
-        pixels = np.asarray(square, np.float32).transpose(2, 0, 1)
+        pixels = self.resizing(image).astype(np.float32).transpose(2, 0, 1)
         return np.ascontiguousarray(pixels / 127.5 - 1)
 
-    def encode_images(self, pixels: Float32[np.ndarray, "m 3 h w"]) -> Encoded:
+    def image_rows(self, batch: torch.Tensor) -> Rows:
         """Image features, (m, 1280)."""
-        batch = torch.from_numpy(pixels).to(self._device, self._dtype)
-        with torch.inference_mode():
-            parts = batch.split(self._images_at_once(len(batch)))
-            features = [self._network.extract_features(part).mean((2, 3)) for part in parts]
-            return Encoded(to_numpy(torch.cat(features)), None)
+        parts = batch.split(self._images_at_once(len(batch)))
+        features = [self._network.extract_features(part).mean((2, 3)) for part in parts]
+        return Rows(torch.cat(features), None)
 
     def _images_at_once(self, n_images: int) -> int:
-        if self._device.type != "cpu":
+        if self.is_beside:
             return n_images
         return LITE0_IMAGES_A_THREAD if torch.get_num_threads() == 1 else LITE0_IMAGES_AT_ONCE
 
-    def encode_texts(self, captions: Sequence[str]) -> Encoded:
-        """Text features, (m, 256)."""
+    def tokens(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token numbers of all captions, one after the other, and where each begins."""
         encodings = self._tokenizer.encode_batch(list(captions), add_special_tokens=False)
         lengths = torch.tensor([len(encoding.ids) for encoding in encodings])
         ids = torch.tensor([i for encoding in encodings for i in encoding.ids], dtype=torch.int64)
-        means = torch.nn.functional.embedding_bag(
-            ids, self._token_embeddings, lengths.cumsum(0) - lengths, mode="mean"
-        )
-        return Encoded(to_numpy(means), None)
+        return ids, lengths.cumsum(0) - lengths
+
+    def text_rows(self, tokens: tuple[torch.Tensor, torch.Tensor]) -> Rows:
+        """Text features, (m, 256), on the processor: a GPU would gain nothing."""
+        ids, starts = tokens
+        means = torch.nn.functional.embedding_bag(ids, self._token_embeddings, starts, mode="mean")
+        return Rows(means, None)
 
 
 def load_lite0() -> Any:

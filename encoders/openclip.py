@@ -22,9 +22,11 @@ import torch
 from jaxtyping import Float32
 
 from artifacts.settings import InputError
-from encoders.base import Encoded, Encoder, check_tokenizer, crop_strip, to_numpy
+from encoders.base import check_tokenizer
+from encoders.device import DeviceEncoder, Normalisation, Rows, as_channels_last
 from encoders.model_files import ModelFiles, find_model, load_restricted
 from encoders.openclip_towers import take_image_projection, take_text_projection
+from sources.pixels import Resizing, crop_strip
 
 PREFIX, HUB, FOLDER = "open_clip:", "hf-hub:", "local-dir:"
 CONFIG = "open_clip_config.json"
@@ -39,10 +41,17 @@ OWN_WEIGHTS = (
 OTHER_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 RESTRICTED = (".bin", ".pt", ".pth")  # what the restricted loader reads
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "sentencepiece.model")
+FILTERS = {  # of torchvision, as Pillow has them
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+}
+# Steps of its transforms, by version: what changes no image in RGB, and what divides by 255.
+TO_RGB = ("_convert_to_rgb", "MaybeConvertMode")
+TO_TENSOR = ("ToTensor", "MaybeToTensor")
 MAX_PROBLEM = 300  # characters of a library's own words
 
 
-class OpenClipEncoder(Encoder):
+class OpenClipEncoder(DeviceEncoder):
     """A model of open_clip.
 
     The features are what each tower's projection takes in; where a tower has no projection apart,
@@ -54,13 +63,16 @@ class OpenClipEncoder(Encoder):
     ) -> None:
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        self.name, self._device, self._dtype = name, device, dtype
-        self._model, self._tokenizer = model.eval().to(device, dtype), tokenizer
+        super().__init__(device, dtype)
+        self.name = name
+        self._model, self._tokenizer = as_channels_last(model.eval().to(dtype), device), tokenizer
         self._one_at_a_time = threading.Lock()  # fast tokenizers refuse a second thread
         self.max_tokens = tokenizer.context_length
         self._transform = image_transform_v2(
             PreprocessCfg(**model.visual.preprocess_cfg), is_train=False
         )
+        if parts := parts_of_transform(self._transform):
+            self.resizing, self.normalisation = parts
         self._project_image = take_image_projection(self._model)
         self._project_text = take_text_projection(self._model)
 
@@ -68,28 +80,28 @@ class OpenClipEncoder(Encoder):
         """The model's own scaling, cropping and normalisation."""
         return np.asarray(self._transform(crop_strip(image)), np.float32)
 
-    def encode_images(self, pixels: Float32[np.ndarray, "m 3 h w"]) -> Encoded:
+    def image_rows(self, batch: torch.Tensor) -> Rows:
         """Output of the vision tower and its projection, in one pass."""
-        batch = torch.from_numpy(pixels).to(self._device, self._dtype)
-        with torch.inference_mode():
-            features = self._model.encode_image(batch, normalize=False)
-            return self._encoded(features, self._project_image)
+        return self._rows(self._model.encode_image(batch, normalize=False), self._project_image)
 
-    def encode_texts(self, captions: Sequence[str]) -> Encoded:
-        """Output of the text tower and its projection, in one pass."""
+    def tokens(self, captions: Sequence[str]) -> torch.Tensor:
+        """Token numbers."""
         with self._one_at_a_time:
-            tokens = self._tokenizer(list(captions)).to(self._device)
-        with torch.inference_mode():
-            features = self._model.encode_text(tokens, normalize=False)
-            return self._encoded(features, self._project_text)
+            tokens: torch.Tensor = self._tokenizer(list(captions))
+            return tokens
 
-    def _encoded(self, features: torch.Tensor, project: Any) -> Encoded:
+    def text_rows(self, tokens: torch.Tensor) -> Rows:
+        """Output of the text tower and its projection, in one pass."""
+        features = self._model.encode_text(tokens.to(self.device), normalize=False)
+        return self._rows(features, self._project_text)
+
+    def _rows(self, features: torch.Tensor, project: Any) -> Rows:
         if features.ndim != 2:
             raise InputError(
                 f"--encoder_model {self.name} has a tower that gives {tuple(features.shape[1:])} "
                 "numbers for one input instead of one row; choose another model"
             )
-        return Encoded(to_numpy(features), to_numpy(project(features)))
+        return Rows(features, project(features))
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption, the marks at its ends included."""
@@ -101,6 +113,43 @@ class OpenClipEncoder(Encoder):
             ids = tokenizer.tokenizer(cleaned, add_special_tokens=False)["input_ids"]
             return [len(row) + 3 for row in ids]
         return [len(row) for row in tokenizer.tokenizer(cleaned)["input_ids"]]
+
+
+def parts_of_transform(transform: Any) -> tuple[Resizing, Normalisation] | None:
+    """What a transform of open_clip does, in two parts; None where it may do anything else.
+
+    Known are a resize by torchvision, to a square or by the short side, a crop that lies within,
+    and the normalisation; for all others the transform itself is asked, and nothing is guessed.
+    """
+    from torchvision import transforms  # type: ignore[import-not-found]
+
+    steps = list(transform.transforms)
+    crop = steps.pop(1) if len(steps) == 5 else None
+    if len(steps) != 4 or (crop is not None and type(crop) is not transforms.CenterCrop):
+        return None
+    resize, to_rgb, to_tensor, normalise = steps
+    if (type(resize), type(normalise)) != (transforms.Resize, transforms.Normalize):
+        return None
+    resample = FILTERS.get(resize.interpolation.value)
+    if resize.max_size is not None or resample is None:
+        return None
+    if _name_of(to_rgb) not in TO_RGB or _name_of(to_tensor) not in TO_TENSOR:
+        return None
+    size = resize.size if isinstance(resize.size, int) else tuple(resize.size)
+    cut = None if crop is None else tuple(crop.size)
+    least = (size, size) if isinstance(size, int) else size
+    if len(least) != 2 or (cut is None) != (not isinstance(size, int)):
+        return None  # of no known arrangement
+    if cut is not None and (cut[0] > least[0] or cut[1] > least[1]):
+        return None  # a crop beyond the image is filled
+    mean, std = (tuple(map(float, values)) for values in (normalise.mean, normalise.std))
+    resizing = Resizing(size, cut, int(resample), rounds=True)
+    return (resizing, Normalisation(1 / 255, mean, std)) if len(mean) == len(std) == 3 else None
+
+
+def _name_of(step: Any) -> str:
+    """What a function or the class of an object is called."""
+    return str(getattr(step, "__name__", type(step).__name__))
 
 
 def is_open_clip(name: str) -> bool:

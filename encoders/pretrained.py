@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,18 +22,18 @@ from encoders.base import (
     DEFAULT_MODEL,
     EMBEDDED_WARNING,
     EmbeddingConfig,
-    Encoded,
     Encoder,
     check_tokenizer,
-    crop_strip,
     resolve_dtype,
-    to_numpy,
 )
+from encoders.device import DeviceEncoder, Normalisation, Rows, as_channels_last
 from encoders.embedded import EmbeddedEncoder
 from encoders.model_files import ModelFiles, find_model, read_tensors
 from encoders.openclip import is_open_clip, load_open_clip
+from sources.pixels import Resizing, crop_strip
 
 logger = logging.getLogger(__name__)
+KNOWN_PROCESSORS = ("CLIPImageProcessorPil", "SiglipImageProcessorPil")
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"  # whole, or an index of shards
 
 
@@ -60,7 +60,7 @@ def load_encoder(config: EmbeddingConfig, *, device: torch.device) -> Encoder:
 # --- CLIP and SigLIP ------------------------------------------------------------------------------
 
 
-class PretrainedEncoder(Encoder):
+class PretrainedEncoder(DeviceEncoder):
     """A CLIP or SigLIP model of transformers.
 
     The features are each tower's pooled output. CLIP projects them to the joint space; SigLIP has
@@ -70,33 +70,33 @@ class PretrainedEncoder(Encoder):
     def __init__(
         self, name: str, model: Any, image_processor: Any, tokenizer: Any, device: torch.device
     ) -> None:
+        super().__init__(device, model.dtype)
         self.name = name
-        self._model, self._device = model.eval().to(device), device
+        self._model = as_channels_last(model.eval(), device)
         self._image_processor, self._tokenizer = image_processor, tokenizer
         self._one_at_a_time = threading.Lock()  # fast tokenizers refuse a second thread
         self._is_siglip = model.config.model_type == "siglip"
         self.max_tokens = model.config.text_config.max_position_embeddings
+        if parts := parts_of_processor(image_processor):
+            self.resizing, self.normalisation = parts
 
     def preprocess(self, image: PIL.Image.Image) -> Float32[np.ndarray, "3 h w"]:
         """The model's own scaling, cropping and normalisation."""
         batch = self._image_processor(images=crop_strip(image), return_tensors="np")
         return np.asarray(batch["pixel_values"][0], np.float32)
 
-    def encode_images(self, pixels: Float32[np.ndarray, "m 3 h w"]) -> Encoded:
+    def image_rows(self, batch: torch.Tensor) -> Rows:
         """Pooled output of the vision tower and its projection, in one pass."""
-        batch = torch.from_numpy(pixels).to(self._device, self._model.dtype)
-        with torch.inference_mode():
-            pooled = self._model.vision_model(pixel_values=batch).pooler_output
-            projected = pooled if self._is_siglip else self._model.visual_projection(pooled)
-        return Encoded(to_numpy(pooled), to_numpy(projected))
+        pooled = self._model.vision_model(pixel_values=batch).pooler_output
+        return Rows(pooled, pooled if self._is_siglip else self._model.visual_projection(pooled))
 
-    def encode_texts(self, captions: Sequence[str]) -> Encoded:
-        """Pooled output of the text tower and its projection, in one pass.
+    def tokens(self, captions: Sequence[str]) -> Any:
+        """Token numbers and mask.
 
         SigLIP was trained on lower-case text padded to full length without a mask.
         """
         with self._one_at_a_time:
-            tokens = self._tokenizer(
+            return self._tokenizer(
                 self._read(captions),
                 padding="max_length" if self._is_siglip else "longest",
                 truncation=True,
@@ -105,10 +105,11 @@ class PretrainedEncoder(Encoder):
                 return_token_type_ids=False,
                 return_tensors="pt",
             )
-        with torch.inference_mode():
-            pooled = self._model.text_model(**tokens.to(self._device)).pooler_output
-            projected = pooled if self._is_siglip else self._model.text_projection(pooled)
-        return Encoded(to_numpy(pooled), to_numpy(projected))
+
+    def text_rows(self, tokens: Any) -> Rows:
+        """Pooled output of the text tower and its projection, in one pass."""
+        pooled = self._model.text_model(**tokens.to(self.device)).pooler_output
+        return Rows(pooled, pooled if self._is_siglip else self._model.text_projection(pooled))
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption, the marks at its ends included."""
@@ -118,6 +119,58 @@ class PretrainedEncoder(Encoder):
     def _read(self, captions: Sequence[str]) -> list[str]:
         """The captions as the tokenizer takes them."""
         return [caption.lower() if self._is_siglip else caption for caption in captions]
+
+
+def parts_of_processor(processor: Any) -> tuple[Resizing, Normalisation] | None:
+    """What a processor of transformers does, in two parts; None where it may do anything else.
+
+    Only for classes and options whose arithmetic is known here; for all others the processor itself
+    is asked, as part of `preprocess`, and nothing is guessed.
+    """
+    if type(processor).__name__ not in KNOWN_PROCESSORS or processor.backend != "pil":
+        return None
+    options = {k: v for k, v in processor.to_dict().items() if v is not None}
+    # Whatever pads or asks for another arrangement of channels.
+    odd = {"do_pad", "pad_size", "input_data_format", "reducing_gap", "max_size"} & {*options}
+    crops, size = bool(options.get("do_center_crop")), dict(options.get("size") or {})
+    crop = dict(options.get("crop_size") or {}) if crops else {}
+    if any(options[name] for name in odd) or not options.get("do_resize"):
+        return None
+    if options.get("data_format") not in (None, "channels_first"):
+        return None
+    resizing = _resizing_of(size, crop, options.get("resample"))
+    if resizing is None:
+        return None
+    scale = float(options.get("rescale_factor", 1 / 255)) if options.get("do_rescale") else 1.0
+    mean, std = _a_channel(0.0), _a_channel(1.0)
+    if options.get("do_normalize"):
+        mean, std = (_a_channel(options.get(name)) for name in ("image_mean", "image_std"))
+    if len(mean) != 3 or len(std) != 3 or (not options.get("do_rescale") and std == (1.0,) * 3):
+        return None
+    return resizing, Normalisation(scale, mean, std)
+
+
+def _resizing_of(
+    size: Mapping[str, int], crop: Mapping[str, int], resample: Any
+) -> Resizing | None:
+    """How images are resized and cropped; None where images of one size do not come of it."""
+    if resample not in tuple(PIL.Image.Resampling) or ({*crop} not in (set(), {"height", "width"})):
+        return None
+    cut = (crop["height"], crop["width"]) if crop else None
+    if {*size} == {"height", "width"}:
+        whole = (size["height"], size["width"])
+        # A crop beyond the image is filled with zeros.
+        fits = cut is None or (cut[0] <= whole[0] and cut[1] <= whole[1])
+        return Resizing(whole, cut, int(resample)) if fits else None
+    if {*size} != {"shortest_edge"} or cut is None or max(cut) > size["shortest_edge"]:
+        return None
+    return Resizing(size["shortest_edge"], cut, int(resample))
+
+
+def _a_channel(values: Any) -> tuple[float, ...]:
+    """A number for each channel."""
+    each = values if isinstance(values, list | tuple) else [values] * 3
+    return tuple(float(value) for value in each)
 
 
 def load_pretrained(name: str, device: torch.device, dtype: torch.dtype) -> PretrainedEncoder:

@@ -18,10 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from artifacts.cores import n_cores
 from artifacts.settings import InputError
 from artifacts.store import Store
 from engine.base import Call, Engine
-from engine.local import n_cores
 from engine.settings import EngineConfig
 from engine.threads import ONE_THREAD
 from engine.travel import check_travels, send_mapped_files_by_path

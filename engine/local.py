@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -10,17 +9,10 @@ from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from artifacts.cores import n_cores
 from engine.base import Call, Engine, Setup, run_job
 from engine.threads import limit_this_thread
 from engine.travel import check_travels
-
-
-def n_cores() -> int:
-    """Processor cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not every system tells
-        return os.cpu_count() or 1
 
 
 class LocalEngine(Engine):

@@ -14,15 +14,15 @@ from engine.room import Made, StageRoom
 from engine.shards import ShardFiles, Summary
 from intake.setup import Reading
 
-BATCHES_A_SHARD = 64
+CAPTIONS_A_SHARD = 4096  # whatever a batch is, so that shards of a run that was killed fit
 
 
 @dataclass(frozen=True)
 class CaptionsJob:
-    """A shard of captions, encoded in batches of `batch_size`."""
+    """A shard of captions, encoded in batches of `batch_size`, a number or `auto`."""
 
     captions: tuple[str, ...]
-    batch_size: int
+    batch_size: int | str
 
 
 def encode_captions(job: CaptionsJob, files: ShardFiles, reading: Reading) -> Summary:
@@ -31,10 +31,8 @@ def encode_captions(job: CaptionsJob, files: ShardFiles, reading: Reading) -> Su
     Raises:
         InputError: the disk is full.
     """
-    starts = range(0, len(job.captions), job.batch_size)
-    encoded = join(
-        [reading.encoder.encode_texts(job.captions[i : i + job.batch_size]) for i in starts]
-    )
+    size = reading.encoder.batch_size(job.batch_size)
+    encoded = join(list(reading.encoder.text_batches(job.captions, size)))
     files.write_npy(".features.npy", encoded.features)
     if encoded.projections is not None:
         files.write_npy(".projections.npy", encoded.projections)
@@ -45,7 +43,7 @@ class EncodedCaptions:
     """The features of captions, in the files of their shards."""
 
     def __init__(
-        self, captions: Sequence[str], room: StageRoom, setup: Setup[Reading], batch_size: int
+        self, captions: Sequence[str], room: StageRoom, setup: Setup[Reading], batch_size: int | str
     ) -> None:
         """Encodes each distinct one once.
 
@@ -57,7 +55,7 @@ class EncodedCaptions:
         """
         # By length, which needs less padding.
         distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
-        self._size = BATCHES_A_SHARD * batch_size
+        self._size = CAPTIONS_A_SHARD
         hands = [distinct[i : i + self._size] for i in range(0, len(distinct), self._size)]
         self._shards: list[Made] = room.run(
             "captions",

@@ -7,11 +7,12 @@ files until they are wanted.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -21,18 +22,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64
 
-from data import PairReader, has_usable_caption, read_record
+from data import PairReader, has_usable_caption, read_record, usable_texts
 from encoders.base import Encoded, join
 from engine.base import Setup
 from engine.room import Made, StageRoom
 from engine.shards import ShardFiles, Summary
 from intake.setup import Reading
 from sources.base import NO_LIMIT, DataConfig, ImageRecord, PairSource, UnusableImage
-from sources.captions import caption_fault
-from sources.images import FoundImage
+from sources.images import FoundImage, ReadImage, pair_ids
+from sources.processes import IMAGES_A_HAND, AskedImage, ImageProcesses
 
 IMAGES_A_SHARD = 512
-READ_AHEAD = 2  # images for each thread that reads; bounds memory
+SHARDS_ON_GPU = 8  # as many in one: between two shards a GPU waits for the first images
+READ_AHEAD = 2  # images, or hands of them, for each thread that reads; bounds memory
+Outcome = tuple[dict[str, Any], np.ndarray | None]
 OUTCOMES = pa.schema(
     [
         *(("sha256", pa.string()), ("reason", pa.string()), ("detail", pa.string())),
@@ -51,50 +54,16 @@ class ImagesJob:
     Attributes:
         keys: of the images in their source.
         captions: those of each that are candidates.
-        batch_size: images that are encoded at once.
+        batch_size: images that are encoded at once, a number or `auto`.
         n_threads: that read and decode; 0 reads in the worker's own.
+        in_processes: whether each has a process that does it.
     """
 
     keys: tuple[str, ...]
     captions: tuple[tuple[str, ...], ...]
-    batch_size: int
+    batch_size: int | str
     n_threads: int
-
-
-@dataclass(frozen=True)
-class ReadImage:
-    """What was found of an image: `DecodedImage` without the image file at hand.
-
-    Attributes:
-        sha256: of the image file, hexadecimal.
-        ids: names of its pairs by their captions, as far as they were asked for.
-        record: to read it again where another caption needs a name.
-        pixels: shard and row of its features, until they were handed on.
-    """
-
-    sha256: str
-    ids: Mapping[str, str]
-    record: ImageRecord = field(repr=False)
-    pixels: np.ndarray | None
-
-    def pair_id(self, caption: str) -> str:
-        """The name of a pair; see `base.pair_id`."""
-        known = self.ids.get(caption)
-        return known or _pair_ids(hashlib.sha256(self.record.read()), [caption])[0]
-
-    def without_pixels(self) -> ReadImage:
-        """The same for whoever needs its names alone."""
-        return replace(self, pixels=None)
-
-
-def _pair_ids(image: Any, captions: Sequence[str]) -> list[str]:
-    """Names of the pairs of an image, of which `image` is hashlib's object."""
-    found = []
-    for caption in captions:
-        both = image.copy()
-        both.update(caption.encode())
-        found.append(both.hexdigest()[:32])
-    return found
+    in_processes: bool = False
 
 
 def encode_shard(job: ImagesJob, files: ShardFiles, reading: Reading) -> Summary:
@@ -104,23 +73,19 @@ def encode_shard(job: ImagesJob, files: ShardFiles, reading: Reading) -> Summary
         InputError: the disk is full.
     """
     found: list[dict[str, Any]] = []
-    batches: list[Encoded] = []
-    waiting: list[np.ndarray] = []
 
-    def encode() -> None:
-        if waiting:
-            batches.append(reading.encoder.encode_images(np.stack(waiting)))
-            waiting.clear()
+    def usable() -> Generator[np.ndarray, None, None]:
+        n_usable = 0
+        with closing(_read_all(job, reading)) as outcomes:
+            for row, pixels in outcomes:
+                found.append(row | {"row": -1 if pixels is None else n_usable})
+                if pixels is not None:
+                    n_usable += 1
+                    yield pixels
 
-    n_usable = 0
-    for row, pixels in _read_all(job, reading):
-        found.append(row | {"row": -1 if pixels is None else n_usable})
-        if pixels is not None:
-            waiting.append(pixels)
-            n_usable += 1
-        if len(waiting) == job.batch_size:
-            encode()
-    encode()
+    with closing(usable()) as images:
+        size = reading.encoder.batch_size(job.batch_size)
+        batches = list(reading.encoder.image_batches(images, size))
     if batches:
         encoded = join(batches)
         files.write_npy(".features.npy", encoded.features)
@@ -128,36 +93,59 @@ def encode_shard(job: ImagesJob, files: ShardFiles, reading: Reading) -> Summary
             files.write_npy(".projections.npy", encoded.projections)
     with files.writing(".parquet") as file:
         pq.write_table(pa.Table.from_pylist(found, OUTCOMES), file)
-    return {"images": len(job.keys), "usable": n_usable}
+    return {"images": len(job.keys), "usable": sum(row["row"] >= 0 for row in found)}
 
 
-def _read_all(
-    job: ImagesJob, reading: Reading
-) -> Iterator[tuple[dict[str, Any], np.ndarray | None]]:
+def _read_all(job: ImagesJob, reading: Reading) -> Generator[Outcome, None, None]:
     """What became of every image of a shard, and its pixels, read ahead by a bounded number."""
-    asked = zip(job.keys, job.captions, strict=True)
+    asked = list(zip(job.keys, job.captions, strict=True))
     if not job.n_threads:
         yield from (_read_one(reading, *each) for each in asked)
         return
+    processes = reading.processes if job.in_processes else None
+    at_once = 1 if processes is None else IMAGES_A_HAND
+    hands = iter([asked[i : i + at_once] for i in range(0, len(asked), at_once)])
+    read = partial(_read_hand, reading, processes)
     with ThreadPoolExecutor(job.n_threads) as pool:
-        pending = [
-            pool.submit(_read_one, reading, *each)
-            for each in islice(asked, READ_AHEAD * job.n_threads)
-        ]
-        while pending:
-            yield pending.pop(0).result()
-            pending += [pool.submit(_read_one, reading, *each) for each in islice(asked, 1)]
+        first = islice(hands, READ_AHEAD * job.n_threads)
+        pending = deque(pool.submit(read, hand) for hand in first)
+        try:
+            while pending:
+                yield from pending.popleft().result()
+                pending.extend(pool.submit(read, hand) for hand in islice(hands, 1))
+        finally:
+            for future in pending:
+                future.cancel()
 
 
-def _read_one(
-    reading: Reading, key: str, captions: tuple[str, ...]
-) -> tuple[dict[str, Any], np.ndarray | None]:
-    outcome = read_record(key, partial(reading.source.read_image, key), reading.decode)
+def _read_hand(
+    reading: Reading, processes: ImageProcesses | None, hand: Sequence[tuple[str, tuple[str, ...]]]
+) -> list[Outcome]:
+    """What became of some images, read by this thread or by a process that it asks."""
+    if processes is None:
+        return [_read_one(reading, *each) for each in hand]
+    asked = [AskedImage(key, reading.source.reader_of(key), captions) for key, captions in hand]
+    found: list[Outcome] = []
+    for sent in processes.read(asked):
+        if isinstance(sent, UnusableImage):
+            found.append(_unusable(sent))
+        else:
+            told = {"sha256": sent.sha256, "reason": "", "detail": ""}
+            found.append((told | {"ids": list(sent.ids.values())}, sent.pixels))
+    return found
+
+
+def _read_one(reading: Reading, key: str, captions: tuple[str, ...]) -> Outcome:
+    outcome = read_record(key, reading.source.reader_of(key), reading.decode)
     if isinstance(outcome, UnusableImage):
-        told = {"sha256": "", "reason": outcome.reason, "detail": outcome.detail, "ids": []}
-        return told, None
+        return _unusable(outcome)
     told = {"sha256": outcome.sha256, "reason": "", "detail": ""}
-    return told | {"ids": _pair_ids(outcome.hash, captions)}, outcome.pixels
+    return told | {"ids": pair_ids(outcome.hash, captions)}, outcome.pixels
+
+
+def _unusable(outcome: UnusableImage) -> Outcome:
+    told = {"sha256": "", "reason": outcome.reason, "detail": outcome.detail, "ids": []}
+    return told, None
 
 
 # --- What is made of it ---------------------------------------------------------------------------
@@ -175,7 +163,7 @@ class ShardReader(PairReader):
         config: DataConfig,
         room: StageRoom,
         setup: Setup[Reading],
-        batch_size: int,
+        batch_size: int | str,
     ) -> None:
         """Nothing is read yet.
 
@@ -204,7 +192,7 @@ class ShardReader(PairReader):
     def threads_a_worker(self, n_shards: int) -> int:
         """Threads that read, shared among the workers that are at work on so many shards."""
         n_workers = self._room.engine.workers_a_machine(self._setup.on_gpu)
-        return math.ceil(self._config.num_workers / min(n_workers, n_shards))
+        return math.ceil(self._config.n_workers() / min(n_workers, n_shards))
 
     def _gather(
         self, places: Int64[np.ndarray, "m 2"], shards: Sequence[int], ending: str
@@ -239,7 +227,8 @@ class ShardReader(PairReader):
         if not asked:
             return {}
         every = list(asked.values())
-        hands = [every[i : i + IMAGES_A_SHARD] for i in range(0, len(every), IMAGES_A_SHARD)]
+        size = IMAGES_A_SHARD * (SHARDS_ON_GPU if self._setup.on_gpu else 1)
+        hands = [every[i : i + size] for i in range(0, len(every), size)]
         self._n_waves += 1
         n_threads = self.threads_a_worker(len(hands))
         made = self._room.run(
@@ -261,23 +250,18 @@ class ShardReader(PairReader):
     def _job(self, hand: Sequence[ImageRecord], n_threads: int) -> ImagesJob:
         return ImagesJob(
             tuple(record.key for record in hand),
-            tuple(_usable_texts(record) for record in hand),
+            tuple(usable_texts(record) for record in hand),
             self._batch_size,
             n_threads,
+            self.is_in_processes(),
         )
 
     def _outcome(self, record: ImageRecord, row: Mapping[str, Any]) -> ReadImage | UnusableImage:
         if row["reason"]:
             return UnusableImage(row["reason"], row["detail"])
-        ids = dict(zip(_usable_texts(record), row["ids"], strict=True))
+        ids = dict(zip(usable_texts(record), row["ids"], strict=True))
         place = np.array([len(self._shards), row["row"]])
         return ReadImage(row["sha256"], ids, record, place)
-
-
-def _usable_texts(record: ImageRecord) -> tuple[str, ...]:
-    """The captions of a record that make pairs, as they are named."""
-    texts = (c.text for c in record.captions if caption_fault(c.text) is None)
-    return tuple(dict.fromkeys(str(text).strip() for text in texts))
 
 
 def _not_asked(data: bytes) -> np.ndarray:

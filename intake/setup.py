@@ -16,7 +16,8 @@ from encoders.base import EmbeddingConfig, Encoder
 from encoders.pretrained import load_encoder
 from sources.base import DataConfig, PairSource
 from sources.embeddings import open_embeddings
-from sources.images import decode_pixels
+from sources.images import SmallCopies, decode_pixels
+from sources.processes import ImageProcesses
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,13 @@ class Reading:
         source: images are read from it by their keys.
         encoder: of images and captions.
         decode: the encoder's input from an image file, see `decode_pixels`.
+        processes: that make the same of it; None: they cannot.
     """
 
     source: PairSource
     encoder: Encoder
     decode: Callable[[bytes], np.ndarray]
+    processes: ImageProcesses | None = None
 
 
 def open_reading(job: ReadingJob) -> Reading:
@@ -93,5 +96,15 @@ def open_reading(job: ReadingJob) -> Reading:
         InputError: one of them cannot be had here, or the data are others.
     """
     encoder = load_encoder(job.embedding, device=torch.device(job.device))
-    decode = decode_pixels(encoder.preprocess, job.source.data.max_image_pixels)
-    return Reading(open_again(job.source), encoder, decode)
+    most = job.source.data.max_image_pixels
+    decode = decode_pixels(encoder.prepare, most)
+    return Reading(open_again(job.source), encoder, decode, processes_for(encoder, most))
+
+
+def processes_for(
+    encoder: Encoder, max_pixels: int, copies: SmallCopies | None = None
+) -> ImageProcesses | None:
+    """Processes that make an encoder's input, none of them started; None where only it can."""
+    if encoder.resizing is None:
+        return None
+    return ImageProcesses(encoder.resizing, max_pixels, copies)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from artifacts.settings import ALL, Settings, setting
+from artifacts.cores import n_cores
+from artifacts.settings import ALL, AUTO, Settings, setting
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
@@ -131,12 +132,14 @@ class DataConfig(Settings):
     max_test_samples: int | str = setting(
         1000, "most test images, all captions each, or all", at_least=2, or_all=True
     )
-    num_workers: int = setting(
-        4,
-        "threads that read images, shared among the workers of a machine; 0 reads in the workers' "
-        "own",
+    num_workers: int | str = setting(
+        AUTO,
+        "processes that read and decode images, shared among the workers of a machine, threads "
+        "where images are few; auto: one a processor core; 0 reads in the workers' own thread",
         at_least=0,
         affects_result=False,
+        or_auto=True,
+        type=int,
     )
     max_image_pixels: int = setting(89_478_485, "images with more pixels are skipped", at_least=1)
 
@@ -152,6 +155,10 @@ class DataConfig(Settings):
                 "%s: not used by %s; leave %s out",
                 *(", ".join(unused), source, "it" if len(unused) == 1 else "them"),
             )
+
+    def n_workers(self) -> int:
+        """How many read images on this machine; 0: whoever asks for them."""
+        return n_cores() if self.num_workers == AUTO else int(self.num_workers)
 
     def limits(self) -> dict[str, int]:
         """The most samples of each split: pairs, images of one pair, images; `NO_LIMIT` for all."""
@@ -286,6 +293,10 @@ class PairSource(ABC):
             OSError: the file cannot be read.
         """
         raise KeyError(key)
+
+    def reader_of(self, key: str) -> Callable[[], bytes]:
+        """What reads one image, in whatever form the source has it."""
+        return partial(self.read_image, key)
 
     def read_again(self, keys: Iterable[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
         """What reads each of the images named, in the order given: that of the source is fastest.

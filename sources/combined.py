@@ -322,6 +322,10 @@ class CombinedSource(PairSource):
         """The bytes of one image; see `PairSource.read_image`."""
         return self._holding(key).read_image(key)
 
+    def reader_of(self, key: str) -> Callable[[], bytes]:
+        """That of the data set that holds the image."""
+        return self._holding(key).reader_of(key)
+
     def read_again(self, keys: Iterable[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
         """What reads each of the images named, one data set after the other, the pool first."""
         keys = list(keys)
@@ -378,6 +382,9 @@ class _RenamedSource(PairSource):
 
     def read_image(self, key: str) -> bytes:
         return self._source.read_image(key.removeprefix(self.prefix))
+
+    def reader_of(self, key: str) -> Callable[[], bytes]:
+        return self._source.reader_of(key.removeprefix(self.prefix))
 
     def read_again(self, keys: Iterable[str]) -> Iterator[tuple[str, Callable[[], bytes]]]:
         own = (key.removeprefix(self.prefix) for key in keys)

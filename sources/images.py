@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,9 +20,14 @@ from sources.base import (
     FORMAT_NOT_READ,
     IMAGE_TOO_LARGE,
     IMAGE_TOO_SMALL,
+    MISSING_FILE,
+    UNREADABLE_FILE,
+    ImageRecord,
     UnusableImage,
 )
 from sources.image_files import is_heif, is_lfs_pointer
+from sources.pixels import Resizing
+from sources.places import StorageGoneError
 
 try:  # an extra, see requirements-heif.txt
     import pillow_heif
@@ -65,6 +72,47 @@ def decode_image(data: bytes, max_pixels: int) -> PIL.Image.Image:
         UnusableImage: empty file, broken image, image too large or too small, or of a format that
             is not read.
     """
+    with _naming_damage():
+        image = _open(data, max_pixels)
+        image.load()
+        return _to_rgb(_upright(image))
+
+
+def decode_resized(
+    data: bytes, max_pixels: int, resizing: Resizing
+) -> tuple[np.ndarray, PIL.Image.Image]:
+    """The pixels that `resizing` makes of an image file, and the image that it was shown.
+
+    A JPEG much larger than its pixels is decoded at a part of its size, see `sources.pixels`.
+
+    Raises:
+        UnusableImage: as `decode_image` does, or resizing it needs too much memory.
+    """
+    with _naming_damage():
+        image = _open(data, max_pixels)
+        full, box = image.size, _draft(image, resizing)
+        image.load()
+        image = _to_rgb(_upright(image))
+    with _naming_lack_of_memory():
+        return resizing(image, box, None if box is None else full), image
+
+
+def _draft(image: PIL.Image.Image, resizing: Resizing) -> tuple[float, float, float, float] | None:
+    """Have a JPEG decoded no larger than needed; the part of it that shows the whole picture.
+
+    None where it is decoded in full. One that has to be turned is, which keeps the part simple.
+    """
+    least = resizing.draft_size(image.size) if image.format == "JPEG" else None
+    if least is None or any(side < 2 * most for side, most in zip(image.size, least, strict=True)):
+        return None
+    if image.mode not in ("RGB", "L") or _turn(image) is not None:
+        return None
+    drafted = image.draft(None, least)
+    return None if drafted is None else drafted[1]
+
+
+def _open(data: bytes, max_pixels: int) -> PIL.Image.Image:
+    """An image of which the header alone was read."""
     if not data:
         raise UnusableImage(EMPTY_FILE)
     if is_lfs_pointer(data):
@@ -73,15 +121,19 @@ def decode_image(data: bytes, max_pixels: int) -> PIL.Image.Image:
         raise UnusableImage(
             FORMAT_NOT_READ, "HEIC; pip install -r requirements-heif.txt (pillow-heif) reads it"
         )
+    image = PIL.Image.open(io.BytesIO(data), formats=_FORMATS)
+    if image.width * image.height > max_pixels:
+        raise UnusableImage(IMAGE_TOO_LARGE, f"{image.width} x {image.height}")
+    if min(image.size) < MIN_SIDE:
+        size = f"{image.width} x {image.height}"
+        raise UnusableImage(IMAGE_TOO_SMALL, f"{size}: a side has fewer than {MIN_SIDE} pixels")
+    return image
+
+
+@contextmanager
+def _naming_damage() -> Iterator[None]:
     try:
-        image = PIL.Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > max_pixels:
-            raise UnusableImage(IMAGE_TOO_LARGE, f"{image.width} x {image.height}")
-        if min(image.size) < MIN_SIDE:
-            size = f"{image.width} x {image.height}"
-            raise UnusableImage(IMAGE_TOO_SMALL, f"{size}: a side has fewer than {MIN_SIDE} pixels")
-        image.load()
-        return _to_rgb(_upright(image))
+        yield
     except UnusableImage:
         raise
     except Exception as error:
@@ -91,11 +143,24 @@ def decode_image(data: bytes, max_pixels: int) -> PIL.Image.Image:
         raise UnusableImage(BROKEN_IMAGE, f"{type(error).__name__}: {detail}") from error
 
 
-def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+@contextmanager
+def _naming_lack_of_memory() -> Iterator[None]:
     try:
-        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        yield
+    except MemoryError as error:  # any other error of it is the program's, not the image's
+        raise UnusableImage(IMAGE_TOO_LARGE, "it does not fit into memory") from error
+
+
+def _turn(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
+    """What brings a picture upright; None where it is."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # a broken EXIF block says nothing about the picture
-        return image
+        return None
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    method = _turn(image)
     return image if method is None else image.transpose(method)
 
 
@@ -166,23 +231,119 @@ class DecodedImage:
         return str(both.hexdigest()[:32])
 
 
+@dataclass(frozen=True)
+class ReadImage:
+    """What was found of an image elsewhere: `DecodedImage` without the image file at hand.
+
+    Attributes:
+        sha256: of the image file, hexadecimal.
+        ids: names of its pairs by their captions, as far as they were asked for.
+        record: to read it again where another caption needs a name.
+        pixels: what is handed on of it, until it was.
+    """
+
+    sha256: str
+    ids: Mapping[str, str]
+    record: ImageRecord = field(repr=False)
+    pixels: np.ndarray | None
+
+    def pair_id(self, caption: str) -> str:
+        """The name of a pair; see `base.pair_id`."""
+        known = self.ids.get(caption)
+        return known or pair_ids(hashlib.sha256(self.record.read()), [caption])[0]
+
+    def without_pixels(self) -> ReadImage:
+        """The same for whoever needs its names alone."""
+        return replace(self, pixels=None)
+
+
+def pair_ids(image: Any, captions: Sequence[str]) -> list[str]:
+    """Names of the pairs of an image, of which `image` is hashlib's object."""
+    found = []
+    for caption in captions:
+        both = image.copy()
+        both.update(caption.encode())
+        found.append(both.hexdigest()[:32])
+    return found
+
+
+def read_file_of(key: str, read: Callable[[], bytes]) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        UnusableImage: it cannot be had.
+        StorageGoneError: nor can any other.
+    """
+    try:
+        return read()
+    except (UnusableImage, StorageGoneError):
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        told = error.args[0] if len(error.args) == 1 else key
+        raise UnusableImage(MISSING_FILE, str(told)) from error
+    except Exception as error:  # a source may read through any library
+        raise UnusableImage(UNREADABLE_FILE, f"{type(error).__name__}: {error}") from error
+
+
+class SmallCopies:
+    """Small copies of images, up to a number, without loss, in whatever process they are made.
+
+    Shown an image file and its image, it keeps a copy, as a watch of `decode_pixels`.
+    """
+
+    def __init__(self, kept: dict[str, bytes], most: int, side: int) -> None:
+        """Nothing is kept yet.
+
+        Args:
+            kept: image files by the SHA-256 of the large ones.
+            most: that are kept.
+            side: pixels of their longer sides at most.
+        """
+        self._kept, self._most, self.side = kept, most, side
+
+    def __call__(self, data: bytes, image: PIL.Image.Image) -> None:
+        """Keep a copy of an image."""
+        if self.wants_more():
+            self.keep(hashlib.sha256(data).hexdigest(), small_copy(image, self.side))
+
+    def wants_more(self) -> bool:
+        """Whether fewer are kept than may be."""
+        return len(self._kept) < self._most
+
+    def keep(self, sha256: str, copy: bytes) -> None:
+        """Keep a copy that was made of an image file of this hash."""
+        self._kept[sha256] = copy
+
+
+def small_copy(image: PIL.Image.Image, side: int) -> bytes:
+    """An image file with an image in small."""
+    small, buffer = image.copy(), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(buffer, "WEBP", lossless=True, method=0)
+    return buffer.getvalue()
+
+
 def decode_pixels(
-    preprocess: Callable[[PIL.Image.Image], np.ndarray],
+    prepare: Callable[[PIL.Image.Image], np.ndarray],
     max_pixels: int,
     watch: Callable[[bytes, PIL.Image.Image], None] | None = None,
 ) -> Callable[[bytes], np.ndarray]:
     """What makes an encoder's input of an image file; it raises `UnusableImage`.
 
-    `watch` is shown every file and its image, in whatever thread decodes it.
+    `prepare` makes it of the image; one that is a `Resizing` decodes no more than it needs. `watch`
+    is shown every file and its image, in whatever thread decodes it.
     """
 
     def decode(data: bytes) -> np.ndarray:
+        if isinstance(prepare, Resizing):
+            pixels, image = decode_resized(data, max_pixels, prepare)
+            if watch is not None:
+                watch(data, image)
+            return pixels
         image = decode_image(data, max_pixels)
         if watch is not None:
             watch(data, image)
-        try:
-            return preprocess(image)
-        except MemoryError as error:  # any other error of it is the program's, not the image's
-            raise UnusableImage(IMAGE_TOO_LARGE, "it does not fit into memory") from error
+        with _naming_lack_of_memory():
+            return prepare(image)
 
     return decode

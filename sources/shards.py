@@ -53,7 +53,7 @@ from sources.shard_samples import (
     find_samples,
 )
 from sources.splits import IndexedSource, digest
-from sources.tar import TRUNCATED_SHARD, Member, read_members
+from sources.tar import FilePart, Member, read_members
 
 logger = logging.getLogger(__name__)
 N_SHOWN_KINDS = 8
@@ -64,7 +64,7 @@ class _Shard:
     """A shard and what it holds.
 
     Attributes:
-        read: gives a part of it, by offset and size in bytes.
+        part: what reads a part of it, by offset and size in bytes.
         name: its path from the data folder.
         version: what changes when it does; None for what is no file.
         content: its samples, and what else it holds.
@@ -73,7 +73,7 @@ class _Shard:
         warnings: what is wrong with it, a line each.
     """
 
-    read: Callable[[int, int], bytes]
+    part: Callable[[int, int], Callable[[], bytes]]
     name: str
     version: Version | None
     content: ShardContent
@@ -192,14 +192,16 @@ def _read_shard(root: Place, name: str, choice: Choice) -> _Shard:
     """What a shard holds, and what is wrong with it."""
     shown = storable_name(name)
     content = ShardContent()
-    read: Callable[[int, int], bytes] = partial(_read_part, os.path.join(str(root), name))
+    read: Callable[[int, int], Callable[[], bytes]] = partial(
+        FilePart, os.path.join(str(root), name)
+    )
     version, n_whole, damage, packing = None, 0, "", ""
     try:
         if isinstance(root, Address):
-            read = partial(root.read_range, name)
+            read = partial(_part_at, root, name)
         else:
             path = real_path(root, name)
-            read = partial(_read_part, path)
+            read = partial(FilePart, path)
             if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
                 raise OSError("no plain file")
         with open_plainly(root, name) as file:
@@ -364,7 +366,7 @@ def _record(shard: _Shard, sample: Sample, key: str, position: int) -> ImageReco
     elif image is None:
         read = partial(_miss, key)
     else:
-        read = partial(shard.read, image.offset, image.size)
+        read = shard.part(image.offset, image.size)
     return ImageRecord(
         *(key, read, captions),
         shard=shard.name,
@@ -382,11 +384,6 @@ def _miss(key: str) -> NoReturn:
     raise FileNotFoundError(key)
 
 
-def _read_part(path: str, offset: int, size: int) -> bytes:
-    """A part of a file; every call opens it anew, so that any number of threads may read."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        data = file.read(size)
-    if len(data) < size:
-        raise UnusableImage(TRUNCATED_SHARD, f"{len(data):,} of {size:,} bytes are left")
-    return data
+def _part_at(root: Address, name: str, offset: int, size: int) -> Callable[[], bytes]:
+    """What reads a part of a file at an address."""
+    return partial(root.read_range, name, offset, size)

@@ -86,6 +86,10 @@ class IndexedSource(PairSource):
         """The bytes of one image; see `PairSource.read_image`."""
         return self._by_key[key].read()
 
+    def reader_of(self, key: str) -> Callable[[], bytes]:
+        """The record's own; see `PairSource.reader_of`."""
+        return self._by_key[key].read
+
 
 class StreamSource(PairSource):
     """Pairs that come one after the other and are taken as they come.

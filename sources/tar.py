@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
-from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER
+from sources.base import FILE_TOO_LARGE, MAX_FILE_BYTES, OUTSIDE_FOLDER, UnusableImage
 from sources.image_files import IMAGE_EXTENSIONS
 from sources.paths import storable_name
 from sources.places import StorageGoneError
@@ -34,6 +35,40 @@ _EXTENDED_TYPES = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
 _PLAIN_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Reads a part of a file, which every call opens anew: for any number of threads and processes.
+
+    Attributes:
+        path: of the file.
+        offset: bytes before the part.
+        size: of the part, in bytes.
+    """
+
+    path: str
+    offset: int
+    size: int
+
+    def __call__(self) -> bytes:
+        """The part.
+
+        Raises:
+            UnusableImage: the file ends before it does.
+            OSError: it cannot be read.
+        """
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if len(data) < self.size:
+            detail = f"{len(data):,} of {self.size:,} bytes are left"
+            raise UnusableImage(TRUNCATED_SHARD, detail)
+        return data
+
+    def as_list(self) -> list[str | int]:
+        """All of it, as JSON has it."""
+        return list(astuple(self))
 
 
 class Member(NamedTuple):

@@ -19,7 +19,7 @@ ARROWS: dict[str, set[str]] = {
     "engine": {"artifacts"},
     "sources": {"artifacts"},
     "learner": {"artifacts", *SEAM},
-    "encoders": {"artifacts", "sources.online"},
+    "encoders": {"artifacts", "sources.online", "sources.pixels"},
     "attribution": {"artifacts", "encoders.joint_map", *SEAM, "learner"},
     "data": {"artifacts", *SEAM, "sources"},
     "intake": {"artifacts", "data", "encoders", *SEAM, "sources"},

@@ -1118,7 +1118,7 @@ def test_defaults_are_those_promised() -> None:
         "max_val_samples": 1000,
         "max_test_samples": 1000,
         "batch_size": 32,
-        "num_workers": 4,
+        "num_workers": "auto",
         "n_clusters": 100,
         "rank": 10,
         "samples_per_cluster": 5,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from jaxtyping import Int64, Shaped, UInt8
 from tqdm import tqdm
 
 from sources.base import UnusableImage
-from sources.images import decode_image
+from sources.images import SmallCopies, decode_image
 
 logger = logging.getLogger(__name__)
 SIDE = 112  # pixels of the longer side
@@ -59,7 +58,7 @@ class Photographs:
 Reader = tuple[str, Callable[[], bytes]]  # a key, and what reads its image
 
 
-def keep_small(kept: dict[str, bytes], most: int) -> Callable[[bytes, PIL.Image.Image], None]:
+def keep_small(kept: dict[str, bytes], most: int) -> SmallCopies:
     """What keeps a small copy of every image that it is shown, up to a number, without loss.
 
     A stream so need not be read a second time; from the copies come the very photographs that
@@ -69,16 +68,7 @@ def keep_small(kept: dict[str, bytes], most: int) -> Callable[[bytes, PIL.Image.
         kept: image files by the SHA-256 of the large ones.
         most: that are kept.
     """
-
-    def keep(data: bytes, image: PIL.Image.Image) -> None:
-        if len(kept) >= most:
-            return
-        small, buffer = image.copy(), io.BytesIO()
-        small.thumbnail((SIDE, SIDE))
-        small.save(buffer, "WEBP", lossless=True, method=0)
-        kept[hashlib.sha256(data).hexdigest()] = buffer.getvalue()
-
-    return keep
+    return SmallCopies(kept, most, SIDE)
 
 
 def read_copies(wanted: pd.DataFrame, kept: Mapping[str, bytes]) -> Iterator[Reader]:

@@ -28,6 +28,7 @@ class Example(Settings):
     n_workers: int = setting(2, "speed only", at_least=1, affects_result=False)
     most: int | str = setting(9, "a number or all", at_least=2, or_all=True)
     ratio: float | str = setting(0.8, "a number or auto", above=0, at_most=1, or_auto=True)
+    size: int | str = setting("auto", "whole or auto", at_least=1, or_auto=True, type=int)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,7 @@ def test_the_fingerprint_leaves_out_speed_settings_only() -> None:
         "flag": False,
         "most": 9,
         "ratio": 0.8,
+        "size": "auto",
     }
 
 
@@ -199,3 +201,13 @@ def test_a_number_may_be_the_word_auto() -> None:
     for wrong in ("fast", "AUTO", ""):
         with pytest.raises(argparse.ArgumentError, match="neither a number nor the word auto"):
             parser.parse_args(["--ratio", wrong])
+
+
+def test_a_whole_number_or_auto() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser.add_argument_group("example"), Example)
+    for given, size in (("auto", "auto"), ("64", 64)):
+        found = from_flags(Example, vars(parser.parse_args(["--size", given]))).size
+        assert (found, type(found)) == (size, type(size))
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--size", "6.5"])

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.settings import InputError
 from encoders.base import Encoder, count_cut_off
+from sources.images import decode_image
 from tests.encoders.pictures import photographs
 from tests.encoders.weight_files import Planted, put_in_cache
 from tests.small_models import (
@@ -34,6 +35,7 @@ from tests.small_models import (
     unit,
     unit_projections,
 )
+from tests.sources.image_kinds import image_files
 
 D = 20  # of the joint space
 WEIGHTS = "open_clip_model.safetensors"
@@ -244,6 +246,29 @@ def test_preprocessing_is_the_models_own(clip_folder: Path, tmp_path: Path) -> N
     np.testing.assert_allclose(encoder.preprocess(PIL.Image.new("RGB", (9, 5), (255, 0, 0)))[0], 1)
     assert encoder.preprocess(PIL.Image.new("RGB", (2_000_000, 1))).shape == (3, 32, 32)
     assert load(clip_folder).preprocess(PIL.Image.new("RGB", (2_000_000, 1))).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_bytes_normalised_are_what_the_transform_makes(
+    tmp_path: Path, resize_mode: str, interpolation: str
+) -> None:
+    how = {"resize_mode": resize_mode, "interpolation": interpolation, "std": [0.5, 0.25, 0.125]}
+    encoder = load(save_model(tmp_path / "model", CLIP, how))
+    assert encoder.resizing is not None
+    assert encoder.normalisation is not None
+    for kind, data in image_files().items():
+        image = decode_image(data, 10**7)
+        pixels = torch.from_numpy(encoder.resizing(image).copy())[None]
+        found = encoder.normalisation(pixels, torch.float32)[0]
+        exact = encoder.preprocess(image)
+        np.testing.assert_allclose(found, exact, rtol=0, atol=2e-6, err_msg=kind)
+
+
+def test_a_transform_that_is_not_known_is_asked_itself(tmp_path: Path) -> None:
+    encoder = load(save_model(tmp_path / "model", CLIP, {"resize_mode": "longest"}))
+    assert encoder.resizing is None
+    assert encoder.prepare(photographs(1, (40, 30))[0]).shape == (3, 32, 32)
 
 
 def test_tokens_of_a_caption(clip_folder: Path, tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from safetensors.torch import load_file as load_tensors
 
 from artifacts.settings import InputError
 from encoders import pretrained
-from encoders.base import EmbeddingConfig, Encoder, count_cut_off, crop_strip
+from encoders.base import EmbeddingConfig, Encoder, count_cut_off
 from encoders.embedded import EmbeddedEncoder
 from encoders.pretrained import load_encoder, load_pretrained
+from sources.pixels import crop_strip
 from tests.encoders.pictures import channels_first, photographs, stack
 from tests.encoders.weight_files import Planted, put_in_cache, save_shards
 from tests.small_models import (

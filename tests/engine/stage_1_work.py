@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from encoders.base import Features
 from engine.shards import ShardFiles, Summary
 from intake.captions import CaptionsJob, encode_captions
 from intake.images import ImagesJob, encode_shard
@@ -27,6 +29,10 @@ DIED, VISITED, CALLS = "died", "visited", "calls"  # beside the output's stages
 
 class Deadly:
     """An encoder that kills its process with the second batch of images."""
+
+    device = torch.device("cpu")
+    batch_size = Features.batch_size
+    image_batches = Features.image_batches
 
     def __init__(self, encoder: Any, mark: Path) -> None:
         self.encoder, self.mark, self.n_batches = encoder, mark, 0
@@ -42,7 +48,7 @@ class Deadly:
 
 def encode_and_die_once(job: ImagesJob, files: ShardFiles, reading: Reading) -> Summary:
     mark = files.store.root / DIED
-    if len(job.keys) > job.batch_size and not mark.exists():
+    if len(job.keys) > int(job.batch_size) and not mark.exists():
         deadly: Any = Deadly(reading.encoder, mark)
         reading = replace(reading, encoder=deadly)
     return encode_shard(job, files, reading)

@@ -88,7 +88,7 @@ LAYOUTS: dict[str, Callable[[Path], list[str]]] = {
 def short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """What jobs are made of, here; workers take them as they come."""
     monkeypatch.setattr(intake_images, "IMAGES_A_SHARD", 4)
-    monkeypatch.setattr("intake.captions.BATCHES_A_SHARD", 2)
+    monkeypatch.setattr("intake.captions.CAPTIONS_A_SHARD", 6)
     monkeypatch.setattr(row_facts, "STRETCH", 17)
     monkeypatch.setattr(row_arrays, "ROWS_A_JOB", 13)
 

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
+from artifacts.cores import n_cores
 from artifacts.settings import InputError
 from artifacts.store import Store
-from engine.local import LocalEngine, n_cores
+from engine.local import LocalEngine
 from engine.settings import EngineConfig
 from engine.start import start_engine
 

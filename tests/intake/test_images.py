@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,11 @@ from engine.local import LocalEngine
 from engine.room import StageRoom
 from intake import images as intake_images
 from intake.images import ShardReader
-from intake.setup import Reading, ReadingJob, SourceJob, open_reading
+from intake.setup import Reading, ReadingJob, SourceJob, open_reading, processes_for
 from sources.base import DataConfig, ImageRecord
 from sources.images import decode_pixels
+from sources.pixels import Resizing
+from sources.processes import ImageProcesses
 from sources.splits import IndexedSource
 from tests.helpers import SMALL, record
 
@@ -54,6 +57,16 @@ class Colours(Encoder):
     def _encoded(self, rows: np.ndarray) -> Encoded:
         rows = rows.astype(np.float32)
         return Encoded(rows, rows[:, :5] + 0.5 if self.projects else None)
+
+
+class Bytes(Colours):
+    """The same of pixels that a process can make."""
+
+    resizing = Resizing((4, 4), None, int(PIL.Image.Resampling.BICUBIC))
+
+    def encode_images(self, inputs: np.ndarray) -> Encoded:
+        assert inputs.dtype == np.uint8
+        return super().encode_images(inputs.transpose(0, 3, 1, 2).astype(np.float32))
 
 
 def hostile_source() -> IndexedSource:
@@ -106,20 +119,24 @@ def embedded(
     engine = LocalEngine(workers)
     room = StageRoom(engine, store, EMBEDDING, PROVENANCE.fingerprint(EMBEDDING))
     setup = Setup(open_reading, ReadingJob(SourceJob(data, 1), config, "cpu"))
-    decode = decode_pixels(encoder.preprocess, data.max_image_pixels)
-    engine.offer(setup, Reading(source, encoder, decode))
+    decode = decode_pixels(encoder.prepare, data.max_image_pixels)
+    processes = processes_for(encoder, data.max_image_pixels)
+    engine.offer(setup, Reading(source, encoder, decode, processes))
 
     def compute() -> EmbeddingResult:
         reader = ShardReader(source, data, room, setup, batch_size)
         rng = np.random.default_rng(4)
         return embed_in_shards(reader, encoder, config, rng=rng, room=room, setup=setup)
 
-    return store.stage(EMBEDDING, Mode.RUN, PROVENANCE, EmbeddingResult, compute).value
+    result = store.stage(EMBEDDING, Mode.RUN, PROVENANCE, EmbeddingResult, compute).value
+    if processes is not None:
+        processes.close()
+    return result
 
 
-def one_by_one(encoder: Encoder) -> EmbeddingResult:
-    decode = decode_pixels(encoder.preprocess, DATA.max_image_pixels)
-    reader = PairReader(hostile_source(), DATA, decode=decode)
+def one_by_one(encoder: Encoder, processes: ImageProcesses | None = None) -> EmbeddingResult:
+    decode = decode_pixels(encoder.prepare, DATA.max_image_pixels)
+    reader = PairReader(hostile_source(), DATA, decode=decode, processes=processes)
     return embed_pairs(reader, encoder, EmbeddingConfig("colours"), rng=np.random.default_rng(4))
 
 
@@ -142,7 +159,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture(autouse=True)
 def short_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake_images, "IMAGES_A_SHARD", 4)
-    monkeypatch.setattr("intake.captions.BATCHES_A_SHARD", 2)
+    monkeypatch.setattr("intake.captions.CAPTIONS_A_SHARD", 6)
 
 
 @pytest.mark.parametrize("projects", [True, False])
@@ -154,6 +171,53 @@ def test_shards_give_the_pairs_and_rows_of_one_reader(store: Store, projects: bo
     assert reasons["missing file"] >= 1
     assert reasons["duplicate pair"] >= 1
     assert reasons["image in another split"] >= 1
+
+
+def asks_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images processes are asked for, from now on; for few they are asked, too."""
+    monkeypatch.setattr("data.LEAST_IMAGES", 1)
+    plain, asked = ImageProcesses.read, list[int]()
+
+    def read(processes: ImageProcesses, images: Any) -> Any:
+        asked.append(len(images))
+        return plain(processes, images)
+
+    monkeypatch.setattr(ImageProcesses, "read", read)
+    return asked
+
+
+@pytest.mark.parametrize("in_shards", [True, False])
+def test_processes_give_what_threads_give(
+    store: Store, monkeypatch: pytest.MonkeyPatch, in_shards: bool
+) -> None:
+    expected = one_by_one(Bytes())
+    asked = asks_counted(monkeypatch)
+    if in_shards:
+        result = embedded(store, Bytes())
+        assert max(asked) == 4  # a whole shard at once
+    else:
+        processes = ImageProcesses(Bytes.resizing, DATA.max_image_pixels)
+        result = one_by_one(Bytes(), processes)
+        processes.close()
+        assert max(asked) > 4
+    assert sum(asked) >= len(set(expected.pairs["image_sha256"]))
+    assert_same(result, expected)
+    reasons = Counter(result.skipped["reason"])
+    assert reasons["broken image"] == 1
+    assert reasons["missing file"] >= 1
+    assert_same(result, one_by_one(Colours()), 1e-6)  # whose own processor makes the same
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_few_images_and_no_workers_need_no_process(
+    store: Store, monkeypatch: pytest.MonkeyPatch, n_workers: int
+) -> None:
+    asked = asks_counted(monkeypatch)
+    if n_workers:
+        monkeypatch.setattr("data.LEAST_IMAGES", 1000)
+    result = embedded(store, Bytes(), data=replace(DATA, num_workers=n_workers))
+    assert not asked
+    assert_same(result, one_by_one(Bytes()))
 
 
 @pytest.mark.parametrize("projects", [True, False])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from artifacts.cores import n_cores
 from artifacts.settings import InputError
 from sources.base import DataConfig, datacomp_uid, pair_id
 
@@ -49,3 +50,8 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
 
 def test_workers_do_not_make_results_stale() -> None:
     assert "num_workers" not in DataConfig().fingerprint_settings()
+
+
+def test_workers_are_as_many_as_cores_unless_a_number_is_given() -> None:
+    assert DataConfig().n_workers() == n_cores() >= 1
+    assert [DataConfig(num_workers=n).n_workers() for n in (0, 3)] == [0, 3]

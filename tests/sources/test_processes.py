@@ -1,0 +1,184 @@
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from artifacts.settings import InputError
+from data import read_record
+from sources.base import FILE_TOO_LARGE, UnusableImage, pair_id
+from sources.images import DecodedImage, SmallCopies, decode_pixels
+from sources.pixels import Resizing
+from sources.processes import AskedImage, ImageProcesses, SentImage
+from sources.tar import FilePart
+from tests.sources.image_kinds import image_files, natural, saved
+
+ROOT = Path(__file__).parents[2]
+RESIZING = Resizing(24, (24, 20), int(PIL.Image.Resampling.BICUBIC))
+MOST = 1_000_000
+GONE = {
+    "empty": b"",
+    "broken": b"no image",
+    "cut": saved(natural(60, 40))[:-400],
+    "too large": saved(PIL.Image.new("L", (1001, 1001)), "PNG"),
+}
+
+
+@pytest.fixture
+def processes() -> Iterator[ImageProcesses]:
+    made = ImageProcesses(RESIZING, MOST)
+    yield made
+    made.close()
+
+
+def pids(processes: ImageProcesses) -> list[int]:
+    return [process.pid for process in processes._started]
+
+
+def is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def missing() -> bytes:
+    raise FileNotFoundError("gone.jpg is not there")
+
+
+def unreadable() -> bytes:
+    raise PermissionError("locked")
+
+
+def refused() -> bytes:
+    raise UnusableImage(FILE_TOO_LARGE, "1 byte")
+
+
+def asked_images(folder: Path) -> list[AskedImage]:
+    """Images of every kind, every second one in a file that a process opens itself."""
+    asked = []
+    for number, (name, data) in enumerate((image_files() | GONE).items()):
+        path = folder / f"{number}.tar"
+        path.write_bytes(b"before" + data + b"behind")
+        part = FilePart(str(path), 6, len(data))
+        captions = (f"one {name}", "zwei é 🐟")[: number % 3]
+        asked.append(AskedImage(name, part if number % 2 else part.__call__, captions))
+    nowhere = FilePart(str(folder / "nowhere.tar"), 0, 5)
+    asked.append(AskedImage("short", FilePart(str(folder / "0.tar"), 6, 10**6), ("x",)))
+    asked.append(AskedImage("nowhere", nowhere, ("x",)))
+    asked += [AskedImage(read.__name__, read, ("x",)) for read in (missing, unreadable, refused)]
+    return asked
+
+
+def test_a_process_finds_what_a_thread_finds(processes: ImageProcesses, tmp_path: Path) -> None:
+    asked = asked_images(tmp_path)
+    found = processes.read(asked)
+    n_usable = 0
+    for image, sent in zip(asked, found, strict=True):
+        expected = read_record(image.key, image.read, decode_pixels(RESIZING, MOST))
+        if isinstance(expected, UnusableImage):
+            assert isinstance(sent, UnusableImage)
+            assert (sent.reason, sent.detail) == (expected.reason, expected.detail)
+            continue
+        n_usable += 1
+        assert isinstance(sent, SentImage)
+        assert isinstance(expected, DecodedImage)
+        np.testing.assert_array_equal(sent.pixels, expected.pixels)
+        data = image.read()
+        assert sent.sha256 == hashlib.sha256(data).hexdigest()
+        assert sent.ids == {caption: pair_id(data, caption) for caption in image.captions}
+    assert n_usable == len(image_files())
+
+
+def test_threads_share_processes_that_end_when_they_are_closed(processes: ImageProcesses) -> None:
+    data = [saved(natural(40, 30, seed)) for seed in range(24)]
+    hands = [[AskedImage("", partial(bytes, image), ())] for image in data]
+    with ThreadPoolExecutor(2) as threads:
+        found = [sent for hand in threads.map(processes.read, hands) for sent in hand]
+    decode = decode_pixels(RESIZING, MOST)
+    for sent, image in zip(found, data, strict=True):
+        assert isinstance(sent, SentImage)
+        np.testing.assert_array_equal(sent.pixels, decode(image))
+    started = pids(processes)
+    assert 1 <= len(started) <= 2
+    processes.close()
+    assert not any(map(is_there, started))
+    assert isinstance(processes.read(hands[0])[0], SentImage)  # one starts again
+    assert len(pids(processes)) == 1
+
+
+@pytest.mark.parametrize("at_work", [True, False])
+def test_a_process_that_is_killed_ends_the_reading_with_one_line(
+    processes: ImageProcesses, at_work: bool
+) -> None:
+    image = AskedImage("a", partial(bytes, saved(natural(400, 300))), ())
+    processes.read([image])
+    (pid,) = pids(processes)
+    os.kill(pid, signal.SIGSTOP if at_work else signal.SIGKILL)
+    killer = threading.Timer(0.2, os.kill, (pid, signal.SIGKILL))
+    if at_work:
+        killer.start()
+    with pytest.raises(InputError, match=r"^--num_workers: .*killed by signal 9.*or 0 to read in"):
+        processes.read([image])
+    assert isinstance(processes.read([image])[0], SentImage)  # by another one
+
+
+def test_an_interrupt_leaves_the_end_to_the_program(processes: ImageProcesses) -> None:
+    image = AskedImage("a", lambda: saved(natural(40, 30)), ())
+    processes.read([image])
+    (pid,) = pids(processes)
+    os.kill(pid, signal.SIGINT)
+    assert isinstance(processes.read([image])[0], SentImage)
+    assert pids(processes) == [pid]
+
+
+PROGRAM = """
+import sys, os, signal
+sys.path.insert(0, {root!r})
+from sources.pixels import Resizing
+from sources.processes import AskedImage, ImageProcesses
+processes = ImageProcesses(Resizing((4, 4), None, 3), 1000)
+processes.read([AskedImage("a", lambda: b"", ())])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_no_process_outlives_a_program_that_is_killed() -> None:
+    program = [sys.executable, "-c", PROGRAM.format(root=str(ROOT))]
+    # What it started has the same standard error, which is read until nobody has it any more.
+    done = subprocess.run(program, stderr=subprocess.PIPE, timeout=30, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stderr == b""
+
+
+def test_the_folder_it_is_started_in_is_no_place_for_modules(
+    processes: ImageProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('a module of the data')")
+    monkeypatch.chdir(tmp_path)
+    (found,) = processes.read([AskedImage("a", lambda: b"", ())])
+    assert isinstance(found, UnusableImage)
+
+
+def test_small_copies_are_made_by_the_process_and_no_more_than_wanted() -> None:
+    kept: dict[str, bytes] = {}
+    processes = ImageProcesses(RESIZING, MOST, SmallCopies(kept, 3, 16))
+    data = [saved(natural(40, 30, seed)) for seed in range(5)]
+    processes.read([AskedImage("", partial(bytes, each), ()) for each in data])
+    processes.close()
+    expected: dict[str, bytes] = {}
+    watch = SmallCopies(expected, 3, 16)
+    for each in data:
+        decode_pixels(RESIZING, MOST, watch)(each)
+    assert kept == expected
+    assert [*kept] == [hashlib.sha256(each).hexdigest() for each in data[:3]]
