@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from artifacts.settings import InputError
 from encoders.base import Encoder, count_cut_off
+from encoders.openclip import OpenClipEncoder
 from sources.images import decode_image
 from tests.encoders.pictures import photographs
 from tests.encoders.weight_files import Planted, put_in_cache
@@ -255,6 +256,7 @@ def test_bytes_normalised_are_what_the_transform_makes(
 ) -> None:
     how = {"resize_mode": resize_mode, "interpolation": interpolation, "std": [0.5, 0.25, 0.125]}
     encoder = load(save_model(tmp_path / "model", CLIP, how))
+    assert isinstance(encoder, OpenClipEncoder)
     assert encoder.resizing is not None
     assert encoder.normalisation is not None
     for kind, data in image_files().items():
