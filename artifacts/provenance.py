@@ -59,12 +59,12 @@ class Stage:
     version: int = 0
 
 
-EMBEDDING = Stage("embedding", "stage1", manifest="embedding_manifest.json", number=1)
+EMBEDDING = Stage("embedding", "stage1", manifest="embedding_manifest.json", number=1, version=1)
 CLUSTERING = Stage("clustering", "stage1", number=1)
 TRUST = Stage("trust", "stage2", manifest="trust_manifest.json", number=2, version=1)
-INFLUENCE = Stage("influence", "stage2", number=2, version=1)
+INFLUENCE = Stage("influence", "stage2", number=2, version=2)
 PAIR_INFLUENCE = Stage(
-    "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2, version=3
+    "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2, version=4
 )
 INFLUENCE_VALIDATION = Stage(
     "influence_validation", "stage2", manifest="influence_validation_manifest.json", number=2
