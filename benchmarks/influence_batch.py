@@ -58,7 +58,7 @@ def estimate(problem: Problem, batch_size: int) -> tuple[InfluenceResult, float]
     with as_told, temporary_room() as room:
         result = influence.score_clusters(
             known(problem),
-            InfluenceConfig(),
+            InfluenceConfig(influence_seeds=3, removal_folds=10),
             TRAINING,
             room,
             rng=np.random.default_rng(SEED),
