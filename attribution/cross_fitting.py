@@ -463,7 +463,6 @@ def held_out_influences(
     n_parts = len(cross.models[0].validation_gradients)
     influences = np.zeros((n_parts, cross.n_repeats, len(index)))
     per_repeat = len(cross.models) // (2 * cross.n_repeats)
-    # One after the other: forward-mode derivatives know one level for all threads.
     bar = tqdm(cross.models, desc="held-out influence", unit="model", disable=None, leave=False)
     for model in bar:
         at = np.flatnonzero(np.isin(index, model.held_out))

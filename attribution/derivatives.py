@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from learner.model import (
-    LEAST_NORM,
     ROWS_AT_ONCE,
     Parameters,
     batch_blocks,
     loss_and_gradient,
     pair_losses,
     similarities,
+    unit_rows,
     whole_batches,
 )
 from learner.pairs import PairFeatures
@@ -174,21 +174,12 @@ def _seen_along(
     parts: list[_Seen] = []
     for rows in np.split(index, range(ROWS_AT_ONCE, len(index), ROWS_AT_ONCE)):
         batch = pairs.take(torch.from_numpy(rows).to(pairs.device))
-        images, images_along = _unit_along(
-            batch.images @ parameters.image_map, batch.images @ along.image_map
-        )
-        texts, texts_along = _unit_along(
-            batch.texts @ parameters.text_map, batch.texts @ along.text_map
-        )
+        images, by_images = unit_rows(batch.images @ parameters.image_map)
+        texts, by_texts = unit_rows(batch.texts @ parameters.text_map)
+        images_along = by_images(batch.images @ along.image_map)
+        texts_along = by_texts(batch.texts @ along.text_map)
         parts.append(_Seen(images, texts, images_along, texts_along))
     return _Seen(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-
-def _unit_along(rows: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of unit length, and their derivative where the rows given move along."""
-    norms = rows.norm(dim=-1, keepdim=True).clamp(min=LEAST_NORM)
-    unit = rows / norms
-    return unit, (along - unit * (unit * along).sum(-1, keepdim=True)) / norms
 
 
 def _weight_slopes(logits: Tensor, slopes: Tensor, log_weights: Tensor) -> Tensor:

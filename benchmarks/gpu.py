@@ -47,6 +47,7 @@ from gpu_report import NOT_RUN, add_rows, render
 from scale_data import Planting, write_embeddings
 
 import main as program
+from artifacts.cores import n_cores
 from artifacts.provenance import hardware
 from artifacts.scratch import use_folder
 from artifacts.store import Store
@@ -55,7 +56,6 @@ from cli.run import Run
 from clustering import training_pairs
 from encoders.base import EmbeddingConfig, Encoded, resolve_dtype
 from encoders.pretrained import PretrainedEncoder, load_encoder
-from engine.local import n_cores
 from engine.start import start_engine
 from reporting.results import Known
 

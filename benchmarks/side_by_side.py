@@ -39,6 +39,23 @@ def steps_a_second(pairs: PairTensors, n_runs: int, n_steps: int) -> float:
     return n_runs * n_steps / (time.perf_counter() - started)
 
 
+def largest_difference(pairs: PairTensors, n_steps: int) -> tuple[float, float]:
+    """Of any parameter after so many steps: among others and alone, and there and on the CPU.
+
+    As shares of the largest parameter.
+    """
+    on_cpu = PairTensors(*(side.cpu() for side in pairs))
+    runs, found = [Run(seed) for seed in range(4)], []
+    for where, some in ((pairs, runs), (pairs, runs[-1:]), (on_cpu, runs[-1:])):
+        training = StackedTraining(where, TrainingConfig(), some, n_steps=n_steps)
+        training.advance_to(n_steps)
+        last = training.parameters_of(len(some) - 1)
+        found.append(torch.cat([last.image_map, last.text_map]).cpu())
+    among, alone, elsewhere = found
+    largest = float(alone.abs().max())
+    return tuple(float((alone - other).abs().max()) / largest for other in (among, elsewhere))
+
+
 def settle(device: torch.device) -> None:
     """Wait for what was launched."""
     if device.type == "cuda":
@@ -61,6 +78,9 @@ def main() -> None:
         for n_runs in args.runs:
             found = steps_a_second(pairs, n_runs, args.steps)
             print(f"{n_runs} runs {launched}: {found:,.0f} steps a second", flush=True)
+    captured.WARM_CALLS = warm
+    among, elsewhere = largest_difference(pairs, min(args.steps, 200))
+    print(f"largest difference: {among:.1e} among others, {elsewhere:.1e} from the CPU")
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def loss_and_gradient(
     Returns:
         (R,) nats, and their gradient.
     """
-    (u, by_u), (v, by_v) = _unit_rows(images), _unit_rows(texts)
+    (u, by_u), (v, by_v) = unit_rows(images), unit_rows(texts)
     scale = log_scale.exp()[..., None, None]
     logits = scale * (u @ v.transpose(-1, -2))
     if weights is None:
@@ -200,16 +200,20 @@ def loss_and_gradient(
     )
 
 
-def _unit_rows(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Rows of unit length, and the map from a gradient by them to one by the rows given."""
+def unit_rows(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Rows of unit length, and the derivative of that: a map of rows, which is symmetric.
+
+    So it takes a change of the rows given to one of the unit rows, and a gradient by the unit rows
+    to one by those given.
+    """
     inverse_norms = 1 / rows.norm(dim=-1, keepdim=True).clamp(min=LEAST_NORM)
     unit = rows * inverse_norms
 
-    def pull_back(by_unit: Tensor) -> Tensor:
-        along = (unit * by_unit).sum(-1, keepdim=True)
-        return torch.mul(by_unit - unit * along, inverse_norms)
+    def derivative(other: Tensor) -> Tensor:
+        along = (unit * other).sum(-1, keepdim=True)
+        return torch.mul(other - unit * along, inverse_norms)
 
-    return unit, pull_back
+    return unit, derivative
 
 
 def shuffled_batches(
