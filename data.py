@@ -7,11 +7,13 @@ the rest is not: broken images, empty captions, exact duplicates, images in two 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -69,6 +71,19 @@ SYNTHETIC_WARNING = (
 # --- Opening a data set ---------------------------------------------------------------------------
 
 
+@contextmanager
+def _collecting_later() -> Iterator[None]:
+    """No search for circles of objects: it would look at all that is known of all pairs, often."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_collecting_later()
 def open_source(config: DataConfig, *, rng: np.random.Generator) -> PairSource:
     """The source that the settings ask for.
 

@@ -31,7 +31,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
@@ -79,20 +79,41 @@ Prepare = Callable[[PIL.Image.Image], np.ndarray]
 
 
 class Photograph(NamedTuple):
-    """An image file of the folder, its captions and its official split."""
+    """An image file of the folder, its captions and its official split.
+
+    Attributes:
+        file: its name in the download.
+        captions: of it.
+        split: official.
+        copy: how often the download was gone through before.
+    """
 
     file: str
     captions: tuple[str, ...]
     split: str
+    copy: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of the file that is written."""
+        return self.file if not self.copy else f"{self.copy}-{self.file}"
+
+    def content(self, images: Path) -> bytes:
+        """Of the file that is written; a number behind the picture makes another file of a copy."""
+        return (images / self.file).read_bytes() + (b"%d" % self.copy if self.copy else b"")
 
 
 def load_photographs(data_dir: Path, n: int) -> list[Photograph]:
-    """The first n photographs of a Flickr8k download with a splits.csv, in its own order."""
+    """The first n photographs of a Flickr8k download with a splits.csv, in its own order.
+
+    Where more are asked for than it has, they come again.
+    """
     captions: dict[str, list[str]] = {}
     for row in _read_csv(data_dir / "captions.txt"):
         captions.setdefault(row["image"], []).append(row["caption"])
     splits = {row["image"]: row["split"] for row in _read_csv(data_dir / "splits.csv")}
-    return [Photograph(file, tuple(c), splits[file]) for file, c in islice(captions.items(), n)]
+    every = ((copy, item) for copy in count() for item in captions.items())
+    return [Photograph(file, tuple(c), splits[file], copy) for copy, (file, c) in islice(every, n)]
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
@@ -125,10 +146,10 @@ def write_folder(photographs: Sequence[Photograph], images: Path, folder: Path) 
     """The layout of the Flickr8k download, with a splits.csv."""
     (folder / "Images").mkdir(parents=True)
     for photograph in photographs:
-        shutil.copyfile(images / photograph.file, folder / "Images" / photograph.file)
-    captions = [(p.file, caption) for p in photographs for caption in p.captions]
+        (folder / "Images" / photograph.name).write_bytes(photograph.content(images))
+    captions = [(p.name, caption) for p in photographs for caption in p.captions]
     _write_csv(folder / "captions.txt", [("image", "caption"), *captions])
-    splits = [(p.file, p.split) for p in photographs]
+    splits = [(p.name, p.split) for p in photographs]
     _write_csv(folder / "splits.csv", [("image", "split"), *splits])
 
 
@@ -146,7 +167,7 @@ def write_shards(photographs: Sequence[Photograph], images: Path, folder: Path) 
                 labels = json.dumps({"captions": photograph.captions}).encode()
                 suffix = PurePosixPath(photograph.file).suffix
                 for ending, content in (
-                    (suffix, (images / photograph.file).read_bytes()),
+                    (suffix, photograph.content(images)),
                     (".json", labels),
                 ):
                     header = tarfile.TarInfo(f"{number:06d}{ending}")
@@ -161,7 +182,7 @@ def write_parquet(photographs: Sequence[Photograph], images: Path, folder: Path)
 
     folder.mkdir(parents=True)
     for name, part in _file_parts(photographs):
-        cells = [{"bytes": (images / p.file).read_bytes(), "path": p.file} for p in part]
+        cells = [{"bytes": p.content(images), "path": p.name} for p in part]
         table = pa.table({"image": cells, "caption": [list(p.captions) for p in part]})
         pq.write_table(table, folder / f"{name}.parquet", row_group_size=ROWS_PER_GROUP)
 
@@ -218,10 +239,11 @@ class Opened(NamedTuple):
 def open_ours(layout: str, root: Path, prepare: Prepare) -> Opened:
     """The program's own reader, with its default number of workers, one a core."""
     config = layout_config(layout, root)
-    source = open_source(config, rng=np.random.default_rng(0))
     most = config.max_image_pixels
     resizing, finish = _of_encoder() if prepare is not prepare_pixel else (ONE_PIXEL, np.asarray)
     processes, decode = ImageProcesses(resizing, most), decode_pixels(resizing, most)
+    processes.start(config.n_workers())  # while the captions are read
+    source = open_source(config, rng=np.random.default_rng(0))
     reader = PairReader(source, config, decode=decode, processes=processes)
     return Opened(reader, processes, finish)
 
@@ -230,10 +252,14 @@ def _of_encoder() -> tuple[Resizing, Callable[[np.ndarray], Any]]:
     """How our processes resize for the encoder, and how it normalises what they give."""
     import torch
 
+    from encoders.device import Room
     from encoders.embedded import EmbeddedEncoder
 
+    room = Room()
+
     def normalise(pixels: np.ndarray) -> Any:
-        return EmbeddedEncoder.normalisation(torch.from_numpy(pixels), torch.float32)
+        batch = torch.from_numpy(pixels)
+        return EmbeddedEncoder.normalisation(batch, torch.float32, room.of(batch))
 
     return EmbeddedEncoder.resizing, normalise
 
@@ -597,7 +623,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", type=Path, help="the Flickr8k download with a splits.csv")
     parser.add_argument("--work_dir", type=Path, required=True, help="for the three layouts")
-    parser.add_argument("--n", type=int, default=7000, help="photographs (default: 7000)")
+    parser.add_argument(
+        "--n", type=int, default=7000, help="photographs, repeated if need be (default: 7000)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="of every reading (default: 3)")
     parser.add_argument("--curate", action="store_true", help="also compare what is curated")
     parser.add_argument("--result_dir", type=Path, default=RESULTS)

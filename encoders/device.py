@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,18 +29,44 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def __call__(
+        self, pixels: torch.Tensor, dtype: torch.dtype, room: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Normalised pixels, (m, 3, h, w), of (m, h, w, 3) in uint8, rounded as float32 first.
 
         Channels stay the last in memory on a GPU. On the processor they come first, as convolutions
         there round and run as they did with them; and three numbers in a row are no vector.
+
+        Args:
+            pixels: on any device.
+            dtype: of the normalised ones.
+            room: on the processor float32 of the result's shape, which then is in it: memory that
+                was used before takes a fifth of the time of new one. None: new memory.
         """
-        layout = torch.contiguous_format if pixels.device.type == "cpu" else torch.preserve_format
-        normal = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
+        planes = pixels.permute(0, 3, 1, 2)
+        if pixels.device.type == "cpu":
+            normal = torch.empty(planes.shape) if room is None else room
+            normal.copy_(planes)
+        else:
+            normal = planes.to(torch.float32)
         mean, std = (
             torch.tensor(x, device=pixels.device).view(-1, 1, 1) for x in (self.mean, self.std)
         )
         return normal.mul_(self.scale).sub_(mean).div_(std).to(dtype)
+
+
+class Room(threading.local):
+    """Memory for a batch of normalised pixels, used again for the next; a thread has its own."""
+
+    def __init__(self) -> None:
+        self._values = torch.empty(0)
+
+    def of(self, pixels: torch.Tensor) -> torch.Tensor:
+        """For those of (m, h, w, 3), whose batch before is of no use any more; (m, 3, h, w)."""
+        if self._values.numel() < pixels.numel():
+            self._values = torch.empty(pixels.numel())
+        n, height, width, n_channels = pixels.shape
+        return self._values[: pixels.numel()].view(n, n_channels, height, width)
 
 
 class Rows(NamedTuple):
@@ -61,6 +88,7 @@ class DeviceEncoder(Encoder):
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self._dtype = device, dtype
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._room = Room()
 
     @abstractmethod
     def image_rows(self, batch: torch.Tensor) -> Rows:
@@ -115,7 +143,8 @@ class DeviceEncoder(Encoder):
             if pixels.dtype != torch.uint8:
                 return self._waiting(self.image_rows(pixels.to(self._dtype)))
             assert self.normalisation is not None, "bytes are given to who can normalise them"
-            return self._waiting(self.image_rows(self.normalisation(pixels, self._dtype)))
+            room = self._room.of(pixels) if pixels.device.type == "cpu" else None
+            return self._waiting(self.image_rows(self.normalisation(pixels, self._dtype, room)))
 
     def start_texts(self, tokens: Any) -> Callable[[], Encoded]:
         """The same of tokens."""

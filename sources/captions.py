@@ -137,9 +137,12 @@ def normalize_caption(text: str) -> str:
     Unicode NFKC, case folded, white space collapsed, punctuation and space dropped at the end.
     Applying it twice changes nothing.
     """
-    previous, text = "", text
-    while text != previous:  # NFKC and case folding can undo each other's work once
-        previous, text = text, unicodedata.normalize("NFKC", text).casefold()
+    if text.isascii():  # most captions; NFKC leaves them as they are
+        text = text.lower()
+    else:
+        previous = ""
+        while text != previous:  # NFKC and case folding can undo each other's work once
+            previous, text = text, unicodedata.normalize("NFKC", text).casefold()
     text = " ".join(text.split())
     while text and (text[-1].isspace() or unicodedata.category(text[-1]).startswith("P")):
         text = text[:-1]

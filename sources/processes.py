@@ -5,6 +5,7 @@ See `decoding` for what runs in them.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -34,6 +35,8 @@ _PROGRAM = (
     "import sys; sys.path[:] = [{root!r}, *filter(None, sys.path)]; "
     "from sources.decoding import main; main(sys.stdin.buffer, sys.stdout.buffer)"
 )
+# NumPy starts a thread for every core when it is imported; a process multiplies no matrices.
+_NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,7 @@ class ImageProcesses:
             [sys.executable, "-c", _PROGRAM.format(root=str(_ROOT))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env=os.environ | _NO_THREADS,
         )
         self._started.append(process)
         assert process.stdin is not None

@@ -6,6 +6,7 @@ import csv
 import gc
 import hashlib
 import importlib
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 
 from data import open_source
@@ -97,7 +99,25 @@ def test_the_photographs_are_described(bench: Any, layouts: Path) -> None:
 def test_fewer_photographs_are_the_first(bench: Any, download: Path) -> None:
     photographs = bench.load_photographs(download, 3)
     assert [photograph.file for photograph in photographs] == ["0.jpg", "1.jpg", "2.jpg"]
-    assert photographs[1] == ("1.jpg", tuple(text.format(1) for text in CAPTIONS), "train")
+    assert photographs[1] == ("1.jpg", tuple(text.format(1) for text in CAPTIONS), "train", 0)
+
+
+def test_more_photographs_are_other_files_of_the_same_pictures(
+    bench: Any, download: Path, tmp_path: Path
+) -> None:
+    n = len(SPLITS_OF_PICTURES)
+    photographs = bench.load_photographs(download, 2 * n + 1)
+    assert [p.name for p in photographs[n : n + 2]] == ["1-0.jpg", "1-1.jpg"]
+    assert photographs[2 * n].name == "2-0.jpg"
+    contents = [photographs[i * n].content(download / "Images") for i in range(3)]
+    assert len({sha256(content) for content in contents}) == 3
+    pictures = [PIL.Image.open(io.BytesIO(content)).tobytes() for content in contents]
+    assert pictures[0] == pictures[1] == pictures[2]
+    bench.write_layouts(download, 2 * n, tmp_path / "twice")
+    for layout, dataset in bench.LAYOUTS.items():
+        config = DataConfig(dataset, str(tmp_path / "twice" / layout))
+        reader = read_all(open_source(config, rng=np.random.default_rng(0)))[0]
+        assert reader.pairs()["image_sha256"].nunique() == 2 * n
 
 
 # webdataset closes no shard.

@@ -1,6 +1,7 @@
 """Pixels as bytes, normalised by the encoder, against what a model's own processor makes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from encoders.base import Encoded
-from encoders.device import DeviceEncoder
+from encoders.device import DeviceEncoder, Normalisation, Room
 from encoders.embedded import EmbeddedEncoder
 from encoders.pretrained import PretrainedEncoder, parts_of_processor
 from sources.images import decode_image, decode_pixels
@@ -53,6 +54,26 @@ def test_bytes_normalised_are_what_the_processor_makes(name: str) -> None:
         assert pixels.shape == resizing.shape
         found = normalisation(torch.from_numpy(pixels.copy())[None], torch.float32)[0]
         np.testing.assert_allclose(found, exact(data), rtol=0, atol=FLOAT32, err_msg=kind)
+
+
+def test_memory_that_is_used_again_changes_nothing() -> None:
+    normalisation, room = Normalisation(1 / 255, (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)), Room()
+    rng = np.random.default_rng(0)
+    for n in (3, 5, 2, 5):
+        pixels = torch.from_numpy(rng.integers(0, 256, (n, 6, 4, 3), dtype=np.uint8))
+        expected = (pixels.numpy() / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.1]
+        found = normalisation(pixels, torch.float32, room.of(pixels))
+        assert found.is_contiguous()
+        np.testing.assert_allclose(found, expected.transpose(0, 3, 1, 2), rtol=0, atol=1e-5)
+        assert torch.equal(found, normalisation(pixels, torch.float32))
+
+
+def test_every_thread_has_memory_of_its_own() -> None:
+    room, pixels = Room(), torch.zeros((1, 2, 2, 3), dtype=torch.uint8)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(room.of, pixels).result()
+    assert other.data_ptr() != room.of(pixels).data_ptr()
+    assert room.of(pixels).data_ptr() == room.of(pixels).data_ptr()
 
 
 @pytest.mark.parametrize(

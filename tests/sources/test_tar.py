@@ -40,6 +40,53 @@ from tests.sources.tars import (
 )
 
 
+@given(
+    name=st.text(min_size=1, max_size=120),
+    size=st.integers(0, 2**36),
+    format_name=st.sampled_from(sorted(FORMATS)),
+    damaged=st.none() | st.tuples(st.integers(0, BLOCK - 1), st.integers(0, 255)),
+    is_signed_anew=st.booleans(),
+)
+@example(name="a.jpg", size=0o777, format_name="ustar", damaged=(124, 57), is_signed_anew=True)
+@example(name="d/" * 60, size=1, format_name="ustar", damaged=None, is_signed_anew=False)
+def test_a_plain_header_says_what_tarfile_reads(
+    name: str,
+    size: int,
+    format_name: str,
+    damaged: tuple[int, int] | None,
+    *,
+    is_signed_anew: bool,
+) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    try:
+        written = info.tobuf(FORMATS[format_name], "utf-8", "surrogateescape")  # type: ignore[arg-type]
+    except (ValueError, UnicodeError):  # it holds no such name or size
+        return
+    block = bytearray(written[-BLOCK:])
+    if damaged is not None:
+        block[damaged[0]] = damaged[1]
+    if is_signed_anew:
+        block[148:156] = b" " * 8
+        block[148:156] = b"%06o\0 " % sum(block)
+    found = tar_module._plain_header(bytes(block))
+    if found is None:  # then tarfile is asked, whatever it says
+        return
+    try:
+        expected = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+    except tarfile.HeaderError:  # over a number that nobody looks at, such as the owner's
+        assert is_signed_anew
+        return
+    assert (found.name, found.size, found.type) == (expected.name, expected.size, expected.type)
+
+
+def test_the_usual_header_is_a_plain_one() -> None:
+    block = tar([("00001.jpg", picture(1))], tarfile.GNU_FORMAT)[:BLOCK]
+    found = tar_module._plain_header(block)
+    assert found is not None
+    assert (found.name, found.size) == ("00001.jpg", len(picture(1)))
+
+
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_every_tar_format(tmp_path: Path, format_name: str) -> None:
     deep = "/".join(["d" * 30] * (7 if format_name == "ustar" else 20))
