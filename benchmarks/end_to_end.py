@@ -35,8 +35,8 @@ import torch
 from end_to_end_report import write_table
 from flickr8k_regimes import load_pool, make_regime, recipe_of
 from regimes_methods import METHODS, version_of
+from regimes_names import ORACLE, RANDOM, RECALLS, RESULTS
 from regimes_problem import make_problem, pool_of, test_set_of
-from regimes_report import ORACLE, RANDOM, RECALLS, RESULTS
 from tqdm import tqdm
 from trained_towers import (
     SETTINGS,

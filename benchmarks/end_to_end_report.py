@@ -10,15 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
-from regimes_report import (
-    ORACLE,
-    RANDOM,
-    REGIME_LABELS,
-    markdown_table,
-    mean_and_stderr,
-    quantity,
-    table_label,
-)
+from regimes_names import ORACLE, RANDOM, REGIME_LABELS
+from regimes_report import markdown_table, mean_and_stderr, quantity, table_label
 from trained_towers import SETTINGS
 
 from baselines import BASELINES, FULL, INFLUENCESPACE

@@ -34,8 +34,9 @@ import numpy as np
 from flickr8k_regimes import N_TRAINING, Regime, load_pool, make_regime
 from regimes import embedded_encoder, regime_name
 from regimes_methods import trust_of
+from regimes_names import RESULTS, regime_label
 from regimes_problem import TRAINING, Problem, asking, known, make_problem, test_set_of
-from regimes_report import RESULTS, markdown_table, regime_label
+from regimes_report import markdown_table
 from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score

@@ -30,7 +30,7 @@ from flickr8k_regimes import FURTHER, REGIMES, TARGETS, load_pool
 from protocol_report import controls_of, write_protocol
 from regimes import Unit, compute, done_in, embedded_encoder, units_of
 from regimes_methods import ABLATION, METHODS
-from regimes_report import RESULTS, WITHOUT_HELD_OUT
+from regimes_names import RESULTS, WITHOUT_HELD_OUT
 from regimes_rows import read_rows, read_scores
 
 from artifacts.provenance import hardware, package_versions

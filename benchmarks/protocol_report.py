@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from flickr8k_regimes import in_order
-from regimes_report import (
+from regimes_names import (
     BOTH,
     CONTROLS,
     RIVALS,
@@ -29,10 +29,9 @@ from regimes_report import (
     SAME_STEPS,
     TWO_CUTS,
     WITHOUT_HELD_OUT,
-    markdown_table,
     regime_label,
-    table_label,
 )
+from regimes_report import markdown_table, table_label
 from regimes_rows import KEYS, highest_score
 from scipy.stats import t as student
 

@@ -54,6 +54,7 @@ from flickr8k_regimes import (
     recipe_of,
 )
 from regimes_methods import ABLATION, METHODS, Chosen, use_workers, version_of
+from regimes_names import BOTH, RESULTS, SAME_EPOCHS
 from regimes_problem import (
     Problem,
     full_steps,
@@ -63,7 +64,7 @@ from regimes_problem import (
     training_steps,
     use_device,
 )
-from regimes_report import BOTH, RESULTS, SAME_EPOCHS, write_summary
+from regimes_report import write_summary
 from regimes_rows import (
     SCORE_COLUMNS,
     appending,

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from regimes_names import ORACLE, RANDOM, TWO_CUTS
 from regimes_problem import (
     TRAINING,
     Problem,
@@ -25,7 +26,6 @@ from regimes_problem import (
     known,
     remembered,
 )
-from regimes_report import ORACLE, RANDOM, TWO_CUTS
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline

@@ -14,92 +14,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
 from flickr8k_regimes import in_order
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from baselines import BASELINES, CONTROLS, FULL, INFLUENCESPACE
-from reporting.figures.style import GREY, INK, LINE_COLORS, PALE
-from reporting.words import COMPARISON_LABELS, method_label
-from train_eval import COMPARISONS, RECALL_AT
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS, FIGURE = ROOT / "benchmarks/results", ROOT / "docs/regimes.png"
-ORACLE, RANDOM = "oracle", "random"
-TWO_CUTS = "neg_clip_loss_then_normsim"  # beside the rivals, where it was asked for
-METHODS = (
-    FULL,
-    ORACLE,
-    INFLUENCESPACE,
-    *BASELINES,
-    *CONTROLS,
-    TWO_CUTS,
-)  # in the order of the tables
-SAME_EPOCHS, SAME_STEPS = COMPARISONS
-FIGURE_KEEP, FIGURE_COMPARISON = 0.8, SAME_STEPS
-BOTH = "both"  # the comparisons that a row of the full data serves
-RARE = "rare_group"  # the regime that thins captions about women and girls
-REGIME_LABELS = {
-    "clean": "Clean",
-    "wrong_20": "20 % wrong captions",
-    "wrong_40": "40 % wrong captions",
-    "wrong_20_concentrated": "20 % wrong, in some topics",
-    "near_copies": "Half of it near copies",
-    "boilerplate_20": "20 % boilerplate captions",
-    RARE: "Women thinned to a tenth",
-    "hard_20": "20 % captions of near images",
-    "alt_text_20": "20 % alt texts",
-    "mixture": "Mixture of faults",
-}
-# Beside the rivals, but made of InfluenceSpace's own parts: none of them is its best rival.
-CONTROLS = ("refined_agreement", "influencespace_without_influence")
-RIVALS = tuple(method for method in BASELINES if method not in CONTROLS)
-# Methods that look at no held-out pair: the same whatever these are. Others are run everywhere.
-WITHOUT_HELD_OUT = (
-    FULL,
+from regimes_figure import FIGURE, figure
+from regimes_names import (
+    BOTH,
+    GROUP_METRICS,
+    METHODS,
+    METRICS,
     ORACLE,
     RANDOM,
-    "clip_score_filtering",
-    "diversity_sampling",
-    "coreset_selection",
-    "semdedup",
-    "density_pruning",
-    "neg_clip_loss",
-    "neg_clip_loss_semdedup",
-    "text_alpha_sampling",
-    "refined_agreement",
+    RARE,
+    RESULTS,
+    RIVALS,
+    SAME_EPOCHS,
+    SAME_STEPS,
+    TWO_CUTS,
 )
 
-
-def regime_label(name: str) -> str:
-    """The regime for readers; `wrong_N` by its number."""
-    share = name.partition("wrong_")[2]
-    return REGIME_LABELS.get(name) or (f"{share} % wrong captions" if share else name)
-
-
-RECALLS = tuple(
-    f"{way}_recall@{k}" for k in RECALL_AT for way in ("image_to_text", "text_to_image")
-)
-METRICS = (
-    "mean_recall",
-    *RECALLS,
-    "validation_loss",
-    "test_loss",
-    "faults_left",
-    "gap",
-    *(f"{group}_recall@10" for group in ("female", "male")),
-    "age_gap",
-    *(f"{group}_recall@10" for group in ("child", "adult")),
-    "validation_loss_estimate",
-    "seconds",
-    "pairs_evaluated",
-)
-GROUP_METRICS = ("gap", "female_recall@10", "male_recall@10")
-
+from baselines import FULL, INFLUENCESPACE
+from reporting.words import COMPARISON_LABELS, method_label
 
 # --- Summary ----------------------------------------------------------------------------------
 
@@ -569,91 +505,6 @@ def markdown(
         lines += cost_table(here)
     lines += ablation_tables(parts.get("differences", []))
     return "\n".join(lines)
-
-
-# --- Figure -----------------------------------------------------------------------------------
-
-
-def figure(cells: Sequence[dict[str, Any]], file: Path) -> None:
-    """A panel a regime: mean recall of every method, InfluenceSpace in blue."""
-    shown = [c for c in cells if (c["keep"], c["comparison"]) == (FIGURE_KEEP, FIGURE_COMPARISON)]
-    if not shown:
-        return
-    names = _by_rank(shown)
-    with mpl.rc_context({"font.size": 9}):
-        n_columns = min(4, len(shown) + 1)
-        n_rows = -(-(len(shown) + 1) // n_columns)
-        drawn = Figure(figsize=(10.5, 0.9 + 2.75 * n_rows), layout="constrained")
-        axes = drawn.subplots(n_rows, n_columns, squeeze=False).reshape(-1)
-        for i, (axis, cell) in enumerate(zip(axes, shown, strict=False)):
-            _panel(axis, cell, names, labelled=i % n_columns == 0)
-        for axis in axes[len(shown) :]:
-            axis.axis("off")
-        _legend(axes[len(shown)])
-        drawn.suptitle(
-            f"Mean recall on unseen images (%) after training on {100 * FIGURE_KEEP:g} % of the "
-            f"pairs, {COMPARISON_LABELS[FIGURE_COMPARISON].lower()}; methods by mean rank",
-            fontsize=10.5,
-        )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(file, dpi=150)
-
-
-def _by_rank(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """InfluenceSpace and the rivals, by their mean rank over the regimes."""
-    names = [m for m in (INFLUENCESPACE, *BASELINES) if all(m in c["methods"] for c in cells)]
-    recalls = [[c["methods"][m]["mean_recall"]["mean"] for m in names] for c in cells]
-    ranks = pd.DataFrame(recalls, columns=names).rank(axis=1, ascending=False).mean()
-    return ranks.sort_values().index.tolist()
-
-
-REFERENCE_LINES = {
-    ORACLE: ("#009E73", "--", "Oracle: knows the faults"),
-    FULL: (LINE_COLORS[FULL], "-", "Full data"),
-    RANDOM: ("#999999", ":", "Random"),
-}
-
-
-def _panel(axis: Axes, cell: dict[str, Any], names: Sequence[str], *, labelled: bool) -> None:
-    methods = cell["methods"]
-    for name, (color, style, _) in REFERENCE_LINES.items():
-        if name in methods:
-            at = methods[name]["mean_recall"]["mean"]
-            axis.axvline(at, color=color, linestyle=style, linewidth=1.2, zorder=1)
-    for y, name in enumerate(names):
-        recall = methods[name]["mean_recall"]
-        color, size = GREY, 4.5
-        if name == cell["best_rival"]:
-            color, size = LINE_COLORS["clip_score_filtering"], 6.0
-        if name == INFLUENCESPACE:
-            color, size = LINE_COLORS[INFLUENCESPACE], 7.0
-        axis.errorbar(
-            recall["mean"], y, xerr=recall["stderr"], fmt="o", color=color, markersize=size,
-            elinewidth=1.4, zorder=3,
-        )  # fmt: skip
-    axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.set_yticks(range(len(names)), [method_label(n) for n in names] if labelled else [])
-    for label, name in zip(axis.get_yticklabels(), names, strict=False):
-        if name == INFLUENCESPACE:
-            label.set(color=LINE_COLORS[INFLUENCESPACE], fontweight="bold")
-    axis.set_title(regime_label(cell["regime"]), fontsize=9, color=INK)
-    axis.grid(axis="y", color=PALE, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.tick_params(axis="y", length=0)
-    axis.locator_params(axis="x", nbins=5)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-
-
-def _legend(axis: Axes) -> None:
-    for name, size, label in (
-        (INFLUENCESPACE, 7.0, "InfluenceSpace"),
-        ("clip_score_filtering", 6.0, "best rival of the panel"),
-    ):
-        axis.plot([], [], "o", color=LINE_COLORS[name], markersize=size, label=label)
-    axis.plot([], [], "o", color=GREY, markersize=4.5, label="other rivals")
-    for color, style, label in REFERENCE_LINES.values():
-        axis.plot([], [], color=color, linestyle=style, linewidth=1.2, label=label)
-    axis.legend(loc="center", frameon=False, title="± standard error over seeds")
 
 
 # --- Files ------------------------------------------------------------------------------------

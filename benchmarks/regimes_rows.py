@@ -23,7 +23,7 @@ from typing import Any, TextIO
 import numpy as np
 import pandas as pd
 from regimes_methods import METHODS, version_of
-from regimes_report import METRICS
+from regimes_names import METRICS
 
 from train_eval import RECALL_AT
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from regimes_names import RECALLS
 from regimes_problem import TRAINING, Problem
-from regimes_report import RECALLS
 from regimes_rows import image_scores, packed
 
 from artifacts.provenance import stage_rng

@@ -34,8 +34,9 @@ import pandas as pd
 from flickr8k_regimes import load_pool, make_regime
 from regimes import compute, done_in, embedded_encoder, held_outs, regime_name, units_of
 from regimes_methods import curve_of_influencespace, trust_of
+from regimes_names import RESULTS, SAME_STEPS, regime_label
 from regimes_problem import Problem, make_problem, test_set_of
-from regimes_report import RESULTS, SAME_STEPS, markdown_table, regime_label
+from regimes_report import markdown_table
 from regimes_rows import read_rows
 from tqdm import tqdm
 

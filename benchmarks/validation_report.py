@@ -16,19 +16,16 @@ import pandas as pd
 from flickr8k_regimes import in_order
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from regimes_report import (
+from regimes_names import (
     BOTH,
     METHODS,
     RESULTS,
     RIVALS,
     SAME_STEPS,
     WITHOUT_HELD_OUT,
-    markdown_table,
-    mean_and_stderr,
-    quantity,
     regime_label,
-    table_label,
 )
+from regimes_report import markdown_table, mean_and_stderr, quantity, table_label
 
 from baselines import FULL, INFLUENCESPACE
 from reporting.figures.style import INK, LINE_COLORS, PALE
