@@ -24,6 +24,8 @@ from flickr8k_regimes import in_order
 from regimes_names import (
     BOTH,
     CONTROLS,
+    ORACLE,
+    RANDOM,
     RIVALS,
     SAME_EPOCHS,
     SAME_STEPS,
@@ -31,11 +33,11 @@ from regimes_names import (
     WITHOUT_HELD_OUT,
     regime_label,
 )
-from regimes_report import markdown_table, table_label
+from regimes_report import markdown_table, mean_and_stderr, quantity, table_label
 from regimes_rows import KEYS, highest_score
 from scipy.stats import t as student
 
-from baselines import INFLUENCESPACE
+from baselines import FULL, INFLUENCESPACE
 
 LEVEL = 0.05
 N_RESAMPLES, SEED_OF_RESAMPLES = 2000, 5
@@ -413,6 +415,28 @@ def cells_table(found: pd.DataFrame) -> list[str]:
     return markdown_table(header.split(";"), rows)
 
 
+def recalls_table(found: Mapping[Cell, Mapping[str, Outcome]], closest: pd.DataFrame) -> list[str]:
+    """Mean recall itself of the full data, random, the oracle, InfluenceSpace, the closest rival.
+
+    Shares kept from most to least.
+    """
+    names = closest.set_index(list(Cell._fields))["closest"]
+    order = in_order(cell.regime for cell in found)
+    rows = []
+    for cell in sorted(found, key=lambda c: (c.validation, -c.keep, order.index(c.regime))):
+        if tuple(cell) not in names.index:
+            continue
+        methods, rival = found[cell], str(names.loc[tuple(cell)])
+        recalls = [
+            quantity(mean_and_stderr(methods[name].recalls)) if name in methods else ""
+            for name in (FULL, RANDOM, ORACLE, INFLUENCESPACE, rival)
+        ]
+        recalls[-1] = f"{other_label(rival)} {recalls[-1]}"
+        rows.append([cell.label, f"{cell.keep:g}", *recalls])
+    header = "cell;keep;full data;random;oracle;InfluenceSpace;closest rival"
+    return markdown_table(header.split(";"), rows)
+
+
 def rivals_table(table: pd.DataFrame) -> list[str]:
     """A row a comparison with one other method, the worst first."""
     rows = [
@@ -462,9 +486,18 @@ def pooled_table(table: pd.DataFrame, *, best_only: bool) -> list[str]:
 
 
 def page(
-    table: pd.DataFrame, found: pd.DataFrame, pools: pd.DataFrame, about: Mapping[str, Any]
+    table: pd.DataFrame,
+    outcome: Mapping[Cell, Mapping[str, Outcome]],
+    about: Mapping[str, Any],
 ) -> str:
-    """The whole page."""
+    """The whole page.
+
+    Args:
+        table: of `comparisons`.
+        outcome: what every method did in every cell.
+        about: the machine that the rows come from.
+    """
+    found, pools = verdicts(table), pooled(outcome)
     seeds = sorted({int(n) for n in table["n_seeds"]})
     n_rivals = table[table["other"].isin(ALL_RIVALS)]["other"].nunique()
     lines = [
@@ -489,6 +522,8 @@ def page(
         control = here["other"].isin(ALL_CONTROLS)
         lines += [f"## {title}", "", *counts_table(cells)]
         lines += ["### Every cell and its closest rival", "", *cells_table(cells)]
+        of_comparison = {c: m for c, m in outcome.items() if c.comparison == comparison}
+        lines += ["### Mean recall", "", *recalls_table(of_comparison, cells)]
         lines += ["### Mean over regimes, the best single rival", ""]
         lines += pooled_table(means[is_rival], best_only=True)
         if control.any():
@@ -527,5 +562,5 @@ def write_protocol(
         print("no row of InfluenceSpace beside one of a rival: no page")
         return
     table.to_csv(out / "protocol_comparisons.csv", index=False, float_format="%.6g")
-    (out / "protocol.md").write_text(page(table, verdicts(table), pooled(found), about))
+    (out / "protocol.md").write_text(page(table, found, about))
     print(f"{out / 'protocol.md'}: written")

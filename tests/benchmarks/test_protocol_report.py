@@ -253,6 +253,12 @@ def test_the_page_is_written_with_the_worst_cell_first(report: Any, tmp_path: Pa
     first = text[text.index("### Every cell and its closest rival") :].splitlines()[4]
     assert first.startswith("| 20 % wrong captions | 0.8 | 26.00 | negCLIPLoss | -1.01 ± 0.01 |")
     assert first.endswith("| lost | 60 / 5 | 3 |")
+    recalls = text[text.index("### Mean recall") :].splitlines()[4:8]
+    assert [line.split(" | ")[0].strip("| ") for line in recalls] == [
+        *("Clean", "20 % wrong captions", "40 % wrong captions", "60 % wrong captions")
+    ]
+    assert [line.count(" ± ") for line in recalls] == [3] * 4  # no full data, no oracle
+    assert recalls[1].endswith("| 26.00 ± 0.58 | negCLIPLoss 27.01 ± 0.58 |")
     assert "60 % wrong captions" in text
     assert "Same epochs" not in text
     written = pd.read_csv(tmp_path / "protocol_comparisons.csv")
