@@ -2,8 +2,9 @@
 
     python benchmarks/protocol.py --data_dir ../shared/data/flickr8k --work_dir /tmp/regimes
 
-Rows, what each test image adds, and the page (`protocol_report.py`) lie in the results folder; a
-run that was stopped goes on where it was. `--hours` begins no seed that would not be done in time.
+Rows, what each test image adds, and the page (`protocol_report.py`) lie in the results folder, the
+figure in the documentation; a run that was stopped goes on where it was. `--hours` begins no seed
+that would not be done in time.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from flickr8k_regimes import FURTHER, REGIMES, TARGETS, load_pool
-from protocol_report import controls_of, write_protocol
+from protocol_report import controls_of, whole_seeds, write_protocol
 from regimes import Unit, compute, done_in, embedded_encoder, units_of
+from regimes_figure import figure
 from regimes_methods import ABLATION, METHODS
 from regimes_names import RESULTS, WITHOUT_HELD_OUT
+from regimes_report import summarize
 from regimes_rows import read_rows, read_scores
+from validation_report import CLEAN
 
 from artifacts.provenance import hardware, package_versions
 from train_eval import COMPARISONS
 
+FIGURE = ROOT / "docs/protocol.png"
 FIRST_SEED, N_SEEDS = 100, 20
 SHARES = (0.4, 0.6, 0.8)
 
@@ -141,7 +146,11 @@ def main() -> None:
     else:
         run(args, file)
         saved.write_text(json.dumps(about, indent=1) + "\n")
-    write_protocol(read_rows(file), read_scores(file), args.out, about)
+    rows = read_rows(file)
+    write_protocol(rows, read_scores(file), args.out, about)
+    is_usual = args.out.resolve() == RESULTS.resolve()
+    regimes = whole_seeds(rows[rows["validation"] == CLEAN])
+    figure(summarize(regimes), FIGURE if is_usual else args.out / FIGURE.name)
 
 
 if __name__ == "__main__":

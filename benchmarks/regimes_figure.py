@@ -32,9 +32,10 @@ def figure(cells: Sequence[dict[str, Any]], file: Path) -> None:
         return
     names = _by_rank(shown)
     with mpl.rc_context({"font.size": 9}):
-        n_columns = min(4, len(shown) + 1)
+        n_columns = min(5 if len(shown) > 11 else 4, len(shown) + 1)
         n_rows = -(-(len(shown) + 1) // n_columns)
-        drawn = Figure(figsize=(10.5, 0.9 + 2.75 * n_rows), layout="constrained")
+        size = 2.6 * n_columns, 0.9 + 2.75 * n_rows
+        drawn = Figure(figsize=size, layout="constrained")
         axes = drawn.subplots(n_rows, n_columns, squeeze=False).reshape(-1)
         for i, (axis, cell) in enumerate(zip(axes, shown, strict=False)):
             _panel(axis, cell, names, labelled=i % n_columns == 0)
@@ -97,4 +98,5 @@ def _legend(axis: Axes) -> None:
     axis.plot([], [], "o", color=GREY, markersize=4.5, label="other rivals")
     for color, style, label in REFERENCE_LINES.values():
         axis.plot([], [], color=color, linestyle=style, linewidth=1.2, label=label)
-    axis.legend(loc="center", frameon=False, title="± standard error over seeds")
+    legend = axis.legend(loc="center left", frameon=False, title="± standard error over seeds")
+    legend.set_in_layout(False)  # it may be wider than a panel
