@@ -30,6 +30,7 @@ from sources.row_reader import RowReader
 
 logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 8192
+MANY_SKIPPED = 0.1  # of the captions; then the reasons are told at once
 SAME_ROW = 1e-6  # difference of unit rows below which they are one
 READ_ORDER = ("test", "validation", "train")  # an image in two splits stays in the first of these
 
@@ -280,11 +281,21 @@ def _tell(reader: PairReader | RowReader, features: Features, pairs: pd.DataFram
         logger.info("%s", told)
     if hint := reader.id_hint():
         logger.warning("%s", hint)
+    skipped = reader.skipped()["reason"]
+    if len(skipped) > MANY_SKIPPED * (len(pairs) + len(skipped)):
+        logger.warning("%s", skipped_sentence(skipped))
     n_cut_off = count_cut_off(features, pairs["caption"].tolist())
     if n_cut_off:
         told = cut_off_sentence(features.name, features.max_tokens, n_cut_off, len(pairs))
         logger.warning("%s", told)
     return n_cut_off
+
+
+def skipped_sentence(reasons: pd.Series) -> str:
+    """Why captions were skipped, the most frequent reason first."""
+    counts = reasons.value_counts(sort=False).sort_values(ascending=False, kind="stable")
+    told = ", ".join(f"{n:,} {reason}" for reason, n in counts.items())
+    return f"Many captions were skipped: {told}; stage1/skipped.csv tells of each"
 
 
 def cut_off_sentence(encoder: str, max_tokens: int | None, n_cut_off: int, n_captions: int) -> str:

@@ -61,6 +61,7 @@ from reporting.results import Known
 
 BLOCKS = ("decoding", "encoder", "together", "stage2")
 SIZES = (5_000, 18_000, 95_000)
+LEAST_PAIRS = 150  # that are drawn
 MANY, MANY_CLUSTERS = 50_000, 1000  # pairs from which there are so many clusters
 HELD_OUT = 1000  # validation pairs and test images, each, of stage 2
 FEW_HELD_OUT = 64  # of stage 1, whose splits are read one after the other
@@ -423,6 +424,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--flags", default="", help="further flags of main.py, in one argument")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/gpu.json")
     args = parser.parse_args(arguments)
+    if args.pairs < LEAST_PAIRS:
+        parser.error(f"--pairs {args.pairs}: give {LEAST_PAIRS} or more, some are held out")
     most = n_cores()
     powers = [2**i for i in range(most.bit_length()) if 2**i < most]
     args.cores = [c for c in args.cores or [*powers, most] if c <= most]

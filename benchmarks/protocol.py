@@ -27,14 +27,15 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+import pandas as pd
 from flickr8k_regimes import FURTHER, REGIMES, TARGETS, load_pool
-from protocol_report import controls_of, whole_seeds, write_protocol
+from protocol_report import controls_of, write_protocol
 from regimes import Unit, compute, done_in, embedded_encoder, units_of
 from regimes_figure import figure
 from regimes_methods import ABLATION, METHODS
 from regimes_names import RESULTS, WITHOUT_HELD_OUT
 from regimes_report import summarize
-from regimes_rows import read_rows, read_scores
+from regimes_rows import keys_of, read_rows, read_scores
 from validation_report import CLEAN
 
 from artifacts.provenance import hardware, package_versions
@@ -92,6 +93,19 @@ def units_of_seed(blocks: Sequence[str], seed: int, done: set[tuple[Any, ...]]) 
     return units
 
 
+def whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each block that are of seeds of which the block wants nothing more."""
+    done = keys_of(rows)
+    kept = []
+    for name in BLOCKS:
+        every = units_of_seed([name], FIRST_SEED, set())
+        known = {(unit.regime, unit.held_out.name) for unit in every}
+        cells = pd.MultiIndex.from_frame(rows[["regime", "validation"]])
+        seeds = [s for s in rows["seed"].unique() if not units_of_seed([name], s, done)]
+        kept.append(rows[cells.isin(known) & rows["seed"].isin(seeds)])
+    return pd.concat(kept, ignore_index=True)
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -146,11 +160,12 @@ def main() -> None:
     else:
         run(args, file)
         saved.write_text(json.dumps(about, indent=1) + "\n")
-    rows = read_rows(file)
+    rows = whole(read_rows(file))
     write_protocol(rows, read_scores(file), args.out, about)
     is_usual = args.out.resolve() == RESULTS.resolve()
-    regimes = whole_seeds(rows[rows["validation"] == CLEAN])
-    figure(summarize(regimes), FIGURE if is_usual else args.out / FIGURE.name)
+    figure(
+        summarize(rows[rows["validation"] == CLEAN]), FIGURE if is_usual else args.out / FIGURE.name
+    )
 
 
 if __name__ == "__main__":

@@ -185,6 +185,7 @@ class ImageProcesses:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | _NO_THREADS,
+            start_new_session=True,  # Ctrl-C is for whoever started it, which ends it
         )
         self._started.append(process)
         assert process.stdin is not None

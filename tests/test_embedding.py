@@ -12,7 +12,7 @@ from artifacts.provenance import EMBEDDING, Provenance
 from artifacts.settings import InputError
 from artifacts.store import Store
 from data import PairReader, open_source
-from embedding import EmbeddingResult, cut_off_sentence, embed_pairs
+from embedding import EmbeddingResult, cut_off_sentence, embed_pairs, skipped_sentence
 from encoders.base import EmbeddingConfig, Encoded, Encoder
 from encoders.embedded import EmbeddedEncoder
 from encoders.joint_map import embed_across_folds
@@ -160,6 +160,13 @@ def test_one_caption_that_is_cut_off() -> None:
     assert cut_off_sentence("clip", 77, 0, 5000) == ""
     assert cut_off_sentence("clip", 77, 1, 5000) == (
         "--encoder_model clip reads 77 tokens: 1 of 5,000 captions is longer and was cut off"
+    )
+
+
+def test_reasons_are_told_where_many_captions_are_skipped() -> None:
+    reasons = pd.Series(["broken image", "outside", "broken image", "outside", "outside"])
+    assert skipped_sentence(reasons) == (
+        "Many captions were skipped: 3 outside, 2 broken image; stage1/skipped.csv tells of each"
     )
 
 

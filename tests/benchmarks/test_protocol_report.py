@@ -15,7 +15,7 @@ import pytest
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 ABOUT = {"hardware": {"cpu_cores": 1}, "packages": {}}
-NAMES = ("protocol_report", "regimes_rows", "protocol", "share_regret")
+NAMES = ("protocol_report", "regimes_rows", "regimes_methods", "protocol", "share_regret")
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +263,33 @@ def test_the_page_is_written_with_the_worst_cell_first(report: Any, tmp_path: Pa
     assert "Same epochs" not in text
     written = pd.read_csv(tmp_path / "protocol_comparisons.csv")
     assert len(written) == 8
+
+
+def test_a_seed_counts_for_a_block_once_all_its_rows_are_there(modules: dict[str, Any]) -> None:
+    protocol = modules["protocol"]
+    rows = []
+    for block, seed, n_units in (
+        *(("regimes", 100, 12), ("regimes", 101, 11), ("held_out", 101, 7)),
+        *(("held_out", 100, 2), ("target_dog", 102, 2)),
+    ):
+        for unit in protocol.units_of_seed([block], seed, set())[:n_units]:
+            for job in unit.jobs:
+                rows.append(
+                    {
+                        **{"regime": unit.regime, "validation": unit.held_out.name, "seed": seed},
+                        **job._asdict(),
+                        "version": modules["regimes_methods"].version_of(job.method),
+                    }
+                )
+    found = protocol.whole(pd.DataFrame(rows))
+    kept = found[["validation", "seed"]].drop_duplicates().itertuples(index=False, name=None)
+    few = [f"{kind}-{size}" for kind in ("clean", "noisy") for size in (30, 100, 300)]
+    assert sorted(kept) == sorted(
+        [("clean", 100), ("noisy", 101), ("clean-dog", 102), *((name, 101) for name in few)]
+    )
+    assert not found.duplicated().any()
+    of_regimes = found[found["validation"] == "clean"]
+    assert of_regimes["regime"].nunique() == 12
 
 
 def test_the_protocol_has_the_cells_that_its_page_names(modules: dict[str, Any]) -> None:

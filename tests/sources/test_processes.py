@@ -142,6 +142,14 @@ def test_an_interrupt_leaves_the_end_to_the_program(processes: ImageProcesses) -
     assert pids(processes) == [pid]
 
 
+def test_an_interrupt_of_the_terminal_does_not_reach_a_process_that_starts(
+    processes: ImageProcesses,
+) -> None:
+    processes.start(1)
+    (pid,) = pids(processes)
+    assert os.getpgid(pid) == pid  # a terminal signals the group of whoever is in front
+
+
 PROGRAM = """
 import sys, os, signal
 sys.path.insert(0, {root!r})
