@@ -6,6 +6,9 @@ pair is embedded by a map that saw it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -14,8 +17,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.linalg import cholesky, solve_triangular, svd
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from artifacts.cores import n_cores
 from artifacts.scratch import scratch_array
 from artifacts.settings import InputError
 
@@ -25,6 +30,8 @@ N_FOLDS = 5
 MIN_IMAGES = 3  # the fewest of which every fold leaves two
 ROWS_AT_ONCE = 8192  # pairs whose moments are summed at once; bounds memory
 EMBEDDED_AT_ONCE = 16_384
+MATRICES_A_FOLD = 6  # of all features squared, that fitting its map holds
+BYTES_OF_FOLDS = 2**31  # for those of the folds that are worked on at once
 MOST_FITTED = 200_000  # pairs that maps are fitted to, at random where there are more
 
 
@@ -81,25 +88,52 @@ def embed_across_folds(
     """
     members = _deal_into_folds(image_ids, n_folds, rng)
     fitted = _fitted(members, trusted, rng)
-    moments = [Moments.of(image_features, text_features, rows) for rows in fitted]
     common = [] if further is None else [further]
-    everything = reduce(add, moments + common)
-    n_fitted = everything.n_pairs - max(map(len, fitted))
-    n_dimensions = min(
-        JOINT_DIMENSIONS, image_features.shape[1], text_features.shape[1], n_fitted - 1
-    )
-    full_map = fit_joint_map(everything, n_dimensions)
-    shape = len(image_ids), n_dimensions
-    image_embeddings, text_embeddings = (scratch_array(shape, np.float32) for _ in range(2))
-    bar = tqdm(members, desc="joint maps", unit="fold", disable=None, leave=False)
-    for fold, rows in enumerate(bar):
-        others = reduce(add, moments[:fold] + moments[fold + 1 :] + common)
-        fold_map = fit_joint_map(others, n_dimensions).rotated_onto(full_map, others)
-        for start in range(0, len(rows), EMBEDDED_AT_ONCE):
-            block = rows[start : start + EMBEDDED_AT_ONCE]
-            image_embeddings[block] = fold_map.embed_images(image_features[block])
-            text_embeddings[block] = fold_map.embed_texts(text_features[block])
+    with _thread_a_fold(len(members), image_features, text_features) as pool:
+        moments = list(pool.map(lambda r: Moments.of(image_features, text_features, r), fitted))
+        everything = reduce(add, moments + common)
+        n_fitted = everything.n_pairs - max(map(len, fitted))
+        n_dimensions = min(
+            JOINT_DIMENSIONS, image_features.shape[1], text_features.shape[1], n_fitted - 1
+        )
+        full_map = fit_joint_map(everything, n_dimensions)
+        shape = len(image_ids), n_dimensions
+        image_embeddings, text_embeddings = (scratch_array(shape, np.float32) for _ in range(2))
+
+        def embed(fold: int) -> None:
+            others = reduce(add, moments[:fold] + moments[fold + 1 :] + common)
+            fold_map = fit_joint_map(others, n_dimensions).rotated_onto(full_map, others)
+            rows = members[fold]
+            for start in range(0, len(rows), EMBEDDED_AT_ONCE):
+                block = rows[start : start + EMBEDDED_AT_ONCE]
+                image_embeddings[block] = fold_map.embed_images(image_features[block])
+                text_embeddings[block] = fold_map.embed_texts(text_features[block])
+
+        n_folds = len(members)
+        bar = tqdm(total=n_folds, desc="joint maps", unit="fold", disable=None, leave=False)
+        for _ in pool.map(embed, range(n_folds)):
+            bar.update()
+        bar.close()
     return image_embeddings, text_embeddings, full_map
+
+
+@contextmanager
+def _thread_a_fold(
+    n_folds: int, image_features: Rows, text_features: Rows
+) -> Iterator[ThreadPoolExecutor]:
+    """Threads that each work on a fold, as many as there are cores and room for.
+
+    Each does its algebra alone: threads that share a decomposition of matrices this small wait for
+    one another longer than they work, many times longer where the cores have other work too. And
+    nothing is rounded otherwise for another number of cores.
+    """
+    width = image_features.shape[1] + text_features.shape[1]
+    most = max(1, BYTES_OF_FOLDS // (MATRICES_A_FOLD * 8 * width**2))
+    with (
+        threadpool_limits(1, "blas"),
+        ThreadPoolExecutor(max(1, min(n_folds, n_cores(), most))) as pool,
+    ):
+        yield pool
 
 
 def _fitted(

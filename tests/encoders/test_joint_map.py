@@ -1,9 +1,11 @@
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import special_ortho_group
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from artifacts.settings import InputError
 from encoders import joint_map as joint_map_module
@@ -182,6 +184,28 @@ def test_score_comes_from_a_map_that_never_saw_the_image() -> None:
     same_fold[0] = False
     assert difference[same_fold].max() < 1e-5
     assert np.median(difference[folds != folds[0]]) > 1e-3
+
+
+@pytest.mark.parametrize("room", [0, 2**31])
+def test_cores_and_room_change_no_bit(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    images = rng.normal(size=(90, 40)).astype(np.float32)
+    texts = (images[:, :30] + rng.normal(size=(90, 30))).astype(np.float32)
+    monkeypatch.setattr(joint_map_module, "BYTES_OF_FOLDS", room)
+    found = []
+    for cores in (1, 5):
+        monkeypatch.setattr(joint_map_module, "n_cores", lambda cores=cores: cores)
+        with threadpool_limits(2, "blas"):
+            found.append(
+                embed_across_folds(images, texts, np.arange(90), rng=np.random.default_rng(0))
+            )
+            assert {pool["num_threads"] for pool in threadpool_info() if is_blas(pool)} == {2}
+    for one, other in zip(found[0][:2], found[1][:2], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def is_blas(pool: dict[str, Any]) -> bool:
+    return bool(pool["user_api"] == "blas")
 
 
 def test_folds_share_one_space() -> None:
