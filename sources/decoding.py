@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import struct
 from collections.abc import Mapping, Sequence
@@ -56,8 +57,15 @@ def read_exactly(file: BinaryIO, size: int) -> bytes:
 
 
 def main(stdin: BinaryIO, stdout: BinaryIO) -> None:
-    """Answer what is asked until the end of the input."""
+    """Answer what is asked until the end of the input, or until nobody is there to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
+    try:
+        _answer(stdin, stdout)
+    except (EOFError, BrokenPipeError):  # whoever started it was ended; nothing is left to flush to
+        os._exit(1)
+
+
+def _answer(stdin: BinaryIO, stdout: BinaryIO) -> None:
     settings = read_frame(stdin)
     resizing, max_pixels = Resizing.from_json(settings["resizing"]), settings["max_pixels"]
     while (request := read_frame(stdin)) is not None:

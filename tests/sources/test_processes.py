@@ -16,9 +16,10 @@ import pytest
 from artifacts.settings import InputError
 from data import read_record
 from sources.base import FILE_TOO_LARGE, UnusableImage, pair_id
+from sources.decoding import LENGTH, write_frame
 from sources.images import DecodedImage, SmallCopies, decode_pixels
 from sources.pixels import Resizing
-from sources.processes import AskedImage, ImageProcesses, SentImage
+from sources.processes import _PROGRAM, AskedImage, ImageProcesses, SentImage
 from sources.tar import FilePart
 from tests.sources.image_kinds import image_files, natural, saved
 
@@ -167,6 +168,26 @@ def test_no_process_outlives_a_program_that_is_killed() -> None:
     done = subprocess.run(program, stderr=subprocess.PIPE, timeout=30, check=False)
     assert done.returncode == -signal.SIGKILL
     assert done.stderr == b""
+
+
+@pytest.mark.parametrize("says", ["half a question", "no answer wanted"])
+def test_a_process_whose_program_was_ended_ends_without_a_word(says: str) -> None:
+    settings = {"resizing": Resizing((4, 4), None, 3).to_json(), "max_pixels": 1000}
+    command = [sys.executable, "-c", _PROGRAM.format(root=str(ROOT))]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stderr is not None
+        write_frame(program.stdin, settings)  # type: ignore[arg-type]
+        if says == "half a question":
+            program.stdin.write(LENGTH.pack(100) + b"{")
+        else:
+            program.stdout.close()
+            write_frame(program.stdin, {"images": [], "side": 0})  # type: ignore[arg-type]
+        program.stdin.close()
+        assert program.stderr.read() == b""
+    assert program.returncode == 1
 
 
 def test_the_folder_it_is_started_in_is_no_place_for_modules(
