@@ -13,10 +13,12 @@ import PIL.Image
 
 MAX_ASPECT_RATIO = 16  # what is longer is cropped before a processor scales its short side up
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that still is so many times what it is
-# resized to, and large enough for a small copy. Pixels then differ from those of an exact decoding
-# by less than `MEAN_DRAFT_DIFFERENCE` of 255 in the mean over an image; by 0.5 on 175 photographs
-# of Flickr8k, of which the worst had 1.1, and 99 of 100 values of any differed by 7 at most. These
-# are 224 pixels wide and were resized to 18 and 37: none of larger ones to 224 was looked at.
+# resized to, and large enough for a small copy. Pixels of photographs then differ from those of an
+# exact decoding by less than `MEAN_DRAFT_DIFFERENCE` of 255 in the mean over an image; by 0.5 on
+# 175 photographs of Flickr8k, of which the worst had 1.1, and 99 of 100 values of any differed by 7
+# at most. These are 224 pixels wide and were resized to 18 and 37: none of larger ones to 224 was
+# looked at. It is no bound for patterns as fine as a pixel, such as screens and hatching: these
+# differ by several times as much.
 DRAFT_MARGIN = 3
 LEAST_DRAFT_SIDE = 256  # pixels of the short side
 MEAN_DRAFT_DIFFERENCE = 1.25

@@ -28,6 +28,15 @@ def test_pixels_differ_by_less_than_the_stated_bound(
     assert 0 < difference.mean() < MEAN_DRAFT_DIFFERENCE
 
 
+def test_the_bound_does_not_hold_for_patterns_as_fine_as_a_pixel() -> None:
+    rows, columns = np.mgrid[:1600, :1600]
+    checks = (((rows + columns) % 2)[..., None] * np.array([255, 0, 255])).astype(np.uint8)
+    data = saved(PIL.Image.fromarray(checks), quality=90)
+    exact = RESIZING(decode_image(data, MOST))
+    found, _ = decode_resized(data, MOST, RESIZING)
+    assert np.abs(found.astype(int) - exact).mean() > 2 * MEAN_DRAFT_DIFFERENCE
+
+
 @pytest.mark.parametrize(
     "data",
     [
