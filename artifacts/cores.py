@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# In the environment of a process that is yet to start: read when the libraries are imported.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
 
 def n_cores() -> int:
     """Processor cores that this process may use."""

@@ -118,7 +118,7 @@ def _n_above(logits: Float[Tensor, "b b"], diagonal: Float[Tensor, " b"]) -> Flo
     found = torch.zeros_like(diagonal)
     room = torch.empty_like(logits[:LOGIT_ROWS_AT_ONCE])
     for block in logits.split(LOGIT_ROWS_AT_ONCE):
-        # Ones and zeros in float32, which are summed ten times as fast as truth values are.
+        # Ones and zeros in float32, which are summed far faster than truth values are.
         found += torch.gt(block, diagonal, out=room[: len(block)]).sum(dim=0)
     return found
 

@@ -16,22 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# The cores are shared by processes, not by threads; read when the libraries are imported.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-os.environ["MKL_NUM_THREADS"] = "1"
+import regimes  # first: it puts the project on the path and gives each process one thread
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
+# isort: split
 import pandas as pd
 from flickr8k_regimes import load_pool
-from regimes import KEEP, compute, done_in, embedded_encoder, units_of
 from regimes_methods import ABLATION
 from regimes_names import RANDOM, RARE, RESULTS, SAME_STEPS
 from regimes_report import markdown_table, mean_and_stderr, quantity, table_label
@@ -117,20 +109,20 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace, file: Path) -> None:
     """Compute what is missing."""
     pool_file = args.work_dir / "pool.npz"
-    load_pool(args.data_dir, pool_file, embedded_encoder)
+    load_pool(args.data_dir, pool_file, regimes.embedded_encoder)
     asked = argparse.Namespace(
         regimes=[RARE],
         validation=["clean"],
         target="",
         methods=METHODS,
-        keep=KEEP,
+        keep=regimes.KEEP,
         comparisons=[SAME_STEPS],
         first_seed=FIRST_SEED,
         seeds=args.seeds,
     )
-    units = units_of(asked, done_in(file, with_images=False))
+    units = regimes.units_of(asked, regimes.done_in(file, with_images=False))
     if units:
-        compute(units, pool_file, file, args.jobs, device=args.device)
+        regimes.compute(units, pool_file, file, args.jobs, device=args.device)
 
 
 def main() -> None:

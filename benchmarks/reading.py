@@ -237,7 +237,10 @@ class Opened(NamedTuple):
 
 
 def open_ours(layout: str, root: Path, prepare: Prepare) -> Opened:
-    """The program's own reader, with its default number of workers, one a core."""
+    """The program's own reader, with its default number of workers, one a core.
+
+    Its processes start while the captions are read, as an encoder need not be loaded first.
+    """
     config = layout_config(layout, root)
     most = config.max_image_pixels
     resizing, finish = _of_encoder() if prepare is not prepare_pixel else (ONE_PIXEL, np.asarray)

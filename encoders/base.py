@@ -253,7 +253,7 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The encoder's number format: the one asked for, or what suits the device.
 
     Single precision that is asked for is kept by convolutions on CUDA, too, which round to TF32
-    else: 98.4 instead of 100 % of a small curated set would be the same as on the CPU.
+    else, so that fewer pairs of the curated set would be those of the CPU.
     """
     if precision != "auto":
         if device.type == "cuda" and DTYPES[precision] == torch.float32:

@@ -18,12 +18,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from artifacts.cores import n_cores
+from artifacts.cores import ONE_THREAD, n_cores
 from artifacts.settings import InputError
 from artifacts.store import Store
 from engine.base import Call, Engine
 from engine.settings import EngineConfig
-from engine.threads import ONE_THREAD
 from engine.travel import check_travels, send_mapped_files_by_path
 from engine.worker import Worker, do_job, process_id, read_probe
 

@@ -8,9 +8,6 @@ from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
 
-# Of a process that is yet to start; they are read when the libraries are imported.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-
 
 @contextmanager
 def one_thread() -> Iterator[None]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from artifacts.cores import ONE_THREAD
 from artifacts.settings import InputError
 from sources.base import UnusableImage
 from sources.decoding import read_exactly, read_frame, write_frame
@@ -35,8 +36,6 @@ _PROGRAM = (
     "import sys; sys.path[:] = [{root!r}, *filter(None, sys.path)]; "
     "from sources.decoding import main; main(sys.stdin.buffer, sys.stdout.buffer)"
 )
-# NumPy starts a thread for every core when it is imported; a process multiplies no matrices.
-_NO_THREADS = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ class ImageProcesses:
             [sys.executable, "-c", _PROGRAM.format(root=str(_ROOT))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | _NO_THREADS,
+            env=os.environ | ONE_THREAD,  # else NumPy starts a thread a core as it is imported
             start_new_session=True,  # Ctrl-C is for whoever started it, which ends it
         )
         self._started.append(process)
