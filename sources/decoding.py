@@ -1,8 +1,8 @@
 """What runs in a process that reads images: files opened, hashed, decoded and resized.
 
 Such a process is an interpreter of its own that imports little, asked through its standard input
-and answering through its standard output: a frame of JSON, with bytes behind it. Nothing is
-unpickled; it ends when its input does, so with whoever started it.
+and answering through what was its standard output: a frame of JSON, with bytes behind it. Nothing
+is unpickled; it ends when its input does, so with whoever started it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -56,18 +57,25 @@ def read_exactly(file: BinaryIO, size: int) -> bytes:
     return data
 
 
-def main(stdin: BinaryIO, stdout: BinaryIO) -> None:
+def main() -> None:
     """Answer what is asked until the end of the input, or until nobody is there to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides
+    sys.stdout.flush()
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is printed is no answer
     try:
-        _answer(stdin, stdout)
+        _answer(sys.stdin.buffer, answers)
     except (EOFError, BrokenPipeError):  # whoever started it was ended; nothing is left to flush to
         os._exit(1)
 
 
 def _answer(stdin: BinaryIO, stdout: BinaryIO) -> None:
     settings = read_frame(stdin)
+    if settings is None:
+        return
     resizing, max_pixels = Resizing.from_json(settings["resizing"]), settings["max_pixels"]
+    stdout.write(settings["greeting"].encode() + b"\n")  # behind it stand answers alone
+    stdout.flush()
     while (request := read_frame(stdin)) is not None:
         facts, pixels, copies = [], [], []
         for asked in request["images"]:

@@ -5,7 +5,10 @@ See `decoding` for what runs in them.
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -14,27 +17,35 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from artifacts.cores import ONE_THREAD
 from artifacts.settings import InputError
-from sources.base import UnusableImage
+from sources.base import BROKEN_IMAGE, UnusableImage
 from sources.decoding import read_exactly, read_frame, write_frame
 from sources.images import SmallCopies, read_file_of
 from sources.pixels import Resizing
 from sources.tar import FilePart
 
+logger = logging.getLogger(__name__)
 # Fewer images are read by threads: what the processes save then is not what starting them takes.
 LEAST_IMAGES = 1000
 IMAGES_A_HAND = 16  # asked for at once; fewer keep a process waiting for the next, more a batch
 SECONDS_TO_END = 5.0
+# A decoder that crashes on an image loses that image. On so many the fault is the decoder's own.
+MOST_CRASHES = 100
+_CRASHES = {
+    getattr(signal, name)
+    for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT")
+    if hasattr(signal, name)  # not every system has them
+}
 _ROOT = Path(__file__).resolve().parents[1]
 # The folder that it is started in is no place for modules.
 _PROGRAM = (
     "import sys; sys.path[:] = [{root!r}, *filter(None, sys.path)]; "
-    "from sources.decoding import main; main(sys.stdin.buffer, sys.stdout.buffer)"
+    "from sources.decoding import main; main()"
 )
 
 
@@ -68,8 +79,51 @@ class SentImage:
     pixels: np.ndarray
 
 
+class _Question(NamedTuple):
+    """An image as a process is asked for it.
+
+    Attributes:
+        key: of the image in its source.
+        about: what it is told.
+        data: the file's bytes where it does not open the file itself.
+    """
+
+    key: str
+    about: dict[str, Any]
+    data: bytes | None
+
+
+class _EndedError(Exception):
+    """A process ended before it had answered.
+
+    Attributes:
+        code: as `subprocess` has it.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+    @property
+    def is_crash(self) -> bool:
+        """Whether a decoder crashed, not someone from outside ended it."""
+        return -self.code in _CRASHES
+
+    def __str__(self) -> str:
+        if self.code >= 0:
+            return f"exit status {self.code}"
+        try:
+            return f"killed by {signal.Signals(-self.code).name}"
+        except ValueError:
+            return f"killed by signal {-self.code}"
+
+
 class ImageProcesses:
-    """Processes that read images, started as threads ask for them: one a thread that does."""
+    """Processes that read images, started as threads ask for them: one a thread that does.
+
+    Where one ends, the images that it had are asked for once more, each alone. An image on which a
+    decoder crashes again is a broken image; any other end ends the run.
+    """
 
     def __init__(
         self, resizing: Resizing, max_pixels: int, copies: SmallCopies | None = None
@@ -83,36 +137,37 @@ class ImageProcesses:
         """
         self._settings = {"resizing": resizing.to_json(), "max_pixels": max_pixels}
         self._shape, self._copies = resizing.shape, copies
-        self._idle: list[subprocess.Popen[bytes]] = []
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._idle: list[_Process] = []
+        self._started: list[_Process] = []
         self._lock = threading.Lock()
+        self._n_crashes = 0
         self._finalizer = weakref.finalize(self, _end, self._started)
 
     def read(self, asked: Sequence[AskedImage]) -> list[SentImage | UnusableImage]:
         """What becomes of some images, in their order; for any number of threads.
 
         Raises:
-            InputError: the process was ended from outside.
+            InputError: a process was ended from outside, twice.
             StorageGoneError: the place of the data is gone.
         """
         found: dict[int, SentImage | UnusableImage] = {}
-        sent: dict[int, dict[str, Any]] = {}
-        parts: list[bytes] = []
+        questions: dict[int, _Question] = {}
         for number, image in enumerate(asked):
             about: dict[str, Any] = {"captions": image.captions}
+            data = None
             if isinstance(image.read, FilePart):
                 about |= {"key": image.key, "part": image.read.as_list()}
             else:
                 try:
-                    parts.append(read_file_of(image.key, image.read))
+                    data = read_file_of(image.key, image.read)
                 except UnusableImage as unusable:
                     found[number] = unusable
                     continue
-                about["bytes"] = len(parts[-1])
-            sent[number] = about
-        if sent:
-            outcomes = self._ask(list(sent.values()), parts)
-            found |= dict(zip(sent, outcomes, strict=True))
+                about["bytes"] = len(data)
+            questions[number] = _Question(image.key, about, data)
+        if questions:
+            outcomes = self._ask(list(questions.values()))
+            found |= dict(zip(questions, outcomes, strict=True))
         return [found[number] for number in range(len(asked))]
 
     def start(self, n: int) -> None:
@@ -127,23 +182,52 @@ class ImageProcesses:
             self._idle.clear()
             _end(self._started)
 
-    def _ask(
-        self, images: Sequence[Mapping[str, Any]], parts: Sequence[bytes]
-    ) -> list[SentImage | UnusableImage]:
-        """What a process answers; it is not asked again if that fails."""
+    def _ask(self, questions: Sequence[_Question]) -> list[SentImage | UnusableImage]:
+        """What a process answers, or what others do of each image alone."""
+        try:
+            return self._answer(questions)
+        except _EndedError as ended:
+            logger.warning(
+                "a process that reads images ended (%s); %s read once more: %s",
+                ended,
+                "its image is" if len(questions) == 1 else f"its {len(questions)} images are",
+                _shown([question.key for question in questions]),
+            )
+        return [self._ask_alone(question) for question in questions]
+
+    def _ask_alone(self, question: _Question) -> SentImage | UnusableImage:
+        """What a process answers to one image that another one ended with.
+
+        Raises:
+            InputError: this one ends as well, from outside or on one of many images.
+        """
+        try:
+            (found,) = self._answer([question])
+        except _EndedError as ended:
+            with self._lock:
+                self._n_crashes += ended.is_crash
+                is_decoder = self._n_crashes > MOST_CRASHES
+            if not ended.is_crash or is_decoder:
+                raise InputError(_how_it_ended(question.key, ended, is_decoder)) from ended
+            return UnusableImage(BROKEN_IMAGE, f"a process that decoded it was {ended}, twice")
+        return found
+
+    def _answer(self, questions: Sequence[_Question]) -> list[SentImage | UnusableImage]:
+        """What a process answers; it is not asked again if that fails.
+
+        Raises:
+            _EndedError: it ended.
+        """
         wants_copies = self._copies is not None and self._copies.wants_more()
         side = self._copies.side if self._copies is not None and wants_copies else 0
+        images = [question.about for question in questions]
+        parts = [question.data for question in questions if question.data is not None]
         process = self._take()
         try:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            write_frame(process.stdin, {"images": images, "side": side}, parts)  # type: ignore[arg-type]
-            facts = read_frame(process.stdout)  # type: ignore[arg-type]
-            if facts is None:
-                raise EOFError
-            found = self._receive(images, facts, process.stdout)
+            facts = process.ask({"images": images, "side": side}, parts)
+            found = self._receive(images, facts, process.answers)
         except (EOFError, OSError) as error:
-            raise InputError(_how_it_ended(process)) from error
+            raise _EndedError(self._end_of(process)) from error
         except BaseException:
             process.kill()
             raise
@@ -172,51 +256,111 @@ class ImageProcesses:
                 self._copies.keep(fact["sha256"], copy)
         return found
 
-    def _take(self) -> subprocess.Popen[bytes]:
+    def _take(self) -> _Process:
         """A process that has nothing to do, a new one if need be."""
         with self._lock:
             return self._idle.pop() if self._idle else self._new()
 
-    def _new(self) -> subprocess.Popen[bytes]:
+    def _new(self) -> _Process:
         """One more; for who holds the lock."""
-        process = subprocess.Popen(
+        process = _Process(self._settings)
+        self._started.append(process)
+        return process
+
+    def _end_of(self, process: _Process) -> int:
+        """The exit status of a process that answers no more, which is forgotten."""
+        with self._lock, suppress(ValueError):  # all may have been ended meanwhile
+            self._started.remove(process)
+        return process.end()
+
+
+class _Process:
+    """An interpreter that decodes.
+
+    What a hook of the installation prints while it starts stands before its first answer, and is
+    passed over; what is printed later goes to standard error.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._greeting: bytes | None = secrets.token_hex(16).encode()
+        self._popen = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM.format(root=str(_ROOT))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | ONE_THREAD,  # else NumPy starts a thread a core as it is imported
             start_new_session=True,  # Ctrl-C is for whoever started it, which ends it
         )
-        self._started.append(process)
-        assert process.stdin is not None
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        self._questions: IO[bytes] = self._popen.stdin
+        self.answers: IO[bytes] = self._popen.stdout
         with suppress(OSError):  # it is seen when it is asked
-            write_frame(process.stdin, self._settings)  # type: ignore[arg-type]
-        return process
+            write_frame(self._questions, {**settings, "greeting": self._greeting.decode()})
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._popen.pid
+
+    def ask(self, question: Any, parts: Sequence[bytes]) -> Any:
+        """The answer to a question; what follows it stands in `answers`.
+
+        Raises:
+            EOFError, OSError: it ended.
+        """
+        write_frame(self._questions, question, parts)
+        while self._greeting is not None:
+            line = self.answers.readline()
+            if not line:
+                raise EOFError
+            if line.endswith(self._greeting + b"\n"):
+                self._greeting = None
+        answer = read_frame(self.answers)
+        if answer is None:
+            raise EOFError
+        return answer
+
+    def close(self) -> None:
+        """Have it end when it has read what it was asked."""
+        for pipe in (self._questions, self.answers):
+            with suppress(OSError, ValueError):
+                pipe.close()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._popen.kill()
+
+    def end(self) -> int:
+        """Wait for its end, not for long; its exit status."""
+        self.close()
+        try:
+            return self._popen.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            return self._popen.wait()
 
 
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+def _end(processes: list[_Process]) -> None:
     """Have processes end, and wait for them."""
     for process in processes:
-        for pipe in (process.stdin, process.stdout):
-            with suppress(OSError, ValueError):
-                if pipe is not None:
-                    pipe.close()
+        process.close()
     for process in processes:
-        try:
-            process.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.end()
     processes.clear()
 
 
-def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
-    try:
-        code = process.wait(SECONDS_TO_END)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        code = process.wait()
-    how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+def _shown(keys: Sequence[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}"
+
+
+def _how_it_ended(key: str, ended: _EndedError, is_decoder: bool) -> str:
+    what = f"--num_workers: a process that read the image {key} ended ({ended})"
+    if is_decoder:
+        return (
+            f"{what}, as did those of {MOST_CRASHES} images before it: a library that decodes them "
+            "is broken here; install pillow anew, and give --load_saved to go on"
+        )
     return (
-        f"--num_workers: a process that reads images ended ({how}), as where memory is short or a "
-        "decoder fails on a damaged image; give fewer, or 0 to read in the main process"
+        f"{what}, twice, as where memory is short; give fewer, or 0 to read in the main process, "
+        "and --load_saved to go on with what is saved"
     )

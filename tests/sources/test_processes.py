@@ -15,7 +15,7 @@ import pytest
 
 from artifacts.settings import InputError
 from data import read_record
-from sources.base import FILE_TOO_LARGE, UnusableImage, pair_id
+from sources.base import BROKEN_IMAGE, FILE_TOO_LARGE, UnusableImage, pair_id
 from sources.decoding import LENGTH, write_frame
 from sources.images import DecodedImage, SmallCopies, decode_pixels
 from sources.pixels import Resizing
@@ -119,19 +119,90 @@ def test_threads_share_processes_that_end_when_they_are_closed(processes: ImageP
 
 
 @pytest.mark.parametrize("at_work", [True, False])
-def test_a_process_that_is_killed_ends_the_reading_with_one_line(
-    processes: ImageProcesses, at_work: bool
+def test_what_a_killed_process_had_is_read_by_another(
+    processes: ImageProcesses, at_work: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    image = AskedImage("a", partial(bytes, saved(natural(400, 300))), ())
-    processes.read([image])
+    hand = [AskedImage(key, partial(bytes, saved(natural(400, 300))), ()) for key in "abc"]
+    processes.read(hand)
     (pid,) = pids(processes)
     os.kill(pid, signal.SIGSTOP if at_work else signal.SIGKILL)
     killer = threading.Timer(0.2, os.kill, (pid, signal.SIGKILL))
     if at_work:
         killer.start()
-    with pytest.raises(InputError, match=r"^--num_workers: .*killed by signal 9.*or 0 to read in"):
-        processes.read([image])
-    assert isinstance(processes.read([image])[0], SentImage)  # by another one
+    assert all(isinstance(sent, SentImage) for sent in processes.read(hand))
+    assert "ended (killed by SIGKILL); its 3 images are read once more: a to c" in caplog.text
+
+
+# Stands in for a decoder that fails on some images, as libraries in C do.
+FAILING = """
+import os, signal, sys
+sys.path[:] = [{{root!r}}, *filter(None, sys.path)]
+from sources import decoding
+decode = decoding.decode_resized
+
+def fail(data, *rest):
+    if data.startswith(b"fails"):
+        os.kill(os.getpid(), signal.{signal})
+    return decode(data, *rest)
+
+decoding.decode_resized = fail
+decoding.main()
+"""
+
+
+def hand_that_fails(n: int = 1) -> list[AskedImage]:
+    """Images on the second of which, and on further ones, a decoder fails."""
+    whole = partial(bytes, saved(natural(40, 30)))
+    failing = [AskedImage(f"fails {i}", partial(bytes, b"fails"), ()) for i in range(n)]
+    return [AskedImage("first", whole, ("x",)), *failing, AskedImage("last", whole, ("y",))]
+
+
+def test_an_image_on_which_a_decoder_crashes_is_a_broken_image(
+    processes: ImageProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sources.processes._PROGRAM", FAILING.format(signal="SIGSEGV"))
+    first, broken, last = processes.read(hand_that_fails())
+    assert isinstance(first, SentImage)
+    assert isinstance(last, SentImage)
+    assert [*first.ids, *last.ids] == ["x", "y"]
+    assert isinstance(broken, UnusableImage)
+    assert broken.reason == BROKEN_IMAGE
+    assert broken.detail == "a process that decoded it was killed by SIGSEGV, twice"
+
+
+def test_a_decoder_that_crashes_on_many_images_is_broken_itself(
+    processes: ImageProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sources.processes._PROGRAM", FAILING.format(signal="SIGABRT"))
+    monkeypatch.setattr("sources.processes.MOST_CRASHES", 1)
+    with pytest.raises(InputError, match=r"image fails 1 .*SIGABRT.*1 images before.*pillow anew"):
+        processes.read(hand_that_fails(2))
+
+
+def test_processes_that_are_killed_again_end_the_reading_with_one_line(
+    processes: ImageProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sources.processes._PROGRAM", FAILING.format(signal="SIGKILL"))
+    expected = r"^--num_workers: .*image fails 0 ended \(killed by SIGKILL\), twice.*--load_saved"
+    with pytest.raises(InputError, match=expected):
+        processes.read(hand_that_fails())
+
+
+def test_what_hooks_of_an_installation_print_is_no_answer(
+    processes: ImageProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = """
+import atexit, os, sys
+os.write(1, b"started\\nwithout an end")
+print("kept back")
+atexit.register(print, "ended")
+"""
+    (tmp_path / "sitecustomize.py").write_text(hook)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    image = AskedImage("a", lambda: saved(natural(40, 30)), ())
+    for _ in range(2):
+        assert isinstance(processes.read([image])[0], SentImage)
+    assert len(pids(processes)) == 1
 
 
 def test_an_interrupt_leaves_the_end_to_the_program(processes: ImageProcesses) -> None:
@@ -172,7 +243,7 @@ def test_no_process_outlives_a_program_that_is_killed() -> None:
 
 @pytest.mark.parametrize("says", ["half a question", "no answer wanted"])
 def test_a_process_whose_program_was_ended_ends_without_a_word(says: str) -> None:
-    settings = {"resizing": Resizing((4, 4), None, 3).to_json(), "max_pixels": 1000}
+    settings = {"resizing": Resizing((4, 4), None, 3).to_json(), "max_pixels": 1000, "greeting": ""}
     command = [sys.executable, "-c", _PROGRAM.format(root=str(ROOT))]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as program:
