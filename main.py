@@ -9,12 +9,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is import
 
 import logging
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -56,6 +58,7 @@ from curation import (
 from embedding import EmbeddingResult
 from engine.base import Setup
 from engine.start import start_engine
+from engine.threads import limit_to_cores
 from exporting.folder import Workers
 from exporting.formats import ExportReport, export_curated, warn_of_outdated
 from influence import judge_held_out, score_clusters, score_pairs_in_rounds
@@ -108,11 +111,13 @@ from train_eval import (
 )
 
 logger = logging.getLogger(__name__)
+INTERRUPTED = 130  # as shells have it
 
 
 def run_pipeline(config: Config, command: str) -> None:
     """Everything, from the data to the results page."""
     started = time.perf_counter()
+    limit_to_cores()
     if config.run.dry_run:  # no folder is made and no log; warnings reach the terminal all the same
         store = Store.at(config.run.output_dir)
         with start_engine(config.engine, store):  # whether there is one; nothing is begun
@@ -552,9 +557,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("interrupted; what is saved stays, continue with --load_saved", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 
+def program() -> NoReturn:
+    """`main`, and the end of the process: at once after an interrupt.
+
+    Threads of libraries that still read are not waited for; those in C would abort a program that
+    is torn down around them.
+    """
+    code = INTERRUPTED
+    with suppress(KeyboardInterrupt):  # a second one, while the first is told
+        code = main()
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

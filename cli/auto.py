@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL.Image import Image
 
+from artifacts.cores import n_cores
 from artifacts.provenance import (
     CURATION,
     EMBEDDING,
@@ -38,7 +39,7 @@ from engine.room import StageRoom
 from intake.images import ShardReader
 from intake.rows import look_at_rows
 from intake.setup import Reading, ReadingJob, open_reading, processes_for
-from sources.base import PairSource
+from sources.base import DataConfig, PairSource
 from sources.embeddings import EmbeddingFiles, open_embeddings
 from sources.images import SmallCopies, decode_pixels
 from sources.row_reader import RowReader
@@ -156,6 +157,7 @@ class StageOneData:
         if not source.can_go_back:
             decode, processes = reading.decode, reading.processes
             reader = PairReader(source, config.data, decode=decode, processes=processes)
+            _tell_who_reads(config.data, reader.is_in_processes() and processes is not None)
             return embed_pairs(reader, encoder, config.embedding, rng=rng)
         setup = Setup(
             open_reading,
@@ -169,6 +171,8 @@ class StageOneData:
         run.engine.offer(setup, reading)
         size = config.embedding.encoder_batch_size
         shards = ShardReader(source, config.data, room, setup, size)
+        are_processes = shards.is_in_processes() and reading.processes is not None
+        _tell_who_reads(config.data, are_processes)
         return embed_in_shards(shards, encoder, config.embedding, rng=rng, room=room, setup=setup)
 
     def opened(self, run: Run) -> OpenData:
@@ -187,6 +191,23 @@ class StageOneData:
         encoder = self.encoder or load_encoder(chosen, device=run.device)
         decode = decode_pixels(encoder.prepare, config.data.max_image_pixels, watch)
         return self.source or run.open_source(self.dataset), encoder, decode
+
+
+def _tell_who_reads(config: DataConfig, are_processes: bool) -> None:
+    """Say what the images are read by, and where that is more than the machine has cores for."""
+    n = config.n_workers()
+    if not n:
+        logger.info("images are read by the thread that encodes them (--num_workers 0)")
+        return
+    noun = "process" if are_processes else "thread"
+    plural = "" if n == 1 else "es" if are_processes else "s"
+    logger.info("images are read by %s %s%s (--num_workers)", f"{n:,}", noun, plural)
+    if are_processes and n > n_cores():
+        logger.warning(
+            "--num_workers %s: there are %s cores here, and every process takes memory; leave it "
+            "out, and there is one a core",
+            *(f"{n:,}", f"{n_cores():,}"),
+        )
 
 
 class OpenData(NamedTuple):

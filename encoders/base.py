@@ -55,6 +55,13 @@ class EmbeddingConfig(Settings):
         or_auto=True,
         type=int,
     )
+    jpeg_decoding: str = setting(
+        "reduced",
+        "how large JPEGs are decoded; reduced: at 1/2, 1/4 or 1/8 of their size where at least "
+        "three times the encoder's remains; full: every pixel, several times slower",
+        choices=("reduced", "full"),
+        added_later=True,
+    )
 
 
 class Encoded(NamedTuple):

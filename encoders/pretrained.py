@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,13 @@ def load_encoder(config: EmbeddingConfig, *, device: torch.device) -> Encoder:
     Raises:
         InputError: the model cannot be had, or is neither CLIP nor SigLIP nor of open_clip.
     """
-    dtype = resolve_dtype(config.precision, device)
+    encoder = _load(config, device, resolve_dtype(config.precision, device))
+    if config.jpeg_decoding == "full" and encoder.resizing is not None:
+        encoder.resizing = replace(encoder.resizing, drafts=False)
+    return encoder
+
+
+def _load(config: EmbeddingConfig, device: torch.device, dtype: torch.dtype) -> Encoder:
     name = config.encoder_model
     if name == "embedded":
         return EmbeddedEncoder(device, dtype)

@@ -1,4 +1,4 @@
-"""One thread of arithmetic a worker, so that the bits of a result do not depend on the workers."""
+"""Threads of arithmetic: one a worker, so that bits do not depend on the workers; else one a core."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
+
+from artifacts.cores import n_cores
 
 
 @contextmanager
@@ -25,6 +27,20 @@ def one_thread() -> Iterator[None]:
     finally:
         if torch:
             torch.set_num_threads(n_threads)
+
+
+def limit_to_cores() -> None:
+    """As many threads of arithmetic as there are cores to use.
+
+    Libraries count the cores of the machine, of which a container may have a few: more threads than
+    these wait for each other.
+    """
+    import torch
+
+    n = n_cores()
+    if torch.get_num_threads() > n:
+        torch.set_num_threads(n)
+        threadpool_limits(limits=n)
 
 
 def limit_this_thread() -> None:

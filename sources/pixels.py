@@ -18,7 +18,7 @@ MAX_ASPECT_RATIO = 16  # what is longer is cropped before a processor scales its
 # 175 photographs of Flickr8k, of which the worst had 1.1, and 99 of 100 values of any differed by 7
 # at most. These are 224 pixels wide and were resized to 18 and 37: none of larger ones to 224 was
 # looked at. It is no bound for patterns as fine as a pixel, such as screens and hatching: these
-# differ by several times as much.
+# differ by several times as much; `--jpeg_decoding full` is for these.
 DRAFT_MARGIN = 3
 LEAST_DRAFT_SIDE = 256  # pixels of the short side
 MEAN_DRAFT_DIFFERENCE = 1.25

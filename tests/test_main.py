@@ -1282,3 +1282,26 @@ def test_a_run_opens_its_data_once_the_photographs_of_the_report_included(
     assert run(tmp_path / "out", "--methods", "influencespace", "--load_saved") == 0
     assert (tmp_path / "out/report/files.npy").read_bytes() == files  # read again, the very same
     assert len(opened) > 1
+
+
+def test_an_interrupted_program_ends_at_once() -> None:
+    script = (
+        "import os, signal, threading, time, main\n"
+        "def interrupted(*_):\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(60)\n"
+        "main.run_pipeline = interrupted\n"
+        "main.sys.argv = ['main.py', '--dry_run']\n"
+        "main.program()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stderr=subprocess.PIPE,
+        cwd=Path(main.__file__).parent,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; what is saved stays, continue with --load_saved\n"

@@ -3,7 +3,10 @@
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
+from encoders.base import EmbeddingConfig
+from encoders.pretrained import load_encoder
 from sources.images import decode_image, decode_resized
 from sources.pixels import MEAN_DRAFT_DIFFERENCE, Resizing
 from tests.sources.image_kinds import natural, saved
@@ -35,6 +38,23 @@ def test_the_bound_does_not_hold_for_patterns_as_fine_as_a_pixel() -> None:
     exact = RESIZING(decode_image(data, MOST))
     found, _ = decode_resized(data, MOST, RESIZING)
     assert np.abs(found.astype(int) - exact).mean() > 2 * MEAN_DRAFT_DIFFERENCE
+
+
+def test_every_pixel_is_decoded_where_that_is_asked_for() -> None:
+    encoder = load_encoder(
+        EmbeddingConfig("embedded", jpeg_decoding="full"), device=torch.device("cpu")
+    )
+    data = saved(natural(2048, 2065))
+    assert encoder.resizing is not None
+    found, shown = decode_resized(data, MOST, encoder.resizing)
+    assert shown.size == (2048, 2065)
+    np.testing.assert_array_equal(found, encoder.resizing(decode_image(data, MOST)))
+
+
+def test_only_full_decoding_makes_saved_embeddings_stale() -> None:
+    assert "jpeg_decoding" not in EmbeddingConfig().fingerprint_settings()
+    full = EmbeddingConfig(jpeg_decoding="full").fingerprint_settings()
+    assert full["jpeg_decoding"] == "full"
 
 
 @pytest.mark.parametrize(
