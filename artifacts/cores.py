@@ -8,6 +8,6 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 def n_cores() -> int:
     """Processor cores that this process may use: its affinity and its container's limit count."""
-    import joblib  # not by processes that decode, which would wait for it
+    from joblib import cpu_count  # not in processes that decode, which would wait for it
 
-    return int(joblib.cpu_count())
+    return int(cpu_count())

@@ -1,4 +1,4 @@
-"""Threads of arithmetic: one a worker, so that bits do not depend on the workers; else one a core."""
+"""Threads of arithmetic: one a worker, so that bits do not depend on the workers, else a core."""
 
 from __future__ import annotations
 

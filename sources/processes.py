@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -290,10 +290,8 @@ class _Process:
             env=os.environ | ONE_THREAD,  # else NumPy starts a thread a core as it is imported
             start_new_session=True,  # Ctrl-C is for whoever started it, which ends it
         )
-        assert self._popen.stdin is not None
-        assert self._popen.stdout is not None
-        self._questions: IO[bytes] = self._popen.stdin
-        self.answers: IO[bytes] = self._popen.stdout
+        self._questions = cast(BinaryIO, self._popen.stdin)
+        self.answers = cast(BinaryIO, self._popen.stdout)
         with suppress(OSError):  # it is seen when it is asked
             write_frame(self._questions, {**settings, "greeting": self._greeting.decode()})
 
