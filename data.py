@@ -51,7 +51,7 @@ from sources.hub import open_hf
 from sources.images import DecodedImage, FoundImage, ReadImage, read_file_of
 from sources.parquet import open_parquet
 from sources.places import BrokenReadError
-from sources.processes import IMAGES_A_HAND, LEAST_IMAGES, AskedImage, ImageProcesses
+from sources.processes import AskedImage, ImageReaders
 from sources.scenes import open_synthetic
 from sources.shards import open_shards
 
@@ -194,7 +194,7 @@ class PairReader:
         config: DataConfig,
         *,
         decode: Callable[[bytes], np.ndarray],
-        processes: ImageProcesses | None = None,
+        processes: ImageReaders | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -226,8 +226,10 @@ class PairReader:
 
     def is_in_processes(self) -> bool:
         """Whether images are enough for processes to read them, as far as their number is known."""
+        if self._processes is None or not self._config.n_workers():
+            return False
         expected = self.n_all_expected()
-        return self._config.n_workers() > 0 and (expected is None or expected >= LEAST_IMAGES)
+        return expected is None or expected >= self._processes.least_images
 
     def images(self, split: str) -> Iterator[UsableImage]:
         """Usable images of a split, read ahead by a bounded number, until the split is full.
@@ -319,7 +321,8 @@ class PairReader:
         processes = self._processes if self.is_in_processes() else None
         if processes is not None:
             processes.start(n_workers)  # while the first candidates are being found
-        at_once = (IMAGES_AT_ONCE if processes is None else IMAGES_A_HAND) if n_workers else 1
+        usual = IMAGES_AT_ONCE if processes is None else processes.images_a_hand
+        at_once = usual if n_workers else 1
         read_all = self._read_all if processes is None else partial(self._send_all, processes)
         window = max(1, HANDS_A_WORKER * n_workers) * at_once
         pending: deque[tuple[ImageRecord, Callable[[], FoundImage | UnusableImage]]] = deque()
@@ -385,7 +388,7 @@ class PairReader:
         return [self._read(record) for record in records]
 
     def _send_all(
-        self, processes: ImageProcesses, records: Sequence[ImageRecord]
+        self, processes: ImageReaders, records: Sequence[ImageRecord]
     ) -> list[FoundImage | UnusableImage]:
         """What `_read_all` gives, read by a process."""
         found: list[FoundImage | UnusableImage | None] = [_known_problem(r) for r in records]

@@ -142,7 +142,7 @@ class StageOneData:
             rows = RowReader(self.given, config.data, partial(look_at_rows, room=room))
             return embed_rows(rows, features, rng=rng, room=room)
         source, encoder, decode = self._loaded(run, watch)
-        processes = processes_for(encoder, config.data.max_image_pixels, watch)
+        processes = processes_for(encoder, config.embedding, config.data, watch)
         try:
             return self._embed(run, room, Reading(source, encoder, decode, processes), rng=rng)
         finally:
@@ -157,7 +157,7 @@ class StageOneData:
         if not source.can_go_back:
             decode, processes = reading.decode, reading.processes
             reader = PairReader(source, config.data, decode=decode, processes=processes)
-            _tell_who_reads(config.data, reader.is_in_processes() and processes is not None)
+            _tell_who_reads(config.data, reader.is_in_processes())
             return embed_pairs(reader, encoder, config.embedding, rng=rng)
         setup = Setup(
             open_reading,
@@ -170,9 +170,8 @@ class StageOneData:
         )
         run.engine.offer(setup, reading)
         size = config.embedding.encoder_batch_size
-        shards = ShardReader(source, config.data, room, setup, size)
-        are_processes = shards.is_in_processes() and reading.processes is not None
-        _tell_who_reads(config.data, are_processes)
+        shards = ShardReader(source, config.data, room, setup, size, reading.processes)
+        _tell_who_reads(config.data, shards.is_in_processes())
         return embed_in_shards(shards, encoder, config.embedding, rng=rng, room=room, setup=setup)
 
     def opened(self, run: Run) -> OpenData:

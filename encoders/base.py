@@ -58,8 +58,9 @@ class EmbeddingConfig(Settings):
     jpeg_decoding: str = setting(
         "reduced",
         "how large JPEGs are decoded; reduced: at 1/2, 1/4 or 1/8 of their size where at least "
-        "three times the encoder's remains; full: every pixel, several times slower",
-        choices=("reduced", "full"),
+        "three times the encoder's remains; full: every pixel, large ones several times slower; "
+        "gpu: plain ones on the encoder's GPU (needs torchvision)",
+        choices=("reduced", "full", "gpu"),
         added_later=True,
     )
 

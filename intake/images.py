@@ -30,7 +30,7 @@ from engine.shards import ShardFiles, Summary
 from intake.setup import Reading
 from sources.base import NO_LIMIT, DataConfig, ImageRecord, PairSource, UnusableImage
 from sources.images import FoundImage, ReadImage, pair_ids
-from sources.processes import IMAGES_A_HAND, AskedImage, ImageProcesses
+from sources.processes import AskedImage, ImageReaders
 
 IMAGES_A_SHARD = 512
 SHARDS_ON_GPU = 8  # as many in one: between two shards a GPU waits for the first images
@@ -103,7 +103,7 @@ def _read_all(job: ImagesJob, reading: Reading) -> Generator[Outcome, None, None
         yield from (_read_one(reading, *each) for each in asked)
         return
     processes = reading.processes if job.in_processes else None
-    at_once = 1 if processes is None else IMAGES_A_HAND
+    at_once = 1 if processes is None else processes.images_a_hand
     hands = iter([asked[i : i + at_once] for i in range(0, len(asked), at_once)])
     read = partial(_read_hand, reading, processes)
     with ThreadPoolExecutor(job.n_threads) as pool:
@@ -119,7 +119,7 @@ def _read_all(job: ImagesJob, reading: Reading) -> Generator[Outcome, None, None
 
 
 def _read_hand(
-    reading: Reading, processes: ImageProcesses | None, hand: Sequence[tuple[str, tuple[str, ...]]]
+    reading: Reading, processes: ImageReaders | None, hand: Sequence[tuple[str, tuple[str, ...]]]
 ) -> list[Outcome]:
     """What became of some images, read by this thread or by a process that it asks."""
     if processes is None:
@@ -164,6 +164,7 @@ class ShardReader(PairReader):
         room: StageRoom,
         setup: Setup[Reading],
         batch_size: int | str,
+        processes: ImageReaders | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -173,8 +174,9 @@ class ShardReader(PairReader):
             room: where shards are worked on.
             setup: what a worker opens.
             batch_size: images that are encoded at once.
+            processes: as those that a worker reads with; None: it has none.
         """
-        super().__init__(source, config, decode=_not_asked)
+        super().__init__(source, config, decode=_not_asked, processes=processes)
         self._room, self._setup, self._batch_size = room, setup, batch_size
         self._shards: list[Made] = []
         self._n_waves = 0

@@ -14,10 +14,11 @@ from artifacts.settings import InputError
 from data import open_source
 from encoders.base import EmbeddingConfig, Encoder
 from encoders.pretrained import load_encoder
+from intake.device_jpegs import DeviceJpegs, can_resize, torchvision_decode
 from sources.base import DataConfig, PairSource
 from sources.embeddings import open_embeddings
 from sources.images import SmallCopies, decode_pixels
-from sources.processes import ImageProcesses
+from sources.processes import ImageProcesses, ImageReaders
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Reading:
     source: PairSource
     encoder: Encoder
     decode: Callable[[bytes], np.ndarray]
-    processes: ImageProcesses | None = None
+    processes: ImageReaders | None = None
 
 
 def open_reading(job: ReadingJob) -> Reading:
@@ -98,13 +99,42 @@ def open_reading(job: ReadingJob) -> Reading:
     encoder = load_encoder(job.embedding, device=torch.device(job.device))
     most = job.source.data.max_image_pixels
     decode = decode_pixels(encoder.prepare, most)
-    return Reading(open_again(job.source), encoder, decode, processes_for(encoder, most))
+    processes = processes_for(encoder, job.embedding, job.source.data)
+    return Reading(open_again(job.source), encoder, decode, processes)
 
 
 def processes_for(
-    encoder: Encoder, max_pixels: int, copies: SmallCopies | None = None
-) -> ImageProcesses | None:
-    """Processes that make an encoder's input, none of them started; None where only it can."""
-    if encoder.resizing is None:
+    encoder: Encoder,
+    embedding: EmbeddingConfig,
+    data: DataConfig,
+    copies: SmallCopies | None = None,
+) -> ImageReaders | None:
+    """What makes an encoder's input beside it, nothing started; None where only it can.
+
+    Args:
+        encoder: whose input.
+        embedding: whether JPEGs are decoded on its GPU.
+        data: which images are too large.
+        copies: kept of the first images.
+
+    Raises:
+        InputError: JPEGs cannot be decoded on a GPU here.
+    """
+    resizing, most = encoder.resizing, data.max_image_pixels
+    on_gpu = embedding.jpeg_decoding == "gpu"
+    if on_gpu and not data.n_workers():
+        raise InputError(
+            "--jpeg_decoding gpu: threads hand images to it; give --num_workers 1 or more"
+        )
+    if on_gpu and not can_resize(resizing):
+        raise InputError(
+            f"--jpeg_decoding gpu: what {encoder.name} makes of an image is not known well enough "
+            "to be done on a GPU; use --jpeg_decoding reduced"
+        )
+    if resizing is None:
         return None
-    return ImageProcesses(encoder.resizing, max_pixels, copies)
+    processes = ImageProcesses(resizing, most, copies)
+    if not on_gpu:
+        return processes
+    decode = torchvision_decode(encoder.device)
+    return DeviceJpegs(resizing, most, encoder.device, processes, decode=decode, copies=copies)

@@ -26,7 +26,7 @@ from sources.base import (
     UnusableImage,
 )
 from sources.image_files import is_heif, is_lfs_pointer
-from sources.pixels import Resizing
+from sources.pixels import MAX_ASPECT_RATIO, Resizing
 from sources.places import StorageGoneError
 
 try:  # an extra, see requirements-heif.txt
@@ -39,6 +39,8 @@ else:
 
 # What is wrong with an image is listed with its pairs; Pillow's warnings would only repeat it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+MOST_PLAIN_PIXELS = 2**24  # a larger JPEG is best decoded at a part of its size
+_END_OF_JPEG = b"\xff\xd9"
 MIN_SIDE = 2  # pixels; what is narrower is a tracking pixel or a rule, not a picture
 
 # Others are refused: some make Pillow call programs, or unpack an image larger than they claim.
@@ -128,6 +130,30 @@ def _open(data: bytes, max_pixels: int) -> PIL.Image.Image:
         size = f"{image.width} x {image.height}"
         raise UnusableImage(IMAGE_TOO_SMALL, f"{size}: a side has fewer than {MIN_SIDE} pixels")
     return image
+
+
+def is_plain_jpeg(data: bytes, max_pixels: int) -> bool:
+    """Whether any decoder of JPEG makes the same picture of a file, but for rounding.
+
+    In colour as JFIF has it, upright, whole by its end mark, no strip, and of usual size.
+    """
+    if not data.endswith(_END_OF_JPEG):
+        return False
+    try:
+        image = PIL.Image.open(io.BytesIO(data), formats=["JPEG"])
+        size, mode, info = image.size, image.mode, image.info
+        components = [layer[0] for layer in getattr(image, "layer", ())]
+    except Exception:  # a damaged header: whoever reads it with more care says what is wrong
+        return False
+    return (
+        size[0] * size[1] <= min(max_pixels, MOST_PLAIN_PIXELS)
+        and min(size) >= MIN_SIDE
+        and max(size) <= MAX_ASPECT_RATIO * min(size)
+        and mode == "RGB"
+        and components == [1, 2, 3]  # else they may be red, green and blue themselves
+        and info.get("adobe_transform", 1) == 1
+        and _turn(image) is None
+    )
 
 
 @contextmanager

@@ -86,10 +86,16 @@ class Resizing:
         width, height = self.resized(full or image.size)
         scaled = image.resize((width, height), PIL.Image.Resampling(self.resample), box=box)
         if self.crop is not None:
-            rows, columns = self.crop
-            top, left = self._start(height, rows), self._start(width, columns)
+            top, left, rows, columns = self.window(height, width)
             scaled = scaled.crop((left, top, left + columns, top + rows))
         return np.asarray(scaled)
+
+    def window(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """What is cut out of an image that was resized to this: top, left, height, width."""
+        if self.crop is None:
+            return 0, 0, height, width
+        rows, columns = self.crop
+        return self._start(height, rows), self._start(width, columns), rows, columns
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Width and height that an image of this width and height is resized to."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -79,6 +79,31 @@ class SentImage:
     pixels: np.ndarray
 
 
+@runtime_checkable  # types are checked while the tests run
+class ImageReaders(Protocol):
+    """What reads images in the place of a thread.
+
+    Attributes:
+        images_a_hand: that are best asked for at once.
+        least_images: fewer are read by threads.
+    """
+
+    images_a_hand: int
+    least_images: int
+
+    def read(self, asked: Sequence[AskedImage]) -> list[SentImage | UnusableImage]:
+        """What becomes of some images, in their order; for any number of threads."""
+        ...
+
+    def start(self, n: int) -> None:
+        """Have as many start as threads will ask."""
+        ...
+
+    def close(self) -> None:
+        """End all of them."""
+        ...
+
+
 class _Question(NamedTuple):
     """An image as a process is asked for it.
 
@@ -124,6 +149,9 @@ class ImageProcesses:
     Where one ends, the images that it had are asked for once more, each alone. An image on which a
     decoder crashes again is a broken image; any other end ends the run.
     """
+
+    images_a_hand = IMAGES_A_HAND
+    least_images = LEAST_IMAGES
 
     def __init__(
         self, resizing: Resizing, max_pixels: int, copies: SmallCopies | None = None

@@ -120,11 +120,11 @@ def embedded(
     room = StageRoom(engine, store, EMBEDDING, PROVENANCE.fingerprint(EMBEDDING))
     setup = Setup(open_reading, ReadingJob(SourceJob(data, 1), config, "cpu"))
     decode = decode_pixels(encoder.prepare, data.max_image_pixels)
-    processes = processes_for(encoder, data.max_image_pixels)
+    processes = processes_for(encoder, config, data)
     engine.offer(setup, Reading(source, encoder, decode, processes))
 
     def compute() -> EmbeddingResult:
-        reader = ShardReader(source, data, room, setup, batch_size)
+        reader = ShardReader(source, data, room, setup, batch_size, processes)
         rng = np.random.default_rng(4)
         return embed_in_shards(reader, encoder, config, rng=rng, room=room, setup=setup)
 
@@ -175,7 +175,7 @@ def test_shards_give_the_pairs_and_rows_of_one_reader(store: Store, projects: bo
 
 def asks_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images processes are asked for, from now on; for few they are asked, too."""
-    monkeypatch.setattr("data.LEAST_IMAGES", 1)
+    monkeypatch.setattr(ImageProcesses, "least_images", 1)
     plain, asked = ImageProcesses.read, list[int]()
 
     def read(processes: ImageProcesses, images: Any) -> Any:
@@ -214,7 +214,7 @@ def test_few_images_and_no_workers_need_no_process(
 ) -> None:
     asked = asks_counted(monkeypatch)
     if n_workers:
-        monkeypatch.setattr("data.LEAST_IMAGES", 1000)
+        monkeypatch.setattr(ImageProcesses, "least_images", 1000)
     result = embedded(store, Bytes(), data=replace(DATA, num_workers=n_workers))
     assert not asked
     assert_same(result, one_by_one(Bytes()))
