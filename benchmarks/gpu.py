@@ -11,7 +11,8 @@ pairs with planted faults for stage 2 (`scale_data.py`). `--blocks` chooses what
     stage2     what main.py makes of stage 2, on every device
 
 Results are added to benchmarks/results/gpu.json: a row of the same name replaces the earlier one.
-The tables are written beside it as gpu.md. Without a CUDA device its rows say so.
+The tables are written beside it as gpu.md. Without a CUDA device its rows say so. `--small` tries
+this out with a narrow encoder: its rows say so and go to WORK/gpu_small.json.
 """
 
 from __future__ import annotations
@@ -42,26 +43,31 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from flags import as_folder, as_json_file, as_seconds, at_least, positive
 from gpu_data import Pictures, make_caption, save_clip
-from gpu_report import NOT_RUN, add_rows, render
+from gpu_report import NOT_RUN, add_rows, check_results, render
 from scale_data import Planting, write_embeddings
 
 import main as program
 from artifacts.cores import n_cores
 from artifacts.provenance import hardware
 from artifacts.scratch import use_folder
+from artifacts.settings import InputError
 from artifacts.store import Store
 from cli.config import parse_arguments
 from cli.run import Run
 from clustering import training_pairs
+from data import PairReader
 from encoders.base import EmbeddingConfig, Encoded, resolve_dtype
 from encoders.pretrained import PretrainedEncoder, load_encoder
 from engine.start import start_engine
 from reporting.results import Known
 
+RESULTS = ROOT / "benchmarks/results/gpu.json"
 BLOCKS = ("decoding", "encoder", "together", "stage2")
 SIZES = (5_000, 18_000, 95_000)
 LEAST_PAIRS = 150  # that are drawn
+LEAST_TRAINING = 2  # pairs, which are in two clusters
 MANY, MANY_CLUSTERS = 50_000, 1000  # pairs from which there are so many clusters
 HELD_OUT = 1000  # validation pairs and test images, each, of stage 2
 FEW_HELD_OUT = 64  # of stage 1, whose splits are read one after the other
@@ -71,6 +77,9 @@ CONTEXT = 77  # tokens of CLIP's longest caption
 SAMPLE_SECONDS = 0.1
 NOISE = np.random.default_rng(0).standard_normal((4096, 64), dtype=np.float32)
 MIB = 2**20
+# Of main.py, by which it is told what a row is of; `--flags` may not change that.
+OWN_FLAGS = ("--device", "--output_dir", "--dataset", "--data_dir", "--embeddings_dir")
+OWN_FLAGS += ("--max_train_samples",)
 
 
 # --- Measuring ------------------------------------------------------------------------------------
@@ -193,13 +202,31 @@ def idle_encoder() -> Iterator[None]:
         yield
 
 
-def embed(folder: Path, output: Path, device: torch.device, *flags: str) -> dict[str, Any]:
-    """Stage 1 of the shards in a folder as `main.py` runs it, and how long it took."""
-    shutil.rmtree(output, ignore_errors=True)
+@contextmanager
+def watching_decoders() -> Iterator[list[bool]]:
+    """Whether processes decode what is read inside, as often as readers are asked that."""
+    decide, found = PairReader.is_in_processes, []
+
+    def is_in_processes(reader: PairReader) -> bool:
+        found.append(decide(reader))
+        return found[-1]
+
+    with patch.object(PairReader, "is_in_processes", is_in_processes):
+        yield found
+
+
+def flags_of_stage_1(work_dir: Path, device: str) -> list[str]:
+    """Of main.py, for the shards of a folder."""
     given = f"--dataset webdataset --device {device} --no_report --max_val_samples {FEW_HELD_OUT}"
     given += f" --max_test_samples {FEW_HELD_OUT} --seed 0 --n_clusters 2"
-    places = ("--data_dir", str(folder / "shards"), "--output_dir", str(output))
-    config = parse_arguments([*given.split(), *places, *flags])
+    return [*given.split(), "--data_dir", str(work_dir / "shards")]
+
+
+def embed(work_dir: Path, output: Path, device: torch.device, *flags: str) -> dict[str, Any]:
+    """Stage 1 of the shards in a folder as `main.py` runs it, and how long it took."""
+    shutil.rmtree(output, ignore_errors=True)
+    given = flags_of_stage_1(work_dir, str(device))
+    config = parse_arguments([*given, "--output_dir", str(output), *flags])
     store, told, logger = Store.open(str(output)), Told(), logging.getLogger("embedding")
     level, watch = logger.level, Watch(device)
     logger.setLevel(logging.INFO)
@@ -207,7 +234,7 @@ def embed(folder: Path, output: Path, device: torch.device, *flags: str) -> dict
     started = time.perf_counter()
     watch.start()
     try:
-        with start_engine(config.engine, store) as engine:
+        with watching_decoders() as in_processes, start_engine(config.engine, store) as engine:
             use_folder(store.root)
             run = replace(program.open_run(config, store), engine=engine)
             n_pairs = len(program.embed(run).value.pairs)
@@ -222,8 +249,16 @@ def embed(folder: Path, output: Path, device: torch.device, *flags: str) -> dict
         "seconds": round(seconds, 2),
         "pairs_a_second": round(n_pairs / seconds, 1),
         "whole_stage_seconds": round(whole, 2),  # the encoder loaded, the shards looked through
+        "decoded_by": decoders(in_processes=any(in_processes), n_workers=config.data.n_workers()),
         **watch.finish(told.at - seconds, told.at),
     }
+
+
+def decoders(*, in_processes: bool, n_workers: int) -> str:
+    """What decodes the images, in words."""
+    if in_processes:
+        return "processes"
+    return "threads" if n_workers else "the main thread"
 
 
 def measure_decoding(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -329,19 +364,28 @@ def measure_encoder(args: argparse.Namespace, device: torch.device) -> Iterator[
 # --- Stage 2 --------------------------------------------------------------------------------------
 
 
+def clusters_of(n: int) -> int:
+    """How many clusters so many pairs have."""
+    return min(MANY_CLUSTERS if n >= MANY else 100, max(2, n // 10))
+
+
+def flags_of_stage_2(folder: Path, n: int) -> list[str]:
+    """Of main.py, for embeddings of so many training pairs in a folder."""
+    given = f"--max_train_samples {n} --max_val_samples {HELD_OUT} --n_clusters {clusters_of(n)}"
+    given += f" --seed 0 --max_test_samples {HELD_OUT} --no_report --precision fp32"
+    return [*given.split(), "--embeddings_dir", str(folder / "embeddings")]
+
+
 def measure_stage2(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
     """Stage 2 of embeddings that exist already; stage 1, not timed, is made once a size."""
     for n in args.stage2:
         folder = args.work_dir / f"pairs_{n}"
         write_embeddings(Planting(n + 2 * HELD_OUT), folder)
-        k = min(MANY_CLUSTERS if n >= MANY else 100, max(2, n // 10))
-        given = f"--max_train_samples {n} --max_val_samples {HELD_OUT} --n_clusters {k} --seed 0"
-        given += f" --max_test_samples {HELD_OUT} --no_report --precision fp32"
-        places = ("--embeddings_dir", str(folder / "embeddings"))
-        known = stage_1(folder / "out", (*given.split(), *places, "--device", "cpu"))
+        given = flags_of_stage_2(folder, n)
+        known = stage_1(folder / "out", (*given, "--device", "cpu"))
         output = folder / f"out_{device.type}"
         shutil.rmtree(output, ignore_errors=True)
-        flags = [*given.split(), *places, "--device", device.type, *args.flags]
+        flags = [*given, "--device", device.type, *args.flags]
         config = parse_arguments([*flags, "--output_dir", str(output)])
         store = Store.open(str(output))
         with start_engine(config.engine, store) as engine:
@@ -351,7 +395,8 @@ def measure_stage2(args: argparse.Namespace, device: torch.device) -> Iterator[d
         shutil.rmtree(output, ignore_errors=True)
         yield {
             "name": f"{n} pairs, {device.type}",
-            **{"pairs": n, "clusters": k, "device": device.type, "cores": n_cores(), **found},
+            **{"pairs": n, "clusters": clusters_of(n), "device": device.type},
+            **{"cores": n_cores(), **found},
         }
 
 
@@ -408,54 +453,133 @@ def devices_of(block: str, asked: Sequence[str]) -> list[str]:
     return ["cuda"] if "cuda" in asked else list(asked)
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work_dir", type=Path, required=True, help="for what is made and read")
+    parser.add_argument(
+        "--work_dir", type=as_folder, required=True, help="for what is made and read"
+    )
+    training = at_least(LEAST_TRAINING)
     parser.add_argument("--blocks", nargs="+", choices=BLOCKS, default=BLOCKS)
     parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), default=("cpu", "cuda"))
-    parser.add_argument("--pairs", type=int, default=20_000, help="in the shards")
-    parser.add_argument("--cores", nargs="+", type=int, help="that decode; default 1, 2, 4, ...")
-    parser.add_argument("--decode_pairs", type=int, default=2000, help="for each core that decodes")
-    parser.add_argument("--batch_sizes", nargs="+", type=int, default=BATCH_SIZES)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each row of the encoder")
-    parser.add_argument("--stage2", nargs="+", type=int, default=SIZES, help="pairs of stage 2")
+    parser.add_argument("--pairs", type=at_least(LEAST_PAIRS), default=20_000, help="in the shards")
+    parser.add_argument(
+        "--cores", nargs="+", type=positive, help="that decode; default 1, 2, 4, ..."
+    )
+    parser.add_argument(
+        "--decode_pairs", type=training, default=2000, help="for each core that decodes"
+    )
+    parser.add_argument("--batch_sizes", nargs="+", type=positive, default=BATCH_SIZES)
+    parser.add_argument(
+        "--seconds", type=as_seconds, default=2.0, help="for each row of the encoder"
+    )
+    parser.add_argument(
+        "--stage2", nargs="+", type=training, default=SIZES, help="pairs of stage 2"
+    )
     parser.add_argument("--small", action="store_true", help="a narrow encoder, to try this out")
     parser.add_argument("--flags", default="", help="further flags of main.py, in one argument")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/gpu.json")
+    parser.add_argument(
+        "--results",
+        type=as_json_file,
+        help="default: benchmarks/results/gpu.json, with --small gpu_small.json in --work_dir",
+    )
+    return parser
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags, looked at before any work; what is left out of what they ask for is told."""
+    parser = make_parser()
     args = parser.parse_args(arguments)
-    if args.pairs < LEAST_PAIRS:
-        parser.error(f"--pairs {args.pairs}: give {LEAST_PAIRS} or more, some are held out")
+    if not torch.cuda.is_available() and "cuda" in args.devices:
+        if "cpu" not in args.devices:
+            parser.error("--devices cuda: there is no CUDA device; give cpu, or leave the flag out")
+        print("there is no CUDA device; rows of it will say so", file=sys.stderr)
     most = n_cores()
-    powers = [2**i for i in range(most.bit_length()) if 2**i < most]
-    args.cores = [c for c in args.cores or [*powers, most] if c <= most]
-    args.flags = shlex.split(args.flags)
+    args.cores, missing = split_cores(args.cores, most)
+    if missing:
+        told = f"--cores {' '.join(map(str, missing))}: only {most} can be used here"
+        if not args.cores:
+            parser.error(f"{told}; give {most} or fewer")
+        print(f"{told}; left out", file=sys.stderr)
+    args.results = args.results or (args.work_dir / "gpu_small.json" if args.small else RESULTS)
+    try:
+        check_results(args.results, small=args.small)
+    except ValueError as error:
+        parser.error(f"--results: {error}")
+    try:
+        args.flags = shlex.split(args.flags)
+        check_flags(args)
+    except ValueError as error:
+        parser.error(f"--flags: {error}")
     return args
 
 
+def split_cores(asked: Sequence[int] | None, most: int) -> tuple[list[int], list[int]]:
+    """Numbers of cores to decode on, and those asked for that are more than there are."""
+    powers = [2**i for i in range(most.bit_length()) if 2**i < most]
+    asked = asked or [*powers, most]
+    return [c for c in asked if c <= most], [c for c in asked if c > most]
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Look whether main.py takes `--flags` beside those that it is given here.
+
+    Raises:
+        ValueError: it does not, or they change what is measured.
+    """
+    own = [flag for flag in OWN_FLAGS if flag in {word.partition("=")[0] for word in args.flags}]
+    if own:
+        raise ValueError(f"{' '.join(own)} is given by this program itself; leave it out")
+    given = []
+    if {"decoding", "together"} & set(args.blocks):
+        given += [flags_of_stage_1(args.work_dir, "cpu")]
+    if "stage2" in args.blocks:
+        given += [flags_of_stage_2(args.work_dir, n) for n in args.stage2]
+    for flags in given:
+        parse_arguments([*flags, *args.flags])
+
+
 def draw(args: argparse.Namespace) -> None:
-    """The shards, by a process without PyTorch, whose own processes start at once."""
+    """The shards, by a process without PyTorch, whose own processes start at once.
+
+    Raises:
+        SystemExit: it failed, and said why.
+    """
     pictures = Pictures(args.pairs)
     command = [sys.executable, str(ROOT / "benchmarks/gpu_data.py"), str(args.work_dir)]
     command += ["--pairs", str(pictures.pairs)]
-    subprocess.run(command, check=True)
+    if code := subprocess.run(command, check=False).returncode:
+        raise SystemExit(code)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print and write down row by row."""
-    args = parse(arguments)
-    if {"decoding", "together"} & set(args.blocks):
-        draw(args)
+def measure(args: argparse.Namespace) -> None:
+    """Every block on every device, printed and written down row by row."""
+    mark = {"small": True} if args.small else {}
     for block in args.blocks:
         for device in devices_of(block, args.devices):
             if device == "cuda" and not torch.cuda.is_available():
-                add_rows(args.results, block, [{"name": device, "not_run": NOT_RUN}], machine())
-                continue
-            for row in MEASURE[block](args, torch.device(device)):
-                print(block, row, flush=True)
+                row = {"name": device, "not_run": NOT_RUN, **mark}
                 add_rows(args.results, block, [row], machine())
+                continue
+            for found in MEASURE[block](args, torch.device(device)):
+                print(block, found | mark, flush=True)
+                add_rows(args.results, block, [found | mark], machine())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write down; 0, or 2 where main.py does not take what it is given."""
+    args = parse(arguments)
+    try:
+        if {"decoding", "together"} & set(args.blocks):
+            draw(args)
+        measure(args)
+    except InputError as error:
+        print(f"gpu.py: error: {error}", file=sys.stderr)
+        return 2
     print(render(args.results))
+    print(f"written to {args.results} and, as tables, {args.results.with_suffix('.md')}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

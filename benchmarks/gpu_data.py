@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
+from flags import as_folder, positive
 from tqdm import tqdm
 
 SMOOTH = 16  # pixels over which the noise is smooth
@@ -185,10 +186,10 @@ def save_clip(folder: Path, *, seed: int = 0, small: bool = False) -> Path:
 def main() -> None:
     """Draw the shards."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--pairs", type=int, default=20_000)
-    parser.add_argument("--side", type=int, default=336, help="pixels of an image's side")
-    parser.add_argument("--shard_size", type=int, default=1000)
+    parser.add_argument("folder", type=as_folder)
+    parser.add_argument("--pairs", type=positive, default=20_000)
+    parser.add_argument("--side", type=positive, default=336, help="pixels of an image's side")
+    parser.add_argument("--shard_size", type=positive, default=1000)
     args = parser.parse_args()
     print(write_shards(Pictures(args.pairs, args.side, args.shard_size), args.folder))
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sources.processes import LEAST_IMAGES
+
 NOT_RUN = "not run: no CUDA device"
 TOLD = ("name", "pairs_a_second", "a_second", "seconds", "whole_stage_seconds", "gpu_busy")
-TOLD += ("gpu_peak_mib",)
+TOLD += ("gpu_peak_mib", "decoded_by")
 HEADS = {
     "name": "",
     "pairs_a_second": "pairs a second",
@@ -18,6 +20,7 @@ HEADS = {
     "whole_stage_seconds": "whole stage, seconds",
     "gpu_busy": "GPU busy",
     "gpu_peak_mib": "GPU memory, MiB",
+    "decoded_by": "decoded by",
     "linear": "of linear",
 }
 TITLES = {
@@ -26,7 +29,30 @@ TITLES = {
     "together": "Both together: stage 1",
     "stage2": "Stage 2",
 }
+SMALL = "Tried out with `--small`, a narrow encoder: no rows to quote."
+FEW = (
+    f"Fewer than {LEAST_IMAGES:,} images are decoded by threads, others by processes; rows of the "
+    "one say nothing of the other."
+)
 Row = Mapping[str, Any]
+
+
+def check_results(results: Path, *, small: bool) -> None:
+    """Look whether rows, of a narrow encoder or not, can be added to those of a file.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if not results.exists():
+        return
+    try:
+        rows = [row for block in json.loads(results.read_text()).values() for row in block]
+        kinds = {bool(row.get("small")) for row in rows}
+    except (OSError, ValueError, AttributeError, TypeError):
+        raise ValueError(f"{results} holds no results of this program; give another") from None
+    if (not small) in kinds:
+        whose = "without" if small else "of"
+        raise ValueError(f"{results} holds results {whose} --small; give another file")
 
 
 def add_rows(results: Path, block: str, rows: Sequence[Row], machine: Mapping[str, Any]) -> None:
@@ -52,11 +78,18 @@ def add_rows(results: Path, block: str, rows: Sequence[Row], machine: Mapping[st
 def render(results: Path) -> str:
     """All blocks as tables."""
     found = json.loads(results.read_text())
-    lines = ["# A GPU kept busy", "", "`python benchmarks/gpu.py`", *_machines(found)]
+    every = [row for rows in found.values() for row in rows]
+    is_small = any(row.get("small") for row in every)
+    command = "`python benchmarks/gpu.py --small`" if is_small else "`python benchmarks/gpu.py`"
+    lines = ["# A GPU kept busy", "", command, *_machines(found)]
+    if is_small:
+        lines += ["", SMALL]
     for block, title in TITLES.items():
         if block in found:
             rows = _linear(found[block]) if block == "decoding" else found[block]
             lines += ["", f"## {title}", "", *_table(rows)]
+            if any(row.get("decoded_by") == "threads" for row in rows):
+                lines += ["", FEW]
     if told := shares(found):
         lines += ["", *told]
     return "\n".join(lines) + "\n"
@@ -74,18 +107,20 @@ def _machines(found: Mapping[str, Sequence[Row]]) -> list[str]:
 
 
 def _linear(rows: Sequence[Row]) -> list[Row]:
-    """The rows of decoding with their share of what as many times the fewest cores would do."""
-    measured = [row for row in rows if "cores" in row]
-    if not measured:
-        return list(rows)
-    least = min(measured, key=lambda row: int(row["cores"]))
-    one = least["pairs_a_second"] / least["cores"]
-    return [
-        {**row, "linear": f"{row['pairs_a_second'] / one / row['cores']:.0%}"}
-        if "cores" in row
-        else row
-        for row in rows
-    ]
+    """The rows of decoding with their share of what as many times the fewest cores would do.
+
+    What threads decode is not compared with what processes do.
+    """
+    least: dict[Any, Row] = {}
+    for row in sorted((r for r in rows if "cores" in r), key=lambda r: int(r["cores"])):
+        least.setdefault(row.get("decoded_by"), row)
+
+    def share(row: Row) -> str:
+        fewest = least[row.get("decoded_by")]
+        one = fewest["pairs_a_second"] / fewest["cores"]
+        return f"{row['pairs_a_second'] / one / row['cores']:.0%}"
+
+    return [{**row, "linear": share(row)} if "cores" in row else row for row in rows]
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
@@ -94,10 +129,11 @@ def _table(rows: Sequence[Row]) -> list[str]:
     heads = [HEADS[name] for name in names] + [part.replace("_", " ") for part in parts]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
-        cells = [_cell(name, row.get(name)) for name in names]
+        name = f"{row['name']}, small" if row.get("small") else row["name"]
+        cells = [name, *(_cell(column, row.get(column)) for column in names[1:])]
         cells += [_cell("seconds", row.get("parts", {}).get(part)) for part in parts]
         if "not_run" in row:
-            cells = [row["name"], row["not_run"], *[""] * (len(heads) - 2)][: max(len(heads), 2)]
+            cells = [name, row["not_run"], *[""] * (len(heads) - 2)][: max(len(heads), 2)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

@@ -44,12 +44,14 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from flags import as_folder, at_least
+
 from artifacts.provenance import hardware, package_versions
 from data import PairReader, open_source
 from sources.base import DataConfig
 from sources.images import decode_pixels
 from sources.pixels import Resizing
-from sources.processes import ImageProcesses
+from sources.processes import LEAST_IMAGES, ImageProcesses
 
 RESULTS = ROOT / "benchmarks/results"
 LAYOUTS = {"folder": "folder", "shards": "webdataset", "parquet": "parquet"}  # name: --dataset
@@ -61,6 +63,7 @@ SHARD_SIZE = 500
 ROWS_PER_GROUP = 100  # what the Hub uses for images
 BATCH_SIZE = 64
 N_WORKERS = 2
+LEAST_PHOTOGRAPHS = 3  # one of every split
 CURATION = (
     "--encoder_model embedded --max_train_samples 5000 --methods full influencespace random "
     "--n_seeds 1 --seed 0"
@@ -506,14 +509,19 @@ def summarise(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def curate_all(work_dir: Path) -> dict[str, Any]:
-    """The program on every layout, and whether the same pairs are kept with the same weights."""
+    """The program on every layout, and whether the same pairs are kept with the same weights.
+
+    Raises:
+        SystemExit: it failed.
+    """
     outputs = {layout: work_dir / f"curated_{layout}" for layout in LAYOUTS}
     for layout, output in tqdm(outputs.items(), desc="curations", disable=None):
         shutil.rmtree(output, ignore_errors=True)
         command = [sys.executable, str(ROOT / "main.py"), "--output_dir", str(output)]
         command += ["--dataset", LAYOUTS[layout]]
         command += ["--data_dir", str(work_dir / "layouts" / layout), *shlex.split(CURATION)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+            raise SystemExit(f"--curate: main.py failed on {output.name}; what it said is above")
     return {"flags": CURATION, **compare_curations(list(outputs.values()))}
 
 
@@ -570,6 +578,11 @@ def _speed_parts(speed: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]
         "process, libraries included, and of the largest worker process, in which what both share "
         "counts again."
     ]
+    if data["images"] < LEAST_IMAGES:
+        parts += [
+            f"Images being fewer than {LEAST_IMAGES:,}, InfluenceSpace decodes them in threads; "
+            "more it decodes in processes, of which these numbers say nothing."
+        ]
     for task, title in ends.items():
         rows = [row for row in speed["summary"] if row["task"] == task]
         parts += [f"## {title}", _speed_table(rows)]
@@ -621,27 +634,44 @@ def _verdict(curation: Mapping[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    """Write the layouts, measure, curate, save and print."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", type=Path, help="the Flickr8k download with a splits.csv")
-    parser.add_argument("--work_dir", type=Path, required=True, help="for the three layouts")
     parser.add_argument(
-        "--n", type=int, default=7000, help="photographs, repeated if need be (default: 7000)"
+        "--data_dir", type=as_folder, help="the Flickr8k download with a splits.csv"
+    )
+    parser.add_argument("--work_dir", type=as_folder, required=True, help="for the three layouts")
+    parser.add_argument(
+        "--n",
+        type=at_least(LEAST_PHOTOGRAPHS),
+        default=7000,
+        help="photographs, repeated if need be (default: 7000)",
     )
     parser.add_argument("--repeats", type=int, default=3, help="of every reading (default: 3)")
     parser.add_argument("--curate", action="store_true", help="also compare what is curated")
-    parser.add_argument("--result_dir", type=Path, default=RESULTS)
+    parser.add_argument("--result_dir", type=as_folder, default=RESULTS)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if args.measure:
+        return args
+    if args.data_dir is None:
+        parser.error("--data_dir is needed: a Flickr8k download with a splits.csv")
+    for name in ("captions.txt", "splits.csv", "Images"):
+        if not (args.data_dir / name).exists():
+            problem = f"--data_dir {args.data_dir} holds no {name}"
+            parser.error(f"{problem}; give a Flickr8k download with a splits.csv (image,split)")
+    if args.repeats == 1 or args.repeats < 0:
+        parser.error(f"--repeats must be 0 or at least 2, for a deviation; got {args.repeats}")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the layouts, measure, curate, save and print."""
+    args = parse(arguments)
     layouts = args.work_dir / "layouts"
     if args.measure:
         print(json.dumps(measure(args.measure[0], args.measure[1], layouts)))
         return
-    if args.data_dir is None or not (args.data_dir / "captions.txt").is_file():
-        parser.error(f"--data_dir {args.data_dir} holds no captions.txt; give a Flickr8k download")
-    if args.repeats == 1 or args.repeats < 0:
-        parser.error(f"--repeats must be 0 or at least 2, for a deviation; got {args.repeats}")
     write_layouts(args.data_dir, args.n, layouts)
     path = args.result_dir / "reading.json"
     results = json.loads(path.read_text()) if path.exists() else {}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from data import open_source
+from data import PairReader, open_source
 from encoders.base import EmbeddingConfig
 from encoders.pretrained import load_encoder
 from sources.base import DataConfig
@@ -134,3 +134,189 @@ def test_the_reader_is_measured_by_stage_1_itself(modules: dict[str, Any], tmp_p
     assert row["pairs"] == 20 + 32 + 32  # validation and test have a fifth each, at most
     assert row["pairs_a_second"] == pytest.approx(row["pairs"] / row["seconds"], rel=0.2)
     assert row["seconds"] <= row["whole_stage_seconds"]
+    assert row["decoded_by"] == "the main thread"
+
+
+def test_who_decodes_is_what_the_reader_says(
+    modules: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, made = modules["gpu"], modules["gpu_data"]
+    made.write_shard(made.Pictures(30, side=24), tmp_path, 0)
+    config = DataConfig("webdataset", str(tmp_path), num_workers=2)
+    source = open_source(config, rng=np.random.default_rng(0))
+    with bench.watching_decoders() as found:
+        reader = PairReader(source, config, decode=lambda data: np.zeros(1))
+        reader.is_in_processes()
+        monkeypatch.setattr("data.LEAST_IMAGES", 30)
+        reader.is_in_processes()
+    reader.is_in_processes()
+    assert found == [False, True]
+    assert bench.decoders(in_processes=True, n_workers=2) == "processes"
+    assert bench.decoders(in_processes=False, n_workers=2) == "threads"
+    assert bench.decoders(in_processes=False, n_workers=0) == "the main thread"
+
+
+def test_few_images_are_said_to_be_decoded_by_threads(
+    modules: dict[str, Any], tmp_path: Path
+) -> None:
+    report, path = modules["gpu_report"], tmp_path / "gpu.json"
+
+    def add(cores: int, speed: float, by: str) -> str:
+        of = {"name": f"{cores} cores", "cores": cores, "device": "cpu", "decoded_by": by}
+        report.add_rows(path, "decoding", [{**of, "pairs_a_second": speed}], MACHINE)
+        return path.with_suffix(".md").read_text()
+
+    assert "by threads" not in add(2, 400.0, "processes")
+    table = add(1, 50.0, "threads")
+    assert "Fewer than 1,000 images are decoded by threads, others by processes" in table
+    # Neither is a share of the other.
+    assert "| 1 cores | 50 | threads | 100% |" in table
+    assert "| 2 cores | 400 | processes | 100% |" in table
+    assert "| 4 cores | 400 | processes | 50% |" in add(4, 400.0, "processes")
+
+
+def test_small_rows_say_so_and_stay_away_from_others(
+    modules: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = modules["gpu"]
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results" / "gpu.json")
+    monkeypatch.setitem(
+        bench.MEASURE, "encoder", lambda args, device: [{"name": "all", "device": "cpu"}]
+    )
+    flags = f"--work_dir {tmp_path / 'work'} --blocks encoder --devices cpu".split()
+    bench.main([*flags, "--small"])
+    small = tmp_path / "work" / "gpu_small.json"
+    (row,) = json.loads(small.read_text())["encoder"]
+    assert row["small"] is True
+    table = small.with_suffix(".md").read_text()
+    assert "| all, small |" in table
+    assert "Tried out with `--small`, a narrow encoder" in table
+    assert not bench.RESULTS.exists()
+    bench.main(flags)
+    (row,) = json.loads(bench.RESULTS.read_text())["encoder"]
+    assert "small" not in row
+    assert "small" not in bench.RESULTS.with_suffix(".md").read_text()
+
+
+def test_where_results_went_is_said(
+    modules: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = modules["gpu"]
+    monkeypatch.setitem(
+        bench.MEASURE, "encoder", lambda args, device: [{"name": "all", "device": "cpu"}]
+    )
+    bench.main(f"--work_dir {tmp_path} --blocks encoder --devices cpu --small".split())
+    file, tables = tmp_path / "gpu_small.json", tmp_path / "gpu_small.md"
+    assert capsys.readouterr().out.endswith(f"written to {file} and, as tables, {tables}\n")
+
+
+WRONG = {
+    "--pairs 149": "argument --pairs: give a whole number of at least 150; got 149",
+    "--cores 1 0": "argument --cores: give a whole number of at least 1; got 0",
+    "--cores 3 5": "--cores 3 5: only 2 can be used here; give 2 or fewer",
+    "--decode_pairs 1": "argument --decode_pairs: give a whole number of at least 2; got 1",
+    "--batch_sizes 64 0": "argument --batch_sizes: give a whole number of at least 1; got 0",
+    "--seconds 0": "argument --seconds: give a number of seconds above 0; got 0",
+    "--stage2 0": "argument --stage2: give a whole number of at least 2; got 0",
+    "--work_dir FILE": "argument --work_dir: FILE is a file; give a folder",
+    "--results FILE/a.json": "argument --results: FILE is a file; give a folder",
+    "--results a.md": "argument --results: give a file whose name ends in .json; got a.md",
+    "--devices cuda": "--devices cuda: there is no CUDA device; give cpu, or leave the flag out",
+    "--flags=--unknown": "--flags: unrecognized arguments: --unknown; see python main.py --help",
+    "--flags=--num_workers=-1": "--flags: --num_workers must be >= 0; got -1",
+    "--flags=--n_clusters=6000": (
+        "--flags: --n_clusters 6000 is more than --max_train_samples 5000; change one"
+    ),
+    "--flags=--device=cpu": "--flags: --device is given by this program itself; leave it out",
+    "--flags='": "--flags: No closing quotation",
+}
+
+
+@pytest.mark.parametrize("flags", WRONG)
+def test_wrong_flags_are_one_line_before_any_work(
+    modules: dict[str, Any],
+    tmp_path: Path,
+    flags: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench, file = modules["gpu"], tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(bench, "n_cores", lambda: 2)
+    monkeypatch.setattr(bench, "draw", lambda args: pytest.fail("worked"))
+    with pytest.raises(SystemExit) as ended:
+        bench.main(["--work_dir", str(tmp_path), *flags.replace("FILE", str(file)).split()])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f": error: {WRONG[flags].replace('FILE', str(file))}")
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "told"),
+    [
+        ({"encoder": [{"name": "a"}]}, ["--small"], "holds results without --small; give another"),
+        ({"encoder": [{"name": "a", "small": True}]}, [], "holds results of --small; give another"),
+        (["else"], [], "holds no results of this program; give another"),
+    ],
+)
+def test_results_of_another_kind_are_not_added_to(
+    modules: dict[str, Any],
+    tmp_path: Path,
+    content: Any,
+    flags: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (file := tmp_path / "a.json").write_text(json.dumps(content))
+    places = ["--work_dir", str(tmp_path), "--devices", "cpu", "--results", str(file)]
+    with pytest.raises(SystemExit) as ended:
+        modules["gpu"].parse([*places, *flags])
+    assert ended.value.code == 2
+    assert f"error: --results: {file} {told}" in capsys.readouterr().err
+
+
+def test_cores_that_are_not_there_are_named(
+    modules: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = modules["gpu"]
+    monkeypatch.setattr(bench, "n_cores", lambda: 6)
+    given = ["--work_dir", str(tmp_path), "--devices", "cpu"]
+    assert bench.parse(given).cores == [1, 2, 4, 6]
+    assert capsys.readouterr().err == ""
+    assert bench.parse([*given, "--cores", "2", "8", "16"]).cores == [2]
+    assert capsys.readouterr().err == "--cores 8 16: only 6 can be used here; left out\n"
+
+
+def test_what_main_does_not_take_is_one_line(
+    modules: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = modules["gpu"]
+
+    def refuse(*given: object) -> Iterator[dict[str, Any]]:
+        raise bench.InputError("--encoder_model none is not there")
+
+    monkeypatch.setitem(bench.MEASURE, "encoder", refuse)
+    given = f"--work_dir {tmp_path} --blocks encoder --devices cpu --small".split()
+    assert bench.main(given) == 2
+    assert capsys.readouterr().err == "gpu.py: error: --encoder_model none is not there\n"
+
+
+def test_shards_of_other_pairs_are_one_line(
+    modules: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "about.json").write_text("{}")
+    with pytest.raises(SystemExit) as ended:
+        modules["gpu"].main(f"--work_dir {tmp_path} --devices cpu --small".split())
+    assert ended.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == f"{tmp_path} holds other pairs; give another --work_dir, or delete it"

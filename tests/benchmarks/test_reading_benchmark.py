@@ -226,3 +226,51 @@ def test_the_page_says_what_the_numbers_say(bench: Any) -> None:
     assert "takes 7.2 s" in page
     assert "5 (folder), 5 (shards), 4 (parquet); their ids are not the same" in page
     assert "their weights the same." in page
+    note = "Images being fewer than 1,000, InfluenceSpace decodes them in threads"
+    assert note in page
+    results["data"] = {"images": 1000, "width": 6, "height": 4, "kib": 0.65}
+    assert note not in bench.render(results)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--n 0", "argument --n: give a whole number of at least 3; got 0"),
+        ("--n -5", "argument --n: give a whole number of at least 3; got -5"),
+        ("--repeats 1", "--repeats must be 0 or at least 2, for a deviation; got 1"),
+        ("--work_dir FILE", "argument --work_dir: FILE is a file; give a folder"),
+        ("--result_dir FILE", "argument --result_dir: FILE is a file; give a folder"),
+        ("--data_dir FILE", "argument --data_dir: FILE is a file; give a folder"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    bench: Any, download: Path, flags: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(download / "captions.txt")
+    places = ["--data_dir", str(download), "--work_dir", str(download.parent / "work")]
+    with pytest.raises(SystemExit) as ended:
+        bench.main([*places, *flags.replace("FILE", file).split()])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f": error: {told.replace('FILE', file)}")
+
+
+@pytest.mark.parametrize("name", ["captions.txt", "splits.csv", "Images"])
+def test_what_a_download_lacks_is_said_before_any_work(
+    bench: Any, download: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (download / name).rename(download / "elsewhere")
+    work = download.parent / "work"
+    with pytest.raises(SystemExit) as ended:
+        bench.main(["--data_dir", str(download), "--work_dir", str(work)])
+    assert ended.value.code == 2
+    assert f"--data_dir {download} holds no {name}; give a" in capsys.readouterr().err
+    assert not work.exists()
+
+
+def test_a_curation_that_fails_is_one_line(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "CURATION", "--n_clusters 0")
+    with pytest.raises(SystemExit, match=r"--curate: main\.py failed on curated_folder; what"):
+        bench.curate_all(tmp_path)
