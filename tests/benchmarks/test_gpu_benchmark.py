@@ -18,6 +18,8 @@ from data import PairReader, open_source
 from encoders.base import EmbeddingConfig
 from encoders.pretrained import load_encoder
 from sources.base import DataConfig
+from sources.pixels import Resizing
+from sources.processes import ImageProcesses
 from tests.helpers import read_all
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
@@ -145,9 +147,10 @@ def test_who_decodes_is_what_the_reader_says(
     config = DataConfig("webdataset", str(tmp_path), num_workers=2)
     source = open_source(config, rng=np.random.default_rng(0))
     with bench.watching_decoders() as found:
-        reader = PairReader(source, config, decode=lambda data: np.zeros(1))
+        processes = ImageProcesses(Resizing((2, 2), None, 0), 1000)
+        reader = PairReader(source, config, decode=lambda data: np.zeros(1), processes=processes)
         reader.is_in_processes()
-        monkeypatch.setattr("data.LEAST_IMAGES", 30)
+        monkeypatch.setattr(processes, "least_images", 30)
         reader.is_in_processes()
     reader.is_in_processes()
     assert found == [False, True]
