@@ -27,7 +27,7 @@ def console_summary(summary: Summary) -> str:
     lines = [f"! {w}" for w in warnings[:MAX_CONSOLE_WARNINGS]]
     if len(warnings) > MAX_CONSOLE_WARNINGS:
         lines.append(f"! and {len(warnings) - MAX_CONSOLE_WARNINGS} more warnings")
-    doubt = doubts(summary) if summary.sample_weights is not None else ""
+    doubt = doubts(summary) if summary.is_curated else ""
     sentences = (skipped_sentence(summary), wrong_captions_sentence(summary), doubt)
     kept = f"{kept_sentence(summary)} {review_sentence(summary)}".rstrip()
     lines += [kept, *filter(None, (share_sentence(summary), *sentences))]
@@ -36,14 +36,16 @@ def console_summary(summary: Summary) -> str:
         if {INFLUENCESPACE, RANDOM} <= set(methods):
             v = compare(summary, comparison, INFLUENCESPACE, RANDOM)
             lines.append(f"{COMPARISON_LABELS[comparison]}: InfluenceSpace {against(v, 'random')}.")
-    if not summary.metrics:
+    if summary.is_curated and not summary.metrics:
         missing = "Nothing was trained on the kept pairs, so what they are worth is not measured"
         lines.append(f"{missing}: --load_saved, without --methods none, does that.")
     folder = str(summary.run["settings"].get("output_dir", "."))
     lines.append(f"Results: {posixpath.join(folder, 'results/results.md')}")
     if not summary.run["settings"].get("no_report"):
-        lines.append(f"Look at the pairs: {posixpath.join(folder, 'results/report.html')}")
-    lines.append(f"Curated pairs: {posixpath.join(folder, 'stage3/curated_indices.npy')}")
+        label = "Look at the pairs" if summary.is_curated else "Report"
+        lines.append(f"{label}: {posixpath.join(folder, 'results/report.html')}")
+    if summary.is_curated:
+        lines.append(f"Curated pairs: {posixpath.join(folder, 'stage3/curated_indices.npy')}")
     return "\n".join(lines)
 
 

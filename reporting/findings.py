@@ -45,7 +45,7 @@ MAX_USEFUL_SEEDS = 1000  # above which no number of seeds is advised
 def answer(summary: Summary) -> str:
     """The opening paragraph: how many pairs were kept and how the models trained on them fare."""
     sentences = [f"**{kept_sentence(summary)}**"]
-    if summary.sample_weights is not None and (doubt := doubts(summary)):
+    if summary.is_curated and (doubt := doubts(summary)):
         sentences.append(doubt)
     for comparison in summary.metrics:
         sentences += [s for s in _answer_for(summary, comparison) if s not in sentences]
@@ -57,7 +57,7 @@ def answer(summary: Summary) -> str:
                if summary.n_seeds > 1 else ", from one training seed.")
             + (" Methods are compared on all test pairs." if summary.shows_trusted else "")
         )  # fmt: skip
-    else:
+    elif summary.is_curated:
         sentences.append("Nothing was trained on them: what they are worth was not measured.")
     return " ".join(sentences)
 

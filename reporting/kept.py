@@ -18,7 +18,9 @@ N_REASONS = 4  # named in the printed summary
 
 
 def kept_sentence(summary: Summary) -> str:
-    """How many pairs the curated set has."""
+    """How many pairs the curated set has, or that there is none."""
+    if not summary.is_curated:
+        return "No training pairs were chosen: stage 3 was not run or loaded."
     return (
         f"Kept {summary.n_curated:,} of {summary.n_train:,} training pairs"
         f" ({share(summary.n_curated, summary.n_train)})."

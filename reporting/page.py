@@ -32,7 +32,7 @@ def results_markdown(summary: Summary) -> str:
         "## What happened to every pair",
         decision_table(summary),
         "## What was kept and what was thrown away",
-        kept_section(summary),
+        kept_section(summary) or "Stage 3 was not run or loaded.",
         *_measured(summary),
         "## How good the influence estimate is",
         bullets(estimate(summary)) or "Stage 2 was not run or loaded.",
@@ -57,7 +57,8 @@ def _report_link(summary: Summary) -> str:
     """Where the pairs can be looked at; empty where no report is written."""
     if summary.run["settings"].get("no_report", False):
         return ""
-    return "Look at the pairs: [report.html](report.html)."
+    label = "Look at the pairs" if summary.is_curated else "The same in one file"
+    return f"{label}: [report.html](report.html)."
 
 
 def _reproduction(summary: Summary) -> str:

@@ -179,7 +179,7 @@ class Summary:
     decisions: list[dict[str, Any]] | None  # split, decision, reason, pairs: sums of the ledger
     group_retention: dict[str, dict[str, Any]] | None  # stage3/group_retention.json
     sample_weights: np.ndarray | None  # (m,)
-    n_curated: int
+    n_curated: int  # as many as the share kept makes, whether stage 3 has chosen them or not
     thresholds: dict[str, float]
     faults: dict[str, dict[str, Any]] | None  # method -> fault -> in_data, dropped
     dropped_examples: list[dict[str, Any]]
@@ -206,6 +206,11 @@ class Summary:
     def n_seeds(self) -> int:
         """Training repeats of every method."""
         return max((len(runs) for runs in self.histories.values()), default=1)
+
+    @property
+    def is_curated(self) -> bool:
+        """Whether pairs were chosen, now or in a run that was loaded."""
+        return self.sample_weights is not None
 
     @property
     def n_dropped(self) -> int:

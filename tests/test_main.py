@@ -466,7 +466,7 @@ def test_only_curated_with_stages_left_out(copied: Path) -> None:
     flags = ("--skip_stage", "1", "2", "3", "--methods", "none", "--no_report")
     assert run(copied, *flags) == 0
     page = (copied / "results/results.md").read_text()
-    assert "Kept 48 of 60 training pairs" in page
+    assert "Kept 48" not in page  # what an earlier run chose is not loaded
     assert "Stage 2 was not run or loaded." in page
 
 
@@ -965,11 +965,18 @@ def test_skipped_stage_with_other_settings_is_an_error(
     assert timeless(copied) == before
 
 
-def test_unneeded_skipped_stages_are_left_out(tmp_path: Path) -> None:
+def test_unneeded_skipped_stages_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tmp_path / "o", "--skip_stage", "2", "3", "--methods", "full", "random") == 0
     assert not (tmp_path / "o/stage2").exists()
     assert not (tmp_path / "o/stage3").exists()
-    assert (tmp_path / "o/results/results.md").is_file()
+    printed = capsys.readouterr().out
+    assert printed.startswith("No training pairs were chosen: stage 3 was not run or loaded.\n")
+    assert "stage3/curated_indices.npy" not in printed
+    pages = (tmp_path / "o/results/results.md", tmp_path / "o/results/report.html")
+    for page in pages:
+        assert not re.search(r"[Kk]ept 48|48</strong> of 60", page.read_text())
 
 
 def test_curation_needs_stage_2_whatever_is_trained(

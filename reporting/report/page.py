@@ -103,6 +103,7 @@ def render(summary: Summary, data: PageData, figures: Mapping[str, bytes]) -> st
         review=review_sentence(summary),
         answer="" if found else html(answer(summary), {}),
         shows_trusted=summary.shows_trusted,
+        is_curated=summary.is_curated,
         n_kept=summary.n_curated,
         n_train=summary.n_train,
         share=share(summary.n_curated, summary.n_train),

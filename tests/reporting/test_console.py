@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 
 from baselines import METHODS
 from reporting import console as console_module
 from tests.reporting.test_figures import NASTY
-from tests.reporting.test_summary import SUMMARIES, make_summary
+from tests.reporting.test_summary import NO_STAGE_3, SUMMARIES, make_summary
 
 
 @pytest.mark.parametrize("name", SUMMARIES)
@@ -19,8 +20,18 @@ def test_console_summary(name: str) -> None:
     lines = text.splitlines()
     assert len(lines) <= 28
     assert not re.search(r"\b(nan|None)\b", text)
-    assert any(line.startswith("Kept ") for line in lines)
+    assert any(line.startswith("Kept ") for line in lines) == SUMMARIES[name].is_curated
     assert "./output/results/results.md" in text
+
+
+@pytest.mark.parametrize("methods", [("full", "random"), ()])
+def test_a_run_that_has_not_curated_claims_no_pairs(methods: tuple[str, ...]) -> None:
+    changes: dict[str, Any] = {} if methods else {"metrics": {}, "histories": {}}
+    summary = make_summary(3, methods, **NO_STAGE_3, **changes)
+    lines = console_module.console_summary(summary).splitlines()
+    assert "No training pairs were chosen: stage 3 was not run or loaded." in lines
+    assert lines[-1] == "Report: ./output/results/report.html"
+    assert not any("kept" in line.lower() or "stage3/" in line for line in lines)
 
 
 def test_console_summary_stays_short() -> None:

@@ -14,7 +14,7 @@ from reporting import page as page_module
 from tests.reporting.test_figures import (
     make_trust,
 )
-from tests.reporting.test_summary import SUMMARIES, make_summary
+from tests.reporting.test_summary import BARE, SUMMARIES, make_summary
 
 
 def parsed_tables(markdown: str) -> list[list[list[str]]]:
@@ -57,7 +57,8 @@ def test_every_page_is_whole(name: str) -> None:
             assert rows
         assert "\n\n\n" not in page
         for warning in summary.run["warnings"]:
-            assert page.index(warning) < page.index("Kept ")
+            told = "Kept " if summary.is_curated else "No training pairs were chosen"
+            assert page.index(warning) < page.index(told)
 
 
 @pytest.mark.parametrize("name", SUMMARIES)
@@ -70,6 +71,13 @@ def test_links_lead_to_the_figures(name: str) -> None:
 def test_what_was_not_loaded_is_said() -> None:
     page = page_module.results_markdown(SUMMARIES["stages 2 and 3 not loaded"])
     assert "Stage 2 was not run" in section(page, "How good the influence estimate is")
+    bare = make_summary(3, **BARE, dropped_examples=[], metrics={}, histories={})
+    page = page_module.results_markdown(bare)
+    assert page.startswith("# InfluenceSpace: results\n\n> [!WARNING]")
+    assert "\n\n**No training pairs were chosen: stage 3 was not run or loaded.**\n\n" in page
+    kept = section(page, "What was kept and what was thrown away")
+    assert kept.strip() == "Stage 3 was not run or loaded."
+    assert "Look at the pairs" not in page
     page = page_module.results_markdown(SUMMARIES["nothing trained"])
     assert "No method was trained." in section(page, "Performance")
     assert "run again with the same flags, without `--methods none`" in page

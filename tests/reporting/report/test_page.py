@@ -20,7 +20,7 @@ from reporting.report.page import PageData, figure_address, html, overlaps, rend
 from reporting.report.pairs import INFLUENCE_ALONE
 from reporting.summary import Summary
 from tests.helpers import encode
-from tests.reporting.test_summary import SUMMARIES, make_summary
+from tests.reporting.test_summary import NO_STAGE_3, SUMMARIES, make_summary
 
 NOTHING = PageData({}, [], [], {})
 FIGURE = encode(PIL.Image.new("RGB", (40, 20), "white"))
@@ -74,7 +74,9 @@ def test_every_page_is_whole(name: str) -> None:
     text = " ".join(page.text)
     assert not re.search(r"\b(nan|None|inf|undefined)\b", text)
     for warning in summary.run["warnings"]:
-        assert text.index(warning[:30]) < text.index("training pairs kept")
+        told = "training pairs kept" if summary.is_curated else summary.run["encoder"]
+        assert text.index(warning[:30]) < text.index(told)
+    assert ("training pairs kept" in text) == summary.is_curated
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert all(b <= a + 1 for a, b in pairwise(levels))
@@ -83,6 +85,13 @@ def test_every_page_is_whole(name: str) -> None:
     for link in page.all("a"):
         target = str(link["href"])
         assert target[1:] in ids if target.startswith("#") else "://" not in target
+
+
+def test_a_run_that_has_not_curated_claims_no_pairs() -> None:
+    page = page_of(make_summary(3, ("full", "random"), **NO_STAGE_3))
+    text = " ".join(page.text)
+    assert text.count("No training pairs were chosen: stage 3 was not run or loaded.") == 1
+    assert not [a for a in page.all("div") if a.get("class") == "bar"]
 
 
 def test_the_answer_by_hand() -> None:
