@@ -45,7 +45,7 @@ from cli.config import Config, parse_arguments
 from cli.log import logging_to
 from cli.overrides import read_overrides
 from cli.preview import preview
-from cli.run import Run, resolve_device
+from cli.run import Run, device_name, resolve_device
 from clustering import ClusterAssignment, cluster_embeddings, training_pairs
 from curation import (
     CurationResult,
@@ -116,26 +116,27 @@ INTERRUPTED = 130  # as shells have it
 
 def run_pipeline(config: Config, command: str) -> None:
     """Everything, from the data to the results page."""
-    started = time.perf_counter()
+    started, store = time.perf_counter(), Store.at(config.run.output_dir)
     limit_to_cores()
     if config.run.dry_run:  # no folder is made and no log; warnings reach the terminal all the same
-        store = Store.at(config.run.output_dir)
         with start_engine(config.engine, store):  # whether there is one; nothing is begun
             print(preview(open_run(config, store)))
         return
     if config.run.explain is not None:
-        print(explain_pair(Store.at(config.run.output_dir), config.run.explain))
+        print(explain_pair(store, config.run.explain))
         return
-    store = Store.open(config.run.output_dir)
+    run = open_run(config, store)
+    check_comparable(config.report.compare, config.run.output_dir)
+    store = Store.open(config.run.output_dir)  # what is wrong by now has left no folder behind
     with (
         only_run_in(store.root),
         logging_to(store, config.run.log_file),
         start_engine(config.engine, store) as engine,
     ):
         logger.info("%s", command)
-        check_comparable(config.report.compare, config.run.output_dir)
+        logger.info("models run on %s", device_name(run.device))
         use_folder(store.root)
-        run = replace(open_run(config, store), engine=engine)
+        run = replace(run, engine=engine)
         warn_of_replacing(run)
         known = stage_1(run)
         judged = stage_2(run, known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
@@ -43,6 +44,19 @@ class RunConfig(Settings):
     log_file: str = setting("log.txt", "log file; a relative path is inside --output_dir")
     debug: bool = setting(False, "a run of under a minute: small data, few seeds")
     device: str = setting("auto", "where models run", choices=("auto", "cpu", "cuda", "mps"))
+
+    def __post_init__(self) -> None:
+        """Check the fields; who asks for one GPU of several is told how.
+
+        Raises:
+            InputError: a wrong value.
+        """
+        if number := re.fullmatch(r"cuda:(\d+)", self.device):
+            raise InputError(
+                f"--device {self.device}: a run takes the first GPU that it sees; set "
+                f"CUDA_VISIBLE_DEVICES={number[1]} in its environment and use --device cuda"
+            )
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

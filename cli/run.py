@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -230,5 +231,36 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = next(device for device, there in available.items() if there)
     if not available[name]:
-        raise InputError(f"--device {name} is not available here; use --device auto")
+        why = _why_no_cuda() if name == "cuda" else _why_no_mps()
+        raise InputError(f"--device {name} is not available: {why}, or use --device auto")
     return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """A device for people: a GPU by what it is called."""
+    if device.type != "cuda":
+        return str(device)
+    return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+def _why_no_cuda() -> str:
+    """What is missing for a GPU, and what to do about it."""
+    cuda, version = torch.version.cuda, torch.__version__
+    if cuda is None and torch.version.hip is None:
+        return (
+            f"PyTorch {version} is built without CUDA; install a build with it "
+            "(https://pytorch.org/get-started/locally)"
+        )
+    build, hidden = f"CUDA {cuda}" if cuda else "ROCm", os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = "" if hidden is None else f", and CUDA_VISIBLE_DEVICES is {hidden!r}"
+    return (
+        f"PyTorch {version} is built for {build}, but finds no GPU or no driver that is new enough"
+        f"{shown}; see what nvidia-smi says"
+    )
+
+
+def _why_no_mps() -> str:
+    """What is missing for the GPU of a Mac, and what to do about it."""
+    if not torch.backends.mps.is_built():
+        return f"PyTorch {torch.__version__} is no build for a Mac with Apple silicon"
+    return "PyTorch finds no such GPU; it needs Apple silicon and a macOS that is new enough"

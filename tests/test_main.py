@@ -1107,6 +1107,25 @@ def test_bad_input_gets_one_line(
     assert "Traceback" not in "\n".join(lines)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--device", "cuda"],
+        ["--device", "mps"],
+        ["--device", "cuda:7"],
+        ["--overrides", "/no/such/file.csv"],
+        ["--compare", "/no/such/folder"],
+    ],
+)
+def test_what_is_wrong_before_any_work_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    assert run(tmp_path / "out", *flags) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_output_dir_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("keep me")
     assert run(tmp_path / "file") == 2
