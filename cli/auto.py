@@ -32,6 +32,7 @@ from encoders.base import (
     Features,
     GivenEmbeddings,
     resolve_dtype,
+    slow_precision,
 )
 from encoders.pretrained import load_encoder
 from engine.base import Setup
@@ -187,6 +188,8 @@ class StageOneData:
         """The same of images; `watch` is shown every one that is decoded."""
         config = run.config
         chosen = replace(config.embedding, encoder_model=self.encoder_model)
+        if warning := slow_precision(chosen.precision, run.device):
+            logger.warning(warning)
         encoder = self.encoder or load_encoder(chosen, device=run.device)
         decode = decode_pixels(encoder.prepare, config.data.max_image_pixels, watch)
         return self.source or run.open_source(self.dataset), encoder, decode

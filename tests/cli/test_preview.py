@@ -125,6 +125,21 @@ def album(tmp_path: Path) -> Path:
     return write(tmp_path / "album", files)
 
 
+def test_a_slow_precision_is_said_once_before_it_is_used(
+    tmp_path: Path, colours: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = [f for f in TINY if f not in ("--encoder_model", "embedded")]
+    with caplog.at_level("WARNING"):
+        preview(run_of(tmp_path, *flags, "--precision", "fp16"))
+    told = [record.message for record in caplog.records if "--precision" in record.message]
+    assert len(told) == 1
+    assert told[0].startswith("--precision fp16 is several times slower than fp32 on most CPUs")
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        preview(run_of(tmp_path, *flags))
+    assert "--precision" not in caplog.text
+
+
 # --- What is shown --------------------------------------------------------------------------------
 
 

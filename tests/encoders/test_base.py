@@ -18,6 +18,7 @@ from encoders.base import (
     GivenEmbeddings,
     count_cut_off,
     resolve_dtype,
+    slow_precision,
 )
 from tests.small_models import CPU
 
@@ -123,6 +124,20 @@ def test_resolve_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda answer=supported: answer)
         assert resolve_dtype("auto", cuda) == dtype
     assert resolve_dtype("fp32", cuda) == torch.float32
+
+
+def test_number_formats_that_a_processor_has_no_arithmetic_for_are_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for capability, is_slow in (("AVX2", True), ("AVX512", False), ("DEFAULT", False)):
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda c=capability: c)
+        assert slow_precision("fp16", CPU) == (
+            "--precision fp16 is several times slower than fp32 on most CPUs; leave it out"
+        )
+        assert bool(slow_precision("bf16", CPU)) == is_slow
+        assert not slow_precision("auto", CPU)
+        assert not slow_precision("fp32", CPU)
+        assert not slow_precision("fp16", torch.device("cuda"))
 
 
 def test_settings() -> None:
