@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 from tqdm import tqdm
 
 from artifacts.settings import AUTO, Settings, setting
-from encoders.batches import BatchSize, in_batches
+from encoders.batches import AUTO_SIZES, BatchSize, in_batches
 from sources.pixels import Resizing
 
 DEFAULT_MODEL = "openai/clip-vit-base-patch32"
@@ -48,8 +48,8 @@ class EmbeddingConfig(Settings):
     )
     encoder_batch_size: int | str = setting(
         AUTO,
-        "images or captions the encoder takes at once; auto: 64, on CUDA 256, or as many as its "
-        "memory has room for",
+        f"images or captions the encoder takes at once; auto: {AUTO_SIZES['cpu']}, on CUDA "
+        f"{AUTO_SIZES['cuda']}, halved as long as the GPU's memory is too small",
         at_least=1,
         affects_result=False,
         or_auto=True,

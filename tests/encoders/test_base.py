@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import PIL.Image
@@ -146,3 +147,7 @@ def test_settings() -> None:
     with pytest.raises(InputError, match="--encoder_batch_size must be >= 1"):
         EmbeddingConfig(encoder_batch_size=0)
     assert "encoder_batch_size" not in EmbeddingConfig().fingerprint_settings()
+    (told,) = (
+        f.metadata["help"] for f in fields(EmbeddingConfig) if f.name == "encoder_batch_size"
+    )
+    assert "auto: 64, on CUDA 256, halved as long as" in told  # it never grows
