@@ -82,6 +82,14 @@ def test_the_readme_is_for_people_in_a_hurry() -> None:
     }
 
 
+def test_the_owner_of_a_gpu_is_told_what_to_do() -> None:
+    (told,) = (line for line in README.splitlines() if "CUDA GPU" in line)
+    assert "`--device auto`" in told
+    assert "(docs/scaling.md#a-gpu)" in told
+    # What is said of PyPI's build is said of this version.
+    assert "torch==2.13.0\n" in (ROOT / "requirements.txt").read_text()
+
+
 def test_every_module_is_described() -> None:
     """Every file of the root and every package, packages in packages included."""
     described = set(re.findall(r"[\w/]+\.py\b|\b[a-z_/]+/(?=[\s`)])", section(README, "Code")))
