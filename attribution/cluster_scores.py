@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ from learner.side_by_side import train_in_groups
 from learner.stacked import ADAM_BETAS, TrainingState
 from learner.training import Training, train_until_best
 
+logger = logging.getLogger(__name__)
 METAGRADIENT, STEP, FIRST_ORDER = ESTIMATORS = ("metagradient", "step", "first_order")
 REFERENCE_REPORTS = 40  # early stopping looks at the validation loss this often
 PATIENCE = 10  # reports without a lower validation loss after which the search ends
@@ -159,7 +161,7 @@ def metagradients(
     """
     data = lent.context
     n_clusters = int(data.clusters.max()) + 1
-    n_folds = min(config.removal_folds, n_clusters)
+    n_folds = _n_folds(config.removal_folds, n_clusters)
     # The folds of each seed; none without the correction.
     dealt = [rng.permutation(np.arange(n_clusters) % n_folds) for _ in seeds if n_folds > 1]
     swept, left_out = _trained(lent, config, retraining, seeds, dealt)
@@ -181,6 +183,18 @@ def metagradients(
         )
         for s, removal in zip(swept, removals or [None] * len(swept), strict=True)
     ]
+
+
+def _n_folds(asked: int, n_clusters: int) -> int:
+    """How many folds the clusters are dealt into, none of them empty; fewer than asked is said."""
+    if asked <= n_clusters:
+        return asked
+    if n_clusters == 1:
+        why = "there is one cluster, and a fold of it would be all pairs, so none is left out"
+    else:
+        why = f"there are {n_clusters:,} clusters, so {n_clusters:,} folds of one each are used"
+    logger.info("--removal_folds %s: %s", f"{asked:,}", why)
+    return n_clusters
 
 
 class Swept(NamedTuple):

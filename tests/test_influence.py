@@ -7,6 +7,7 @@ tests hold that sign, the unit and the scale to models retrained exactly with th
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -780,6 +781,23 @@ def test_corrections_add_up_to_what_retraining_without_the_folds_costs(
         total, abs=1e-5
     )
     assert abs(total) > 1e-3
+
+
+def test_folds_beyond_the_clusters_are_said(
+    planted: Planted, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "attribution.cluster_scores"):
+        result = estimate(planted, removal_folds=1000)
+        told = [r.getMessage() for r in caplog.records if "--removal_folds" in r.getMessage()]
+    assert told == ["--removal_folds 1,000: there are 4 clusters, so 4 folds of one each are used"]
+    np.testing.assert_array_equal(
+        result.influence_scores, estimate(planted, removal_folds=4).influence_scores
+    )
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "attribution.cluster_scores"):
+        one = estimate(planted, removal_folds=2, clusters=np.zeros(96, dtype=np.int64))
+    assert "--removal_folds 2: there is one cluster, and a fold of it would be all" in caplog.text
+    assert one.removal_corrections.tolist() == [0.0]
 
 
 def test_the_correction_brings_scores_nearer_to_real_removal() -> None:
