@@ -20,6 +20,8 @@ from jaxtyping import Bool, Float, Float64, Int64
 from scipy.linalg import cholesky, solve_triangular
 from scipy.sparse import csr_array
 
+from artifacts.algebra import one_blas_thread
+
 N_KNOTS = 5
 ROWS_AT_ONCE = 8192
 OUTLIER = 5.0  # robust standard deviations beyond which a measured influence is drawn in
@@ -287,6 +289,7 @@ class _Effects(NamedTuple):
         return x @ self.coefficients + self.of_topics[topics], np.sqrt(variance)
 
 
+@one_blas_thread()
 def pool_influence(
     influence: Float[np.ndarray, " m"],
     index: Int64[np.ndarray, " m"],

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 from sklearn.linear_model import LogisticRegression
 
+from artifacts.algebra import one_blas_thread
 from attribution.scores import auc
 from encoders.joint_map import Rows
 
@@ -55,6 +56,7 @@ class Relevance(NamedTuple):
     weight: float  # how much nearness counts, 0 to 1
 
 
+@one_blas_thread()
 def held_out_relevance(
     training: Rows,
     held_out: Float[np.ndarray, "m d"],

@@ -17,9 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 from scipy.linalg import cholesky, solve_triangular, svd
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from artifacts.algebra import one_blas_thread
 from artifacts.cores import n_cores
 from artifacts.scratch import scratch_array
 from artifacts.settings import InputError
@@ -123,14 +123,12 @@ def _thread_a_fold(
 ) -> Iterator[ThreadPoolExecutor]:
     """Threads that each work on a fold, as many as there are cores and room for.
 
-    Each does its algebra alone: threads that share a decomposition of matrices this small wait for
-    one another longer than they work, many times longer where the cores have other work too. And
-    nothing is rounded otherwise for another number of cores.
+    Each does its algebra alone.
     """
     width = image_features.shape[1] + text_features.shape[1]
     most = max(1, BYTES_OF_FOLDS // (MATRICES_A_FOLD * 8 * width**2))
     with (
-        threadpool_limits(1, "blas"),
+        one_blas_thread(),
         ThreadPoolExecutor(max(1, min(n_folds, n_cores(), most))) as pool,
     ):
         yield pool
