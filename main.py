@@ -126,6 +126,7 @@ def run_pipeline(config: Config, command: str) -> None:
         print(explain_pair(store, config.run.explain))
         return
     run = open_run(config, store)
+    run.check_skipped()
     check_comparable(config.report.compare, config.run.output_dir)
     store = Store.open(config.run.output_dir)  # what is wrong by now has left no folder behind
     with (
@@ -315,7 +316,7 @@ def stage_3(run: Run, known: Known, judged: Judged, curve: Saved[KeepCurve]) -> 
         CurationResult,
         *(config.curation, run.overrides.settings()),
         after=[known.clustered, judged.influence, scored, curve],
-        needed_later=INFLUENCESPACE in config.evaluation.methods or bool(config.export.export),
+        needed_later=config.needs_curation(),
         compute=lambda _: curate(
             *(asked, judged.influence.value, scored.value, config.curation), reviewed
         ),

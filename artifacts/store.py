@@ -236,12 +236,7 @@ class Store:
             except StaleError as error:
                 folder = self.root / stage.folder
                 if mode is Mode.LOAD:
-                    repeat = isinstance(error, OtherSettingsError)
-                    raise InputError(
-                        f"--skip_stage {stage.number}: {folder} {error}; "
-                        + ("repeat the flags it was made with or " if repeat else "")
-                        + f"leave out --skip_stage {stage.number}"
-                    ) from error
+                    raise self.cannot_skip(stage, error) from error
                 if isinstance(error, MissingError):
                     logger.info("%-10s not saved yet in %s, so it is computed", stage.name, folder)
                 else:
@@ -255,6 +250,15 @@ class Store:
         self.save(stage, provenance, value, seconds)
         logger.info("%-10s computed in %.1f s, saved in %s", stage.name, seconds, stage.folder)
         return Saved(stage.name, self._mapped(stage, value), fingerprint, seconds)
+
+    def cannot_skip(self, stage: Stage, error: StaleError) -> InputError:
+        """What is said of a stage that is skipped although it is needed and cannot be loaded."""
+        repeat = isinstance(error, OtherSettingsError)
+        return InputError(
+            f"--skip_stage {stage.number}: {self.root / stage.folder} {error}; "
+            + ("repeat the flags it was made with or " if repeat else "")
+            + f"leave out --skip_stage {stage.number}"
+        )
 
     def save(self, stage: Stage, provenance: Provenance, value: Any, seconds: float) -> None:
         """Write every field of a result, then the manifest that makes them valid."""

@@ -15,7 +15,7 @@ from attribution.cluster_scores import InfluenceConfig
 from attribution.pair_scores import PairInfluenceConfig
 from attribution.trust import TrustConfig
 from attribution.validation import InfluenceValidationConfig
-from baselines import METHODS
+from baselines import INFLUENCESPACE, METHODS
 from clustering import ClusteringConfig
 from curation import CurationConfig
 from encoders.base import EmbeddingConfig
@@ -121,6 +121,10 @@ class Config(NamedTuple):
     def needs_pair_influence(self) -> bool:
         """Whether anything after stage 2 asks for the influence of its pairs."""
         return CURATION.number not in self.execution.skip_stage or self._asks_for(PAIR_INFLUENCE)
+
+    def needs_curation(self) -> bool:
+        """Whether anything after stage 3 asks for the curated set."""
+        return INFLUENCESPACE in self.evaluation.methods or bool(self.export.export)
 
     def _asks_for(self, stage: Stage) -> bool:
         return any(stage.name in METHODS[name].needs for name in self.evaluation.methods)

@@ -16,13 +16,20 @@ from jaxtyping import Int8
 from safetensors.torch import save as to_safetensors
 
 from artifacts.provenance import (
+    CLUSTERING,
+    CURATION,
     EMBEDDING,
+    INFLUENCE,
+    PAIR_INFLUENCE,
     PAIR_MAP,
     PHOTOGRAPHS,
+    TRUST,
+    MissingError,
     Mode,
     Provenance,
     Saved,
     Stage,
+    StaleError,
     hardware,
     package_versions,
     stage_mode,
@@ -73,6 +80,30 @@ class Run:
             load_saved=config.load_saved
             or (is_of_stage_1 and EMBEDDING.number in config.skip_stage),
         )
+
+    def check_skipped(self) -> None:
+        """Check, before any work, that stages that are skipped but needed were ever saved.
+
+        Whether what is saved is current shows when it is loaded.
+
+        Raises:
+            InputError: one was not.
+        """
+        config = self.config
+        needed = {
+            **dict.fromkeys((EMBEDDING, CLUSTERING), True),
+            **dict.fromkeys((TRUST, INFLUENCE), config.needs_influence()),
+            PAIR_INFLUENCE: config.needs_pair_influence(),
+            CURATION: config.needs_curation(),
+        }
+        for stage, is_needed in needed.items():
+            if self.mode(stage, is_needed) is Mode.LOAD:
+                try:
+                    self.store.manifest(stage)
+                except MissingError as error:
+                    raise self.store.cannot_skip(stage, error) from error
+                except StaleError:
+                    logger.debug("%s cannot be loaded", stage.name)
 
     def stage(
         self,

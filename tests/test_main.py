@@ -1115,6 +1115,9 @@ def test_bad_input_gets_one_line(
         ["--device", "cuda:7"],
         ["--overrides", "/no/such/file.csv"],
         ["--compare", "/no/such/folder"],
+        *(["--skip_stage", *stages] for stages in ("1", "2", "3", ("2", "3"))),
+        ["--skip_stage", "2", "3", "--methods", "none", "--validate_influence", "2"],
+        ["--skip_stage", "3", "--methods", "none", "--export", "list"],
     ],
 )
 def test_what_is_wrong_before_any_work_leaves_no_folder(
