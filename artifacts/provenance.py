@@ -24,6 +24,8 @@ import numpy as np
 SCHEMA_VERSION = 7  # raise when what all stages save changes; for one stage see `Stage.version`
 MANY_PAIRS = 20_000  # from here on some stages work with samples and groups
 T = TypeVar("T")  # a stage's result
+# What manifests call a number format, and what `--precision` does.
+FLAG_WORDS = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "transformers", "datasets", "pillow")
 
 
@@ -196,7 +198,9 @@ def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> li
 def _shown(value: Any) -> str:
     if value is None:
         return "not set"
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return FLAG_WORDS.get(str(value), str(value))
 
 
 def json_bytes(content: Any, indent: int | None = None) -> bytes:

@@ -10,9 +10,11 @@ import PIL.Image
 import pytest
 import torch
 
+from artifacts.provenance import FLAG_WORDS, changed_settings
 from artifacts.settings import InputError
 from encoders import base
 from encoders.base import (
+    DTYPES,
     EmbeddingConfig,
     Encoded,
     Encoder,
@@ -139,6 +141,12 @@ def test_number_formats_that_a_processor_has_no_arithmetic_for_are_slow(
         assert not slow_precision("auto", CPU)
         assert not slow_precision("fp32", CPU)
         assert not slow_precision("fp16", torch.device("cuda"))
+
+
+def test_number_formats_are_told_as_the_flag_has_them() -> None:
+    assert {str(dtype): name for name, dtype in DTYPES.items()} == FLAG_WORDS
+    saved, now = ({"precision": str(DTYPES[name])} for name in ("bf16", "fp32"))
+    assert changed_settings(saved, now) == ["--precision bf16 (now fp32)"]
 
 
 def test_settings() -> None:
