@@ -310,6 +310,11 @@ def _take_copies(draw: _Draw, n_copies: int) -> None:
     """So many pairs, at the end, are copies of others: five, each with another caption, of each."""
     pool, rng = draw.pool, draw.rng
     free = np.flatnonzero(~np.isin(pool.copied, draw.validation))
+    if len(free) < n_copies // COPIES_AN_IMAGE:
+        raise SystemExit(
+            "near_copies, mixture: with this seed the images that there are copies of are "
+            "validation images, as the pool was drawn with the same one; take another"
+        )
     sources = rng.permutation(free)[: n_copies // COPIES_AN_IMAGE]
     source_rows = pool.copied[sources]
     others = draw.rest[~np.isin(draw.rest, source_rows)]

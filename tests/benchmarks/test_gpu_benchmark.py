@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from data import PairReader, open_source
+from embedding import _tell_speed
 from encoders.base import EmbeddingConfig
 from encoders.pretrained import load_encoder
 from sources.base import DataConfig
@@ -137,6 +139,19 @@ def test_the_reader_is_measured_by_stage_1_itself(modules: dict[str, Any], tmp_p
     assert row["pairs_a_second"] == pytest.approx(row["pairs"] / row["seconds"], rel=0.2)
     assert row["seconds"] <= row["whole_stage_seconds"]
     assert row["decoded_by"] == "the main thread"
+
+
+def test_the_seconds_are_those_that_stage_1_tells(modules: dict[str, Any]) -> None:
+    told, logger = modules["gpu"].Told(), logging.getLogger("embedding")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(told)
+    try:
+        _tell_speed("an encoder", 10, 50, time.perf_counter() - 3.0)
+    finally:
+        logger.removeHandler(told)
+        logger.setLevel(level)
+    assert told.seconds == pytest.approx(3.0, abs=0.5)
 
 
 def test_who_decodes_is_what_the_reader_says(

@@ -157,6 +157,13 @@ def test_a_regime_has_the_faults_it_says_and_no_image_of_another_split(
             assert words == told
 
 
+def test_a_seed_whose_copied_images_are_held_out_is_refused(data: Any, pool: Any) -> None:
+    held_out = data._Draw(pool, 0).validation
+    taken = pool._replace(copied=np.resize(held_out, len(pool.copied)))
+    with pytest.raises(SystemExit, match="near_copies, mixture: with this seed"):
+        data.make_regime("near_copies", taken, 0)
+
+
 def test_near_copies_are_five_of_a_tenth_with_all_captions(data: Any, pool: Any) -> None:
     known = Known(pool, data.make_regime("near_copies", pool, 0))
     originals, copies = known.copy < 0, known.copy >= 0
