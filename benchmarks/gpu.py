@@ -250,13 +250,19 @@ def embed(work_dir: Path, output: Path, device: torch.device, *flags: str) -> di
         "seconds": round(seconds, 2),
         "pairs_a_second": round(n_pairs / seconds, 1),
         "whole_stage_seconds": round(whole, 2),  # the encoder loaded, the shards looked through
-        "decoded_by": decoders(in_processes=any(in_processes), n_workers=config.data.n_workers()),
+        "decoded_by": decoders(
+            in_processes=any(in_processes),
+            n_workers=config.data.n_workers(),
+            how=config.embedding.jpeg_decoding,
+        ),
         **watch.finish(told.at - seconds, told.at),
     }
 
 
-def decoders(*, in_processes: bool, n_workers: int) -> str:
+def decoders(*, in_processes: bool, n_workers: int, how: str = "reduced") -> str:
     """What decodes the images, in words."""
+    if how == "gpu":
+        return "the GPU"
     if in_processes:
         return "processes"
     return "threads" if n_workers else "the main thread"

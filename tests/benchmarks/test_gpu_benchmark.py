@@ -172,6 +172,7 @@ def test_who_decodes_is_what_the_reader_says(
     assert bench.decoders(in_processes=True, n_workers=2) == "processes"
     assert bench.decoders(in_processes=False, n_workers=2) == "threads"
     assert bench.decoders(in_processes=False, n_workers=0) == "the main thread"
+    assert bench.decoders(in_processes=True, n_workers=2, how="gpu") == "the GPU"
 
 
 def test_few_images_are_said_to_be_decoded_by_threads(
