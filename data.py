@@ -347,6 +347,7 @@ class PairReader:
                 else:
                     pending.append((record, partial(_result_at, future, row)))
 
+        waits = True
         try:
             while self._wanted(split) > 0:
                 while len(pending) + at_once <= window:
@@ -358,9 +359,12 @@ class PairReader:
                     return
                 record, result = pending.popleft()
                 yield record, result()
+        except KeyboardInterrupt:  # the program ends, and what is being read with it
+            waits = False
+            raise
         finally:
             if executor is not None:
-                executor.shutdown(cancel_futures=True)
+                executor.shutdown(waits, cancel_futures=True)
 
     def _next_hand(
         self,

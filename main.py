@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
+if __name__ == "__main__":  # while libraries are imported, an interrupt ends the program silently
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 # Threads that wait for each other sleep: spinning ones slow a shared machine many times over.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
 
 import logging
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -570,6 +572,7 @@ def program() -> NoReturn:
     is torn down around them.
     """
     code = INTERRUPTED
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with suppress(KeyboardInterrupt):  # a second one, while the first is told
         code = main()
     if code == INTERRUPTED:

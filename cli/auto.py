@@ -114,12 +114,14 @@ class StageOneData:
         config = run.config
         settings = {
             **config.data.fingerprint_settings(),
+            **config.embedding.fingerprint_settings(),
             "dataset": self.dataset,
             "encoder_model": self.encoder_model,
             "precision": str(resolve_dtype(config.embedding.precision, run.device)),
         }
         inputs = {"data set": self.fingerprint}
-        return Provenance(config.run.seed, settings, inputs, config.data.left_out_defaults())
+        left_out = config.data.left_out_defaults() | config.embedding.left_out_defaults()
+        return Provenance(config.run.seed, settings, inputs, left_out)
 
     def embed(
         self,

@@ -34,6 +34,7 @@ class LocalEngine(Engine):
         pool = ThreadPoolExecutor(workers, initializer=limit_this_thread)
         pending: dict[Future[Any], int] = {}
         ahead = iter(range(len(call.jobs)))
+        waits = True
         try:
             while True:
                 for number in islice(ahead, 2 * workers - len(pending)):
@@ -42,8 +43,11 @@ class LocalEngine(Engine):
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     yield pending.pop(future), future.result()
+        except KeyboardInterrupt:  # the program ends, and what is being worked on with it
+            waits = False
+            raise
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(waits, cancel_futures=True)
             with self._lock:  # those of threads that are no more
                 self._made = {key: made for key, made in self._made.items() if key[1] == 0}
 

@@ -133,7 +133,7 @@ def processes_for(
         )
     if resizing is None:
         return None
-    processes = ImageProcesses(resizing, most, copies)
+    processes = ImageProcesses(resizing, most, copies, most=max(1, data.n_workers()))
     if not on_gpu:
         return processes
     decode = torchvision_decode(encoder.device)

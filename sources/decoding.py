@@ -24,6 +24,7 @@ from sources.pixels import Resizing
 from sources.tar import FilePart
 
 LENGTH = struct.Struct(">Q")
+MOST_SECONDS = 300  # that one image may take: a decoder that comes to no end is ended
 
 
 def write_frame(file: BinaryIO, content: Any, parts: Sequence[Any] = ()) -> None:
@@ -80,6 +81,7 @@ def _answer(stdin: BinaryIO, stdout: BinaryIO) -> None:
         facts, pixels, copies = [], [], []
         for asked in request["images"]:
             data = read_exactly(stdin, asked["bytes"]) if "bytes" in asked else None
+            _end_after(MOST_SECONDS)
             try:
                 fact, rows, copy = _read(asked, data, max_pixels, resizing, request["side"])
             except UnusableImage as unusable:
@@ -88,7 +90,14 @@ def _answer(stdin: BinaryIO, stdout: BinaryIO) -> None:
             facts.append(fact)
             pixels.append(rows)
             copies.append(copy)
+        _end_after(0)
         write_frame(stdout, facts, [*pixels, *copies])
+
+
+def _end_after(seconds: int) -> None:
+    """End this process by a signal after so long, whatever it is at then; 0: do not."""
+    if hasattr(signal, "alarm"):  # not every system has it
+        signal.alarm(seconds)
 
 
 def _read(

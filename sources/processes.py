@@ -24,7 +24,7 @@ import numpy as np
 from artifacts.cores import ONE_THREAD
 from artifacts.settings import InputError
 from sources.base import BROKEN_IMAGE, UnusableImage
-from sources.decoding import read_exactly, read_frame, write_frame
+from sources.decoding import MOST_SECONDS, read_exactly, read_frame, write_frame
 from sources.images import SmallCopies, read_file_of
 from sources.pixels import Resizing
 from sources.tar import FilePart
@@ -32,13 +32,14 @@ from sources.tar import FilePart
 logger = logging.getLogger(__name__)
 # Fewer images are read by threads: what the processes save then is not what starting them takes.
 LEAST_IMAGES = 1000
+MOST_PROCESSES = 64
+SECONDS_TO_END = 1.0  # of a process whose pipe has ended, to have ended itself
 IMAGES_A_HAND = 16  # asked for at once; fewer keep a process waiting for the next, more a batch
-SECONDS_TO_END = 5.0
 # A decoder that crashes on an image loses that image. On so many the fault is the decoder's own.
 MOST_CRASHES = 100
 _CRASHES = {
     getattr(signal, name)
-    for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT")
+    for name in ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGALRM")
     if hasattr(signal, name)  # not every system has them
 }
 _ROOT = Path(__file__).resolve().parents[1]
@@ -131,12 +132,14 @@ class _EndedError(Exception):
 
     @property
     def is_crash(self) -> bool:
-        """Whether a decoder crashed, not someone from outside ended it."""
+        """Whether a decoder crashed or came to no end, not someone from outside ended it."""
         return -self.code in _CRASHES
 
     def __str__(self) -> str:
         if self.code >= 0:
             return f"exit status {self.code}"
+        if -self.code == getattr(signal, "SIGALRM", None):
+            return f"no answer for {MOST_SECONDS} seconds"
         try:
             return f"killed by {signal.Signals(-self.code).name}"
         except ValueError:
@@ -146,15 +149,21 @@ class _EndedError(Exception):
 class ImageProcesses:
     """Processes that read images, started as threads ask for them: one a thread that does.
 
-    Where one ends, the images that it had are asked for once more, each alone. An image on which a
-    decoder crashes again is a broken image; any other end ends the run.
+    No more are at work at once than there may be; a thread waits where all are. Where one ends, the
+    images that it had are asked for once more, each alone and of a new process. An image on which a
+    decoder crashes again, or comes to no end, is a broken image; any other end ends the run.
     """
 
     images_a_hand = IMAGES_A_HAND
     least_images = LEAST_IMAGES
 
     def __init__(
-        self, resizing: Resizing, max_pixels: int, copies: SmallCopies | None = None
+        self,
+        resizing: Resizing,
+        max_pixels: int,
+        copies: SmallCopies | None = None,
+        *,
+        most: int = MOST_PROCESSES,
     ) -> None:
         """None is started yet.
 
@@ -162,12 +171,14 @@ class ImageProcesses:
             resizing: what is made of an image.
             max_pixels: see `decode_image`.
             copies: kept of the first images.
+            most: processes that are at work at once.
         """
         self._settings = {"resizing": resizing.to_json(), "max_pixels": max_pixels}
         self._shape, self._copies = resizing.shape, copies
         self._idle: list[_Process] = []
         self._started: list[_Process] = []
         self._lock = threading.Lock()
+        self._most, self._places = most, threading.BoundedSemaphore(most)
         self._n_crashes = 0
         self._finalizer = weakref.finalize(self, _end, self._started)
 
@@ -201,11 +212,11 @@ class ImageProcesses:
     def start(self, n: int) -> None:
         """Have so many start, which takes them a moment in which something else can be done."""
         with self._lock:
-            while len(self._started) < n:
+            while len(self._started) < min(n, self._most):
                 self._idle.append(self._new())
 
     def close(self) -> None:
-        """End all of them; they start again when images are asked for."""
+        """End all of them, whatever they are at; they start again when images are asked for."""
         with self._lock:
             self._idle.clear()
             _end(self._started)
@@ -230,18 +241,22 @@ class ImageProcesses:
             InputError: this one ends as well, from outside or on one of many images.
         """
         try:
-            (found,) = self._answer([question])
+            (found,) = self._answer([question], is_new=True)
         except _EndedError as ended:
             with self._lock:
                 self._n_crashes += ended.is_crash
                 is_decoder = self._n_crashes > MOST_CRASHES
             if not ended.is_crash or is_decoder:
                 raise InputError(_how_it_ended(question.key, ended, is_decoder)) from ended
-            return UnusableImage(BROKEN_IMAGE, f"a process that decoded it was {ended}, twice")
+            return UnusableImage(BROKEN_IMAGE, f"the process that decoded it: {ended}, twice")
         return found
 
-    def _answer(self, questions: Sequence[_Question]) -> list[SentImage | UnusableImage]:
-        """What a process answers; it is not asked again if that fails.
+    def _answer(
+        self, questions: Sequence[_Question], *, is_new: bool = False
+    ) -> list[SentImage | UnusableImage]:
+        """What a process answers, on wish one that was asked nothing before.
+
+        It is not asked again if that fails.
 
         Raises:
             _EndedError: it ended.
@@ -250,17 +265,18 @@ class ImageProcesses:
         side = self._copies.side if self._copies is not None and wants_copies else 0
         images = [question.about for question in questions]
         parts = [question.data for question in questions if question.data is not None]
-        process = self._take()
-        try:
-            facts = process.ask({"images": images, "side": side}, parts)
-            found = self._receive(images, facts, process.answers)
-        except (EOFError, OSError) as error:
-            raise _EndedError(self._end_of(process)) from error
-        except BaseException:
-            process.kill()
-            raise
-        with self._lock:
-            self._idle.append(process)
+        with self._places:
+            process = self._take(is_new)
+            try:
+                facts = process.ask({"images": images, "side": side}, parts)
+                found = self._receive(images, facts, process.answers)
+            except (EOFError, OSError) as error:
+                raise self._why_it_ended(process) from error
+            except BaseException:
+                process.kill()
+                raise
+            with self._lock:
+                self._idle.append(process)
         return found
 
     def _receive(
@@ -284,10 +300,19 @@ class ImageProcesses:
                 self._copies.keep(fact["sha256"], copy)
         return found
 
-    def _take(self) -> _Process:
-        """A process that has nothing to do, a new one if need be."""
+    def _take(self, is_new: bool) -> _Process:
+        """A process that lives and has nothing to do, a new one if need be."""
         with self._lock:
-            return self._idle.pop() if self._idle else self._new()
+            while self._idle:
+                process = self._idle.pop()
+                if process.lives and not is_new:
+                    return process
+                self._started.remove(process)
+                process.kill()
+                process.end()
+                if is_new:  # which takes its place
+                    break
+            return self._new()
 
     def _new(self) -> _Process:
         """One more; for who holds the lock."""
@@ -295,11 +320,13 @@ class ImageProcesses:
         self._started.append(process)
         return process
 
-    def _end_of(self, process: _Process) -> int:
-        """The exit status of a process that answers no more, which is forgotten."""
-        with self._lock, suppress(ValueError):  # all may have been ended meanwhile
+    def _why_it_ended(self, process: _Process) -> Exception:
+        """What to raise of a process that answers no more, which is forgotten."""
+        with self._lock:
+            if process not in self._started:
+                return RuntimeError("the processes that read images were closed")
             self._started.remove(process)
-        return process.end()
+        return _EndedError(process.end())
 
 
 class _Process:
@@ -334,42 +361,43 @@ class _Process:
         Raises:
             EOFError, OSError: it ended.
         """
-        write_frame(self._questions, question, parts)
-        while self._greeting is not None:
+        while self._greeting is not None:  # first: it may have much to print before it listens
             line = self.answers.readline()
             if not line:
                 raise EOFError
             if line.endswith(self._greeting + b"\n"):
                 self._greeting = None
+        write_frame(self._questions, question, parts)
         answer = read_frame(self.answers)
         if answer is None:
             raise EOFError
         return answer
 
-    def close(self) -> None:
-        """Have it end when it has read what it was asked."""
-        for pipe in (self._questions, self.answers):
-            with suppress(OSError, ValueError):
-                pipe.close()
+    @property
+    def lives(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._popen.poll() is None
 
     def kill(self) -> None:
-        """End it at once."""
+        """End it at once; it holds nothing that would have to be put away."""
         self._popen.kill()
 
     def end(self) -> int:
-        """Wait for its end, not for long; its exit status."""
-        self.close()
-        try:
-            return self._popen.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            return self._popen.wait()
+        """The exit status; it is killed if it has not ended, so that nobody waits for its pipes."""
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(SECONDS_TO_END)
+        self._popen.kill()
+        code = self._popen.wait()
+        for pipe in (self._questions, self.answers):
+            with suppress(OSError, ValueError):
+                pipe.close()
+        return code
 
 
 def _end(processes: list[_Process]) -> None:
-    """Have processes end, and wait for them."""
+    """End processes, whatever they are at."""
     for process in processes:
-        process.close()
+        process.kill()
     for process in processes:
         process.end()
     processes.clear()
@@ -386,7 +414,8 @@ def _how_it_ended(key: str, ended: _EndedError, is_decoder: bool) -> str:
             f"{what}, as did those of {MOST_CRASHES} images before it: a library that decodes them "
             "is broken here; install pillow anew, and give --load_saved to go on"
         )
+    why = "as where memory is short" if ended.code < 0 else "what it printed above says why"
     return (
-        f"{what}, twice, as where memory is short; give fewer, or 0 to read in the main process, "
-        "and --load_saved to go on with what is saved"
+        f"{what}, twice, {why}; give fewer, or 0 to read in the main process, and --load_saved to "
+        "go on with what is saved"
     )

@@ -743,6 +743,17 @@ def test_a_setting_makes_stale_what_follows_from_it_and_nothing_else(
     assert settings["weighting"] == ("sample" if flag == "weighting" else "loss")
 
 
+def test_embeddings_of_jpegs_decoded_otherwise_are_stale(copied: Path) -> None:
+    flags = ("--load_saved", "--jpeg_decoding", "full", "--methods", "none", "--no_report")
+    before = fingerprints(copied)
+    assert run(copied, *flags) == 0
+    assert (
+        fingerprints(copied)["stage1/embedding_manifest.json"]
+        != before["stage1/embedding_manifest.json"]
+    )
+    assert "was made with --jpeg_decoding reduced (now full)" in (copied / "log.txt").read_text()
+
+
 def write_review(path: Path, said: Mapping[str, str]) -> str:
     """A reviewer's file, as the report's page downloads it."""
     rows = [f'{name},{word},"a ""key""","<b>"' for name, word in said.items()]

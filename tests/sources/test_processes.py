@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -167,7 +168,7 @@ def test_an_image_on_which_a_decoder_crashes_is_a_broken_image(
     assert [*first.ids, *last.ids] == ["x", "y"]
     assert isinstance(broken, UnusableImage)
     assert broken.reason == BROKEN_IMAGE
-    assert broken.detail == "a process that decoded it was killed by SIGSEGV, twice"
+    assert broken.detail == "the process that decoded it: killed by SIGSEGV, twice"
 
 
 def test_a_decoder_that_crashes_on_many_images_is_broken_itself(
@@ -188,20 +189,75 @@ def test_processes_that_are_killed_again_end_the_reading_with_one_line(
         processes.read(hand_that_fails())
 
 
+def test_processes_that_end_while_idle_cost_no_image(processes: ImageProcesses) -> None:
+    processes.start(3)
+    hand = [AskedImage(key, partial(bytes, saved(natural(40, 30))), ()) for key in "abc"]
+    processes.read(hand)
+    for pid in pids(processes):
+        os.kill(pid, signal.SIGSEGV)
+    for _ in range(4):
+        assert all(isinstance(sent, SentImage) for sent in processes.read(hand))
+
+
+def test_a_decoder_that_comes_to_no_end_is_ended(
+    processes: ImageProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = FAILING.format(signal="SIGKILL").replace(
+        "os.kill(os.getpid(), signal.SIGKILL)", "__import__('time').sleep(60)"
+    )
+    monkeypatch.setattr(
+        "sources.processes._PROGRAM",
+        program.replace("decode =", "decoding.MOST_SECONDS = 1; decode ="),
+    )
+    _, broken, last = processes.read(hand_that_fails())
+    assert isinstance(last, SentImage)
+    assert isinstance(broken, UnusableImage)
+    assert broken.detail == "the process that decoded it: no answer for 300 seconds, twice"
+
+
+def test_processes_are_closed_whatever_they_are_at(
+    processes: ImageProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = AskedImage("a", partial(bytes, saved(natural(40, 30))), ())
+    processes.read([image])
+    (pid,) = pids(processes)
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(processes.read, [image])
+        time.sleep(0.3)
+        started = time.monotonic()
+        processes.close()
+        assert time.monotonic() - started < 10
+        with pytest.raises(RuntimeError, match="were closed"):
+            waiting.result()
+    assert not is_there(pid)
+
+
+def test_no_more_are_at_work_than_may_be() -> None:
+    few = ImageProcesses(RESIZING, MOST, most=2)
+    few.start(5)
+    hand = [AskedImage("a", partial(bytes, saved(natural(40, 30))), ())]
+    with ThreadPoolExecutor(5) as threads:
+        found = list(threads.map(few.read, [hand] * 40))
+    assert len(pids(few)) == 2
+    few.close()
+    assert all(isinstance(sent, SentImage) for (sent,) in found)
+
+
 def test_what_hooks_of_an_installation_print_is_no_answer(
     processes: ImageProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hook = """
 import atexit, os, sys
-os.write(1, b"started\\nwithout an end")
+os.write(1, b"started\\nwithout an end" * 20_000)  # more than a pipe holds
 print("kept back")
 atexit.register(print, "ended")
 """
     (tmp_path / "sitecustomize.py").write_text(hook)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    image = AskedImage("a", lambda: saved(natural(40, 30)), ())
+    image = AskedImage("a", lambda: saved(natural(400, 300), quality=100), ())
     for _ in range(2):
-        assert isinstance(processes.read([image])[0], SentImage)
+        assert isinstance(processes.read([image] * 9)[0], SentImage)
     assert len(pids(processes)) == 1
 
 
