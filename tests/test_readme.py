@@ -275,8 +275,9 @@ def tables(page: str) -> str:
         (tables(section(RESULTS, "Noisy pools and narrow targets")), ("validation.md",), 20),
         (section(RESULTS, "Seeds that were set apart"), ("protocol.md",), 9),
         (section(RESULTS, "Groups of which one was thinned"), ("group_gaps.md",), 30),
+        (section(RESULTS, "Towers that are trained"), ("end_to_end.md",), 10),
     ],
-    ids=["README", "regimes", "validation", "protocol", "groups"],
+    ids=["README", "regimes", "validation", "protocol", "groups", "towers"],
 )
 def test_recalls_are_those_of_the_committed_results(
     text: str, files: tuple[str, ...], at_least: int
