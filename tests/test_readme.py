@@ -270,7 +270,7 @@ def tables(page: str) -> str:
 @pytest.mark.parametrize(
     ("text", "files", "at_least"),
     [
-        (section(README, "What it reaches"), ("regimes.md", "protocol.md"), 20),
+        (section(README, "What it reaches"), ("regimes.md", "protocol.md", "end_to_end.md"), 20),
         (tables(section(RESULTS, "Who wins where")), ("regimes.md",), 20),
         (tables(section(RESULTS, "Noisy pools and narrow targets")), ("validation.md",), 20),
         (section(RESULTS, "Seeds that were set apart"), ("protocol.md",), 9),
