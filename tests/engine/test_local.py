@@ -22,6 +22,7 @@ from tests.engine import work
 
 BAR: dict[str, Any] = {"description": "test", "unit": "job"}
 _started: list[int] = []
+_hanging = threading.Event()
 _gate = threading.Barrier(2, timeout=20)
 
 
@@ -73,6 +74,22 @@ def test_few_jobs_are_begun_before_their_turn() -> None:
         list(LocalEngine(2).map(note, range(1000), **BAR))
     assert 3 in _started
     assert len(_started) < 12, "what was not begun is given up"
+
+
+def hang(number: int) -> int:
+    """Work on something that comes to no end of itself."""
+    if number == 1:
+        raise KeyboardInterrupt
+    _hanging.wait(20)
+    return number
+
+
+def test_an_interrupt_waits_for_no_job() -> None:
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(LocalEngine(2).map(hang, [0, 1], **BAR))
+    assert time.monotonic() - started < 10
+    _hanging.set()
 
 
 def test_a_map_that_is_left_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,10 +225,14 @@ _done: list[Any] = []
 _breaks = False
 
 
+class BreaksOffError(Exception):
+    """Stands for the end of the program; an interrupt would not wait for what is worked on."""
+
+
 def break_off(jobs: Sequence[Any], files: Sequence[ShardFiles], context: Any) -> list[Summary]:
     """What a stage does, until it is done two times."""
     if _breaks and len(_done) == 2:
-        raise KeyboardInterrupt
+        raise BreaksOffError
     summaries = _work["of the stage"](jobs, files, context)
     assert len(jobs) == len(files) == 1  # of a core
     _done.extend(jobs)
@@ -248,7 +252,7 @@ def test_a_second_start_repeats_only_what_is_missing(
         _done.clear()
         room = new_room(LocalEngine(1), tmp_path)
         if _breaks:
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(BreaksOffError):
                 STAGES[stage](pairs, room)
         else:
             assert_same(STAGES[stage](pairs, room), whole)

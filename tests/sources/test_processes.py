@@ -131,7 +131,8 @@ def test_what_a_killed_process_had_is_read_by_another(
     if at_work:
         killer.start()
     assert all(isinstance(sent, SentImage) for sent in processes.read(hand))
-    assert "ended (killed by SIGKILL); its 3 images are read once more: a to c" in caplog.text
+    if at_work:  # else it may be seen before it is asked, and another is
+        assert "ended (killed by SIGKILL); its 3 images are read once more: a to c" in caplog.text
 
 
 # Stands in for a decoder that fails on some images, as libraries in C do.
