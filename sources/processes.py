@@ -276,7 +276,8 @@ class ImageProcesses:
                 process.kill()
                 raise
             with self._lock:
-                self._idle.append(process)
+                if process in self._started:  # else all were closed meanwhile
+                    self._idle.append(process)
         return found
 
     def _receive(

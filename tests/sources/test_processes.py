@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -232,6 +233,23 @@ def test_processes_are_closed_whatever_they_are_at(
         with pytest.raises(RuntimeError, match="were closed"):
             waiting.result()
     assert not is_there(pid)
+
+
+def test_who_answers_as_all_are_closed_is_not_asked_again(
+    processes: ImageProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = AskedImage("a", partial(bytes, saved(natural(40, 30))), ())
+    receive = processes._receive
+
+    def closed_meanwhile(*answer: Any) -> Any:
+        found = receive(*answer)
+        processes.close()
+        return found
+
+    monkeypatch.setattr(processes, "_receive", closed_meanwhile)
+    for _ in range(2):
+        assert isinstance(processes.read([image])[0], SentImage)
+    assert not processes._idle
 
 
 def test_no_more_are_at_work_than_may_be() -> None:
