@@ -182,7 +182,9 @@ class StageOneData:
         if self.given is not None:
             features = GivenEmbeddings(self.given.name, self.given.texts_at)
             return OpenData(self.given.source, features, self.given.decode)
-        return OpenData(*self._loaded(run, None))
+        source, encoder, decode = self._loaded(run, None)
+        processes_for(encoder, run.config.embedding, run.config.data)  # whether they can be had
+        return OpenData(source, encoder, decode)
 
     def _loaded(
         self, run: Run, watch: Callable[[bytes, Image], None] | None

@@ -630,6 +630,15 @@ def test_stages_that_are_skipped_take_no_time() -> None:
     assert many - few == pytest.approx(900 * PHOTOGRAPH_SECONDS)  # of a thousand images
 
 
+def test_a_dry_run_says_what_decoding_on_a_gpu_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--dry_run --debug --encoder_model embedded --device cpu --dataset synthetic"
+    given = [*flags.split(), "--jpeg_decoding", "gpu", "--output_dir", str(tmp_path / "out")]
+    assert main.main(given) == 2
+    assert "--jpeg_decoding gpu: the encoder works on cpu" in capsys.readouterr().err
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.integers(20, 100_000),
