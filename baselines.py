@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 
 from artifacts.provenance import (
     CLUSTERING,
@@ -84,6 +84,7 @@ class Counts(NamedTuple):
     clusters: int
 
 
+Scorer = Callable[[TrainingPairs, Reference | None, np.random.Generator], np.ndarray]
 Selector = Callable[[TrainingPairs, int, Reference | None, np.random.Generator], np.ndarray]
 
 
@@ -94,7 +95,9 @@ class Method(NamedTuple):
         label: its name for readers.
         colour: in figures, told apart by colour-blind readers.
         marker: in figures; no two methods have the same.
-        select: the rows that a rival keeps, any order; None of what stage 3 or nobody chooses.
+        scores: what a rival ranks the pairs by, whatever their number, and keeps the highest of.
+        select: the rows that any other rival keeps, any order. Stage 3's own method and the full
+            data have neither.
         needs: stages that it is chosen by, beside the embedding.
         pays_for: stages whose time counts as choosing its subset, beside its own.
         cosines: how many embeddings it compares, for the expected time.
@@ -106,6 +109,7 @@ class Method(NamedTuple):
     label: str
     colour: str
     marker: str
+    scores: Scorer | None = None
     select: Selector | None = None
     needs: tuple[str, ...] = ()
     pays_for: tuple[str, ...] = ()
@@ -113,6 +117,11 @@ class Method(NamedTuple):
     steps_a_batch: float = 0.0
     steps: float = 0.0
     is_control: bool = False
+
+    @property
+    def is_chosen_here(self) -> bool:
+        """Whether its subset is `select_baseline`'s."""
+        return self.scores is not None or self.select is not None
 
 
 # Every method, in the order of tables; a rival is added here and nowhere else, controls last.
@@ -131,7 +140,7 @@ METHODS: dict[str, Method] = {
     ),
     "clip_score_filtering": Method(
         *("CLIP score", "#E69F00", "D"),
-        select=lambda pairs, size, _, __: highest(pairs.clip_scores, size),
+        scores=lambda pairs, _, __: pairs.clip_scores,
     ),
     "diversity_sampling": Method(
         *("Diversity", "#009E73", "^"),
@@ -148,16 +157,14 @@ METHODS: dict[str, Method] = {
     ),
     "individual_influence": Method(
         *("Per-pair influence (DataInf)", "#56B4E9", "P"),
-        select=lambda pairs, size, reference, rng: highest(
-            individual_influence(pairs, reference, rng=rng), size
-        ),
+        scores=lambda pairs, reference, rng: individual_influence(pairs, reference, rng=rng),
         needs=(INFLUENCE.name,),
         steps_a_batch=5.0,
     ),
     "semdedup": Method(
         *("SemDeDup", "#661100", "<"),
-        select=lambda pairs, size, _, __: highest(
-            -similarity_to_harder(pairs.image_embeddings, pairs.cluster_assignments), size
+        scores=lambda pairs, _, __: (
+            -similarity_to_harder(pairs.image_embeddings, pairs.cluster_assignments)
         ),
         needs=(CLUSTERING.name,),
         pays_for=(CLUSTERING.name,),
@@ -173,12 +180,12 @@ METHODS: dict[str, Method] = {
     ),
     "neg_clip_loss": Method(
         *("negCLIPLoss", "#8C510A", "p"),
-        select=lambda pairs, size, _, rng: highest(neg_clip_loss(pairs, rng=rng), size),
+        scores=lambda pairs, _, rng: neg_clip_loss(pairs, rng=rng),
         cosines=lambda c: agreement_cosines(c.pairs),
     ),
     "neg_clip_loss_normsim": Method(
         *("negCLIPLoss + NormSim", "#999933", "h"),
-        select=lambda pairs, size, _, rng: highest(neg_clip_loss_normsim(pairs, rng=rng), size),
+        scores=lambda pairs, _, rng: neg_clip_loss_normsim(pairs, rng=rng),
         cosines=lambda c: agreement_cosines(c.pairs) + c.pairs * c.held_out,
     ),
     "text_alpha_sampling": Method(
@@ -197,26 +204,20 @@ METHODS: dict[str, Method] = {
     ),
     "gradient_similarity": Method(
         *("Gradient similarity", "#332288", "d"),
-        select=lambda pairs, size, reference, rng: highest(
-            gradient_similarity(pairs, reference, rng=rng), size
-        ),
+        scores=lambda pairs, reference, rng: gradient_similarity(pairs, reference, rng=rng),
         needs=(INFLUENCE.name,),
         steps_a_batch=4.0,
     ),
     "held_out_loss": Method(
         *("Held-out loss (RHO, JEST)", "#D55E00", "H"),
-        select=lambda pairs, size, reference, rng: highest(
-            held_out_loss(pairs, reference, rng=rng), size
-        ),
+        scores=lambda pairs, reference, rng: held_out_loss(pairs, reference, rng=rng),
         needs=(INFLUENCE.name,),
         steps_a_batch=2.0,
         steps=2.0 * MOST_STEPS,
     ),
     "m_flyt": Method(
         *("M-FLYT", "#44AA99", "8"),
-        select=lambda pairs, size, reference, rng: highest(
-            mixed_scores(pairs, reference, rng=rng), size
-        ),
+        scores=lambda pairs, reference, rng: mixed_scores(pairs, reference, rng=rng),
         needs=(CLUSTERING.name, INFLUENCE.name),
         pays_for=(CLUSTERING.name,),
         cosines=lambda c: signal_cosines(c.pairs, c.held_out, c.clusters),
@@ -235,7 +236,7 @@ METHODS: dict[str, Method] = {
     # model trained from scratch has not got.
     "refined_agreement": Method(
         *("Refined agreement (control)", "#882255", "$\\diamondsuit$"),
-        select=lambda pairs, size, _, rng: highest(refined_agreement(pairs, rng=rng), size),
+        scores=lambda pairs, _, rng: refined_agreement(pairs, rng=rng),
         cosines=lambda c: 2.0 * agreement_cosines(c.pairs),
         is_control=True,
     ),
@@ -248,7 +249,7 @@ METHODS: dict[str, Method] = {
     ),
 }
 CONTROLS = tuple(name for name, method in METHODS.items() if method.is_control)
-BASELINES = tuple(name for name, m in METHODS.items() if m.select is not None and not m.is_control)
+BASELINES = tuple(name for name, m in METHODS.items() if m.is_chosen_here and not m.is_control)
 TRAINED_BY_DEFAULT = tuple(name for name in METHODS if name not in CONTROLS)
 
 
@@ -271,14 +272,45 @@ def select_baseline(
     Raises:
         ValueError: a baseline that needs a reference model, or what stage 2 says of pairs, without.
     """
-    method = METHODS[name]
-    if INFLUENCE.name in method.needs and reference is None:
-        raise ValueError(f"{name} needs the reference model")
-    if PAIR_INFLUENCE.name in method.needs and (
-        reference is None or reference.pair_influence is None
-    ):
-        raise ValueError(f"{name} needs the pair influence of stage 2")
-    assert method.select is not None, f"{name} is no baseline"
+    select = METHODS[name].select
+    if select is None:
+        return select_highest(
+            pairs, baseline_scores(name, pairs, reference, rng), target_size_ratio
+        )
+    _check_needs(name, reference)
     size = curated_size(len(pairs.indices), target_size_ratio)
-    rows = np.sort(method.select(pairs, size, reference, rng)).astype(np.int64)
+    return _selection(pairs, select(pairs, size, reference, rng))
+
+
+def baseline_scores(
+    name: str, pairs: TrainingPairs, reference: Reference | None, rng: np.random.Generator
+) -> Float[np.ndarray, " n"]:
+    """What a baseline that has `scores` ranks the pairs by, higher is better; as `select_baseline`.
+
+    Raises:
+        ValueError: likewise.
+    """
+    scores = METHODS[name].scores
+    assert scores is not None, f"{name} ranks no pairs"
+    _check_needs(name, reference)
+    return scores(pairs, reference, rng)
+
+
+def select_highest(
+    pairs: TrainingPairs, scores: Float[np.ndarray, " n"], target_size_ratio: float
+) -> Selection:
+    """The pairs of the highest scores, as many as InfluenceSpace keeps."""
+    return _selection(pairs, highest(scores, curated_size(len(pairs.indices), target_size_ratio)))
+
+
+def _check_needs(name: str, reference: Reference | None) -> None:
+    needs = METHODS[name].needs
+    if INFLUENCE.name in needs and reference is None:
+        raise ValueError(f"{name} needs the reference model")
+    if PAIR_INFLUENCE.name in needs and (reference is None or reference.pair_influence is None):
+        raise ValueError(f"{name} needs the pair influence of stage 2")
+
+
+def _selection(pairs: TrainingPairs, kept: np.ndarray) -> Selection:
+    rows = np.sort(kept).astype(np.int64)
     return Selection(pairs.indices[rows], rows)

@@ -44,7 +44,9 @@ from baselines import (
     CONTROLS,
     FULL,
     INFLUENCESPACE,
+    baseline_scores,
     select_baseline,
+    select_highest,
 )
 from baselines import (
     METHODS as METHODS_OF_RUNS,
@@ -108,27 +110,48 @@ def oracle(problem: Problem, keep: float, seed: int) -> Chosen:
 def baseline(name: str) -> Callable[[Problem, float, int], Chosen]:
     """The rival or control of this name."""
     method = METHODS_OF_RUNS[name]
+    needs_reference = INFLUENCE.name in method.needs
 
     def choose(problem: Problem, keep: float, seed: int) -> Chosen:
-        needs_reference = INFLUENCE.name in method.needs
-        reference, seconds = reference_model(problem) if needs_reference else (None, 0.0)
-        given = Reference(reference, TRAINING.batch_size) if reference is not None else None
-        if given is not None and PAIR_INFLUENCE.name in method.needs:
-            trust, judging = trust_of(problem)
-            problem = asking(problem, trust)
-            estimate, estimating = pair_influence_of(problem, trust, Variant().cells)
-            given = given._replace(
-                pair_influence=estimate, curation=CurationConfig(target_size_ratio=keep)
-            )
-            seconds = judging + estimating  # it is no reference model that it asks
-        pairs, started = known(problem), time.perf_counter()
-        rows = select_baseline(name, pairs, given, keep, stage_rng(seed, name)).rows
+        if method.scores is not None:
+            scores, seconds = scored(problem, name)
+            started = time.perf_counter()
+            rows = select_highest(known(problem), scores, keep).rows
+        else:
+            given, seconds = given_to(problem, name)
+            if given is not None and PAIR_INFLUENCE.name in method.needs:
+                trust, judging = trust_of(problem)
+                problem = asking(problem, trust)
+                estimate, estimating = pair_influence_of(problem, trust, Variant().cells)
+                given = given._replace(
+                    pair_influence=estimate, curation=CurationConfig(target_size_ratio=keep)
+                )
+                seconds = judging + estimating  # it is no reference model that it asks
+            pairs, started = known(problem), time.perf_counter()
+            rows = select_baseline(name, pairs, given, keep, stage_rng(seed, name)).rows
         seconds += time.perf_counter() - started
         if CLUSTERING.name in method.pays_for:
             seconds += problem.clustering_seconds
-        return Chosen(rows, None, seconds, len(pairs.indices) if needs_reference else 0)
+        return Chosen(rows, None, seconds, len(problem.regime.faults) if needs_reference else 0)
 
     return choose
+
+
+def given_to(problem: Problem, name: str) -> tuple[Reference | None, float]:
+    """The reference model where a rival needs one, and the seconds that it took."""
+    if INFLUENCE.name not in METHODS_OF_RUNS[name].needs:
+        return None, 0.0
+    reference, seconds = reference_model(problem)
+    return Reference(reference, TRAINING.batch_size), seconds
+
+
+@remembered
+def scored(problem: Problem, name: str) -> tuple[np.ndarray, float]:
+    """What a rival ranks the pairs by, once for all shares kept, and the seconds that it took."""
+    given, seconds = given_to(problem, name)
+    pairs, started = known(problem), time.perf_counter()
+    scores = baseline_scores(name, pairs, given, stage_rng(problem.seed, name))
+    return scores, seconds + time.perf_counter() - started
 
 
 def two_cuts(problem: Problem, keep: float, seed: int) -> Chosen:
