@@ -6,6 +6,8 @@ seeds; its p is the larger of two, each two-sided with Student's t of S - 1 degr
     t = mean / standard error over the S seeds
     t = mean / standard error where seeds and test images are both drawn anew
 
+The second is over the seeds whose test images were kept, which may be fewer.
+
 A cell is won where InfluenceSpace is above all rivals and the largest p over them, by Holm (1979)
 over the cells, is below 0.05; it is lost where any single rival is above by the same test, Holm
 over the cells for that rival alone: without a correction for the number of rivals, to our cost.
@@ -88,6 +90,7 @@ class Difference(NamedTuple):
     stderr_images: float  # over seeds and test images; NaN where these were not kept
     p: float  # the larger of the two
     n_seeds: int
+    n_seeds_images: int  # whose test images were kept
 
 
 class Outcome(NamedTuple):
@@ -171,18 +174,18 @@ def difference(recalls: pd.Series, table: np.ndarray | None, resamples: Resample
 
     Args:
         recalls: its mean of each seed, points.
-        table: (S, E) of each seed and test image, points; None where these were not kept.
+        table: (S', E) of seeds whose test images were kept, points; None where there are none.
         resamples: draws.
     """
     n_seeds, mean = len(recalls), float(recalls.mean())
     stderr = float(recalls.std(ddof=1) / np.sqrt(n_seeds)) if n_seeds > 1 else float("nan")
     p_seeds = two_sided(mean, stderr, n_seeds)
-    both = float("nan")
-    if table is not None:
-        seeds, images = resamples.of((table.shape[0], table.shape[1]))
-        both = two_way_stderr(table, seeds, images)
-    p = p_seeds if table is None else max(p_seeds, two_sided(mean, both, n_seeds))
-    return Difference(mean, stderr, p_seeds, both, p, n_seeds)
+    if table is None:
+        return Difference(mean, stderr, p_seeds, float("nan"), p_seeds, n_seeds, 0)
+    seeds, images = resamples.of((table.shape[0], table.shape[1]))
+    both = two_way_stderr(table, seeds, images)
+    p = max(p_seeds, two_sided(mean, both, len(table)))
+    return Difference(mean, stderr, p_seeds, both, p, n_seeds, len(table))
 
 
 # --- Cells ------------------------------------------------------------------------------------
@@ -236,13 +239,17 @@ def _outcome(rows: pd.DataFrame, scores: Mapping[tuple[Any, ...], np.ndarray]) -
     return Outcome(rows.set_index("seed")["mean_recall"], kept, float(rows["seconds"].mean()))
 
 
-def score_table(first: Outcome, second: Outcome, seeds: Iterable[int]) -> np.ndarray | None:
-    """(S, E) differences of two methods on every test image, points; None where one is missing."""
-    pairs = [(first.scores.get(s), second.scores.get(s)) for s in seeds]
-    if not pairs or any(a is None or b is None for a, b in pairs):
+def seeds_with_images(methods: Sequence[Outcome], seeds: Iterable[int]) -> list[int]:
+    """The seeds of which all these methods have the scores of the test images."""
+    return [seed for seed in seeds if all(seed in method.scores for method in methods)]
+
+
+def score_table(first: Outcome, second: Outcome, seeds: Sequence[int]) -> np.ndarray | None:
+    """(S', E) differences of two methods on every test image, points; None without seeds."""
+    if not seeds:
         return None
-    table = np.stack([np.subtract(a, b, dtype=np.float64) for a, b in pairs])  # type: ignore[arg-type]
-    return np.asarray(100 * table / highest_score())
+    table = [np.subtract(first.scores[s], second.scores[s], dtype=np.float64) for s in seeds]
+    return 100 * np.stack(table) / highest_score()
 
 
 def compare(first: Outcome, second: Outcome, resamples: Resamples) -> Difference | None:
@@ -250,7 +257,8 @@ def compare(first: Outcome, second: Outcome, resamples: Resamples) -> Difference
     recalls = (first.recalls - second.recalls).dropna()
     if recalls.empty:
         return None
-    return difference(recalls, score_table(first, second, recalls.index), resamples)
+    seeds = seeds_with_images((first, second), recalls.index)
+    return difference(recalls, score_table(first, second, seeds), resamples)
 
 
 def comparisons(found: Mapping[Cell, Mapping[str, Outcome]]) -> pd.DataFrame:
@@ -298,7 +306,8 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
                 **Cell(*key)._asdict(),
                 "n_rivals": len(here),
                 "closest": closest["other"],
-                **{k: closest[k] for k in ("mean", "stderr", "stderr_images", "n_seeds")},
+                **{k: closest[k] for k in ("mean", "stderr", "stderr_images")},
+                **{k: closest[k] for k in ("n_seeds", "n_seeds_images")},
                 **{k: closest[k] for k in ("recall", "seconds", "other_seconds")},
                 "is_above": is_above,
                 "p_all": float(here["p"].max()) if is_above else 1.0,
@@ -332,8 +341,10 @@ def pooled(found: Mapping[Cell, Mapping[str, Outcome]]) -> pd.DataFrame:
             recalls = pd.concat(each, axis=1).dropna().mean(axis=1)
             if recalls.empty:
                 continue
-            tables = [score_table(m[INFLUENCESPACE], m[other], recalls.index) for m in cells]
-            whole = None if any(t is None for t in tables) else np.mean(tables, axis=0)  # type: ignore[arg-type]
+            both = [(m[INFLUENCESPACE], m[other]) for m in cells]
+            seeds = seeds_with_images([m for pair in both for m in pair], recalls.index)
+            tables = [score_table(*pair, seeds) for pair in both]
+            whole = np.mean(tables, axis=0) if seeds else None  # type: ignore[arg-type]
             tested = difference(recalls, whole, resamples)
             rows.append(
                 {
@@ -404,13 +415,13 @@ def cells_table(found: pd.DataFrame) -> list[str]:
             p_text(row["p_holm"]) if row["is_above"] else "–",
             "won" if row["is_won"] else "lost" if row["is_lost"] else "tied",
             f"{row['seconds']:.0f} / {row['other_seconds']:.0f}",
-            f"{row['n_seeds']}",
+            f"{row['n_seeds']} ({row['n_seeds_images']})",
         ]
         for row in found.to_dict("records")
     ]
     header = (
         "cell;keep;InfluenceSpace;closest rival;InfluenceSpace − it;error with test images;"
-        "p against all, Holm;verdict;seconds to choose, ours / its;seeds"
+        "p against all, Holm;verdict;seconds to choose, ours / its;seeds (with images)"
     )
     return markdown_table(header.split(";"), rows)
 

@@ -103,6 +103,16 @@ def test_the_larger_p_counts(report: Any) -> None:
     assert tested.p == pytest.approx(report.two_sided(1.0, tested.stderr_images, 3))
 
 
+def test_seeds_without_images_count_in_the_first_test_alone(report: Any) -> None:
+    table = np.random.default_rng(0).normal(1.0, 4.0, size=(3, 40))
+    recalls = pd.Series([*table.mean(axis=1), 1.0, 1.1])
+    tested = report.difference(recalls, table, report.Resamples())
+    assert tested.mean == pytest.approx(recalls.mean())
+    assert (tested.n_seeds, tested.n_seeds_images) == (5, 3)
+    assert tested.p_seeds == report.two_sided(tested.mean, recalls.std() / np.sqrt(5), 5)
+    assert tested.p == report.two_sided(tested.mean, tested.stderr_images, 3) > tested.p_seeds
+
+
 # --- Cells ------------------------------------------------------------------------------------
 
 
@@ -241,7 +251,9 @@ def test_scores_of_the_same_row_are_compared(report: Any, modules: dict[str, Any
         for seed in (100, 102)
     ]  # fmt: skip
     np.testing.assert_allclose(table, expected)
-    assert report.score_table(found["influencespace"], found["random"], [100, 103]) is None
+    methods = found["influencespace"], found["random"]
+    assert report.seeds_with_images(methods, [100, 102, 103]) == [100, 102]
+    assert report.score_table(*methods, []) is None
 
 
 def test_the_page_is_written_with_the_worst_cell_first(report: Any, tmp_path: Path) -> None:
@@ -252,7 +264,7 @@ def test_the_page_is_written_with_the_worst_cell_first(report: Any, tmp_path: Pa
     assert "| all held-out pairs, right | 0.8 | 4 | 1 | 2 | 1 | 3 |" in text
     first = text[text.index("### Every cell and its closest rival") :].splitlines()[4]
     assert first.startswith("| 20 % wrong captions | 0.8 | 26.00 | negCLIPLoss | -1.01 ± 0.01 |")
-    assert first.endswith("| lost | 60 / 5 | 3 |")
+    assert first.endswith("| lost | 60 / 5 | 3 (0) |")
     recalls = text[text.index("### Mean recall") :].splitlines()[4:8]
     assert [line.split(" | ")[0].strip("| ") for line in recalls] == [
         *("Clean", "20 % wrong captions", "40 % wrong captions", "60 % wrong captions")
