@@ -2,7 +2,8 @@
 
 Two methods are told apart where the difference of their means is at least twice its standard error
 over training seeds, se = sqrt((s_a^2 + s_b^2) / n). Below that their order is named if they differ
-by more than one standard error, but nothing is claimed of it.
+by more than one standard error, but nothing is claimed of it. With one training seed no spread is
+known: then the difference has to be more than other test images could make.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ class Verdict(NamedTuple):
     outcome: str  # "wins", "loses" or "undecided"
 
 
-def verdict(a: float, b: float, std_a: float | None, std_b: float | None, n: int) -> Verdict:
+def verdict(
+    a: float, b: float, std_a: float | None, std_b: float | None, n: int, *, n_images: int = 0
+) -> Verdict:
     """Whether mean `a` is above mean `b` beyond the spread over `n` seeds each.
 
         se = sqrt((std_a^2 + std_b^2) / n)
 
-    Undecided where |a - b| <= se. With one seed there is no spread, and the sign alone decides.
+    Undecided where |a - b| <= se. With one seed there is no spread: undecided up to `CLEAR` times
+    `image_error`, and the sign alone decides where the test images are not told.
     """
     difference = a - b
     if std_a is None or std_b is None:
-        error, bar = None, 0.0
+        error, bar = None, CLEAR * image_error(a, b, n_images) if n_images else 0.0
     else:
         error = bar = math.sqrt((std_a**2 + std_b**2) / n)
     if abs(difference) <= bar:
@@ -45,10 +49,24 @@ def verdict(a: float, b: float, std_a: float | None, std_b: float | None, n: int
     return Verdict(difference, error, "wins" if difference > 0 else "loses")
 
 
+def image_error(a: float, b: float, n_images: int) -> float:
+    """The standard error of a - b, two shares in percent, each over test images of its own.
+
+        100 sqrt((p_a (1 - p_a) + p_b (1 - p_b)) / n_images)
+
+    That of the same images for both is smaller.
+    """
+    variance = sum(p * (1 - p) for p in (min(max(x / 100, 0.0), 1.0) for x in (a, b)))
+    return 100 * math.sqrt(variance / n_images)
+
+
 def compare(summary: Summary, comparison: str, method: str, other: str) -> Verdict:
     """How a method's mean recall stands against another's."""
     a, b = (summary.mean_recall(comparison, m) for m in (method, other))
-    return verdict(a["mean"], b["mean"], a["std"], b["std"], summary.n_seeds)
+    return verdict(
+        *(a["mean"], b["mean"], a["std"], b["std"], summary.n_seeds),
+        n_images=summary.n_test_images,
+    )
 
 
 def in_standard_errors(v: Verdict) -> float | None:
@@ -74,9 +92,11 @@ def against(v: Verdict, other: str) -> str:
     outcome = clear_outcome(v)
     if outcome != "undecided":
         return f"{'beats' if outcome == 'wins' else 'loses to'} {other} by {size}{why}"
+    side = "ahead of" if v.difference > 0 else "behind"
     if v.outcome != "undecided":
-        side = "ahead of" if v.outcome == "wins" else "behind"
         return f"is {side} {other} by {size}{why}, too few to tell them apart"
+    if v.standard_error is None and v.difference:
+        return f"is {side} {other} by {size}, no more than other test images could make{why}"
     beyond = "" if v.standard_error is None else " beyond the spread"
     return f"shows no difference{beyond} from {other}: {v.difference:+.2f} points{why}"
 

@@ -12,6 +12,7 @@ from reporting.verdicts import (
     clear_outcome,
     effective_size,
     gap_change,
+    image_error,
     n_undecided_signs,
     seeds_to_decide,
     spectrum_flatness,
@@ -80,6 +81,20 @@ def test_verdict(
 )
 def test_the_verdict_in_words(arguments: tuple[Any, ...], text: str) -> None:
     assert against(verdict(*arguments), "X") == text
+
+
+def test_one_seed_claims_no_more_than_test_images_can_tell() -> None:
+    # 100 sqrt((0.3 * 0.7 + 0.3 * 0.7) / 42) = 10 points, of which it takes two.
+    assert image_error(30.0, 30.0, 42) == pytest.approx(10.0)
+    assert image_error(100.0, 0.0, 42) == 0
+    assert verdict(30.0, 15.0, None, None, 1, n_images=42).outcome == "undecided"
+    assert verdict(30.0, 15.0, None, None, 1, n_images=4200).outcome == "wins"
+    assert verdict(30.0, 30.1, None, None, 1, n_images=4200).outcome == "undecided"
+    assert verdict(30.0, 30.1, 0.0, 0.0, 2, n_images=42).outcome == "loses"  # seeds tell
+    assert against(verdict(30.0, 30.1, None, None, 1, n_images=42), "X") == (
+        "is behind X by 0.10 points, no more than other test images could make"
+        " (one seed: no spread is known; run with more --n_seeds)"
+    )
 
 
 def test_less_than_two_standard_errors_are_not_clear() -> None:
