@@ -42,7 +42,7 @@ from baselines import (
     Selection,
     select_baseline,
 )
-from cli.auto import resolve_auto, warn_of_replacing
+from cli.auto import resolve_auto, warn_of_replacing, warn_of_unheeded
 from cli.config import Config, parse_arguments
 from cli.log import logging_to
 from cli.overrides import read_overrides
@@ -122,6 +122,7 @@ def run_pipeline(config: Config, command: str) -> None:
     limit_to_cores()
     if config.run.dry_run:  # no folder is made and no log; warnings reach the terminal all the same
         with start_engine(config.engine, store):  # whether there is one; nothing is begun
+            warn_of_unheeded(config)
             print(preview(open_run(config, store)))
         return
     if config.run.explain is not None:
@@ -140,6 +141,7 @@ def run_pipeline(config: Config, command: str) -> None:
         logger.info("models run on %s", device_name(run.device))
         use_folder(store.root)
         run = replace(run, engine=engine)
+        warn_of_unheeded(config)
         warn_of_replacing(run)
         known = stage_1(run)
         judged = stage_2(run, known)

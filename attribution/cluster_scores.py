@@ -49,6 +49,11 @@ from learner.training import Training, train_until_best
 
 logger = logging.getLogger(__name__)
 METAGRADIENT, STEP, FIRST_ORDER = ESTIMATORS = ("metagradient", "step", "first_order")
+HEEDED_BY = {  # settings that only some estimators heed
+    **dict.fromkeys(("removal_folds", "influence_checkpoints"), (METAGRADIENT,)),
+    **dict.fromkeys(("hessian", "curvature", "rank", "damping"), (STEP, FIRST_ORDER)),
+    "samples_per_cluster": (FIRST_ORDER,),
+}
 REFERENCE_REPORTS = 40  # early stopping looks at the validation loss this often
 PATIENCE = 10  # reports without a lower validation loss after which the search ends
 MOST_AT_ONCE = 16  # trainings side by side on a GPU, which for the way back keep many states each

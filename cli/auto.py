@@ -22,6 +22,7 @@ from artifacts.provenance import (
     StaleError,
     changed_settings,
 )
+from cli.config import Config
 from cli.run import Run
 from data import SYNTHETIC_WARNING, PairReader
 from embedding import EmbeddingResult, embed_in_shards, embed_pairs, embed_rows
@@ -50,6 +51,12 @@ MEANT_BY_AUTO = {
     "dataset": ("coco", "synthetic"),
     "encoder_model": (DEFAULT_MODEL, "embedded"),
 }
+
+
+def warn_of_unheeded(config: Config) -> None:
+    """Say which flags make no difference in this run."""
+    for text in config.unheeded():
+        logger.warning(text)
 
 
 def warn_of_replacing(run: Run) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from artifacts.provenance import CURATION, INFLUENCE, PAIR_INFLUENCE, Stage
 from artifacts.settings import InputError, Settings, add_flags, from_flags, setting
-from attribution.cluster_scores import InfluenceConfig
+from attribution.cluster_scores import HEEDED_BY, InfluenceConfig
 from attribution.pair_scores import PairInfluenceConfig
 from attribution.trust import TrustConfig
 from attribution.validation import InfluenceValidationConfig
@@ -109,6 +109,17 @@ class Config(NamedTuple):
         """Every setting that differs from its default, by flag name."""
         defaults = Config(*(part() for part in GROUPS.values())).flat()  # type: ignore[arg-type]
         return {name: value for name, value in self.flat().items() if value != defaults[name]}
+
+    def unheeded(self) -> list[str]:
+        """Of each setting that was changed and makes no difference here, what would heed it."""
+        chosen = self.influence.estimator
+        by_debug = DEBUG_SETTINGS if self.run.debug else {}
+        return [
+            f"--{name} {value}: --estimator {chosen} does not heed it; it is of "
+            f"--estimator {' or '.join(HEEDED_BY[name])}"
+            for name, value in self.changed().items()
+            if chosen not in HEEDED_BY.get(name, (chosen,)) and by_debug.get(name) != value
+        ]
 
     def needs_influence(self) -> bool:
         """Whether anything after stage 2 asks for its clusters' scores or reference models."""

@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from cli import auto
+from cli.config import parse_arguments
 from sources.base import DataConfig
 
 
@@ -33,3 +34,11 @@ def test_what_reads_the_images_is_said(
     assert first.getMessage() == said
     assert len(rest) == bool(warned)
     assert all(warned in r.getMessage() and r.levelno == logging.WARNING for r in rest)
+
+
+def test_flags_without_effect_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    auto.warn_of_unheeded(parse_arguments(["--removal_folds", "7"]))
+    assert not caplog.messages
+    auto.warn_of_unheeded(parse_arguments(["--hessian", "cg"]))
+    assert [r.levelno for r in caplog.records] == [logging.WARNING]
+    assert "--hessian cg: --estimator metagradient does not heed it" in caplog.text

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from artifacts.settings import InputError
+from attribution.cluster_scores import ESTIMATORS, HEEDED_BY, InfluenceConfig
 from cli.config import DEBUG_SETTINGS, parse_arguments
 from engine.settings import EngineConfig
 from sources.base import NO_LIMIT
@@ -44,3 +47,34 @@ def test_no_method_is_a_choice_of_its_own() -> None:
             parse_arguments(["--methods", *given])
     with pytest.raises(InputError, match=r"--methods must be one of full, .*; got 'some'"):
         parse_arguments(["--methods", "some"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("", []),
+        ("--debug --estimator step", []),  # what --debug sets is nobody's wish
+        ("--estimator step --removal_folds 5", []),  # as the default
+        ("--removal_folds 3 --rank 4", ["--rank 4: --estimator metagradient does not heed it"]),
+        ("--estimator step --hessian cg --damping 0.1", []),
+        (
+            "--debug --estimator step --removal_folds 9 --samples_per_cluster 8",
+            [
+                "--removal_folds 9: --estimator step does not heed it; it is of "
+                "--estimator metagradient",
+                "--samples_per_cluster 8: --estimator step does not heed it; it is of "
+                "--estimator first_order",
+            ],
+        ),
+    ],
+)
+def test_a_flag_without_effect_is_said(given: str, said: list[str]) -> None:
+    found = parse_arguments(given.split()).unheeded()
+    assert len(found) == len(said)
+    assert all(text.startswith(part) for text, part in zip(found, said, strict=True))
+
+
+def test_what_only_some_estimators_heed_is_a_setting_of_theirs() -> None:
+    fields = {field.name for field in dataclasses.fields(InfluenceConfig)}
+    assert set(HEEDED_BY) <= fields
+    assert {e for of in HEEDED_BY.values() for e in of} <= set(ESTIMATORS)
