@@ -30,7 +30,7 @@ from embedding import EmbeddingResult
 from engine.room import StageRoom
 from learner.groups import nearby_groups, nearest
 from learner.kmeans import SAMPLED_ABOVE, Fitted, sampled_kmeans
-from learner.near_copies import near_copies, nearest_other_groups
+from learner.near_copies import SURROUNDINGS, near_copies, nearest_other_groups
 from learner.pairs import TrainingPairs, fit_feature_scaling, nearest_clusters, representation
 from learner.terms import distinctive_terms
 from sources.captions import caption_groups
@@ -40,6 +40,7 @@ from sources.captions import caption_groups
 IMAGE_GROUPS = 2
 N_NEAREST = 5
 ROWS_AT_ONCE = 8192
+ALL_IN_ONE = 10_000  # pairs of which copies are looked for among all, where clusters are small
 
 BAND_NAMES = {
     2: ("lower half", "upper half"),
@@ -117,7 +118,7 @@ def cluster_embeddings(
     own = nearby_groups(embedded, round(IMAGE_GROUPS * n**0.5), rng) if n > SAMPLED_ABOVE else None
     copies, links = near_copies(
         embedded if image_features is None else image_features,
-        image_groups(embeddings, centers) if own is None else own,
+        _groups_of_few(embeddings, centers) if own is None else own,
         clip_scores,
         config.near_copy_similarity,
         other_groups=None if own is None else nearest_other_groups(embedded, own),
@@ -146,6 +147,19 @@ def _fit(
         warnings.simplefilter("ignore", ConvergenceWarning)
         labels = kmeans.fit_predict(embeddings)
     return Fitted(labels, kmeans.cluster_centers_)
+
+
+def _groups_of_few(
+    embeddings: Float[np.ndarray, "n d2"], centers: Float[np.ndarray, "K d2"]
+) -> Int64[np.ndarray, " n"]:
+    """Groups of images that hold copies with their surroundings: clusters, or all in one.
+
+    In a small cluster the surroundings of a copy would be other copies.
+    """
+    n = len(embeddings)
+    if n <= ALL_IN_ONE and n < 2 * SURROUNDINGS * len(centers):
+        return np.zeros(n, dtype=np.int64)
+    return image_groups(embeddings, centers)
 
 
 def image_groups(

@@ -169,7 +169,7 @@ def without_share(config: CurationConfig) -> dict[str, Any]:
 
 def share_with_room(
     share: float,
-    n: int,
+    values: Float[np.ndarray, " n"],
     groups: Mapping[str, Bool[np.ndarray, " n"]],
     reviewed: Int8[np.ndarray, " n"] | None,
     config: CurationConfig,
@@ -178,16 +178,22 @@ def share_with_room(
 
     Args:
         share: that is wanted.
-        n: all pairs.
+        values: of the pairs.
         groups: which of them name which group.
         reviewed: KEEP or DROP of the pairs that a reviewer has decided on, else 0.
         config: the least share of every group.
+
+    Raises:
+        InputError: all pairs are to be dropped.
     """
-    said = np.zeros(n) if reviewed is None else reviewed
-    needed = sum(math.ceil(config.min_group_retention * m.sum()) for m in groups.values())
-    least = min(n, needed + int((said == KEEP).sum())) / n
-    most = max(1, n - int((said == DROP).sum())) / n
-    return float(min(max(share, least), most))
+    n, said = len(values), np.zeros(len(values)) if reviewed is None else reviewed
+    said_of = np.where(said == 0, values, np.copysign(np.inf, said))
+    # Also where a reviewer's say is left out, to count what it changes.
+    needed = max(int(asked_for(v, groups, config).sum()) for v in (values, said_of))
+    most = n - int((said == DROP).sum())
+    if most == 0:
+        raise InputError(f"--overrides marks all {n:,} training pairs drop; mark fewer")
+    return float(min(max(share, needed / n), most / n))
 
 
 def curated_size(n: int, target_size_ratio: float) -> int:
@@ -221,6 +227,8 @@ def curate(
     influence: PairInfluence,
     config: CurationConfig,
     reviewed: Int8[np.ndarray, " n"] | None = None,
+    *,
+    must_fit: bool = True,
 ) -> CurationResult:
     """The curated subset of exactly `curated_size` pairs, with weights.
 
@@ -236,6 +244,7 @@ def curate(
         influence: that of the pairs, and of the C cells that they are in.
         config: what is pruned, kept and raised.
         reviewed: KEEP or DROP of the pairs that a reviewer has decided on, else 0.
+        must_fit: False keeps of the groups' best pairs as many as there is room for.
 
     Raises:
         InputError: the groups or the reviewer want more pairs than are kept, or leave fewer.
@@ -256,7 +265,8 @@ def curate(
     caps = _caps(pairs, cell_categories[cells], categories[clusters], config)
     weights = solve_weights(rho * values, caps, target, said)
     junk = np.zeros(n, dtype=bool) if influence.unfaulty is None else ~influence.unfaulty
-    choose = partial(chosen_rows, clusters, categories, pairs.groups, junk, target, config)
+    given = clusters, categories, pairs.groups, junk, target, config
+    choose = partial(chosen_rows, *given, must_fit=must_fit)
     rows, n_overruled = _obey(said, values, choose)
     kept = np.bincount(cells[rows], minlength=len(sizes))
     raised = np.maximum(weights[rows], 1.0)  # a weight below one is met by dropping pairs
@@ -462,12 +472,34 @@ def chosen_rows(
     target: int,
     config: CurationConfig,
     values: Float[np.ndarray, " n"],
+    *,
+    must_fit: bool = True,
 ) -> Int64[np.ndarray, " m"]:
     """The protected pairs and of the others those of highest value; see `protected_rows`."""
     protected = protected_rows(
-        values, cluster_assignments, categories, groups, junk, target, config
+        *(values, cluster_assignments, categories, groups, junk, target, config), must_fit=must_fit
     )
     return np.sort(np.lexsort((-values, ~protected))[:target]).astype(np.int64)
+
+
+def asked_for(
+    values: Float[np.ndarray, " n"],
+    groups: Mapping[str, Bool[np.ndarray, " n"]],
+    config: CurationConfig,
+) -> Bool[np.ndarray, " n"]:
+    """Pairs that a reviewer keeps, and the best of every group up to the share asked for.
+
+    Args:
+        values: infinite where a reviewer has decided.
+        groups: which pairs name which group.
+        config: the least share of every group.
+    """
+    by_value = np.argsort(-values, kind="stable")
+    asked = np.isposinf(values)
+    for member in groups.values():
+        needed = int(np.ceil(config.min_group_retention * member.sum() - 1e-9))
+        asked[by_value[member[by_value]][:needed]] = True
+    return np.asarray(asked & ~np.isneginf(values))
 
 
 def protected_rows(
@@ -478,6 +510,8 @@ def protected_rows(
     junk: Bool[np.ndarray, " n"],
     target: int,
     config: CurationConfig,
+    *,
+    must_fit: bool = True,
 ) -> Bool[np.ndarray, " n"]:
     """Pairs that stay whatever their cell: the best of every group, and of every cluster.
 
@@ -488,16 +522,14 @@ def protected_rows(
 
     Raises:
         InputError: the groups' shares alone, with what a reviewer keeps, need more pairs than are
-            kept.
+            kept, and must fit.
     """
-    by_value = np.argsort(-values, kind="stable")
-    protected, refused = np.isposinf(values), np.isneginf(values)
-    n_marked = int(protected.sum())
-    for member in groups.values():
-        needed = int(np.ceil(config.min_group_retention * member.sum() - 1e-9))
-        protected[by_value[member[by_value]][:needed]] = True
-    protected &= ~refused
+    by_value, refused = np.argsort(-values, kind="stable"), np.isneginf(values)
+    n_marked = int(np.isposinf(values).sum())
+    protected = asked_for(values, groups, config)
     if protected.sum() > target:
+        if not must_fit:
+            return protected
         raise InputError(
             f"--min_group_retention {config.min_group_retention:g} keeps {protected.sum()} pairs "
             "for the demographic groups"

@@ -54,7 +54,7 @@ from attribution.cluster_scores import (
 from attribution.cross_fitting import CrossFit, cross_fit, held_out_influences
 from attribution.fault_share import WrongShare, both_shares, wrong_share
 from attribution.group_influence import gain_of_adding, told_of_groups, worst_group
-from attribution.guard import guard_influence, log_probability_right
+from attribution.guard import guard_influence
 from attribution.inferred import ExplainedBy, Inferred, infer
 from attribution.pair_scores import (
     MOST_EVALUATED,
@@ -70,6 +70,7 @@ from attribution.pair_scores import (
 from attribution.results import InfluenceResult, PairInfluence
 from attribution.retraining import Data, Retraining
 from attribution.sampling import TrainedPairs, sample_pairs, trained_pairs
+from attribution.topic_faults import looks_right
 from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
 from curation import CurationResult
 from embedding import EmbeddingResult
@@ -493,7 +494,7 @@ def _settled(
         cell_influence_stderr=pooled.mean_stderrs(np.argsort(cells, kind="stable"), sizes),
         validation_loss=cross.validation_loss,
         influence_weight=known["influence_weight"],
-        unfaulty=log_probability_right(agreement, wrong.share if wrong else 0.0) >= np.log(0.5),
+        unfaulty=looks_right(agreement, pairs.cluster_assignments, wrong.share if wrong else 0.0),
         relevance_part=guard.weight * relevance_part(trust, agreement),
         quality={
             **estimate_quality(config, trust, cross, inferred.per_repeat, pooled),

@@ -70,6 +70,7 @@ from reporting.console import console_summary
 from reporting.contact_sheets import draw_contact_sheets
 from reporting.estimate import caution
 from reporting.explain import Told, explain_pair, topics
+from reporting.how_much import auto_share
 from reporting.ledger import Ledger, curated_pairs, make_ledger
 from reporting.report.changes import Changes, read_changes
 from reporting.report.changes_page import changes_markdown, not_comparable
@@ -284,7 +285,7 @@ def how_much(run: Run, known: Known, judged: Judged) -> tuple[Run, Judged, Saved
     def kept_at(share: float) -> Kept:
         least = min(config.min_group_retention, share)
         at = replace(config, target_size_ratio=share, min_group_retention=least)
-        made = curate(asked, judged.influence.value, scored.value, at)
+        made = curate(asked, judged.influence.value, scored.value, at, must_fit=False)
         return Kept(made.curated_rows, made.sample_weights)
 
     curve = run.shared_stage(
@@ -297,17 +298,18 @@ def how_much(run: Run, known: Known, judged: Judged) -> tuple[Run, Judged, Saved
             *(asked, kept_at, scored.value, run.config.training, room), rng=rng
         ),
     )
-    if is_asked_for:
-        reviewed = run.overrides.of(known.embedded.value.split_pairs("train")["id"].tolist())
-        share = share_with_room(
-            *(curve.value.share, len(asked.indices), asked.groups), reviewed, config
-        )
-        found = replace(config, target_size_ratio=share)
-        logger.info("--target_size_ratio auto: %.0f %% are kept", 100 * found.share)
-        run = replace(run, config=run.config._replace(curation=found), asked=run.config)
     if curve.found is not None and scored.found is not None:
         value = faults_alone(scored.value, curve.found, run.rng("faults alone"))
-        judged = judged._replace(scored=replace(scored, found=value))
+        scored = replace(scored, found=value)
+        judged = judged._replace(scored=scored)
+    if is_asked_for:
+        reviewed = run.overrides.of(known.embedded.value.split_pairs("train")["id"].tolist())
+        values = estimated_parts(asked, scored.value, config).total
+        wanted = curve.value.share
+        share = share_with_room(wanted, values, asked.groups, reviewed, config)
+        found = replace(config, target_size_ratio=share)
+        logger.info("--target_size_ratio auto: %s", auto_share(wanted, share))
+        run = replace(run, config=run.config._replace(curation=found), asked=run.config)
     return run, judged, curve
 
 

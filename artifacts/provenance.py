@@ -62,11 +62,11 @@ class Stage:
 
 
 EMBEDDING = Stage("embedding", "stage1", manifest="embedding_manifest.json", number=1, version=1)
-CLUSTERING = Stage("clustering", "stage1", number=1)
+CLUSTERING = Stage("clustering", "stage1", number=1, version=1)
 TRUST = Stage("trust", "stage2", manifest="trust_manifest.json", number=2, version=1)
 INFLUENCE = Stage("influence", "stage2", number=2, version=2)
 PAIR_INFLUENCE = Stage(
-    "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2, version=4
+    "pair_influence", "stage2", manifest="pair_influence_manifest.json", number=2, version=5
 )
 INFLUENCE_VALIDATION = Stage(
     "influence_validation", "stage2", manifest="influence_validation_manifest.json", number=2
@@ -74,6 +74,7 @@ INFLUENCE_VALIDATION = Stage(
 KEEP_CURVE = Stage(
     *("keep curve", "stage3", "keep_curve_", "keep_curve_manifest.json"),
     number=3,
+    version=1,
 )
 CURATION = Stage("curation", "stage3", number=3, version=2)
 LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3, version=2)

@@ -40,7 +40,9 @@ from learner.stacked import Run
 from learner.training import train_side_by_side
 
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
-CHECKED = 0.55  # the share at which values are checked
+CHECKED = 0.55  # the share at which values are checked, where so many pairs look right
+MISSED_ALIKE = 0.15  # shares as far apart as those measured are missed by the polynomial unlike
+FEWEST_ASKED = 30  # validation pairs from which the curve has a say in the share to keep
 N_SEEDS = 2
 MOST_STEPS = 400  # of a training; a quarter of one on 5,000 pairs
 MOST_RANKED = 2000  # validation pairs; bounds the time
@@ -125,8 +127,11 @@ def measure_keep_curve(
     asked = np.sort(rng.permutation(pairs.validation.n_pairs)[:MOST_RANKED])
     validation = pairs.validation.take(torch.from_numpy(asked).to(pairs.validation.images.device))
     choices = {str(share): kept_at(share) for share in SHARES}
-    size = len(choices[str(CHECKED)].rows)
     looks_faulty = np.zeros(n) if influence.unfaulty is None else ~influence.unfaulty
+    checked = min(CHECKED, max(float(1 - looks_faulty.mean()), SHARES[0]))
+    if checked < CHECKED:  # so many do not look right
+        choices["checked"] = kept_at(checked)
+    size = len(choices["checked" if checked < CHECKED else str(CHECKED)].rows)
     chance = np.lexsort((rng.random(n), looks_faulty))[:size]
     choices["random"] = Kept(np.sort(chance), None)
     trained = _Trained(
@@ -149,7 +154,9 @@ def measure_keep_curve(
     )
     found = np.stack([one.load(".npy") for one in made])
     found = found.reshape(len(choices), N_SEEDS, *found.shape[1:])
-    return _curve(found[:-1], found[-1], influence.fault_share, n_steps, rng)
+    n_shares, at = len(SHARES), SHARES.index(CHECKED)
+    check = _Check(checked, found[-2 if checked < CHECKED else at], found[-1])
+    return _curve(found[:n_shares], check, influence.fault_share, n_steps, rng)
 
 
 def _grown(training: TrainingConfig, n: int, n_steps: int) -> TrainingConfig:
@@ -212,9 +219,20 @@ def ranks_of_pairs(
     )
 
 
+class _Check(NamedTuple):
+    """Pairs of highest value and as many at random that look right, as the validation pairs find.
+
+    At a lower share than `CHECKED` where fewer look right, but for the lowest of `SHARES`.
+    """
+
+    share: float
+    by_value: Float[np.ndarray, "r 3 v"]
+    by_chance: Float[np.ndarray, "r 3 v"]
+
+
 def _curve(
     found: Float[np.ndarray, "s r 3 v"],
-    by_chance: Float[np.ndarray, "r 3 v"],
+    check: _Check,
     fault_share: Sequence[float] | None,
     n_steps: int,
     rng: np.random.Generator,
@@ -232,13 +250,18 @@ def _curve(
     errors = np.std(resampled - resampled[:, bests, np.arange(len(bests))][:, None], axis=0)
     misses = measured - _polynomial_fit(shares, shares) @ measured
     misfit = np.sqrt((misses**2).sum(axis=0) / (len(shares) - DEGREE - 1))
-    with_misfit = np.where(errors > 0, np.hypot(errors, misfit), 0.0)
-    at = SHARES.index(CHECKED)
-    gain = (found[at] - by_chance).mean(axis=0)  # (3, v): over seeds
+    # Of a difference: what the polynomial misses next to the best share it misses there too.
+    apart = 1 - np.exp(-(((GRID[:, None] - GRID[bests]) / MISSED_ALIKE) ** 2))
+    with_misfit = np.sqrt(errors**2 + apart * misfit**2)
+    gain = (check.by_value - check.by_chance).mean(axis=0)  # (3, v): over seeds
     difference, stderr = float(gain[RANKS].mean()), float(gain[RANKS].std() / len(gain[0]) ** 0.5)
-    sorts_difficulty = difference < -(stderr**2) / TYPICAL_GAIN
+    is_asked = found.shape[3] >= FEWEST_ASKED
+    sorts_difficulty = is_asked and difference < -(stderr**2) / TYPICAL_GAIN
     unfaulty = 1.0 if fault_share is None else 1 - fault_share[0]
-    if sorts_difficulty:
+    if not is_asked:
+        surely = 0.0 if fault_share is None else fault_share[1]
+        share = round(float(np.clip(1 - surely, GRID[0], 1.0)), 2)
+    elif sorts_difficulty:
         share = round(float(np.clip(unfaulty, GRID[0], 1.0)), 2)
     else:
         share = chosen_share(means[:, RANKS], errors[:, RANKS], unfaulty)
@@ -259,9 +282,9 @@ def _curve(
             "high": max(high, best),
             "fault_share": None if fault_share is None else [float(x) for x in fault_share],
             "check": {
-                "share": CHECKED,
-                "recall": float(found[at, :, RECALL].mean()),
-                "random": float(by_chance[:, RECALL].mean()),
+                "share": check.share,
+                "recall": float(check.by_value[:, RECALL].mean()),
+                "random": float(check.by_chance[:, RECALL].mean()),
                 "difference": difference,
                 "stderr": stderr,
             },

@@ -119,7 +119,7 @@ def baseline(name: str) -> Callable[[Problem, float, int], Chosen]:
             rows = select_highest(known(problem), scores, keep).rows
         else:
             given, seconds = given_to(problem, name)
-            if given is not None and PAIR_INFLUENCE.name in method.needs:
+            if given is not None and asks_stage_2(name):
                 trust, judging = trust_of(problem)
                 problem = asking(problem, trust)
                 estimate, estimating = pair_influence_of(problem, trust, Variant().cells)
@@ -135,6 +135,11 @@ def baseline(name: str) -> Callable[[Problem, float, int], Chosen]:
         return Chosen(rows, None, seconds, len(problem.regime.faults) if needs_reference else 0)
 
     return choose
+
+
+def asks_stage_2(name: str) -> bool:
+    """Whether a method of runs is chosen by what stage 2 says of pairs."""
+    return PAIR_INFLUENCE.name in METHODS_OF_RUNS[name].needs
 
 
 def given_to(problem: Problem, name: str) -> tuple[Reference | None, float]:
@@ -472,12 +477,15 @@ def influence_of(problem: Problem, settings: Mapping[str, Any]) -> tuple[Influen
 METHODS: dict[str, Method] = {
     FULL: Method(full),
     ORACLE: Method(oracle),
-    INFLUENCESPACE: Method(influencespace(Variant()), version="6"),
+    INFLUENCESPACE: Method(influencespace(Variant()), version="7"),
     **{name: Method(baseline(name)) for name in BASELINES},
-    **{name: Method(baseline(name), is_default=False) for name in CONTROLS},
+    **{
+        name: Method(baseline(name), "2" if asks_stage_2(name) else "1", is_default=False)
+        for name in CONTROLS
+    },
     TWO_CUTS: Method(two_cuts, is_default=False),
     **{
-        name: Method(influencespace(variant), version="4", is_default=False)
+        name: Method(influencespace(variant), version="5", is_default=False)
         for name, variant in ABLATION.items()
     },
 }

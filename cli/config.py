@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from artifacts.provenance import CURATION, INFLUENCE, PAIR_INFLUENCE, Stage
-from artifacts.settings import InputError, Settings, add_flags, from_flags, setting
+from artifacts.settings import AUTO, InputError, Settings, add_flags, from_flags, setting
 from attribution.cluster_scores import HEEDED_BY, InfluenceConfig
 from attribution.pair_scores import PairInfluenceConfig
 from attribution.trust import TrustConfig
@@ -131,7 +131,11 @@ class Config(NamedTuple):
 
     def needs_pair_influence(self) -> bool:
         """Whether anything after stage 2 asks for the influence of its pairs."""
-        return CURATION.number not in self.execution.skip_stage or self._asks_for(PAIR_INFLUENCE)
+        return (
+            CURATION.number not in self.execution.skip_stage
+            or self._asks_for(PAIR_INFLUENCE)
+            or self.curation.target_size_ratio == AUTO
+        )
 
     def needs_curation(self) -> bool:
         """Whether anything after stage 3 asks for the curated set."""

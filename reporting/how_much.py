@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from artifacts.settings import AUTO
-from attribution.keep_curve import LEVEL, KeepCurve
+from attribution.keep_curve import FEWEST_ASKED, LEVEL, SHARES, KeepCurve
 from reporting.summary import Summary, image_links
 from reporting.verdicts import CLEAR
 from reporting.words import count, paragraphs, table
@@ -37,8 +37,34 @@ def is_found(summary: Summary) -> bool:
 
 def best_share(curve: KeepCurve) -> str:
     """The best share in percent, with the interval of where the curve is highest."""
-    low, high = curve.best["low"], curve.best["high"]
-    return f"{percent(curve.share)} % (the curve is highest at {100 * low:.0f} to {100 * high:.0f})"
+    low, high, faults = curve.best["low"], curve.best["high"], curve.best["fault_share"]
+    if not has_say(curve):
+        asked = count(curve.best["validation_pairs"], "trusted validation pair")
+        surely = "" if faults is None else ", all but what surely looks faulty"
+        return f"{percent(curve.share)} % ({asked}: too few for the curve to have a say{surely})"
+    highest = f"{100 * low:.0f} to {100 * high:.0f}"
+    if faults is None or curve.sorts_difficulty or low <= curve.share <= high:
+        return f"{percent(curve.share)} % (the curve is highest at {highest})"
+    return (
+        f"{percent(curve.share)} % (between where the curve is highest, {highest}, and the"
+        f" {100 * (1 - faults[0]):.0f} % that do not look faulty)"
+    )
+
+
+def has_say(curve: KeepCurve) -> bool:
+    """Whether enough validation pairs were asked for the curve to have a say in the share."""
+    return bool(curve.best["validation_pairs"] >= FEWEST_ASKED)
+
+
+def auto_share(found: float, kept: float) -> str:
+    """What `--target_size_ratio auto` found, and why that is not what is kept where it is not."""
+    if abs(found - kept) < 1e-6:
+        return f"{percent(kept)} % are kept"
+    why = "ask for more" if kept > found else "leave no more"
+    return (
+        f"{percent(found)} % would be best; {percent(kept)} % are kept, since --overrides and"
+        f" --min_group_retention {why}"
+    )
 
 
 def share_sentence(summary: Summary) -> str:
@@ -74,7 +100,9 @@ def is_below(curve: KeepCurve, share: float) -> bool:
 def share_warnings(summary: Summary) -> list[str]:
     """That the share asked for gives away more recall than the curve's error explains."""
     curve, share = summary.curve, share_kept(summary)
-    if curve is None or is_found(summary) or is_below(curve, share):
+    if curve is None or is_below(curve, share) or not has_say(curve):
+        return []
+    if is_found(summary) and abs(curve.share - share) < 1e-6:
         return []
     points, error = curve.given_away(share)
     # The error is none where the curve is compared with itself.
@@ -82,8 +110,12 @@ def share_warnings(summary: Summary) -> list[str]:
         return []
     return [
         f"Keeping {percent(share)} % gives away {points:.1f} ± {error:.1f} points of recall on the"
-        f" trusted validation pairs; the best share to keep is {best_share(curve)},"
-        " which --target_size_ratio auto takes."
+        f" trusted validation pairs; the best share to keep is {best_share(curve)}, "
+        + (
+            "for which --overrides and --min_group_retention leave no room."
+            if is_found(summary)
+            else "which --target_size_ratio auto takes."
+        )
     ]
 
 
@@ -107,7 +139,9 @@ def _auto_sentence(summary: Summary, curve: KeepCurve) -> str:
     """What `--target_size_ratio auto` chose or would choose."""
     share = f"{percent(curve.share)} %"
     if is_found(summary):
-        return f"`--target_size_ratio auto` chose {share}."
+        if abs(curve.share - share_kept(summary)) < 1e-6:
+            return f"`--target_size_ratio auto` chose {share}."
+        return f"`--target_size_ratio auto`: {auto_share(curve.share, share_kept(summary))}."
     if abs(curve.share - share_kept(summary)) < 1e-6:
         return f"{share} were asked for, and `--target_size_ratio auto` would choose the same."
     return (
@@ -168,7 +202,7 @@ def check_sentences(curve: KeepCurve) -> str:
     check = curve.best["check"]
     found = (
         f"The check: at {percent(check['share'])} % kept the pairs of highest value reach a recall"
-        f" of {check['recall']:.1f}, as many at random among those that do not look faulty"
+        f" of {check['recall']:.1f}, as many at random {_by_lot(check['share'])}"
         f" {check['random']:.1f} (difference of the mean negative log rank"
         f" {check['difference']:+.3f} ± {check['stderr']:.3f})."
     )
@@ -180,6 +214,13 @@ def check_sentences(curve: KeepCurve) -> str:
         " and the others go by lot. The curve is of keeping by value, as it was before that was"
         " known."
     )
+
+
+def _by_lot(share: float) -> str:
+    """Whom the check draws from: below the lowest share too few may look right."""
+    if share > SHARES[0]:
+        return "among those that do not look faulty"
+    return "with those first that do not look faulty"
 
 
 def curve_numbers(summary: Summary) -> dict[str, Any]:

@@ -94,10 +94,14 @@ def pair_values(*given: Any, **more: Any) -> np.ndarray:
 
 
 def curate(
-    case: Case, config: CurationConfig, reviewed: np.ndarray | None = None
+    case: Case,
+    config: CurationConfig,
+    reviewed: np.ndarray | None = None,
+    *,
+    must_fit: bool = True,
 ) -> CurationResult:
     scores = cluster_influence(case.influence_scores, case.influence_stderr)
-    return curate_pairs(case.pairs, scores, case.influence, config, reviewed)
+    return curate_pairs(case.pairs, scores, case.influence, config, reviewed, must_fit=must_fit)
 
 
 def inputs_of(
@@ -610,6 +614,8 @@ def test_groups_that_need_more_than_is_kept_are_an_input_error() -> None:
         r"--target_size_ratio 0.5 only 10 in all; lower the one or raise the other",
     ):
         curate(inputs, config)
+    squeezed = curate(inputs, config, must_fit=False)
+    assert len(squeezed.curated_rows) == 10
     fits = curate(inputs, dataclasses.replace(config, min_group_retention=0.5))
     assert fits.curated_rows.tolist() == [5, 6, 7, 8, 9, 15, 16, 17, 18, 19]
 
@@ -1208,10 +1214,16 @@ def test_a_share_that_is_found_leaves_room_for_groups_and_reviewer() -> None:
     groups = {"female": np.arange(10) < 4, "male": np.arange(10) >= 4}
     said = np.zeros(10, dtype=np.int8)
     plain = CurationConfig(target_size_ratio="auto")
-    assert share_with_room(0.3, 10, groups, None, plain) == 0.3
+    values = np.arange(10.0)
+    assert share_with_room(0.3, values, groups, None, plain) == 0.3
     fair = CurationConfig(target_size_ratio="auto", min_group_retention=0.5)
-    assert share_with_room(0.3, 10, groups, None, fair) == 0.5  # two women and three men
+    assert share_with_room(0.3, values, groups, None, fair) == 0.5  # two women and three men
+    both = groups | {"adult": np.ones(10, dtype=bool)}  # the best five: all men but one
+    assert share_with_room(0.3, values, both, None, fair) == 0.7
     said[:6] = KEEP
-    assert share_with_room(0.3, 10, {}, said, plain) == 0.6
+    assert share_with_room(0.3, values, {}, said, plain) == 0.6
+    assert share_with_room(0.3, values, groups, said, fair) == 0.7  # one man more
     said[:6] = DROP
-    assert share_with_room(0.7, 10, {}, said, plain) == 0.4
+    assert share_with_room(0.7, values, {}, said, plain) == 0.4
+    with pytest.raises(InputError, match="--overrides marks all 10 training pairs drop"):
+        share_with_room(0.7, values, {}, np.full(10, DROP, dtype=np.int8), plain)

@@ -12,14 +12,17 @@ import torch
 from attribution import keep_curve
 from attribution.keep_curve import (
     CHECKED,
+    FEWEST_ASKED,
     GRID,
     LOSS,
+    MISSED_ALIKE,
     N_SEEDS,
     RANKS,
     RECALL,
     SHARES,
     KeepCurve,
     Kept,
+    _Check,
     _curve,
     chosen_share,
     measure_keep_curve,
@@ -112,7 +115,8 @@ def curve_of(
 ) -> KeepCurve:
     """Pairs at random are worse than values by one, unless it is said otherwise."""
     at = found[SHARES.index(CHECKED)]
-    return _curve(found[:], at + by_chance, fault_share, 100, np.random.default_rng(0))
+    check = _Check(CHECKED, at, at + by_chance)
+    return _curve(found[:], check, fault_share, 100, np.random.default_rng(0))
 
 
 def test_a_cubic_without_noise_is_found_as_it_is() -> None:
@@ -200,6 +204,29 @@ def test_values_sort_difficulty_where_random_pairs_do_better() -> None:
         assert check["random"] - check["recall"] == pytest.approx(off)
     assert worse.best["fault_share"] is None
     assert curve_of(found, [0.3, 0.2, 0.4]).best["fault_share"] == [0.3, 0.2, 0.4]
+
+
+def test_few_validation_pairs_have_no_say() -> None:
+    found = planted(lambda s: -((s - 0.4) ** 2), noise=0.1, seed=0)
+    few, enough = found[..., : FEWEST_ASKED - 1], found[..., :FEWEST_ASKED]
+    assert curve_of(enough, [0.3, 0.1, 0.5]).share < 0.7
+    assert curve_of(few, [0.3, 0.1, 0.5]).share == 0.9  # what surely looks faulty goes
+    assert curve_of(few).share == 1.0
+    assert curve_of(few, [0.9, 0.8, 1.0]).share == SHARES[0]
+    assert curve_of(enough, by_chance=0.2).sorts_difficulty
+    assert not curve_of(few, by_chance=0.2).sorts_difficulty
+
+
+def test_errors_grow_from_nothing_with_the_distance_to_the_highest_point() -> None:
+    # No cubic: the second dot is off, so that the polynomial misses.
+    found = planted(lambda s: -((s - 0.7) ** 2) + 0.1 * (s == SHARES[1]), noise=0.0, seed=0)
+    curve = curve_of(found)
+    best = int(curve.recall.argmax())
+    errors = curve.recall_stderr
+    assert errors[best] == 0
+    assert (np.diff(errors[best:]) >= 0).all()
+    assert (np.diff(errors[: best + 1]) <= 0).all()
+    assert 0 < errors[best + 1] < errors.max() / 10
 
 
 # --- Planted pairs ------------------------------------------------------------------------------
@@ -308,6 +335,18 @@ def test_random_pairs_are_those_that_look_right_as_far_as_they_go() -> None:
     assert told.best["check"]["random"] > blind.best["check"]["random"] + 5
 
 
+def test_the_check_keeps_to_pairs_that_look_right() -> None:
+    pairs, wrong = half_wrong()
+    values = np.where(wrong, -3.0, 0.0) + np.random.default_rng(1).normal(size=N)
+    told = measure(pairs, values, ~wrong, 0.5)
+    assert wrong.mean() == 0.5
+    assert told.best["check"]["share"] == 0.5  # there are no more
+    hardly = np.zeros(N, dtype=bool)
+    hardly[-N // 10 :] = True
+    assert measure(pairs, values, hardly, 0.5).best["check"]["share"] == SHARES[0]
+    assert measure(pairs, values, None, 0.5).best["check"]["share"] == CHECKED
+
+
 def test_the_same_generator_gives_the_same_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keep_curve, "MOST_STEPS", 20)
     pairs, wrong = half_wrong()
@@ -336,9 +375,12 @@ def test_what_the_cubic_misses_is_in_the_errors_that_are_shown() -> None:
         found = np.zeros((len(shares), 2, 3, 30))
         found[:, :, keep_curve.RECALL] = recall[:, None, None]
         found[:, :, keep_curve.RECALL, ::2] += 0.1 * shares[:, None, None]  # pairs differ a little
-        curve = keep_curve._curve(found, found[2], None, 10, np.random.default_rng(0))
-        shown.append(curve.given_away(0.8)[1])
+        check = _Check(CHECKED, found[2], found[2])
+        curve = keep_curve._curve(found, check, None, 10, np.random.default_rng(0))
+        apart = 0.8 - curve.shares[curve.recall.argmax()]
+        shown.append((curve.given_away(0.8)[1], 1 - np.exp(-((apart / MISSED_ALIKE) ** 2))))
     coefficients = np.polyfit(shares, kinked, keep_curve.DEGREE)
     misses = kinked - np.polyval(coefficients, shares)
-    assert shown[0] == pytest.approx(np.sqrt((misses**2).sum() / 2), abs=0.01)
-    assert shown[0] > 1 > 0.1 > shown[1]
+    (missed, unlike), (fitted, _) = shown
+    assert missed == pytest.approx(np.sqrt(unlike * (misses**2).sum() / 2), abs=0.01)
+    assert missed > 0.9 > 0.1 > fitted

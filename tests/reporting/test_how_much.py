@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,8 @@ from reporting.evaluation_tables import summary_markdown
 from reporting.how_much import (
     CURVE_FIGURE,
     CURVE_TABLE,
+    auto_share,
+    best_share,
     curve_csv,
     curve_numbers,
     share_sentence,
@@ -117,11 +120,37 @@ def test_a_share_that_gives_more_away_than_two_standard_errors_is_warned_of() ->
 
 @pytest.mark.parametrize(
     ("share", "found"),
-    [(0.8, False), (0.74, False), (0.7, False), (0.1, False), (1.0, True)],
+    [(0.8, False), (0.74, False), (0.7, False), (0.1, False), (0.74, True)],
     ids=["within two errors", "best", "most", "below the curve", "found by the run"],
 )
 def test_no_warning_without_need(share: float, found: bool) -> None:
     assert share_warnings(kept_share(share, found=found)) == []
+
+
+def test_what_others_want_is_said_where_auto_cannot_have_its_way() -> None:
+    told = section(results_markdown(kept_share(1.0, found=True)), "How much to keep")
+    assert (
+        "`--target_size_ratio auto`: 74 % would be best; 100 % are kept, since --overrides and"
+        " --min_group_retention ask for more."
+    ) in told
+    [warning] = share_warnings(kept_share(1.0, found=True))
+    assert "for which --overrides and --min_group_retention leave no room" in warning
+    assert auto_share(0.74, 0.5).endswith("leave no more")
+    assert auto_share(0.74, 0.74) == "74 % are kept"
+
+
+def test_a_best_share_apart_from_the_top_of_the_curve_is_explained() -> None:
+    curve = kept_share(0.8, found=False).curve
+    assert curve is not None
+    apart = replace(curve, best={**curve.best, "share": 0.77, "low": 0.5, "high": 0.7})
+    assert best_share(apart) == (
+        "77 % (between where the curve is highest, 50 to 70, and the 79 % that do not look faulty)"
+    )
+    few = replace(curve, best={**curve.best, "validation_pairs": 10})
+    assert best_share(few) == (
+        "74 % (10 trusted validation pairs: too few for the curve to have a say,"
+        " all but what surely looks faulty)"
+    )
 
 
 # --- The table ------------------------------------------------------------------------------------
