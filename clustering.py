@@ -12,6 +12,7 @@ originals and near copies.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,11 +36,14 @@ from learner.pairs import TrainingPairs, fit_feature_scaling, nearest_clusters, 
 from learner.terms import distinctive_terms
 from sources.captions import caption_groups
 
+logger = logging.getLogger(__name__)
+
 # Times the square root of n: as dear to assign as to compare within, and of planted copies more
 # are found than with fewer, larger ones.
 IMAGE_GROUPS = 2
 N_NEAREST = 5
 ROWS_AT_ONCE = 8192
+DEFAULT_CLUSTERS = 100
 ALL_IN_ONE = 10_000  # pairs of which copies are looked for among all, where clusters are small
 
 BAND_NAMES = {
@@ -53,13 +57,23 @@ BAND_NAMES = {
 class ClusteringConfig(Settings):
     """How pairs are grouped into topics."""
 
-    n_clusters: int = setting(100, "clusters for k-means", at_least=1)
+    n_clusters: int = setting(
+        DEFAULT_CLUSTERS,
+        "clusters for k-means; by default one for ten pairs where there are fewer pairs than that",
+        at_least=1,
+    )
     agreement_bands: int = setting(
         4, "bands of image-text agreement that each cluster is split into", at_least=1
     )
     near_copy_similarity: float = setting(
         0.85, "least cosine of the centred features of near copies", above=0, at_most=1
     )
+
+    def n_clusters_of(self, n: int) -> int:
+        """How many clusters n pairs are put into: fewer by default where there are few pairs."""
+        if n < self.n_clusters == DEFAULT_CLUSTERS:
+            return max(1, n // 10)
+        return self.n_clusters
 
 
 @dataclass(frozen=True)
@@ -104,12 +118,15 @@ def cluster_embeddings(
         InputError: fewer pairs than clusters asked for.
     """
     n = len(embeddings)
-    if n < config.n_clusters:
+    n_clusters = config.n_clusters_of(n)
+    if n < n_clusters:
         raise InputError(
-            f"--n_clusters asks for {config.n_clusters} clusters but there are only {n} training "
+            f"--n_clusters asks for {n_clusters} clusters but there are only {n} training "
             f"pairs; pass --n_clusters {max(1, n // 10)} or more data"
         )
-    found = _fit(embeddings, config.n_clusters, rng)
+    if n_clusters < config.n_clusters:
+        logger.info("%s training pairs are put into %s clusters (--n_clusters)", n, n_clusters)
+    found = _fit(embeddings, n_clusters, rng)
     used, assignments = np.unique(found.labels, return_inverse=True)
     assignments = assignments.astype(np.int64).reshape(n)
     centers = found.centers[used].astype(np.float32)

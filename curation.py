@@ -595,7 +595,8 @@ def _readable_cells(
                 "meaning": f"topic: {', '.join(pairs.clusters[cluster]['terms'][:3])}; "
                 f"CLIP score {clip_scores[c]:.2f}"
                 + ("; copies of better pairs" if pairs.better_copies[first[c]] else "")
-                + f"; {sizes[c]} pairs; influence {shares[c]:+.3f} % +/- {stderr[c]:.3f}; "
+                + f"; {sizes[c]} pair{'' if sizes[c] == 1 else 's'}; "
+                + f"influence {shares[c]:+.3f} % +/- {stderr[c]:.3f}; "
                 + fate,
             }
         )

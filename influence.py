@@ -462,6 +462,12 @@ def _with_groups(
         gain_of_adding(on_group, right, pairs.groups),
     )
     logger.info("the worst-served group of the held-out pairs: %s", told["group"])
+    if not weight:
+        logger.warning(
+            "--fairness %g has no effect: how pairs differ in what they do for %s could not be "
+            "inferred",
+            *(config.fairness, told["group"]),
+        )
     return replace(result, group_influence=on_group, quality={**result.quality, "fairness": told})
 
 

@@ -214,13 +214,20 @@ def worth(
     Where nothing is explained nothing is counted, see `PairInfluence.counted`.
     """
     counts = pooled.explained > 0
+    reason = guard.reason
+    if reliability.reliability == 0:
+        reason = (
+            "what two halves of the held-out pairs and of the models say of it has nothing in "
+            "common (reliability 0)"
+        )
     return {
         "reliability": None
         if reliability.reliability is None
         else round(reliability.reliability, 4),
         "influence_weight": round(guard.weight * reliability.weight if counts else 0.0, 4),
         "agreement_correlation": round(guard.correlation, 4),
-        "guard": guard.reason if counts else "",
+        "guard": reason if counts else "",
+        "guard_weight": round(guard.weight, 4),
         "wrong_share": None if wrong is None else [wrong.share, wrong.low, wrong.high],
     }
 

@@ -208,7 +208,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
         given = {**DEBUG_SETTINGS, **given}
     config = Config(*(from_flags(t, given) for t in GROUPS.values()))  # type: ignore[arg-type]
     n, k = config.data.max_train_samples, config.clustering.n_clusters
-    if isinstance(n, int) and k > n:
+    if isinstance(n, int) and config.clustering.n_clusters_of(n) > n:
         raise InputError(f"--n_clusters {k} is more than --max_train_samples {n}; change one")
     if config.data.embeddings_dir is not None and config.data.dataset != "auto":
         raise InputError(

@@ -230,7 +230,7 @@ def _embedding_seconds(sizes: Sizes, speed: Speed) -> float:
 
 
 def _clustering_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
-    n, n_clusters = sizes.train, config.clustering.n_clusters
+    n, n_clusters = sizes.train, config.clustering.n_clusters_of(sizes.train)
     n_rows = CLUSTERING_PASSES * n
     if n > SAMPLED_ABOVE:
         n_rows = SAMPLE_STEPS * sample_size(n, n_clusters) + (FULL_STEPS + 1) * n
@@ -253,7 +253,7 @@ def _influence_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     grown = _growth(config, sizes.train, n_steps)
     search = n_steps + REFERENCE_REPORTS * FORWARD * batches
     if config.influence.estimator == METAGRADIENT:
-        shared = n_models * (SWEEP + n_folds(config)) * n_steps * speed.shared_step_seconds
+        shared = n_models * (SWEEP + n_folds(config, sizes)) * n_steps * speed.shared_step_seconds
         # One sweep is not shared among cores.
         alone = max(shared, SWEEP * n_steps * speed.step_seconds)
         return grown * (search * speed.step_seconds + alone)
@@ -322,7 +322,8 @@ def _keep_curve_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
 def _baseline_seconds(config: Config, sizes: Sizes, speed: Speed) -> float:
     n = sizes.train
     kept = curated_size(n, config.curation.share)
-    counts = Counts(n, kept, sizes.validation, config.clustering.n_clusters)
+    n_clusters = config.clustering.n_clusters_of(n)
+    counts = Counts(n, kept, sizes.validation, n_clusters)
     chosen = [METHODS[name] for name in config.evaluation.methods]
     n_steps = sum(method.steps_a_batch for method in chosen) * n / config.training.batch_size
     n_steps += sum(method.steps for method in chosen)

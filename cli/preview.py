@@ -372,7 +372,7 @@ def _work(config: Config, sizes: Sizes) -> dict[str, str]:
     repeats, methods = config.pair_influence.held_out_repeats, len(config.evaluation.methods)
     return {
         "embedding": f"{n_images:,} images, {n_captions:,} captions",
-        "clustering": f"{config.clustering.n_clusters:,} clusters",
+        "clustering": f"{config.clustering.n_clusters_of(sizes.train):,} clusters",
         "cluster influence": f"{n_models} reference models of up to {n_steps:,} steps, "
         f"{config.influence.estimator}",
         "pair influence": f"{2 * repeats} held-out models of up to "

@@ -130,9 +130,10 @@ def reference_steps(config: Config, sizes: Sizes) -> int:
     return min(config.training.num_epochs * per_epoch, config.influence.max_reference_steps)
 
 
-def n_folds(config: Config) -> int:
+def n_folds(config: Config, sizes: Sizes) -> int:
     """Retrainings of a reference model for the finite-removal correction."""
-    folds = min(config.influence.removal_folds, config.clustering.n_clusters)
+    n_clusters = config.clustering.n_clusters_of(sizes.train)
+    folds = min(config.influence.removal_folds, n_clusters)
     return folds if folds > 1 else 0
 
 
@@ -200,7 +201,7 @@ def expected_bytes(config: Config, sizes: Sizes, sample: Sample) -> dict[str, in
         sample: whose files, captions and widths stand for all.
     """
     n, v, e, q = sizes
-    n_clusters, n_trainings = config.clustering.n_clusters, n_trained(config)
+    n_clusters, n_trainings = config.clustering.n_clusters_of(sizes.train), n_trained(config)
     text = _mean_text_bytes(sample.pairs)
     model = 4 * (sample.widths.image + sample.widths.text) * config.training.embed_dim
     needed: dict[str, int | None] = {

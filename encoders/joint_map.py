@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
-from scipy.linalg import cholesky, solve_triangular, svd
+from scipy.linalg import LinAlgError, cholesky, solve_triangular, svd
 from tqdm import tqdm
 
 from artifacts.algebra import one_blas_thread
@@ -249,7 +249,7 @@ class JointMap:
         images, _, texts = moments.covariances()
         overlap = self.image_axes.T @ images @ target.image_axes
         overlap += self.text_axes.T @ texts @ target.text_axes
-        left, _, right = svd(overlap)
+        left, _, right = _singular_vectors(overlap)
         rotation = left @ right
         return JointMap(
             self.image_mean, self.text_mean, self.image_axes @ rotation, self.text_axes @ rotation
@@ -272,8 +272,8 @@ def fit_joint_map(moments: Moments, n_dimensions: int, ridge: float = RIDGE) -> 
     image_covariance, cross_covariance, text_covariance = moments.covariances()
     image_whitening = _whitening(image_covariance, ridge)
     text_whitening = _whitening(text_covariance, ridge)
-    left, correlations, right = svd(
-        image_whitening.T @ cross_covariance @ text_whitening, full_matrices=False
+    left, correlations, right = _singular_vectors(
+        image_whitening.T @ cross_covariance @ text_whitening
     )
     keep = slice(n_dimensions)
     return JointMap(
@@ -281,6 +281,18 @@ def fit_joint_map(moments: Moments, n_dimensions: int, ridge: float = RIDGE) -> 
         image_whitening @ left[:, keep] * correlations[keep],
         text_whitening @ right.T[:, keep] * correlations[keep],
     )
+
+
+def _singular_vectors(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The thin singular value decomposition, by QR iteration where divide and conquer fails.
+
+    That is rare, and happens where many features are all but the same, as of images of one colour.
+    """
+    try:
+        left, values, right = svd(matrix, full_matrices=False)
+    except LinAlgError:
+        left, values, right = svd(matrix, full_matrices=False, lapack_driver="gesvd")
+    return left, values, right
 
 
 def _whitening(covariance: np.ndarray, ridge: float) -> np.ndarray:

@@ -193,8 +193,12 @@ def _fairness_text(summary: Summary) -> str:
     ]
     return (
         f"Groups were asked apart (`--fairness`): held-out pairs about {worst} are served worst"
-        f" (losses in nats: {losses}), and what helps them more than all counts in values with a"
-        f" weight of {told['weight']:g}."
+        f" (losses in nats: {losses}), and what helps them more than all "
+        + (
+            f"counts in values with a weight of {told['weight']:g}."
+            if told["weight"]
+            else "does not count in values: how pairs differ in it could not be inferred."
+        )
         + (
             f" What adding would bring: nats by which {MORE_PAIRS} more right pairs like those that"
             f" are there lower the loss of {worst}, to first order, by whom they are about:"

@@ -51,6 +51,8 @@ def find_pairs(ledger: pd.DataFrame, name: str) -> pd.DataFrame:
     Raises:
         InputError: there is none; names that look like it are given.
     """
+    if not name.strip():
+        raise InputError("--explain takes the key, uid or id of a pair; got nothing")
     columns = ["key", "id", "member", "uid"]
     found = ledger[(ledger[columns] == name).any(axis=1)]
     if found.empty and 6 <= len(name) <= ID_DIGITS:

@@ -187,6 +187,15 @@ def measured(
     }
 
 
+def _settled_faults(trust: PairTrust, summary: Summary) -> dict[str, Any]:
+    """How many captions of each split are wrong; of the pool as stage 2 has it in the end."""
+    settled = (summary.pair_quality or {}).get("wrong_share")
+    if settled is None:
+        return trust.faults
+    of_pool = dict(zip(("share", "low", "high"), settled, strict=True))
+    return {**trust.faults, TRAIN: {**trust.faults[TRAIN], **of_pool}}
+
+
 def with_trust(
     summary: Summary,
     trust: PairTrust,
@@ -199,7 +208,7 @@ def with_trust(
         on_trusted = on_trusted_queries(evaluated, trust.test_trusted, caption_image)
     return dataclasses.replace(
         summary,
-        trust=trust.faults | {"taken_at_word": trust.taken_at_word},
+        trust=_settled_faults(trust, summary) | {"taken_at_word": trust.taken_at_word},
         log_odds={
             TRAIN: trust.training_log_odds,
             VALIDATION: trust.validation_log_odds,

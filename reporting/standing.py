@@ -167,8 +167,11 @@ def guard(quality: Mapping[str, Any] | None) -> str:
     if quality is None or not why:
         return ""
     weight = quality.get("influence_weight", 0.0)
-    counts = f"counts with weight {weight:.2f}" if weight else "does not count"
-    return f"influence {counts} in the values, because {why}"
+    if not weight:
+        return f"influence does not count in the values, because {why}"
+    of_it = quality.get("guard_weight")
+    part = "" if of_it is None else f", {100 * of_it:.0f} % of what its reliability allows,"
+    return f"influence counts with weight {weight:.2f}{part} in the values, because {why}"
 
 
 def guard_sentence(summary: Summary) -> str:

@@ -156,6 +156,23 @@ def test_more_clusters_than_pairs_is_an_input_error() -> None:
         run(points, 13)
 
 
+def test_few_pairs_are_put_into_fewer_clusters_by_default() -> None:
+    assert [ClusteringConfig().n_clusters_of(n) for n in (9, 18, 99, 100, 5000)] == [
+        *(1, 1, 9, 100, 100)
+    ]
+    assert ClusteringConfig(n_clusters=20).n_clusters_of(12) == 20  # as asked for
+    points = np.random.default_rng(0).normal(size=(30, 2))
+    assert len(run(points, ClusteringConfig().n_clusters).clusters) == 3
+
+
+def test_copies_are_told_from_their_surroundings_where_clusters_are_families() -> None:
+    # Twelve images seen nine times each, in as many clusters: all but the best are copies.
+    rng = np.random.default_rng(0)
+    images = np.repeat(rng.normal(size=(12, 16)), 9, axis=0) + 0.02 * rng.normal(size=(108, 16))
+    found = run(np.concatenate([images, rng.normal(size=(108, 16))], axis=1), 12)
+    assert (found.better_copies > 0).sum() == 12 * 8
+
+
 def test_fewer_than_one_cluster_is_an_input_error() -> None:
     with pytest.raises(InputError, match="--n_clusters must be >= 1; got 0"):
         ClusteringConfig(n_clusters=0)

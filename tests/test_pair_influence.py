@@ -422,11 +422,11 @@ def test_halves_of_the_validation_pairs_are_compared(tenth: PairInfluence) -> No
     assert tenth.quality["guard"] == ""
 
 
-def worth_of(explained: float) -> dict[str, Any]:
+def worth_of(explained: float, reliability: float = 0.25) -> dict[str, Any]:
     pooled = pool_influence(np.arange(20.0), np.arange(20), [np.arange(20.0)], np.zeros(20, int))
     return worth(
         Guard(0.5, -0.123456, 0.4, "they contradict each other"),
-        Reliability(0.25, 0.0),
+        Reliability(reliability, 0.0),
         dataclasses.replace(pooled, explained=explained),
         WrongShare(0.3, 0.2, 0.4),
     )
@@ -438,8 +438,12 @@ def test_worth_by_hand() -> None:
         "influence_weight": 0.25,
         "agreement_correlation": -0.1235,
         "guard": "they contradict each other",
+        "guard_weight": 0.5,
         "wrong_share": [0.3, 0.2, 0.4],
     }
+    unreliable = worth_of(0.1, reliability=0.0)
+    assert unreliable["influence_weight"] == 0
+    assert unreliable["guard"].endswith("has nothing in common (reliability 0)")
     assert worth_of(0.0) == {**worth_of(0.1), "influence_weight": 0.0, "guard": ""}
 
 

@@ -33,6 +33,7 @@ CURVE, BEST, FAULTS = (
     CATEGORY_COLORS["beneficial"],
     CATEGORY_COLORS["harmful"],
 )
+BELOW = 0.08  # of the panel's height that is left free for it
 STRIP = 0.035  # height at which the interval of pairs that do not look faulty lies, of the panel
 
 
@@ -65,6 +66,8 @@ def keep_curve(curve: KeepCurve, kept: float) -> Figure:
     for axes, (heading, unit) in zip(
         panels, (("Recall", "mean recall (%)"), ("Loss", "loss (nats)")), strict=True
     ):
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom - BELOW * (top - bottom), top)  # no dot lies behind the strip
         _places(axes, curve, kept)
         style_axes(axes, heading, x="share of the pairs kept (%)", y=unit, grid="y")
         round_ticks(axes.xaxis, 8)

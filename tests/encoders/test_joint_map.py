@@ -277,3 +277,20 @@ def test_unit_rows() -> None:
     expected = np.array([[0.6, 0.8], [0, 0], [-1, 0], [0.5**0.5, 0.5**0.5]])
     assert unit_rows(rows).dtype == np.float32
     np.testing.assert_allclose(unit_rows(rows), expected, atol=1e-7)
+
+
+def test_where_one_decomposition_fails_another_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, texts = correlated_pairs(200, (0.9, 0.6, 0.3), 5, 4)
+    wanted = fit_joint_map(Moments.of(images, texts), 3)
+    real = joint_map_module.svd
+
+    def failing(*given: Any, lapack_driver: str = "gesdd", **more: Any) -> Any:
+        if lapack_driver == "gesdd":
+            raise joint_map_module.LinAlgError("SVD did not converge")
+        return real(*given, lapack_driver=lapack_driver, **more)
+
+    monkeypatch.setattr(joint_map_module, "svd", failing)
+    found = fit_joint_map(Moments.of(images, texts), 3)
+    first, second = (m.embed_images(images) @ m.embed_texts(texts).T for m in (wanted, found))
+    np.testing.assert_allclose(first, second, atol=1e-5)
+    found.rotated_onto(wanted, Moments.of(images, texts))

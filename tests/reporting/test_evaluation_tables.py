@@ -134,6 +134,9 @@ def test_what_adding_pairs_would_bring_is_told_where_groups_were_asked() -> None
     assert "about female are served worst (losses in nats: female 2.500; male 2.250)" in page
     assert "with a weight of 0.5." in page
     assert "by whom they are about: female +0.0250; male -0.0010." in page
+    idle = {**quality, "fairness": {**told, "weight": 0.0}}
+    page = page_module.results_markdown(dataclasses.replace(plain, pair_quality=idle))
+    assert "more than all does not count in values: how pairs differ in it could not be" in page
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,9 @@ def test_pairs_are_found_by_key_id_member_and_beginning_of_an_id(made: Ledger) -
     for wanted in ("photo 4.jpg", name, name[:8], name[:8].upper(), "4.jpg"):
         assert find_pairs(made.ledger, wanted)["position"].tolist() == [2]
     assert find_pairs(made.ledger, "photo 0.jpg")["position"].tolist() == [7, 10]
+    for nothing in ("", "  "):
+        with pytest.raises(InputError, match="--explain takes the key, uid or id of a pair; got"):
+            find_pairs(made.ledger, nothing)
     with pytest.raises(InputError, match=r"--explain broken: .* did you mean broken\.jpg; stage3"):
         find_pairs(made.ledger, "broken")
     with pytest.raises(InputError, match="--explain zzz: no pair of that key, uid or id"):

@@ -58,3 +58,17 @@ def test_log_odds_stand_with_their_split() -> None:
         [0.5, -0.5],
         [3.0, -3.0, -1.0],
     ]
+
+
+def test_the_pool_has_the_share_of_wrong_captions_that_stage_2_settles_on() -> None:
+    quality = {**(UNTOLD.pair_quality or {}), "wrong_share": [0.2, 0.1, 0.3]}
+    settled = dataclasses.replace(UNTOLD, pair_quality=quality)
+    first = dataclasses.replace(UNTOLD, pair_quality=None)
+    faults = {s: {"pairs": 3, "share": 0.5, "low": 0.4, "high": 0.6} for s in ("train", "test")}
+    trust = dataclasses.replace(TRUST, faults=faults)
+    told, at_sight = (
+        results.with_trust(s, trust, EVALUATED, OWNER).trust or {} for s in (settled, first)
+    )
+    assert told["train"] == {**at_sight["train"], "share": 0.2, "low": 0.1, "high": 0.3}
+    assert told["test"] == at_sight["test"] == faults["test"]
+    assert at_sight["train"] == faults["train"]

@@ -53,6 +53,8 @@ def test_the_share_kept_the_best_and_that_of_faults_are_marked() -> None:
         (span,) = axes.patches
         box = span.get_extents().transformed(axes.transData.inverted())
         assert (box.x0, box.x1) == pytest.approx((68.0, 80.0))
+        bottom, top = axes.get_ylim()  # no dot lies behind the strip of faults
+        assert dots(axes)[:, 1].min() > bottom + 0.06 * (top - bottom)
         *_, interval, share = axes.lines
         assert np.sort(np.asarray(interval.get_xdata(), float)) == pytest.approx([77.3, 80.9])
         assert np.asarray(share.get_xdata(), float) == pytest.approx([79.1])
