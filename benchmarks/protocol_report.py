@@ -6,7 +6,11 @@ seeds; its p is the larger of two, each two-sided with Student's t of S - 1 degr
     t = mean / standard error over the S seeds
     t = mean / standard error where seeds and test images are both drawn anew
 
-The second is over the seeds whose test images were kept, which may be fewer.
+Where the test images of some seeds alone were kept, the second error is made from both parts,
+
+    error^2 = (error over the S seeds)^2 + (error over test images of the mean over those kept)^2
+
+which is a little larger than that of all images kept: fewer seeds leave more of their noise in it.
 
 A cell is won where InfluenceSpace is above all rivals and the largest p over them, by Holm (1979)
 over the cells, is below 0.05; it is lost where any single rival is above by the same test, Holm
@@ -182,9 +186,12 @@ def difference(recalls: pd.Series, table: np.ndarray | None, resamples: Resample
     p_seeds = two_sided(mean, stderr, n_seeds)
     if table is None:
         return Difference(mean, stderr, p_seeds, float("nan"), p_seeds, n_seeds, 0)
-    seeds, images = resamples.of((table.shape[0], table.shape[1]))
-    both = two_way_stderr(table, seeds, images)
-    p = max(p_seeds, two_sided(mean, both, len(table)))
+    n_kept, n_images = table.shape
+    if n_kept == n_seeds:
+        both = two_way_stderr(table, *resamples.of((n_kept, n_images)))
+    else:
+        both = float(np.hypot(stderr, table.mean(axis=0).std(ddof=1) / np.sqrt(n_images)))
+    p = max(p_seeds, two_sided(mean, both, n_seeds))
     return Difference(mean, stderr, p_seeds, both, p, n_seeds, len(table))
 
 

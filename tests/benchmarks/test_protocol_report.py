@@ -103,14 +103,24 @@ def test_the_larger_p_counts(report: Any) -> None:
     assert tested.p == pytest.approx(report.two_sided(1.0, tested.stderr_images, 3))
 
 
-def test_seeds_without_images_count_in_the_first_test_alone(report: Any) -> None:
+def test_images_of_some_seeds_alone_stand_for_those_of_all(report: Any) -> None:
     table = np.random.default_rng(0).normal(1.0, 4.0, size=(3, 40))
     recalls = pd.Series([*table.mean(axis=1), 1.0, 1.1])
     tested = report.difference(recalls, table, report.Resamples())
     assert tested.mean == pytest.approx(recalls.mean())
     assert (tested.n_seeds, tested.n_seeds_images) == (5, 3)
     assert tested.p_seeds == report.two_sided(tested.mean, recalls.std() / np.sqrt(5), 5)
-    assert tested.p == report.two_sided(tested.mean, tested.stderr_images, 3) > tested.p_seeds
+    over_images = table.mean(axis=0).std(ddof=1) / np.sqrt(40)
+    assert tested.stderr_images == pytest.approx(np.hypot(tested.stderr, over_images))
+    assert tested.p == report.two_sided(tested.mean, tested.stderr_images, 5) > tested.p_seeds
+    # Much the same as with all of them, where seeds and images do not interact.
+    by_seed, by_image = np.array([0.5, 1.0, 1.5, 2.0])[:, None], np.linspace(-9, 9, 40)
+    whole = by_seed + by_image
+    some, every = (
+        report.difference(pd.Series(whole.mean(axis=1)), whole[:n], report.Resamples())
+        for n in (2, 4)
+    )
+    assert some.stderr_images == pytest.approx(every.stderr_images, rel=0.05)
 
 
 # --- Cells ------------------------------------------------------------------------------------
