@@ -10,7 +10,8 @@
 3. Share of faulty pairs: by mixture at first sight, by mixture on the joined scale, by rank in the
    encoder's space, and the mean of the last two, of 5,000 pairs, of 1,000 of these judged among
    all (what sampling does), and of the same 1,000 as a set of their own (what maps of few do).
-4. The floor that keeps a twentieth of every topic, faulty pairs protected or not, at 40 % kept.
+4. The floor that keeps a twentieth of every topic, at 40 % kept: of all its pairs, of those that
+   do not look faulty by themselves, and of those that do not in the company of their topic.
 
 Nothing but stage 2's parts up to agreement is computed: no set that is kept is trained on.
 """
@@ -50,6 +51,7 @@ from attribution.fault_share import both_shares, wrong_share, wrong_share_by_ran
 from attribution.guard import log_probability_right
 from attribution.joined_views import RIDGE, Agreement, JoinedViews, join_views
 from attribution.pair_scores import PairInfluenceConfig
+from attribution.topic_faults import looks_right
 from attribution.trust import PairTrust
 from benchmarks.rooms import temporary_room
 from curation import NEUTRAL, CurationConfig, chosen_rows, curated_size, value_parts
@@ -68,7 +70,9 @@ BEFORE_ALL = "joined, cut off, 0.8 trusted"  # the whole way that it was before
 ALWAYS, ESTIMATED = "0.8 always", "one less the faults"
 AT_SIGHT, ON_SCALE, BY_RANK, BOTH = "at first sight", "joined scale", "by rank", "mean of both"
 ALL, AMONG_ALL, ALONE = "all", "1,000 judged among all", "1,000 alone"
-FLOORS = {"no floor": "none", "faulty pairs protected": "before", "faulty pairs not": "now"}
+NO_FLOOR, FOR_ALL, NOT_FAULTY, NOT_BY_TOPIC = (
+    *("no floor", "of all pairs", "not of faulty ones", "nor of those of faulty topics"),
+)
 BY_CLIP_SCORE = "CLIP score"
 
 
@@ -298,36 +302,43 @@ def of_floors(about: Seen, views: Sequence[Agreement], seed: int) -> Iterator[di
     chance = joined.log_odds([view.by_chance for view in views])
     found = wrong_share(log_odds, chance, rng=stage_rng(seed, "share of faults"))
     wrong = both_shares(found or about.trust.wrong_share, about.trust.wrong_share_by_rank)
-    junk = log_probability_right(log_odds, wrong.share if wrong else 0.0) < np.log(0.5)
+    share, clusters = wrong.share if wrong else 0.0, about.pairs.cluster_assignments
+    protected = {
+        NO_FLOOR: np.zeros(len(log_odds), dtype=bool),
+        FOR_ALL: np.ones(len(log_odds), dtype=bool),
+        NOT_FAULTY: log_probability_right(log_odds, share) >= np.log(0.5),
+        NOT_BY_TOPIC: looks_right(log_odds, clusters, share),
+    }
     config, copies = CurationConfig(target_size_ratio=KEEP), about.pairs.better_copies
     nothing = np.zeros(len(log_odds))
     values = value_parts(nothing, log_odds, copies, config, influence_weight=0.0).total
-    clusters = about.pairs.cluster_assignments
-    for way, rows in kept_by_floor(values, clusters, junk, config).items():
+    for way, rows in kept_by_floor(values, clusters, protected, config).items():
         yield {"part": "floor", "way": way, "faulty_kept": int(about.faulty[rows].sum())}
     best = np.argsort(-about.pairs.clip_scores, kind="stable")[: curated_size(len(copies), KEEP)]
     yield {"part": "floor", "way": BY_CLIP_SCORE, "faulty_kept": int(about.faulty[best].sum())}
 
 
 def kept_by_floor(
-    values: np.ndarray, clusters: np.ndarray, junk: np.ndarray, config: CurationConfig
+    values: np.ndarray,
+    clusters: np.ndarray,
+    protected: Mapping[str, np.ndarray],
+    config: CurationConfig,
 ) -> dict[str, np.ndarray]:
-    """Rows that are kept without a floor, with one for all pairs, and with one for no junk.
+    """Rows that are kept by each floor.
 
     No cluster is taken to be harmful, and no group is asked for.
 
     Args:
         values: (n,).
         clusters: (n,).
-        junk: (n,) bool, pairs that look faulty.
+        protected: (n,) bool, the pairs that each is for.
         config: how many are kept.
     """
-    n, target = len(values), curated_size(len(values), config.share)
+    target = curated_size(len(values), config.share)
     categories = np.full(int(clusters.max()) + 1, NEUTRAL, dtype=object)
-    junks = {"none": np.ones(n, dtype=bool), "before": np.zeros(n, dtype=bool), "now": junk}
     return {
-        label: chosen_rows(clusters, categories, {}, junks[key], target, config, values)
-        for label, key in FLOORS.items()
+        floor: chosen_rows(clusters, categories, {}, ~rows, target, config, values)
+        for floor, rows in protected.items()
     }
 
 

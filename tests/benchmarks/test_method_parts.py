@@ -91,16 +91,18 @@ def test_the_floor_protects_a_topic_but_not_its_faulty_pairs(bench: Any) -> None
     """Three of five are kept, then two; the second topic is junk alone, the third is none."""
     values = np.array([5.0, 4.0, 1.0, 0.5, 2.0])
     clusters, junk = np.array([0, 0, 1, 1, 2]), np.array([False, False, True, True, False])
+    protected = {bench.NO_FLOOR: junk & False, bench.FOR_ALL: junk | True, bench.NOT_FAULTY: ~junk}
     config = CurationConfig(target_size_ratio=0.6)
-    kept = bench.kept_by_floor(values, clusters, junk, config)
+    kept = bench.kept_by_floor(values, clusters, protected, config)
     assert {way: rows.tolist() for way, rows in kept.items()} == {
-        "no floor": [0, 1, 4],
-        "faulty pairs protected": [0, 2, 4],
-        "faulty pairs not": [0, 1, 4],
+        bench.NO_FLOOR: [0, 1, 4],
+        bench.FOR_ALL: [0, 2, 4],
+        bench.NOT_FAULTY: [0, 1, 4],
     }
-    smaller = bench.kept_by_floor(values, clusters, junk, CurationConfig(target_size_ratio=0.4))
-    assert smaller["no floor"].tolist() == [0, 1]
-    assert smaller["faulty pairs not"].tolist() == [0, 4]
+    fewer = CurationConfig(target_size_ratio=0.4)
+    smaller = bench.kept_by_floor(values, clusters, protected, fewer)
+    assert smaller[bench.NO_FLOOR].tolist() == [0, 1]
+    assert smaller[bench.NOT_FAULTY].tolist() == [0, 4]
 
 
 def fault_share(seed: int, estimated: float) -> dict[str, Any]:
