@@ -26,6 +26,7 @@ from regimes_problem import (
     known,
     remembered,
 )
+from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -38,6 +39,7 @@ from attribution.cluster_scores import InfluenceConfig
 from attribution.keep_curve import KeepCurve, Kept, measure_keep_curve
 from attribution.pair_scores import PairInfluenceConfig
 from attribution.results import InfluenceResult, PairInfluence
+from attribution.topic_faults import topic_fault_shares
 from attribution.trust import PairsInSpace, PairTrust, TrustConfig, judge_pairs
 from baselines import (
     BASELINES,
@@ -226,6 +228,7 @@ class Variant(NamedTuple):
     labels_known: bool = False  # pairs are dropped by `judged_by_labels`
     taken_at_word: bool = False  # all validation pairs are asked
     parts: Mapping[str, Any] = MappingProxyType({})  # of `PairInfluence`, set to this
+    topics_judge: bool = False  # the log odds know how much of a pair's topic is wrong
     relevance: bool = True  # whether nearness to the held-out pairs counts
     fairness: float = 0.0  # what the worst-served group counts, if `GROUPS_ASKED`
     curve: bool = False  # what the curve of the share kept says is heeded, as with no change
@@ -279,6 +282,11 @@ def curate_with_influencespace(
         pair_influence, pair_seconds = pair_influence_of(problem, trust, variant.cells)
         started = time.perf_counter()  # its own seconds are told, whoever computed it
         pair_influence = replace(pair_influence, **variant.parts)
+        if variant.topics_judge:
+            topics, (share, *_) = known(problem).cluster_assignments, pair_influence.fault_share
+            odds = logit(topic_fault_shares(pair_influence.agreement, topics, share))
+            agreement = pair_influence.agreement - odds[topics]
+            pair_influence = replace(pair_influence, agreement=agreement)
         if not variant.relevance:
             nothing = np.zeros_like(pair_influence.relevance_part)
             pair_influence = replace(pair_influence, relevance_part=nothing)
@@ -420,6 +428,7 @@ ABLATION = {
         "taken at their word, and no guard", taken_at_word=True, parts={"influence_weight": 1.0}
     ),
     "no_influence": Variant("agreement without influence", parts={"influence_weight": 0.0}),
+    "topics_judge": Variant("agreement less the faults of its topic", topics_judge=True),
     "no_relevance": Variant("nearness to the held-out pairs ignored", relevance=False),
     **{
         f"fairness_{weight:g}": Variant(
