@@ -22,6 +22,7 @@ from attribution import (
     metagradient,
     relevance,
     reliability,
+    topic_faults,
     trust,
 )
 from attribution.curvature import MAX_CURVATURE_PAIRS
@@ -228,6 +229,10 @@ SAID = [
     (METHOD, f"at {', '.join(f'{100 * s:g}' for s in keep_curve.SHARES[:-1])} and 100 % ask"),
     (METHOD, f"validation pairs, {({2: 'two'})[keep_curve.N_SEEDS]} seeds each"),
     (METHOD, f"Beside the share of {100 * keep_curve.CHECKED:g} % stand"),
+    (METHOD, f"Fewer than {keep_curve.FEWEST_ASKED} trusted validation pairs have no say"),
+    (METHOD, f"both are as small, but no less than {100 * keep_curve.SHARES[0]:g} %"),
+    (METHOD, {4: "counting like four pairs of it"}[topic_faults.PRIOR_PAIRS]),
+    (RESULTS, f"With fewer than {keep_curve.FEWEST_ASKED} trusted validation pairs the curve"),
     (METHOD, {3: "A cubic is fitted"}[keep_curve.DEGREE]),
     (METHOD, f"at least {100 * guard.FEWEST_WRONG:g} % of the captions"),
     (METHOD, f"at least {FRACTIONS[guard.TELLS]} of the time"),
