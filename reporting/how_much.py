@@ -72,7 +72,9 @@ def share_sentence(summary: Summary) -> str:
     curve = summary.curve
     if curve is None:
         return ""
-    clauses = [f"Best share to keep: {best_share(curve)}", given_away_clause(summary, curve)]
+    clauses = [f"Best share to keep: {best_share(curve)}"]
+    if has_say(curve):
+        clauses.append(given_away_clause(summary, curve))
     if (faults := curve.best["fault_share"]) is None:
         clauses.append("how many of the pairs are faulty cannot be told")
     else:

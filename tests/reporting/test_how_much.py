@@ -151,6 +151,9 @@ def test_a_best_share_apart_from_the_top_of_the_curve_is_explained() -> None:
         "74 % (10 trusted validation pairs: too few for the curve to have a say,"
         " all but what surely looks faulty)"
     )
+    told = share_sentence(replace(kept_share(0.8, found=False), curve=few))
+    assert "gives away" not in told
+    assert "surely looks faulty); 20.9 % of the pairs look faulty (19.1 to 22.7)." in told
 
 
 # --- The table ------------------------------------------------------------------------------------
