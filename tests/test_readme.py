@@ -231,7 +231,7 @@ SAID = [
     (METHOD, f"Beside the share of {100 * keep_curve.CHECKED:g} % stand"),
     (METHOD, f"Fewer than {keep_curve.FEWEST_ASKED} trusted validation pairs have no say"),
     (METHOD, f"both are as small, but no less than {100 * keep_curve.SHARES[0]:g} %"),
-    (METHOD, {4: "counting like four pairs of it"}[topic_faults.PRIOR_PAIRS]),
+    (METHOD, {4: "counting like four pairs of it"}[int(topic_faults.PRIOR_PAIRS)]),
     (RESULTS, f"With fewer than {keep_curve.FEWEST_ASKED} trusted validation pairs the curve"),
     (METHOD, {3: "A cubic is fitted"}[keep_curve.DEGREE]),
     (METHOD, f"at least {100 * guard.FEWEST_WRONG:g} % of the captions"),
