@@ -215,7 +215,7 @@ def worth(
     """
     counts = pooled.explained > 0
     reason = guard.reason
-    if reliability.reliability == 0:
+    if reliability.reliability == 0 and guard.weight > 0:  # else the guard alone sees to it
         reason = (
             "what two halves of the held-out pairs and of the models say of it has nothing in "
             "common (reliability 0)"

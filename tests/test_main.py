@@ -936,10 +936,10 @@ def test_a_review_is_not_obeyed_between_rounds(
     file = write_review(tmp_path / "o.csv", {refused: "drop"})
     n_reviewed: list[int] = []
 
-    def counting(*given: Any) -> Any:
+    def counting(*given: Any, **more: Any) -> Any:
         reviewed = given[4] if len(given) > 4 else None
         n_reviewed.append(0 if reviewed is None else np.count_nonzero(reviewed))
-        return curate(*given)
+        return curate(*given, **more)
 
     monkeypatch.setattr(main, "curate", counting)
     flags = ("--load_saved", "--rounds", "2", *FEW_METHODS)

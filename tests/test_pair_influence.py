@@ -422,10 +422,10 @@ def test_halves_of_the_validation_pairs_are_compared(tenth: PairInfluence) -> No
     assert tenth.quality["guard"] == ""
 
 
-def worth_of(explained: float, reliability: float = 0.25) -> dict[str, Any]:
+def worth_of(explained: float, reliability: float = 0.25, guard: float = 0.5) -> dict[str, Any]:
     pooled = pool_influence(np.arange(20.0), np.arange(20), [np.arange(20.0)], np.zeros(20, int))
     return worth(
-        Guard(0.5, -0.123456, 0.4, "they contradict each other"),
+        Guard(guard, -0.123456, 0.4, "they contradict each other"),
         Reliability(reliability, 0.0),
         dataclasses.replace(pooled, explained=explained),
         WrongShare(0.3, 0.2, 0.4),
@@ -441,6 +441,8 @@ def test_worth_by_hand() -> None:
         "guard_weight": 0.5,
         "wrong_share": [0.3, 0.2, 0.4],
     }
+    contradicted = worth_of(0.1, reliability=0.0, guard=0.0)
+    assert contradicted["guard"] == "they contradict each other"
     unreliable = worth_of(0.1, reliability=0.0)
     assert unreliable["influence_weight"] == 0
     assert unreliable["guard"].endswith("has nothing in common (reliability 0)")
