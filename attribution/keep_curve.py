@@ -129,10 +129,10 @@ def measure_keep_curve(
     choices = {str(share): kept_at(share) for share in SHARES}
     looks_faulty = np.zeros(n) if influence.unfaulty is None else ~influence.unfaulty
     checked = min(CHECKED, max(float(1 - looks_faulty.mean()), SHARES[0]))
-    if checked < CHECKED:  # so many do not look right
-        choices["checked"] = kept_at(checked)
-    size = len(choices["checked" if checked < CHECKED else str(CHECKED)].rows)
-    chance = np.lexsort((rng.random(n), looks_faulty))[:size]
+    best = str(checked)
+    if best not in choices:  # so many do not look right
+        choices[best] = kept_at(checked)
+    chance = np.lexsort((rng.random(n), looks_faulty))[: len(choices[best].rows)]
     choices["random"] = Kept(np.sort(chance), None)
     trained = _Trained(
         pairs.tensors,
@@ -154,9 +154,9 @@ def measure_keep_curve(
     )
     found = np.stack([one.load(".npy") for one in made])
     found = found.reshape(len(choices), N_SEEDS, *found.shape[1:])
-    n_shares, at = len(SHARES), SHARES.index(CHECKED)
-    check = _Check(checked, found[-2 if checked < CHECKED else at], found[-1])
-    return _curve(found[:n_shares], check, influence.fault_share, n_steps, rng)
+    by_choice = dict(zip(choices, found, strict=True))
+    check = _Check(checked, by_choice[best], by_choice["random"])
+    return _curve(found[: len(SHARES)], check, influence.fault_share, n_steps, rng)
 
 
 def _grown(training: TrainingConfig, n: int, n_steps: int) -> TrainingConfig:

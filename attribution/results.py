@@ -82,7 +82,8 @@ class PairInfluence:
     # What nearness to the held-out pairs adds to values, as far as these are believed at all.
     relevance_part: Float[np.ndarray, " n"]
     quality: dict[str, Any] = field(metadata={"file": "pair_influence_quality.json"})
-    # More likely right than wrong, where as many are wrong as is estimated; None: not saved then.
+    # More likely right than wrong, where as many of its topic are wrong as is estimated
+    # (`topic_faults`); None: not saved then.
     unfaulty: Bool[np.ndarray, " n"] | None = None
     # On the loss of the worst-served group of the held-out pairs, nats; None: groups do not count.
     group_influence: Float[np.ndarray, " n"] | None = None

@@ -70,9 +70,8 @@ BEFORE_ALL = "joined, cut off, 0.8 trusted"  # the whole way that it was before
 ALWAYS, ESTIMATED = "0.8 always", "one less the faults"
 AT_SIGHT, ON_SCALE, BY_RANK, BOTH = "at first sight", "joined scale", "by rank", "mean of both"
 ALL, AMONG_ALL, ALONE = "all", "1,000 judged among all", "1,000 alone"
-NO_FLOOR, FOR_ALL, NOT_FAULTY, NOT_BY_TOPIC = (
-    *("no floor", "of all pairs", "not of faulty ones", "nor of those of faulty topics"),
-)
+NO_FLOOR, FOR_ALL, NOT_FAULTY = "no floor", "of all pairs", "not of faulty ones"
+NOT_BY_TOPIC = "nor of those of faulty topics"
 BY_CLIP_SCORE = "CLIP score"
 
 
@@ -504,7 +503,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = compute(args)
     about = {
-        "command": "python benchmarks/method_parts.py --data_dir path/to/flickr8k --work_dir WORK",
+        "command": "python benchmarks/method_parts.py --data_dir path/to/flickr8k --work_dir WORK "
+        f"--seeds {' '.join(str(seed) for seed in args.seeds)}",
         "hardware": hardware(),
         "packages": package_versions(),
         "seeds": args.seeds,

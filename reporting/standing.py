@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from attribution.keep_curve import FEWEST_ASKED
 from reporting.how_much import share_warnings
 from reporting.summary import (
     TEST,
@@ -19,7 +20,6 @@ from reporting.words import bullets, count, enumerate_words, escape, paragraphs,
 
 TRUST_FIGURE = "stage2/wrong_captions.png"
 WARN_SHARE, WARN_LOW = 0.10, 0.05  # of wrong held-out captions, and the low end of its interval
-FEW_TRUSTED = 30  # validation pairs below which little can be asked
 NARROW = 0.05  # weight of nearness to the held-out pairs above which it is spoken of
 
 
@@ -49,7 +49,7 @@ def trust_warnings(summary: Summary) -> list[str]:
         )
     if few := few_asked(trust):
         found.append(
-            f"{few}; fewer than {FEW_TRUSTED} make every influence a guess: bring more with"
+            f"{few}; fewer than {FEWEST_ASKED} make every influence a guess: bring more with"
             " --val_data or raise --max_val_samples."
         )
     return found
@@ -137,7 +137,7 @@ def wrong_captions_sentence(summary: Summary) -> str:
 def few_asked(trust: Mapping[str, Any]) -> str:
     """A clause on how few validation pairs say what helps; empty where there are enough."""
     n = _n_asked(trust)
-    if n >= FEW_TRUSTED:
+    if n >= FEWEST_ASKED:
         return ""
     return f"Only {count(n, 'validation pair')} {_is_or_are(n)} asked what helps"
 
