@@ -525,7 +525,9 @@ def page(
         f"{about['hardware']['cpu_cores']} CPU cores. What was fixed before: "
         f"[protocol.md](../protocol.md). {n_rivals} rivals; "
         f"{' to '.join(str(n) for n in sorted({seeds[0], seeds[-1]}))} of 20 seeds a cell. Points "
-        "of mean recall ± standard error over seeds; worse ones first.",
+        "of mean recall ± standard error over seeds; worse ones first. Where test images of fewer "
+        "seeds were kept than there are, errors with test images join that over all seeds and "
+        "that over the images of those kept, which is a little too large.",
         "",
     ]
     for comparison, title in (
