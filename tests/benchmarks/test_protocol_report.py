@@ -15,7 +15,14 @@ import pytest
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 ABOUT = {"hardware": {"cpu_cores": 1}, "packages": {}}
-NAMES = ("protocol_report", "regimes_rows", "regimes_methods", "protocol", "share_regret")
+NAMES = (
+    "protocol_report",
+    "paired_differences",
+    "regimes_rows",
+    "regimes_methods",
+    "protocol",
+    "share_regret",
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,11 @@ def report(modules: dict[str, Any]) -> Any:
 
 
 @pytest.fixture
+def paired(modules: dict[str, Any]) -> Any:
+    return modules["paired_differences"]
+
+
+@pytest.fixture
 def regret(modules: dict[str, Any]) -> Any:
     return modules["share_regret"]
 
@@ -38,25 +50,25 @@ def regret(modules: dict[str, Any]) -> Any:
 # --- Tests and corrections --------------------------------------------------------------------
 
 
-def test_the_paired_test_by_hand(report: Any) -> None:
+def test_the_paired_test_by_hand(paired: Any) -> None:
     # Mean 2, deviation 1, error 1 / sqrt 3, t = 3.4641; with two degrees of freedom the tail is
     # (1 - t / sqrt(2 + t^2)) / 2.
-    tested = report.difference(pd.Series([1.0, 2.0, 3.0]), None, report.Resamples())
+    tested = paired.difference(pd.Series([1.0, 2.0, 3.0]), None, paired.Resamples())
     t = 2 * np.sqrt(3)
     assert tested.mean == 2
     assert tested.stderr == pytest.approx(1 / np.sqrt(3))
     assert tested.p == tested.p_seeds == pytest.approx(1 - t / np.sqrt(2 + t**2))
     assert np.isnan(tested.stderr_images)
-    assert report.difference(pd.Series([2.0]), None, report.Resamples()).p == 1
-    assert report.two_sided(0.0, 0.0, 3) == 1
-    assert report.two_sided(0.1, 0.0, 3) == 0
+    assert paired.difference(pd.Series([2.0]), None, paired.Resamples()).p == 1
+    assert paired.two_sided(0.0, 0.0, 3) == 1
+    assert paired.two_sided(0.1, 0.0, 3) == 0
 
 
-def test_holm_by_hand(report: Any) -> None:
+def test_holm_by_hand(paired: Any) -> None:
     # In rising order 0.01 * 4, 0.02 * 3, 0.03 * 2 (no less than the one before), 0.5.
-    np.testing.assert_allclose(report.holm([0.03, 0.01, 0.5, 0.02]), [0.06, 0.04, 0.5, 0.06])
-    np.testing.assert_allclose(report.holm([0.6, 0.9]), [1, 1])
-    np.testing.assert_allclose(report.holm([0.01]), [0.01])
+    np.testing.assert_allclose(paired.holm([0.03, 0.01, 0.5, 0.02]), [0.06, 0.04, 0.5, 0.06])
+    np.testing.assert_allclose(paired.holm([0.6, 0.9]), [1, 1])
+    np.testing.assert_allclose(paired.holm([0.01]), [0.01])
 
 
 def every_draw(n: int) -> np.ndarray:
@@ -65,59 +77,59 @@ def every_draw(n: int) -> np.ndarray:
     return np.array([np.bincount(d, minlength=n) / n for d in drawn])
 
 
-def test_the_error_over_seeds_and_images_by_every_draw_there_is(report: Any) -> None:
+def test_the_error_over_seeds_and_images_by_every_draw_there_is(paired: Any) -> None:
     table = np.array([[3.0, 1.0, -1.0], [6.0, 2.0, 1.0]])
     seeds, images = every_draw(2), every_draw(3)
     stretched = table.mean(axis=0) + np.sqrt(2) * (table - table.mean(axis=0))
     means = [float(s @ stretched @ i) for s in seeds for i in images]
     pairs = [(s, i) for s in range(len(seeds)) for i in range(len(images))]
-    exact = report.two_way_stderr(
+    exact = paired.two_way_stderr(
         table, seeds[[s for s, _ in pairs]], images[[i for _, i in pairs]]
     )
     assert exact == pytest.approx(np.std(means))
     rng = np.random.default_rng(0)
-    drawn = report.two_way_stderr(
-        table, report.resampled(2, 40000, rng), report.resampled(3, 40000, rng)
+    drawn = paired.two_way_stderr(
+        table, paired.resampled(2, 40000, rng), paired.resampled(3, 40000, rng)
     )
     assert drawn == pytest.approx(exact, rel=0.02)
 
 
 def test_the_error_over_both_is_that_of_seeds_or_images_where_only_these_differ(
-    report: Any,
+    paired: Any,
 ) -> None:
     rng = np.random.default_rng(1)
-    draws = report.resampled(5, 50000, rng), report.resampled(40, 50000, rng)
+    draws = paired.resampled(5, 50000, rng), paired.resampled(40, 50000, rng)
     by_seed, by_image = rng.normal(size=(5, 1)), rng.normal(size=(1, 40))
-    only_seeds = report.two_way_stderr(np.repeat(by_seed, 40, axis=1), *draws)
+    only_seeds = paired.two_way_stderr(np.repeat(by_seed, 40, axis=1), *draws)
     assert only_seeds == pytest.approx(by_seed.std(ddof=1) / np.sqrt(5), rel=0.02)
-    only_images = report.two_way_stderr(np.repeat(by_image, 5, axis=0), *draws)
+    only_images = paired.two_way_stderr(np.repeat(by_image, 5, axis=0), *draws)
     assert only_images == pytest.approx(by_image.std() / np.sqrt(40), rel=0.02)
 
 
-def test_the_larger_p_counts(report: Any) -> None:
+def test_the_larger_p_counts(paired: Any) -> None:
     # Seeds agree to the last digit, images do not: the test over seeds alone would be certain.
     table = np.tile(np.array([6.0, -4.0, 3.0, -1.0]), (3, 1))
-    tested = report.difference(pd.Series(table.mean(axis=1)), table, report.Resamples())
+    tested = paired.difference(pd.Series(table.mean(axis=1)), table, paired.Resamples())
     assert tested.p_seeds == 0
     assert tested.stderr_images == pytest.approx(np.std([6, -4, 3, -1]) / 2, rel=0.1)
-    assert tested.p == pytest.approx(report.two_sided(1.0, tested.stderr_images, 3))
+    assert tested.p == pytest.approx(paired.two_sided(1.0, tested.stderr_images, 3))
 
 
-def test_images_of_some_seeds_alone_stand_for_those_of_all(report: Any) -> None:
+def test_images_of_some_seeds_alone_stand_for_those_of_all(paired: Any) -> None:
     table = np.random.default_rng(0).normal(1.0, 4.0, size=(3, 40))
     recalls = pd.Series([*table.mean(axis=1), 1.0, 1.1])
-    tested = report.difference(recalls, table, report.Resamples())
+    tested = paired.difference(recalls, table, paired.Resamples())
     assert tested.mean == pytest.approx(recalls.mean())
     assert (tested.n_seeds, tested.n_seeds_images) == (5, 3)
-    assert tested.p_seeds == report.two_sided(tested.mean, recalls.std() / np.sqrt(5), 5)
+    assert tested.p_seeds == paired.two_sided(tested.mean, recalls.std() / np.sqrt(5), 5)
     over_images = table.mean(axis=0).std(ddof=1) / np.sqrt(40)
     assert tested.stderr_images == pytest.approx(np.hypot(tested.stderr, over_images))
-    assert tested.p == report.two_sided(tested.mean, tested.stderr_images, 5) > tested.p_seeds
+    assert tested.p == paired.two_sided(tested.mean, tested.stderr_images, 5) > tested.p_seeds
     # Much the same as with all of them, where seeds and images do not interact.
     by_seed, by_image = np.array([0.5, 1.0, 1.5, 2.0])[:, None], np.linspace(-9, 9, 40)
     whole = by_seed + by_image
     some, every = (
-        report.difference(pd.Series(whole.mean(axis=1)), whole[:n], report.Resamples())
+        paired.difference(pd.Series(whole.mean(axis=1)), whole[:n], paired.Resamples())
         for n in (2, 4)
     )
     assert some.stderr_images == pytest.approx(every.stderr_images, rel=0.05)
