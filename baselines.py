@@ -26,11 +26,11 @@ How each reckons is in `rivals/`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 
 from artifacts.provenance import (
     CLUSTERING,
@@ -62,7 +62,7 @@ from rivals.held_out import MOST_STEPS, held_out_loss
 from rivals.influence import gradient_similarity, individual_influence
 from rivals.look_ahead import LOOK_AHEAD_COST, N_STEPS, mixed_scores, signal_cosines
 from rivals.ranking import highest
-from rivals.values import without_influence
+from rivals.values import weights_without_influence, without_influence
 
 FULL, INFLUENCESPACE = "full", "influencespace"
 
@@ -73,6 +73,7 @@ class Selection:
 
     indices: Int64[np.ndarray, " m"]  # sorted positions in the source
     rows: Int64[np.ndarray, " m"]  # the same pairs as rows of the training arrays
+    weights: Float64[np.ndarray, " m"] | None = None  # mean one; None: all count the same
 
 
 class Counts(NamedTuple):
@@ -86,6 +87,7 @@ class Counts(NamedTuple):
 
 Scorer = Callable[[TrainingPairs, Reference | None, np.random.Generator], np.ndarray]
 Selector = Callable[[TrainingPairs, int, Reference | None, np.random.Generator], np.ndarray]
+Weigher = Callable[[np.ndarray, Reference | None], np.ndarray]
 
 
 class Method(NamedTuple):
@@ -98,6 +100,7 @@ class Method(NamedTuple):
         scores: what a rival ranks the pairs by, whatever their number, and keeps the highest of.
         select: the rows that any other rival keeps, any order. Stage 3's own method and the full
             data have neither.
+        weigh: what the rows that are kept count; None: all the same.
         needs: stages that it is chosen by, beside the embedding.
         pays_for: stages whose time counts as choosing its subset, beside its own.
         cosines: how many embeddings it compares, for the expected time.
@@ -111,6 +114,7 @@ class Method(NamedTuple):
     marker: str
     scores: Scorer | None = None
     select: Selector | None = None
+    weigh: Weigher | None = None
     needs: tuple[str, ...] = ()
     pays_for: tuple[str, ...] = ()
     cosines: Callable[[Counts], float] = lambda _: 0.0
@@ -243,6 +247,7 @@ METHODS: dict[str, Method] = {
     "influencespace_without_influence": Method(
         *("InfluenceSpace without influence (control)", "#CC6677", "$\\heartsuit$"),
         select=lambda pairs, size, reference, _: without_influence(pairs, size, reference),
+        weigh=weights_without_influence,
         needs=(CLUSTERING.name, INFLUENCE.name, PAIR_INFLUENCE.name),
         pays_for=(CLUSTERING.name, TRUST.name, PAIR_INFLUENCE.name),
         is_control=True,
@@ -260,7 +265,7 @@ def select_baseline(
     target_size_ratio: float,
     rng: np.random.Generator,
 ) -> Selection:
-    """The subset that baseline `name` keeps, as many pairs as InfluenceSpace keeps.
+    """The subset that baseline `name` keeps, as many pairs as InfluenceSpace keeps, weighed.
 
     Args:
         name: one of `BASELINES` or `CONTROLS`.
@@ -272,14 +277,15 @@ def select_baseline(
     Raises:
         ValueError: a baseline that needs a reference model, or what stage 2 says of pairs, without.
     """
-    select = METHODS[name].select
+    select, weigh = METHODS[name].select, METHODS[name].weigh
     if select is None:
         return select_highest(
             pairs, baseline_scores(name, pairs, reference, rng), target_size_ratio
         )
     _check_needs(name, reference)
     size = curated_size(len(pairs.indices), target_size_ratio)
-    return _selection(pairs, select(pairs, size, reference, rng))
+    kept = _selection(pairs, select(pairs, size, reference, rng))
+    return kept if weigh is None else replace(kept, weights=weigh(kept.rows, reference))
 
 
 def baseline_scores(

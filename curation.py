@@ -10,7 +10,8 @@ says which pairs are raised and which are not worth keeping. Its weights above o
 are; those below one, near the cut, are not: as many whole pairs as they add up to are kept, those
 of highest value. The proximal term keeps weights near one, where first-order influence holds;
 without it the whole budget goes to a few pairs at the cap. Influence is pooled over cells, but a
-cell whose pairs differ is not treated as one.
+cell whose pairs differ is not treated as one. Where more pairs are to be kept than look right,
+those that look faulty hardly count.
 """
 
 from __future__ import annotations
@@ -78,6 +79,13 @@ class CurationConfig(Settings):
     )
     copy_price: float = setting(
         1.0, "standard deviations of value charged for each better near copy of a pair", at_least=0
+    )
+    faulty_weight: float = setting(
+        0.01,
+        "weight of a pair that looks faulty and is kept all the same, beside one that looks "
+        "right; 1: the same",
+        above=0,
+        at_most=1,
     )
     rho: float | None = setting(
         None,
@@ -162,9 +170,10 @@ class ValueParts(NamedTuple):
 
 
 def without_share(config: CurationConfig) -> dict[str, Any]:
-    """Every setting that decides what is kept at any share."""
+    """Every setting that decides which pairs are kept at any share."""
     settings = config.fingerprint_settings()
-    return {name: value for name, value in settings.items() if name != "target_size_ratio"}
+    others = "target_size_ratio", "faulty_weight"
+    return {name: value for name, value in settings.items() if name not in others}
 
 
 def share_with_room(
@@ -235,7 +244,8 @@ def curate(
     The pairs of highest value stay. So do, whatever their value, the best pairs of a cluster
     unless its harm is certain, and the best pairs of every demographic group, up to the share
     that is asked for. Raised are pairs of certainly beneficial cells in clusters that hold a
-    larger share of the held-out pairs than of the training pairs, at most by that ratio.
+    larger share of the held-out pairs than of the training pairs, at most by that ratio. Pairs
+    that look faulty and are kept all the same count little, see `counted_weights`.
     A reviewer's say goes before all of this; the other places go by the same rules.
 
     Args:
@@ -264,13 +274,14 @@ def curate(
     )
     caps = _caps(pairs, cell_categories[cells], categories[clusters], config)
     weights = solve_weights(rho * values, caps, target, said)
-    junk = np.zeros(n, dtype=bool) if influence.unfaulty is None else ~influence.unfaulty
+    junk = influence.looks_faulty
     given = clusters, categories, pairs.groups, junk, target, config
     choose = partial(chosen_rows, *given, must_fit=must_fit)
     rows, n_overruled = _obey(said, values, choose)
     kept = np.bincount(cells[rows], minlength=len(sizes))
-    raised = np.maximum(weights[rows], 1.0)  # a weight below one is met by dropping pairs
-    sample_weights = raised / raised.mean()
+    raised = np.maximum(weights, 1.0)  # a weight below one is met by dropping pairs
+    sample_weights = counted_weights(raised, junk & (said != KEEP), config)[rows]
+    sample_weights /= sample_weights.mean()
     return CurationResult(
         curated_indices=pairs.indices[rows],
         sample_weights=sample_weights,
@@ -286,6 +297,22 @@ def curate(
         reviewed=reviewed,
         n_overruled=n_overruled,
     )
+
+
+def counted_weights(
+    weights: Float[np.ndarray, " n"], junk: Bool[np.ndarray, " n"], config: CurationConfig
+) -> Float64[np.ndarray, " n"]:
+    """The weights of n pairs, with those of pairs that look faulty lowered.
+
+    They are kept where the share that is asked for leaves no choice. A model that is trained on
+    them as on others learns what is wrong; hardly counted, they hardly harm.
+
+    Args:
+        weights: of the pairs.
+        junk: those that look faulty.
+        config: what they count beside others.
+    """
+    return np.where(junk, config.faulty_weight * weights, weights)
 
 
 def _caps(

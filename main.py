@@ -277,14 +277,15 @@ def score_pairs(
 def how_much(run: Run, known: Known, judged: Judged) -> tuple[Run, Judged, Saved[KeepCurve]]:
     """What each share kept is expected to reach; with `auto`, the share, of which the run knows.
 
-    Where values only sort easy pairs from hard ones, what follows is told so.
+    All pairs count the same in it, whatever they look like: it says what keeping them does. Where
+    values only sort easy pairs from hard ones, what follows is told so.
     """
     config, asked, scored = run.config.curation, judged.asked, judged.scored
     is_asked_for = config.target_size_ratio == AUTO
 
     def kept_at(share: float) -> Kept:
         least = min(config.min_group_retention, share)
-        at = replace(config, target_size_ratio=share, min_group_retention=least)
+        at = replace(config, target_size_ratio=share, min_group_retention=least, faulty_weight=1.0)
         made = curate(asked, judged.influence.value, scored.value, at, must_fit=False)
         return Kept(made.curated_rows, made.sample_weights)
 
@@ -412,7 +413,7 @@ def prove(run: Run, known: Known, judged: Judged, chosen: Chosen) -> Proof:
             subsets[name] = Subset(curated.curated_rows, curated.sample_weights)
             after.append(replace(chosen.curated, name=name))
         else:
-            subsets[name] = Subset(rivals[name].value.rows, None)
+            subsets[name] = Subset(rivals[name].value.rows, rivals[name].value.weights)
             after.append(rivals[name])
     test = retrieval_set(known.embedded.value, known.pairs.scaling, run.device)
     evaluated = run.training_stage(

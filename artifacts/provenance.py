@@ -76,8 +76,8 @@ KEEP_CURVE = Stage(
     number=3,
     version=1,
 )
-CURATION = Stage("curation", "stage3", number=3, version=2)
-LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3, version=2)
+CURATION = Stage("curation", "stage3", number=3, version=3)
+LEDGER = Stage("ledger", "stage3", manifest="ledger_manifest.json", number=3, version=3)
 EVALUATION = Stage("evaluation", "evaluation")
 PAIR_MAP = Stage("pair map", "report")
 PHOTOGRAPHS = Stage("photographs", "report", manifest="photographs_manifest.json")

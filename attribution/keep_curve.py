@@ -127,7 +127,7 @@ def measure_keep_curve(
     asked = np.sort(rng.permutation(pairs.validation.n_pairs)[:MOST_RANKED])
     validation = pairs.validation.take(torch.from_numpy(asked).to(pairs.validation.images.device))
     choices = {str(share): kept_at(share) for share in SHARES}
-    looks_faulty = np.zeros(n) if influence.unfaulty is None else ~influence.unfaulty
+    looks_faulty = influence.looks_faulty
     checked = min(CHECKED, max(float(1 - looks_faulty.mean()), SHARES[0]))
     best = str(checked)
     if best not in choices:  # so many do not look right

@@ -107,6 +107,12 @@ class PairInfluence:
         return part
 
     @property
+    def looks_faulty(self) -> Bool[np.ndarray, " n"]:
+        """Pairs more likely wrong than right; none where that is not known."""
+        unknown = np.zeros(len(self.agreement), dtype=bool)
+        return unknown if self.unfaulty is None else ~self.unfaulty
+
+    @property
     def fault_share(self) -> list[float] | None:
         """Estimated share of faulty pairs, with the bounds of its interval; None: unknown."""
         return self.quality.get("wrong_share")

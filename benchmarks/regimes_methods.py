@@ -118,7 +118,7 @@ def baseline(name: str) -> Callable[[Problem, float, int], Chosen]:
         if method.scores is not None:
             scores, seconds = scored(problem, name)
             started = time.perf_counter()
-            rows = select_highest(known(problem), scores, keep).rows
+            kept = select_highest(known(problem), scores, keep)
         else:
             given, seconds = given_to(problem, name)
             if given is not None and asks_stage_2(name):
@@ -130,11 +130,12 @@ def baseline(name: str) -> Callable[[Problem, float, int], Chosen]:
                 )
                 seconds = judging + estimating  # it is no reference model that it asks
             pairs, started = known(problem), time.perf_counter()
-            rows = select_baseline(name, pairs, given, keep, stage_rng(seed, name)).rows
+            kept = select_baseline(name, pairs, given, keep, stage_rng(seed, name))
         seconds += time.perf_counter() - started
         if CLUSTERING.name in method.pays_for:
             seconds += problem.clustering_seconds
-        return Chosen(rows, None, seconds, len(problem.regime.faults) if needs_reference else 0)
+        n_asked = len(problem.regime.faults) if needs_reference else 0
+        return Chosen(kept.rows, kept.weights, seconds, n_asked)
 
     return choose
 
@@ -328,7 +329,8 @@ def curve_of(
         started, pairs = time.perf_counter(), known(problem)
 
         def kept_at(share: float) -> Kept:
-            made = curate(pairs, scores, influence, CurationConfig(target_size_ratio=share))
+            config = CurationConfig(target_size_ratio=share, faulty_weight=1.0)
+            made = curate(pairs, scores, influence, config)
             return Kept(made.curated_rows, made.sample_weights)
 
         with temporary_room(_workers[0]) as room:
@@ -412,6 +414,9 @@ ABLATION = {
     "influence_alone": Variant("influence alone", curation={"agreement_weight": 0.0}),
     "agreement_half": Variant("agreement counts half", curation={"agreement_weight": 0.5}),
     "copies_free": Variant("near copies not charged for", curation={"copy_price": 0.0}),
+    "faults_count": Variant(
+        "faulty pairs count like others", curation={"faulty_weight": 1.0}, curve=True
+    ),
     "equal_weights": Variant("equal weights", equal_weights=True),
     "weights_drawn": Variant("weights drawn (sampling)", weighting=SAMPLE),
     "no_raising": Variant("no cluster raised", curation={"max_weight": 1.0}),
@@ -486,15 +491,15 @@ def influence_of(problem: Problem, settings: Mapping[str, Any]) -> tuple[Influen
 METHODS: dict[str, Method] = {
     FULL: Method(full),
     ORACLE: Method(oracle),
-    INFLUENCESPACE: Method(influencespace(Variant()), version="7"),
+    INFLUENCESPACE: Method(influencespace(Variant()), version="8"),
     **{name: Method(baseline(name)) for name in BASELINES},
     **{
-        name: Method(baseline(name), "2" if asks_stage_2(name) else "1", is_default=False)
+        name: Method(baseline(name), "3" if asks_stage_2(name) else "1", is_default=False)
         for name in CONTROLS
     },
     TWO_CUTS: Method(two_cuts, is_default=False),
     **{
-        name: Method(influencespace(variant), version="5", is_default=False)
+        name: Method(influencespace(variant), version="6", is_default=False)
         for name, variant in ABLATION.items()
     },
 }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
-from curation import NEUTRAL, chosen_rows, estimated_parts
+from attribution.results import PairInfluence
+from curation import NEUTRAL, chosen_rows, counted_weights, estimated_parts
 from learner.pairs import TrainingPairs
 from rivals.given import Reference
 
@@ -19,13 +20,25 @@ def without_influence(
     is known to be harmful and no pair is raised, and a reviewer's say is not obeyed. The agreement
     is stage 2's, whose held-out models it asks.
     """
-    assert reference is not None, "select_baseline sees to it"
-    assert reference.pair_influence is not None, "select_baseline sees to it"
-    parts = estimated_parts(pairs, reference.pair_influence, reference.curation)
+    reference, influence = _known(reference)
+    parts = estimated_parts(pairs, influence, reference.curation)
     clusters = pairs.cluster_assignments
     categories = np.full(int(clusters.max()) + 1, NEUTRAL, dtype=object)
     values = parts._replace(influence=np.zeros_like(parts.influence)).total
-    junk = np.zeros(len(values), dtype=bool)
-    if reference.pair_influence.unfaulty is not None:
-        junk = ~reference.pair_influence.unfaulty
-    return chosen_rows(clusters, categories, pairs.groups, junk, size, reference.curation, values)
+    given = categories, pairs.groups, influence.looks_faulty, size, reference.curation
+    return chosen_rows(clusters, *given, values)
+
+
+def weights_without_influence(
+    rows: Int64[np.ndarray, " m"], reference: Reference | None
+) -> Float64[np.ndarray, " m"]:
+    """What stage 3 would have these rows count, mean one: pairs that look faulty little."""
+    reference, influence = _known(reference)
+    weights = counted_weights(np.ones(len(rows)), influence.looks_faulty[rows], reference.curation)
+    return np.asarray(weights / weights.mean())
+
+
+def _known(reference: Reference | None) -> tuple[Reference, PairInfluence]:
+    assert reference is not None, "select_baseline sees to it"
+    assert reference.pair_influence is not None, "select_baseline sees to it"
+    return reference, reference.pair_influence
