@@ -45,6 +45,7 @@ from sources.splits import digest
 
 logger = logging.getLogger(__name__)
 LIST_ROWS = 10_000  # of the list that are put into words at once
+HARDLY = 0.05  # share of the largest weight below which a pair hardly counts
 
 
 class Format(NamedTuple):
@@ -228,6 +229,13 @@ def _export_datacomp(job: Job) -> FormatReport:
         logger.warning(
             "--export datacomp: %d of %d pairs have no uid of their own; their ids stand in place",
             *(int((~has_uid).sum()), len(has_uid)),
+        )
+    weights = job.table["weight"]
+    if n_low := int((weights < HARDLY * weights.max()).sum()):
+        logger.warning(
+            "--export datacomp: %s has no weights; %d pairs that look faulty and hardly count would"
+            " count like others; --target_size_ratio auto leaves such pairs out",
+            *("subset.npy", n_low),
         )
     claim(job, ["subset.npy"])
     job.store.write_npy(f"{job.folder}/subset.npy", subset)

@@ -91,7 +91,15 @@ def given_away_clause(summary: Summary, curve: KeepCurve) -> str:
         return f"what {percent(share)} % gives away is not known below {begins} %"
     points, error = curve.given_away(share)
     by_value = " by value" if curve.sorts_difficulty else ""
-    return f"{percent(share)} %{by_value} gives away {points:.1f} ± {error:.1f} points"
+    return (
+        f"{percent(share)} %{by_value} gives away {points:.1f} ± {error:.1f} points"
+        f"{_counted_alike(summary)}"
+    )
+
+
+def _counted_alike(summary: Summary) -> str:
+    """Of whom the curve speaks, where pairs of the curated set were made to count less."""
+    return " to a trainer that heeds no weights" if summary.n_lowered else ""
 
 
 def is_below(curve: KeepCurve, share: float) -> bool:
@@ -112,7 +120,8 @@ def share_warnings(summary: Summary) -> list[str]:
         return []
     return [
         f"Keeping {percent(share)} % gives away {points:.1f} ± {error:.1f} points of recall on the"
-        f" trusted validation pairs; the best share to keep is {best_share(curve)}, "
+        f" trusted validation pairs{_counted_alike(summary)}; the best share to keep is"
+        f" {best_share(curve)}, "
         + (
             "for which --overrides and --min_group_retention leave no room."
             if is_found(summary)
@@ -188,7 +197,8 @@ def measured_sentences(curve: KeepCurve) -> str:
     return (
         f"Measured by {len(curve.measured_shares)} short trainings of"
         f" {count(best['n_steps'], 'step')} each, {seeds} at {', '.join(shares)} % kept, on what"
-        f" has the highest value at each share; asked were {asked}. Recall is the mean over both"
+        " has the highest value at each share, pairs that look faulty counting like others; asked"
+        f" were {asked}. Recall is the mean over both"
         " directions at 1, 5 and 10 among these pairs alone, so it is not to be set beside recall"
         " on test images. ± is the standard error of the difference to the highest point, over"
         " validation pairs and seeds drawn again and with what the cubic misses; the curve is"

@@ -21,10 +21,17 @@ def kept_sentence(summary: Summary) -> str:
     """How many pairs the curated set has, or that there is none."""
     if not summary.is_curated:
         return "No training pairs were chosen: stage 3 was not run or loaded."
-    return (
+    text = (
         f"Kept {summary.n_curated:,} of {summary.n_train:,} training pairs"
-        f" ({share(summary.n_curated, summary.n_train)})."
+        f" ({share(summary.n_curated, summary.n_train)})"
     )
+    if n := summary.n_lowered:
+        look, weigh = ("looks", "weighs") if n == 1 else ("look", "weigh")
+        text += (
+            f"; {n:,} of them {look} faulty and {weigh} {summary.thresholds['faulty_weight']:g}"
+            " times as much as others"
+        )
+    return f"{text}."
 
 
 def review_sentence(summary: Summary) -> str:
@@ -56,10 +63,17 @@ def weights_sentence(summary: Summary) -> str:
         return ""
     if np.ptp(weights) == 0:
         return "All kept pairs have the same weight."
-    return (
+    text = (
         f"Weights of the kept pairs run from {weights.min():.2f} to {weights.max():.2f} around a"
         f" mean of one; they count like {effective_size(weights):,.0f} pairs of equal weight."
     )
+    if n := summary.n_lowered:
+        text += (
+            f" {count(n, 'pair')} that look{'s' if n == 1 else ''} faulty"
+            f" {'was' if n == 1 else 'were'} kept for want of better ones; `--faulty_weight` says"
+            f" how much of the others' weight {'it has' if n == 1 else 'they have'}."
+        )
+    return text
 
 
 def value_sentence(summary: Summary) -> str:

@@ -26,6 +26,7 @@ VALUABLE = "its value is above the cut"
 PROTECTED = "protected: one of the best of its cluster or group"
 RAISED = "weight raised: a beneficial cell of a rare topic"
 UNCUT = "nothing was to be dropped"
+LOWERED = "for want of better pairs; it looks faulty, so its weight is lowered"
 LOW_INFLUENCE = "its influence is low beside that of others"
 DISAGREES = "image and caption disagree"
 NEAR_COPY = "near copy of a better pair"
@@ -103,7 +104,8 @@ def make_ledger(
     """
     train = np.flatnonzero((table["split"] == "train").to_numpy())
     weights = curated.training_weights(len(train))
-    reasons, cut = _decisions(curated.pair_values, weights, parts, curated.reviewed)
+    faulty = influence.looks_faulty
+    reasons, cut = _decisions(curated.pair_values, weights, faulty, parts, curated.reviewed)
     n_read = len(table)
     told: dict[str, Any] = {
         "status": np.full(n_read, "read", dtype=object),
@@ -220,6 +222,7 @@ def _judge_held_out(told: dict[str, Any], splits: np.ndarray, trust: PairTrust) 
 def _decisions(
     values: Float[np.ndarray, " n"],
     weights: Float[np.ndarray, " n"],
+    faulty: Bool[np.ndarray, " n"],
     parts: ValueParts,
     reviewed: Int8[np.ndarray, " n"] | None,
 ) -> tuple[np.ndarray, float | None]:
@@ -233,9 +236,13 @@ def _decisions(
         reasons[kept] = UNCUT
     else:
         reasons[kept] = np.where(values[kept] >= cut, VALUABLE, PROTECTED)
-    if kept.any():  # a weight above the least one of the kept was raised
-        raised = weights > weights[kept].min() * (1 + 1e-9)
+    if kept.any():
+        # What those weigh that were neither raised nor lowered.
+        sound = kept & ~faulty if (kept & ~faulty).any() else kept
+        common = weights[sound].min()
+        raised = weights > common * (1 + 1e-9)
         reasons[raised & (reasons != PROTECTED)] = RAISED
+        reasons[kept & (weights < common * (1 - 1e-9))] = LOWERED
     reasons[said == KEEP], reasons[said == DROP] = KEPT_BY_REVIEW, DROPPED_BY_REVIEW
     return reasons, cut
 

@@ -14,6 +14,7 @@ from attribution.keep_curve import KeepCurve
 from attribution.scores import standardised
 from baselines import CONTROLS, FULL, INFLUENCESPACE
 from curation import CurationResult
+from reporting.ledger import KEPT, LOWERED
 from reporting.words import mean_and_spread, paragraphs
 
 RECALL_AT = (1, 5, 10)
@@ -211,6 +212,13 @@ class Summary:
     def is_curated(self) -> bool:
         """Whether pairs were chosen, now or in a run that was loaded."""
         return self.sample_weights is not None
+
+    @property
+    def n_lowered(self) -> int:
+        """Pairs that look faulty and are kept all the same, with a lower weight."""
+        fate = KEPT, LOWERED
+        rows = self.decisions or []
+        return sum(int(row["pairs"]) for row in rows if (row["decision"], row["reason"]) == fate)
 
     @property
     def n_dropped(self) -> int:

@@ -214,6 +214,8 @@ def test_contradictory_thresholds_are_an_input_error(low: float, high: float) ->
         ("max_weight", 0.5, ">= 1"),
         ("agreement_weight", -0.1, ">= 0"),
         ("copy_price", -1.0, ">= 0"),
+        ("faulty_weight", 0.0, "> 0"),
+        ("faulty_weight", 1.1, "<= 1"),
         ("rho", 0.0, "> 0"),
         ("min_group_retention", -0.1, ">= 0"),
         ("min_group_retention", 1.1, "<= 1"),
@@ -707,6 +709,7 @@ def test_all_but_the_share_decides_what_is_kept_at_any_share() -> None:
         at = CurationConfig(target_size_ratio=ratio)
         assert without_share(at) == without_share(CurationConfig())
     assert "target_size_ratio" not in without_share(CurationConfig())
+    assert without_share(CurationConfig(faulty_weight=0.5)) == without_share(CurationConfig())
     assert without_share(CurationConfig(max_weight=3.0)) != without_share(CurationConfig())
 
 
@@ -794,6 +797,61 @@ def test_equal_pairs_and_a_single_pair(ratio: float) -> None:
     assert single.curated_rows.tolist() == [0]
     assert single.sample_weights.tolist() == [1.0]
     assert single.categorization[0]["cells"][0]["pairs_kept"] == 1
+
+
+# --- What is lowered --------------------------------------------------------------------------
+
+
+def faulty_inputs(faulty: list[int]) -> Case:
+    """Ten pairs of rising value, some of which look faulty."""
+    looks_right = ~np.isin(np.arange(10), faulty)
+    inputs = inputs_of(np.arange(10.0), np.zeros(10, dtype=int))
+    return dataclasses.replace(inputs, unfaulty=looks_right)
+
+
+def test_kept_pairs_that_look_faulty_hardly_count() -> None:
+    config = CurationConfig(target_size_ratio=0.8)
+    result = curate(faulty_inputs([0, 1, 2, 5]), config)  # the first two are dropped
+    assert result.curated_rows.tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
+    counted = np.array([0.01, 1, 1, 0.01, 1, 1, 1, 1])
+    np.testing.assert_allclose(result.sample_weights, counted / counted.mean(), rtol=1e-12)
+    assert result.cluster_weights == {"0": pytest.approx(1.0)}
+    half = curate(faulty_inputs([0, 1, 2, 5]), dataclasses.replace(config, faulty_weight=0.5))
+    counted = np.array([0.5, 1, 1, 0.5, 1, 1, 1, 1])
+    np.testing.assert_allclose(half.sample_weights, counted / counted.mean(), rtol=1e-12)
+    assert half.curated_rows.tolist() == result.curated_rows.tolist()
+
+
+def test_nothing_is_lowered_where_nothing_that_is_kept_looks_faulty() -> None:
+    config = CurationConfig(target_size_ratio=0.8)
+    for inputs in (
+        faulty_inputs([0, 1]),  # both are dropped
+        faulty_inputs([]),
+        faulty_inputs(list(range(10))),  # beside what?
+        dataclasses.replace(faulty_inputs([5]), unfaulty=None),  # nothing is known
+    ):
+        assert curate(inputs, config).sample_weights.tolist() == [1.0] * 8
+    same = curate(faulty_inputs([5]), dataclasses.replace(config, faulty_weight=1.0))
+    assert same.sample_weights.tolist() == [1.0] * 8
+
+
+def test_a_faulty_pair_that_a_reviewer_keeps_counts_like_others() -> None:
+    reviewed = np.array([KEEP, 0, 0, 0, 0, 0, 0, 0, 0, 0], dtype=np.int8)
+    result = curate(faulty_inputs([0, 5]), CurationConfig(target_size_ratio=0.8), reviewed)
+    assert result.curated_rows.tolist() == [0, 3, 4, 5, 6, 7, 8, 9]
+    counted = np.array([1, 1, 1, 0.01, 1, 1, 1, 1])
+    np.testing.assert_allclose(result.sample_weights, counted / counted.mean(), rtol=1e-12)
+
+
+def test_what_is_raised_and_looks_faulty_is_lowered_from_there() -> None:
+    influence = np.array([-2.0, -1, 0, 0, 0, 0, 1, 2])
+    inputs = inputs_of(influence, [0, 0, 0, 0, 0, 0, 1, 1], represented=[1, 9])
+    plain = curate(inputs, RAISING).sample_weights
+    assert plain[-1] > plain[-2] > plain[0]
+    faulty = dataclasses.replace(inputs, unfaulty=np.arange(8) != 7)
+    lowered = curate(faulty, RAISING).sample_weights
+    assert lowered[-1] / lowered[0] == pytest.approx(0.01 * plain[-1] / plain[0])
+    assert lowered[-2] / lowered[0] == pytest.approx(plain[-2] / plain[0])
 
 
 # --- What is raised ---------------------------------------------------------------------------

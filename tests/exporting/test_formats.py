@@ -127,6 +127,15 @@ def test_datacomp_falls_back_to_ids_and_says_so(
     assert f"{len(CASE.table) - 2} of {len(CASE.table)} pairs have no uid" in caplog.text
 
 
+def test_datacomp_says_that_faulty_pairs_would_count_like_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = np.where(np.arange(len(CASE.table)) < 3, 0.0125, 1.25)
+    run_export(tmp_path, CASE.changed(weight=weights), "datacomp")
+    assert "subset.npy has no weights; 3 pairs that look faulty and hardly count" in caplog.text
+    assert "--target_size_ratio auto leaves such pairs out" in caplog.text
+
+
 def test_list_is_quoted_csv_by_position(tmp_path: Path) -> None:
     table = same_image(CASE.table, 0, 13)  # far apart: elsewhere they stand together
     run_export(tmp_path, replace(CASE, table=table), "list")

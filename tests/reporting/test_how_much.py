@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from reporting.how_much import (
     share_sentence,
     share_warnings,
 )
+from reporting.ledger import KEPT, LOWERED
 from reporting.page import results_markdown
 from reporting.report.page import PageData, render
 from reporting.results import write_results
@@ -64,6 +66,24 @@ def test_what_is_not_known_is_said_so() -> None:
     assert "what 10 % gives away is not known below 25 %;" in below
     unknown = share_sentence(SUMMARIES["values sort difficulty"])
     assert "80 % by value gives away 0.3 ± 0.2 points; how many of the pairs are faulty" in unknown
+
+
+def test_where_faulty_pairs_were_made_to_count_less_the_curve_speaks_of_others() -> None:
+    decision = {"split": "train", "decision": KEPT, "reason": LOWERED, "pairs": 7}
+
+    def told(name: str, *decisions: dict[str, Any]) -> str:
+        summary = replace(SUMMARIES[name], decisions=[*decisions])
+        return " ".join([share_sentence(summary), *share_warnings(summary)])
+
+    heeds = " points to a trainer that heeds no weights; 20.9 % of the pairs look faulty"
+    assert heeds in told("everything", decision)
+    assert "heeds" not in told("everything")
+    warned = told("a share that gives much away", decision)
+    assert (
+        "validation pairs to a trainer that heeds no weights; the best share to keep is" in warned
+    )
+    text = section(results_markdown(SUMMARIES["everything"]), "How much to keep")
+    assert "at each share, pairs that look faulty counting like others; asked" in text
 
 
 def test_auto_chose_or_would_choose() -> None:

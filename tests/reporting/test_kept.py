@@ -10,13 +10,15 @@ from curation import DROP, KEEP
 from reporting.console import console_summary
 from reporting.findings import key_findings
 from reporting.kept import (
+    kept_sentence,
     kinds_sentence,
     review_sentence,
     value_sentence,
     weights_sentence,
 )
+from reporting.ledger import KEPT, LOWERED, VALUABLE
 from reporting.page import results_markdown
-from reporting.summary import PairSummary
+from reporting.summary import PairSummary, Summary
 from tests.reporting.test_summary import (
     SUMMARIES,
     make_pair_quality,
@@ -33,6 +35,37 @@ def test_weights_in_words() -> None:
         weights_sentence(uneven)
     )
     assert weights_sentence(make_summary(3, sample_weights=None)) == ""
+
+
+def lowered(n: int) -> Summary:
+    """A summary in which so many kept pairs look faulty."""
+    reasons = {LOWERED: n, VALUABLE: 60}
+    decisions = [
+        {"split": "train", "decision": KEPT, "reason": reason, "pairs": pairs}
+        for reason, pairs in reasons.items()
+    ]
+    dropped = {"split": "train", "decision": "dropped", "reason": LOWERED, "pairs": 9}
+    return make_summary(3, decisions=[*decisions, dropped])
+
+
+def test_kept_pairs_that_look_faulty_are_told() -> None:
+    plain = kept_sentence(make_summary(3))
+    assert plain.endswith(" %).")
+    assert kept_sentence(lowered(0)) == plain
+    assert kept_sentence(lowered(1_012)) == (
+        f"{plain[:-1]}; 1,012 of them look faulty and weigh 0.01 times as much as others."
+    )
+    assert "; 1 of them looks faulty and weighs 0.01 times" in kept_sentence(lowered(1))
+    assert kept_sentence(lowered(1_012)) in console_summary(lowered(1_012))
+    assert weights_sentence(lowered(1_012)).endswith(
+        " 1,012 pairs that look faulty were kept for want of better ones; `--faulty_weight` says"
+        " how much of the others' weight they have."
+    )
+    assert weights_sentence(lowered(1)).endswith(
+        " 1 pair that looks faulty was kept for want of better ones; `--faulty_weight` says how"
+        " much of the others' weight it has."
+    )
+    assert "faulty" not in weights_sentence(lowered(0))
 
 
 def test_the_value_in_one_sentence() -> None:

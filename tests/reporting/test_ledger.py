@@ -105,6 +105,7 @@ def case_of(**changes: Any) -> Case:
         np.array([0, 1, 1, 2, 3, 3]),
         pair_influence_evaluated=np.array([True, False, False, False, True, False]),
         agreement=np.full(6, np.nan),
+        unfaulty=changes.get("unfaulty"),
     )
     nearness = changes.get("nearness", np.zeros(6))
     fairness = changes.get("fairness")
@@ -179,6 +180,25 @@ def test_decisions_and_reasons_by_hand(made: Ledger) -> None:
     }
     dearest = make_ledger(*case_of(weights=np.array([3.0, 0, 0, 0, 0, 0]))).ledger
     assert dearest.set_index("position").at[6, "decision_reason"] == ledger.NEAR_COPY
+
+
+def test_a_kept_pair_that_looks_faulty_says_so_where_its_weight_was_lowered() -> None:
+    weights = np.array([1.8, 0.0, 0.0, 1.2, 1.2, 0.012])
+    unfaulty = np.array([True, True, True, True, True, False])
+
+    def reasons(**changes: Any) -> list[str]:
+        rows = make_ledger(*case_of(**changes)).ledger.set_index("position")
+        return [str(rows.at[at, "decision_reason"]) for at in (10, 6, 2, 8)]
+
+    others = [ledger.RAISED, ledger.PROTECTED, ledger.VALUABLE]
+    assert reasons(weights=weights, unfaulty=unfaulty) == [*others, ledger.LOWERED]
+    # Not where it counts like the others, and not by the reviewer's say.
+    same = np.where(weights == 0.012, 1.2, weights)
+    assert reasons(weights=same, unfaulty=unfaulty) == [*others, ledger.VALUABLE]
+    said = [0, 0, 0, 0, 0, KEEP]
+    assert reasons(weights=same, unfaulty=unfaulty, reviewed=said)[3] == ledger.KEPT_BY_REVIEW
+    all_faulty = reasons(weights=weights, unfaulty=np.zeros(6, dtype=bool))
+    assert all_faulty[3] != ledger.LOWERED  # there is none beside which it counts less
 
 
 def test_a_kept_pair_as_good_as_the_best_that_was_dropped_needs_no_protection() -> None:

@@ -215,6 +215,7 @@ def make_summary(
             "max_weight": 5.0,
             "agreement_weight": 0.5,
             "copy_price": 1.0,
+            "faulty_weight": 0.01,
             "min_group_retention": 0.0,
         },
         "metrics": make_metrics(methods, n_seeds, mean_recall),

@@ -53,6 +53,23 @@ def test_agreement_and_copies_by_hand() -> None:
     assert without_influence(pairs, 10, dear).tolist() == originals[-10:].tolist()
 
 
+def test_pairs_that_look_faulty_weigh_as_in_stage_3() -> None:
+    name, rng = "influencespace_without_influence", np.random.default_rng(2)
+    agreement = rng.normal(size=N)
+    pairs, known = case(agreement=agreement, unfaulty=agreement > -0.2)
+    assert known is not None
+    assert known.pair_influence is not None
+    nothing = dataclasses.replace(known.pair_influence, pair_influence=np.zeros(N))
+    config = dataclasses.replace(known.curation, target_size_ratio=0.8)
+    expected = curate(pairs, cluster_influence(np.zeros(K)), nothing, config)
+    found = select_baseline(name, pairs, known, 0.8, rng)
+    assert found.rows.tolist() == expected.curated_rows.tolist()
+    assert found.weights is not None
+    np.testing.assert_allclose(found.weights, expected.sample_weights, rtol=1e-12)
+    assert found.weights.min() < 0.02 < 1 < found.weights.max()
+    assert select_baseline("random", pairs, None, 0.8, rng).weights is None
+
+
 def test_without_the_influence_of_pairs_it_says_so() -> None:
     pairs, known = case()
     assert known is not None
