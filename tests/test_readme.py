@@ -9,6 +9,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from attribution import (
@@ -291,6 +292,20 @@ def test_recalls_are_those_of_the_committed_results(
     committed = "\n".join((folder / file).read_text(encoding="utf-8") for file in files)
     assert len(spreads(text)) >= at_least
     assert spreads(text) <= spreads(committed)
+
+
+def test_what_the_weights_of_faulty_pairs_bring_is_that_of_the_committed_rows() -> None:
+    rows = pd.read_csv(ROOT / "benchmarks/results/faulty_weight.csv")
+    recalls = rows.pivot(index=["keep", "regime", "seed"], columns="method", values="mean_recall")
+    gains = (recalls["influencespace"] - recalls["faults_count"]).groupby(["keep", "regime"])
+    regimes = ("clean", "wrong_20", "wrong_40", "wrong_60", "mixture", "boilerplate_20")
+    for keep in (0.8, 0.6, 0.4):
+        found = [(gains.mean()[keep, name], gains.sem()[keep, name]) for name in regimes]
+        cells = [f"{100 * keep:.0f} % kept"]
+        for mean, error in found:
+            told = f"{mean:+.2f}" if round(mean, 2) else "0.00"
+            cells.append(f"{told} ± {error:.2f}" if mean or error else "0")
+        assert f"| {' | '.join(cells)} |" in section(RESULTS, "Pairs that look faulty")
 
 
 def test_every_method_stands_with_its_recall_in_both_data_sets() -> None:
