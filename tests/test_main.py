@@ -431,7 +431,7 @@ def test_only_curated_ends_with_the_curated_set(
                 patch.setattr(module, name, _must_not_run, raising=False)
         assert run(copied, "--methods", "none", "--load_saved", "--export", "list") == 0
     printed = capsys.readouterr().out
-    assert "Kept 48 of 60 training pairs (80.0 %)." in printed
+    assert "Kept 48 of 60 training pairs (80.0 %)" in printed
     assert "Nothing was trained on the kept pairs" in printed
     assert "Mean recall" not in printed
     assert "list: 48 pairs" in printed
