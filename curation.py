@@ -169,8 +169,8 @@ class ValueParts(NamedTuple):
         return np.asarray(np.sum([part for part in self if part is not None], axis=0))
 
 
-def without_share(config: CurationConfig) -> dict[str, Any]:
-    """Every setting that decides which pairs are kept at any share."""
+def curve_settings(config: CurationConfig) -> dict[str, Any]:
+    """Every setting that the curve of how much to keep depends on."""
     settings = config.fingerprint_settings()
     others = "target_size_ratio", "faulty_weight"
     return {name: value for name, value in settings.items() if name not in others}

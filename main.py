@@ -52,10 +52,10 @@ from clustering import ClusterAssignment, cluster_embeddings, training_pairs
 from curation import (
     CurationResult,
     curate,
+    curve_settings,
     estimated_parts,
     faults_alone,
     share_with_room,
-    without_share,
 )
 from embedding import EmbeddingResult
 from engine.base import Setup
@@ -292,7 +292,7 @@ def how_much(run: Run, known: Known, judged: Judged) -> tuple[Run, Judged, Saved
     curve = run.shared_stage(
         stages.KEEP_CURVE,
         KeepCurve,
-        *(without_share(config), run.config.training),
+        *(curve_settings(config), run.config.training),
         after=[known.clustered, judged.influence, scored],
         needed_later=is_asked_for,
         compute=lambda rng, room: measure_keep_curve(

@@ -21,6 +21,7 @@ from paired_differences import Difference, Resamples, difference, holm
 from regimes_names import (
     BOTH,
     CONTROLS,
+    FAULTS_COUNT,
     ORACLE,
     RANDOM,
     RIVALS,
@@ -37,7 +38,8 @@ from baselines import FULL, INFLUENCESPACE
 
 LEVEL = 0.05
 WITHOUT_INFLUENCE = ("influencespace_without_influence", "no_influence")  # the first there is
-ALL_CONTROLS = (*WITHOUT_INFLUENCE, *(c for c in CONTROLS if c not in WITHOUT_INFLUENCE))
+OTHERS = tuple(control for control in CONTROLS if control not in WITHOUT_INFLUENCE)
+ALL_CONTROLS = (*WITHOUT_INFLUENCE, *OTHERS, FAULTS_COUNT)
 ALL_RIVALS = (*RIVALS, TWO_CUTS)
 BLOCK_TITLES = {
     "regimes": "all held-out pairs, right",
@@ -281,6 +283,8 @@ def both_errors(row: Mapping[str, Any]) -> str:
 
 def other_label(name: str) -> str:
     """A method's name, also of a control that only the benchmark has."""
+    if name == FAULTS_COUNT:
+        return "Faulty pairs count like others"
     return "Without influence" if name in WITHOUT_INFLUENCE else table_label(name)
 
 

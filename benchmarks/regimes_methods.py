@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from regimes_names import ORACLE, RANDOM, TWO_CUTS
+from regimes_names import FAULTS_COUNT, ORACLE, RANDOM, TWO_CUTS
 from regimes_problem import (
     TRAINING,
     Problem,
@@ -414,7 +414,7 @@ ABLATION = {
     "influence_alone": Variant("influence alone", curation={"agreement_weight": 0.0}),
     "agreement_half": Variant("agreement counts half", curation={"agreement_weight": 0.5}),
     "copies_free": Variant("near copies not charged for", curation={"copy_price": 0.0}),
-    "faults_count": Variant(
+    FAULTS_COUNT: Variant(
         "faulty pairs count like others", curation={"faulty_weight": 1.0}, curve=True
     ),
     "equal_weights": Variant("equal weights", equal_weights=True),

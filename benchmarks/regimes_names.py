@@ -37,6 +37,7 @@ REGIME_LABELS = {
 }
 # Beside the rivals, but made of InfluenceSpace's own parts: none of them is its best rival.
 CONTROLS = ("refined_agreement", "influencespace_without_influence")
+FAULTS_COUNT = "faults_count"  # InfluenceSpace to a trainer that heeds no weights of faulty pairs
 RIVALS = tuple(method for method in BASELINES if method not in CONTROLS)
 # Methods that look at no held-out pair: the same whatever these are. Others are run everywhere.
 WITHOUT_HELD_OUT = (

@@ -5,7 +5,8 @@
     regret = max over shares of recall(share) - recall(share chosen)        points of mean recall
 
 The curve of a regime is InfluenceSpace at 30 to 100 % of the pairs, as many steps each, the mean
-over the seeds; between its points it is straight. Seeds of the curve and of the choices are the
+over the seeds; between its points it is straight. A second one is that of a trainer to which kept
+pairs that look faulty count like others. Seeds of the curve and of the choices are the
 same. A chooser sees what InfluenceSpace sees: training and validation pairs, no test image.
 """
 
@@ -34,7 +35,7 @@ import pandas as pd
 from flickr8k_regimes import load_pool, make_regime
 from regimes import compute, done_in, embedded_encoder, held_outs, regime_name, units_of
 from regimes_methods import curve_of_influencespace, trust_of
-from regimes_names import RESULTS, SAME_STEPS, regime_label
+from regimes_names import FAULTS_COUNT, RESULTS, SAME_STEPS, regime_label
 from regimes_problem import Problem, make_problem, test_set_of
 from regimes_report import markdown_table
 from regimes_rows import read_rows
@@ -88,12 +89,12 @@ LABELS = {
 }
 
 
-def curves(frame: pd.DataFrame) -> dict[tuple[str, str], pd.Series]:
+def curves(frame: pd.DataFrame, method: str = INFLUENCESPACE) -> dict[tuple[str, str], pd.Series]:
     """Mean recall by share kept of each regime and kind of held-out pairs, the mean over seeds.
 
     Only seeds that have every share: otherwise shares would differ by their seeds.
     """
-    rows = frame[(frame["method"] == INFLUENCESPACE) & (frame["comparison"] == SAME_STEPS)]
+    rows = frame[(frame["method"] == method) & (frame["comparison"] == SAME_STEPS)]
     found = {}
     for (regime, validation), here in rows.groupby(["regime", "validation"]):
         table = here.pivot(index="seed", columns="keep", values="mean_recall").dropna()
@@ -145,8 +146,16 @@ def page(
     found: Mapping[tuple[str, str], pd.Series],
     summaries: Sequence[Mapping[str, Any]],
     about: Mapping[str, Any],
+    without_weights: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The curves, and what each chooser gives away on them; the worst regime first."""
+    """The curves, and what each chooser gives away on them; the worst regime first.
+
+    Args:
+        found: the curves.
+        summaries: of them.
+        about: hardware.
+        without_weights: summaries of the curves to a trainer that heeds no weights.
+    """
     lines = [
         "# What a choice of the share kept gives away",
         "",
@@ -156,18 +165,20 @@ def page(
         "hold what the chooser itself computes, the clustering and the judging of pairs included.",
         "",
     ]
-    for chooser in dict.fromkeys(s["chooser"] for s in summaries):
-        here = [s for s in summaries if s["chooser"] == chooser]
+    for chooser, here in _by_chooser(summaries):
         rows = [_row(s) for s in sorted(here, key=lambda s: -s["mean_regret"])]
-        means = [s["mean_regret"] for s in here]
-        worst = max(s["worst_regret"] for s in here)
-        rows.append(["**all regimes**", "", "", "", f"{np.mean(means):.2f}", f"{worst:.2f}"])
-        rows[-1] += [""] * 4
+        rows.append(["**all regimes**", *[""] * 3, *_overall(here), *[""] * 4])
         header = (
             "regime, held-out pairs;seeds;best share;share chosen;mean regret;worst regret;"
             "truly faulty;estimated;largest error;seconds"
         )
         lines += [f"## {LABELS[chooser]}", "", *markdown_table(header.split(";"), rows)]
+    if without_weights:
+        lines += ["## To a trainer that heeds no weights of faulty pairs", ""]
+        rows = [
+            [LABELS[chooser], *_overall(here)] for chooser, here in _by_chooser(without_weights)
+        ]
+        lines += markdown_table(["", "mean regret", "worst regret"], rows)
     lines += ["## The curves", ""]
     shares = sorted({share for curve in found.values() for share in curve.index})
     rows = [
@@ -179,6 +190,19 @@ def page(
     ]
     header = ["regime, held-out pairs", *(f"{share:g}" for share in shares)]
     return "\n".join([*lines, *markdown_table(header, rows)])
+
+
+def _by_chooser(
+    summaries: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    choosers = dict.fromkeys(s["chooser"] for s in summaries)
+    return [(chooser, [s for s in summaries if s["chooser"] == chooser]) for chooser in choosers]
+
+
+def _overall(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The mean of the regimes' mean regrets, and the worst of all."""
+    mean = np.mean([s["mean_regret"] for s in summaries])
+    return [f"{mean:.2f}", f"{max(s['worst_regret'] for s in summaries):.2f}"]
 
 
 def _row(summary: Mapping[str, Any]) -> list[str]:
@@ -249,18 +273,21 @@ def main() -> None:
     pool_file, file = args.work_dir / "pool.npz", args.out / "share_regret.csv"
     pool = load_pool(args.data_dir, pool_file, embedded_encoder)
     asked = argparse.Namespace(
-        **vars(args), methods=[INFLUENCESPACE], comparisons=[SAME_STEPS], target=""
+        **vars(args), methods=[INFLUENCESPACE, FAULTS_COUNT], comparisons=[SAME_STEPS], target=""
     )
     chosen = choices(asked, pool_file, pool)  # first: it is quick, and may say what is missing
     units = units_of(asked, done_in(file, with_images=False))
     if units:
         compute(units, pool_file, file, args.jobs)
     about = {"hardware": hardware(), "packages": package_versions()}
-    found = curves(read_rows(file))
+    rows = read_rows(file)
+    found = curves(rows)
     summaries = summarize(found, chosen)
-    saved = {**about, "summary": summaries, "choices": chosen}
+    without_weights = summarize(curves(rows, FAULTS_COUNT), chosen)
+    saved = {**about, "summary": summaries, "summary_without_weights": without_weights}
+    saved["choices"] = chosen
     (args.out / "share_regret.json").write_text(json.dumps(saved, indent=1) + "\n")
-    text = page(found, summaries, about)
+    text = page(found, summaries, about, without_weights)
     (args.out / "share_regret.md").write_text(text)
     print(text)
 

@@ -233,9 +233,9 @@ def _export_datacomp(job: Job) -> FormatReport:
     weights = job.table["weight"]
     if n_low := int((weights < HARDLY * weights.max()).sum()):
         logger.warning(
-            "--export datacomp: %s has no weights; %d pairs that look faulty and hardly count would"
-            " count like others; --target_size_ratio auto leaves such pairs out",
-            *("subset.npy", n_low),
+            "--export datacomp: subset.npy has no weights; %d pairs that hardly count would count"
+            " like others there; --target_size_ratio auto keeps few that look faulty",
+            n_low,
         )
     claim(job, ["subset.npy"])
     job.store.write_npy(f"{job.folder}/subset.npy", subset)

@@ -70,8 +70,8 @@ def weights_sentence(summary: Summary) -> str:
     if n := summary.n_lowered:
         text += (
             f" {count(n, 'pair')} that look{'s' if n == 1 else ''} faulty"
-            f" {'was' if n == 1 else 'were'} kept for want of better ones; `--faulty_weight` says"
-            f" how much of the others' weight {'it has' if n == 1 else 'they have'}."
+            f" {'is' if n == 1 else 'are'} kept all the same; `--faulty_weight` says how much of"
+            f" the others' weight {'it has' if n == 1 else 'they have'}."
         )
     return text
 

@@ -29,6 +29,7 @@ from curation import (
     categorize,
     categorize_cells,
     curated_size,
+    curve_settings,
     default_rho,
     estimated_parts,
     faults_alone,
@@ -37,7 +38,6 @@ from curation import (
     share_with_room,
     solve_weights,
     value_parts,
-    without_share,
 )
 from curation import curate as curate_pairs
 from learner.pairs import TrainingPairs, representation
@@ -707,10 +707,10 @@ def test_the_share_of_auto_is_the_default_until_it_is_found() -> None:
 def test_all_but_the_share_decides_what_is_kept_at_any_share() -> None:
     for ratio in (0.3, 1.0, "auto"):
         at = CurationConfig(target_size_ratio=ratio)
-        assert without_share(at) == without_share(CurationConfig())
-    assert "target_size_ratio" not in without_share(CurationConfig())
-    assert without_share(CurationConfig(faulty_weight=0.5)) == without_share(CurationConfig())
-    assert without_share(CurationConfig(max_weight=3.0)) != without_share(CurationConfig())
+        assert curve_settings(at) == curve_settings(CurationConfig())
+    assert "target_size_ratio" not in curve_settings(CurationConfig())
+    assert curve_settings(CurationConfig(faulty_weight=0.5)) == curve_settings(CurationConfig())
+    assert curve_settings(CurationConfig(max_weight=3.0)) != curve_settings(CurationConfig())
 
 
 def curve(*, sorts_difficulty: bool) -> KeepCurve:

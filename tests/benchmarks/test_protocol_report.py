@@ -362,6 +362,7 @@ def test_curves_are_means_over_seeds_that_have_every_share(regret: Any) -> None:
     ((key, curve),) = regret.curves(frame).items()
     assert key == ("wrong_20", "clean")
     assert curve.to_dict() == {0.6: 21.0, 0.8: 26.0}
+    assert regret.curves(frame, "faults_count") == {}
 
 
 def test_regret_and_estimates_beside_the_truth(regret: Any) -> None:
@@ -386,6 +387,11 @@ def test_regret_and_estimates_beside_the_truth(regret: Any) -> None:
     )
     assert line in text
     assert "| **all regimes** |  |  |  | 1.00 | 2.00 |" in text
+    assert "heeds no weights" not in text
+    steeper = {key: 3 * curve for key, curve in curves.items()}
+    both = regret.page(curves, [summary], ABOUT, regret.summarize(steeper, chosen))
+    table = both.split("## To a trainer that heeds no weights of faulty pairs")[1]
+    assert "| 1 − estimated share of wrong captions | 3.00 | 6.00 |" in table
 
 
 def test_the_built_in_choosers(regret: Any, monkeypatch: pytest.MonkeyPatch) -> None:

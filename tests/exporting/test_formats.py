@@ -127,13 +127,13 @@ def test_datacomp_falls_back_to_ids_and_says_so(
     assert f"{len(CASE.table) - 2} of {len(CASE.table)} pairs have no uid" in caplog.text
 
 
-def test_datacomp_says_that_faulty_pairs_would_count_like_others(
+def test_datacomp_says_that_pairs_would_count_that_hardly_do(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = np.where(np.arange(len(CASE.table)) < 3, 0.0125, 1.25)
     run_export(tmp_path, CASE.changed(weight=weights), "datacomp")
-    assert "subset.npy has no weights; 3 pairs that look faulty and hardly count" in caplog.text
-    assert "--target_size_ratio auto leaves such pairs out" in caplog.text
+    assert "subset.npy has no weights; 3 pairs that hardly count would count like" in caplog.text
+    assert "--target_size_ratio auto keeps few that look faulty" in caplog.text
 
 
 def test_list_is_quoted_csv_by_position(tmp_path: Path) -> None:

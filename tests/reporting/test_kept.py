@@ -58,12 +58,12 @@ def test_kept_pairs_that_look_faulty_are_told() -> None:
     assert "; 1 of them looks faulty and weighs 0.01 times" in kept_sentence(lowered(1))
     assert kept_sentence(lowered(1_012)) in console_summary(lowered(1_012))
     assert weights_sentence(lowered(1_012)).endswith(
-        " 1,012 pairs that look faulty were kept for want of better ones; `--faulty_weight` says"
-        " how much of the others' weight they have."
+        " 1,012 pairs that look faulty are kept all the same; `--faulty_weight` says how much of"
+        " the others' weight they have."
     )
     assert weights_sentence(lowered(1)).endswith(
-        " 1 pair that looks faulty was kept for want of better ones; `--faulty_weight` says how"
-        " much of the others' weight it has."
+        " 1 pair that looks faulty is kept all the same; `--faulty_weight` says how much of the"
+        " others' weight it has."
     )
     assert "faulty" not in weights_sentence(lowered(0))
 
