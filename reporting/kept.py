@@ -21,17 +21,21 @@ def kept_sentence(summary: Summary) -> str:
     """How many pairs the curated set has, or that there is none."""
     if not summary.is_curated:
         return "No training pairs were chosen: stage 3 was not run or loaded."
-    text = (
+    return (
         f"Kept {summary.n_curated:,} of {summary.n_train:,} training pairs"
-        f" ({share(summary.n_curated, summary.n_train)})"
+        f" ({share(summary.n_curated, summary.n_train)}){lowered_clause(summary)}."
     )
-    if n := summary.n_lowered:
-        look, weigh = ("looks", "weighs") if n == 1 else ("look", "weigh")
-        text += (
-            f"; {n:,} of them {look} faulty and {weigh} {summary.thresholds['faulty_weight']:g}"
-            " times as much as others"
-        )
-    return f"{text}."
+
+
+def lowered_clause(summary: Summary) -> str:
+    """How many of the kept pairs hardly count, to follow on; empty where none does."""
+    if not (n := summary.n_lowered):
+        return ""
+    look, weigh = ("looks", "weighs") if n == 1 else ("look", "weigh")
+    return (
+        f"; {n:,} of them {look} faulty and {weigh} {summary.thresholds['faulty_weight']:g} times"
+        " as much as others"
+    )
 
 
 def review_sentence(summary: Summary) -> str:

@@ -145,7 +145,7 @@ def weight_distribution(
             if equal
             else f"They count like {effective_size(sample_weights):,.0f} pairs of equal weight. "
         )
-        + "Right: one dot a cluster; weight 0 is a cluster of which nothing was kept."
+        + "Right: one dot a cluster; at 0 nothing of it was kept, near 0 what looks faulty."
     )
     figure = new_figure(11.0, 3.9, title, note)
     histogram, dots = figure.subplots(1, 2)

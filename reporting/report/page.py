@@ -20,7 +20,7 @@ from baselines import FULL, INFLUENCESPACE
 from reporting.estimate import doubts
 from reporting.findings import answer
 from reporting.how_much import share_sentence, share_warnings
-from reporting.kept import review_sentence
+from reporting.kept import lowered_clause, review_sentence
 from reporting.page import results_markdown
 from reporting.report.pairs import AGREEMENT_ALONE, INFLUENCE_ALONE, OTHER_RUN, THIS_RUN
 from reporting.standing import judged_sentence, trust_warnings
@@ -107,6 +107,7 @@ def render(summary: Summary, data: PageData, figures: Mapping[str, bytes]) -> st
         n_kept=summary.n_curated,
         n_train=summary.n_train,
         share=share(summary.n_curated, summary.n_train),
+        lowered=lowered_clause(summary),
         share_width=100 * summary.n_curated / summary.n_train,
         n_seeds=summary.n_seeds,
         n_test_images=summary.n_test_images,

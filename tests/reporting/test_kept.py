@@ -18,6 +18,7 @@ from reporting.kept import (
 )
 from reporting.ledger import KEPT, LOWERED, VALUABLE
 from reporting.page import results_markdown
+from reporting.report.page import PageData, render
 from reporting.summary import PairSummary, Summary
 from tests.reporting.test_summary import (
     SUMMARIES,
@@ -57,6 +58,8 @@ def test_kept_pairs_that_look_faulty_are_told() -> None:
     )
     assert "; 1 of them looks faulty and weighs 0.01 times" in kept_sentence(lowered(1))
     assert kept_sentence(lowered(1_012)) in console_summary(lowered(1_012))
+    page = " ".join(render(lowered(1_012), PageData({}, [], [], {}), {}).split())
+    assert " %); 1,012 of them look faulty and weigh 0.01 times as much as others</p>" in page
     assert weights_sentence(lowered(1_012)).endswith(
         " 1,012 pairs that look faulty are kept all the same; `--faulty_weight` says how much of"
         " the others' weight they have."
